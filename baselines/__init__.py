@@ -1,0 +1,1 @@
+"""What row-SFT is compared with: one method a file, each with its class as METHOD, behind `rowsft.method.Method`."""

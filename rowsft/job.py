@@ -1,0 +1,362 @@
+"""One run, top to bottom, by the same code for every method: load, select, attach, train, evaluate, save, record."""
+
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from rowsft import measure, training
+from rowsft.budget import Budget
+from rowsft.errors import UserError
+from rowsft.identity import RunPlan
+from rowsft.method import Knobs, Method, Targets
+from rowsft.models import Loaded, load
+from rowsft.progress import bar
+from rowsft.settings import TrainerSettings
+from rowsft.store import Attempt, Store
+from rowsft.store.attempt import error_fields, state_of
+from rowsft.tasks import Task
+from rowsft.track import NullTracker, Tracker, tracking
+
+
+@dataclass
+class Job:
+    """What one run holds as it goes: filled in by the steps below in their order."""
+
+    plan: RunPlan
+    settings: TrainerSettings
+    attempt: Attempt
+    say: Callable[[str], None]
+    method: Method | None = None
+    task: Task | None = None
+    budget: Budget | None = None
+    tracker: Tracker = field(default_factory=NullTracker)
+    memory: dict = field(default_factory=lambda: {"select": None, "train": None, "evaluate": None})
+    loaded: Loaded | None = None
+    model: Any = None
+    splits: dict[str, list[dict]] = field(default_factory=dict)
+    encoded: list[dict] = field(default_factory=list)
+    knobs: Knobs | None = None
+    trainer: training.OrderedTrainer | None = None
+    curve_written: bool = False
+    clock: measure.PhaseClock = field(init=False)
+
+    def __post_init__(self):
+        self.clock = measure.PhaseClock(self.device)
+        self.memory["kind"] = measure.memory.KINDS[self.device.type]
+
+    @property
+    def seed(self) -> int:
+        return self.plan.config["seed"]
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if training.uses_cuda(self.settings) else "cpu")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `metrics` are those of the latest finished attempt."""
+
+    run_id: str
+    folder: Path
+    state: str
+    metrics: dict
+    message: str = ""
+
+
+def run(plan: RunPlan, settings: TrainerSettings, rerun: bool, say: Callable[[str], None]) -> Outcome:
+    """Run what `plan` describes, or return the recorded outcome if it was done before and `rerun` is false.
+
+    A run that fails, runs out of memory or is interrupted leaves a record that says so; the outcome carries its state.
+    Bad input found along the way is recorded as a failure and raised as UserError.
+    """
+    with Store(plan.store).open(plan.config) as folder:
+        done = folder.record.result
+        if done and not rerun:
+            return Outcome(plan.run_id, folder.path, "done", done["metrics"], "done already (--rerun repeats it)")
+        attempt = folder.begin(
+            environment=measure.collect({"seed": plan.config["seed"]}),
+            concurrent_jobs=int(os.environ.get("ROWSFT_CONCURRENT_JOBS", 1)),
+        )
+        job = Job(plan, settings, attempt, say)
+        try:
+            _perform(job)
+        except BaseException as error:
+            state = _close(job, error)
+            if not isinstance(error, Exception):
+                raise
+            bad_input = _bad_input(error)
+            if bad_input is not None:
+                raise bad_input from error
+            return Outcome(plan.run_id, folder.path, state, {}, f"{type(error).__name__}: {error}")
+        return Outcome(plan.run_id, folder.path, "done", folder.record.result["metrics"])
+
+
+def _perform(job: Job) -> None:
+    _build(job)
+    run_id = f"{job.plan.run_id}-{job.attempt.number}"
+    with tracking(job.tracker, run_id, job.plan.config, job.plan.experiment):
+        for step in (_load, _select, _attach, _train, _evaluate, _save, _probe_memory):
+            step(job)
+        job.attempt.update(seconds=job.clock.summary(), memory=job.memory)
+        job.tracker.summary(_summary(job.attempt.fields))
+    job.attempt.finish("done")
+
+
+def _build(job: Job) -> None:
+    """Turn the configuration into a method, a task, a budget and a tracker."""
+    config = OmegaConf.create(job.plan.config)
+    job.method, job.task = instantiate(config.method), instantiate(config.task)
+    job.budget = Budget(**OmegaConf.to_container(config.budget))
+    job.tracker = instantiate(config.tracker)
+
+
+def _load(job: Job) -> None:
+    config = OmegaConf.create(job.plan.config)
+    with job.clock.phase("load"):
+        job.say(f"loading {config.model.name} and {config.task.name}")
+        job.splits = job.task.splits()
+        job.loaded = load(
+            config.model,
+            job.task.head,
+            job.task.num_labels,
+            problem_type=getattr(job.task, "problem_type", None),
+            seed=job.seed,
+        )
+        job.model = job.loaded.model.to(job.device)
+        job.encoded = job.task.encode(job.splits["train"], job.loaded.tokenizer)
+        job.attempt.update(
+            task_about=job.task.about(),
+            model_facts=job.loaded.facts,
+            primary_metric=job.task.primary_metric,
+            higher_is_better=job.task.higher_is_better,
+        )
+        sizes = ", ".join(f"{len(examples)} {name}" for name, examples in job.splits.items())
+        job.say(f"  {job.model.num_parameters():,} parameters; examples: {sizes}")
+
+
+def _select(job: Job) -> None:
+    """Solve the budget and choose what to train. Only training data are shown to the importance metric."""
+    targets = _targets(job)
+    with job.clock.phase("select"):
+        job.knobs = job.method.solve(job.budget, job.model, targets)
+        calibration = _calibration(job) if job.method.needs_calibration else []
+        sizes = job.knobs
+        with _watched(job, "select"):
+            job.knobs = job.method.select(job.model, sizes, calibration)
+    if calibration and _probes(job):
+        largest = max(calibration, key=lambda batch: batch["input_ids"].numel())
+        with job.clock.phase("measure"):
+            _probe(job, "select", lambda: job.method.select(job.model, sizes, [largest]))
+    _say_budget(job)
+
+
+def _attach(job: Job) -> None:
+    with job.clock.phase("attach"):
+        transformers.set_seed(job.seed)
+        job.model = job.method.attach(job.model, job.knobs)
+        counts = job.method.trainable(job.model)
+        job.attempt.update(
+            knobs=job.knobs.values,
+            parameters={
+                "adapter": counts["adapter"],
+                "head": counts["head"],
+                "total_trainable": counts["adapter"] + counts["head"],
+                "base": job.loaded.facts["parameters"],
+                "budget_asked": job.knobs.asked,
+                "budget_achieved": job.knobs.achieved,
+                "budget_source": job.knobs.source,
+            },
+        )
+
+
+def _train(job: Job) -> None:
+    if not job.method.trains:
+        return
+    clock = measure.StepClock(job.settings.timing_warmup_steps, job.device)
+    with tempfile.TemporaryDirectory() as scratch, job.clock.phase("train"):
+        job.trainer = training.build_trainer(
+            job.model,
+            job.encoded,
+            job.task.collator(job.loaded.tokenizer),
+            job.settings,
+            job.seed,
+            clock,
+            lambda point: job.tracker.log(point["step"], {f"train/{k}": v for k, v in point.items() if k != "step"}),
+            Path(scratch),
+            normalises_by_tokens=job.task.head == "causal_lm",
+        )
+        with _watched(job, "train"):
+            job.trainer.train()
+    curve = job.trainer.curve
+    job.attempt.update(**clock.summary(), train_loss_final=curve[-1]["loss"])
+    job.attempt.write_curve(curve)
+    job.curve_written = True
+
+
+def _evaluate(job: Job) -> None:
+    metrics, predictions = {}, []
+    with job.clock.phase("evaluate"), _watched(job, "evaluate"):
+        for split in job.settings.evaluate:
+            result = _evaluate_examples(job, job.splits[split], f"evaluating {split}")
+            metrics[split] = result.metrics
+            predictions += [{"split": split, **row} for row in result.predictions]
+            numbers = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+            job.say(f"  {split}: {numbers}")
+    job.attempt.update(metrics=metrics)
+    job.attempt.write_predictions(predictions)
+    # Only where the base model is still the untouched one can it give the reference.
+    if job.method.trainable(job.model)["adapter"] == 0 and "test" in job.settings.evaluate:
+        with job.clock.phase("measure"):
+            reference = job.task.zero_line(job.model, job.splits["test"], job.loaded.tokenizer)
+        job.attempt.update(reference=reference)
+
+
+def _save(job: Job) -> None:
+    with job.clock.phase("save"):
+        if job.method.trains:
+            job.attempt.write_folder("adapter", lambda folder: job.method.save(job.model, folder))
+
+
+def _probe_memory(job: Job) -> None:
+    """Peaks of training and evaluation on a CPU, from extra work under the profiler once everything is recorded.
+
+    The extra steps change the trained weights, so this comes last; a GPU's allocator has counted along for free.
+    """
+    if not _probes(job):
+        return
+    with job.clock.phase("measure"):
+        longest = sorted(job.splits[job.settings.evaluate[0]], key=lambda example: -len(str(example)))
+        examples = longest[: job.settings.eval_batch_size]
+        _probe(job, "evaluate", lambda: _evaluate_examples(job, examples, None))
+        if job.trainer is not None:
+            batch = training.largest_batch(job.trainer)
+            for _ in range(job.settings.memory_probe_steps):
+                _probe(job, "train", lambda: training.extra_step(job.trainer, batch), job.trainer.optimizer)
+
+
+def _probes(job: Job) -> bool:
+    return job.device.type == "cpu" and job.settings.memory_probe_steps > 0
+
+
+def _evaluate_examples(job: Job, examples: list[dict], title: str | None):
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    kind = kinds.get(job.settings.autocast)
+    with torch.autocast(job.device.type, dtype=kind, enabled=kind is not None):
+        return job.task.evaluate(
+            job.model,
+            examples,
+            job.loaded.tokenizer,
+            job.settings.eval_batch_size,
+            progress=bar(title) if title else None,
+        )
+
+
+def _calibration(job: Job) -> list[dict[str, torch.Tensor]]:
+    """The first `calibration_batches` batches of the training order, on the model's device."""
+    size = job.settings.batch_size
+    needed = min(len(job.encoded), job.settings.calibration_batches * size)
+    order = training.data_order(len(job.encoded), needed, job.seed)
+    collate = job.task.collator(job.loaded.tokenizer)
+    batches = [collate([dict(job.encoded[i]) for i in order[k : k + size]]) for k in range(0, needed, size)]
+    return [
+        {key: value.to(job.device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        for batch in batches
+    ]
+
+
+def _targets(job: Job) -> Targets:
+    model = job.plan.config["model"]
+    has_head = job.task.head == "sequence_classification"
+    return Targets(
+        target_modules=model["target_modules"],
+        exclude_modules=model.get("exclude_modules"),
+        layers_to_transform=model.get("layers_to_transform"),
+        head_modules=list(model.get("head_modules") or []) if has_head else [],
+    )
+
+
+def _say_budget(job: Job) -> None:
+    knobs = job.knobs
+    if knobs.achieved is not None and knobs.asked:
+        off = 100 * (knobs.achieved - knobs.asked) / knobs.asked
+        job.say(f"  budget ({knobs.source}): asked {knobs.asked:,}, got {knobs.achieved:,} parameters ({off:+.2f} %)")
+
+
+def _summary(fields: dict) -> dict:
+    """The final numbers of an attempt as flat names, for a tracker."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(f"{prefix}/{key}" if prefix else str(key), value)
+        elif isinstance(node, int | float) and not isinstance(node, bool):
+            flat[prefix] = node
+
+    for name in ("metrics", "seconds", "step_seconds", "memory", "parameters", "tokens_per_second", "reference"):
+        if fields.get(name) is not None:
+            walk(name, fields[name])
+    return flat
+
+
+@contextmanager
+def _watched(job: Job, name: str) -> Iterator[None]:
+    """Enter the peak memory of the block, as far as it can be had for free, as the phase `name` of the record.
+
+    A GPU's allocator keeps count at no cost; on a CPU the allocation peak comes later, from `_probe_memory`.
+    """
+    on_gpu = job.device.type == "cuda"
+    with measure.ResidentPeak() as resident, measure.AllocationPeak(job.device) if on_gpu else nullcontext() as peak:
+        yield
+    job.memory[name] = {
+        "peak_allocated_bytes": peak.peak_allocated_bytes if on_gpu else None,
+        "peak_reserved_bytes": peak.peak_reserved_bytes if on_gpu else None,
+        "resident_peak_bytes": resident.peak_bytes,
+        "resident_method": resident.method,
+    }
+
+
+def _probe(job: Job, name: str, work: Callable[[], object], optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Enter the exact allocation peak of `work` as that of phase `name`, if it is the largest seen so far."""
+    seen = measure.phase_memory(work, job.device, job.model, optimizer)
+    if seen["peak_allocated_bytes"] > (job.memory[name]["peak_allocated_bytes"] or 0):
+        job.memory[name] |= {key: value for key, value in seen.items() if key != "resident_peak_bytes"}
+
+
+def _close(job: Job, error: BaseException) -> str:
+    """Record how the run ended, with what was measured up to there; returns its state."""
+    job.attempt.update(seconds=job.clock.summary(), memory=job.memory)
+    if job.trainer is not None and job.trainer.curve and not job.curve_written:
+        job.attempt.write_curve(job.trainer.curve)
+    job.attempt.finish(state_of(error), error=error_fields(error, job.clock.phase_name))
+    return state_of(error)
+
+
+def _bad_input(error: BaseException | None) -> UserError | None:
+    """The UserError behind `error`: Hydra wraps what a constructor raises in an exception of its own."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        error = error.__cause__
+    return None
+
+
+def stop_on_terminate() -> None:
+    """Turn SIGTERM into KeyboardInterrupt, so that a scheduler's stop leaves a record as Ctrl-C does."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,18 @@
+"""What a run costs: seconds by phase and step, exact allocation peaks, resident set, and the machine it ran on."""
+
+from rowsft.measure.clocks import PHASES, PhaseClock, StepClock
+from rowsft.measure.environment import collect
+from rowsft.measure.memory import AllocationPeak, phase_memory, profile_peak, resident_tensor_bytes
+from rowsft.measure.resident import ResidentPeak
+
+__all__ = [
+    "PHASES",
+    "AllocationPeak",
+    "PhaseClock",
+    "ResidentPeak",
+    "StepClock",
+    "collect",
+    "phase_memory",
+    "profile_peak",
+    "resident_tensor_bytes",
+]

@@ -1,0 +1,147 @@
+"""Seconds by phase of a job and by optimizer step."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from rowsft.measure.device import device_kind, synchronize
+
+PHASES = ("load", "select", "attach", "train", "evaluate", "save", "measure")
+
+
+class PhaseClock:
+    """Wall-clock seconds of each phase of a job. Phases do not nest; entering one again adds to its seconds.
+
+    `phase_name` is the phase last entered: after an exception, the phase that raised it.
+    `clock` returns monotonic seconds.
+    """
+
+    def __init__(self, device: str | torch.device = "cpu", clock: Callable[[], float] = time.perf_counter):
+        self.device = device
+        self.phase_name: str | None = None
+        self._clock = clock
+        self._running = False
+        self._seconds: dict[str, float] = {}
+        self._created = clock()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time the block as `name`, one of PHASES. Raises ValueError on another name, RuntimeError inside a phase."""
+        if name not in PHASES:
+            raise ValueError(f"phase {name!r} is not one of {', '.join(PHASES)}")
+        if self._running:
+            raise RuntimeError(f"phase {name!r} started inside phase {self.phase_name!r}; phases do not nest")
+        synchronize(self.device)
+        self.phase_name, self._running = name, True
+        begin = self._clock()
+        try:
+            yield
+            # Not in `finally`: after a CUDA error it would raise a second one and hide the first.
+            synchronize(self.device)
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - begin
+            self._running = False
+
+    def summary(self) -> dict[str, float | None]:
+        """Seconds of every phase in PHASES (None if it was not entered) and `total`, the seconds since creation."""
+        phases = {name: self._seconds.get(name) for name in PHASES}
+        return {**phases, "total": self._clock() - self._created}
+
+
+class StepClock:
+    """Seconds, unpadded tokens and examples of every optimizer step.
+
+    Call `start` and `stop` around a step (Trainer's on_step_begin and on_step_end: data loading and logging fall
+    outside) and `count` for every batch inside it. On a GPU a step is a pair of events on the current stream, resolved
+    in `summary`: nothing waits for the device inside the loop. The first `warmup_steps` steps are left out of the
+    statistics. `clock` returns monotonic seconds and is used on a CPU.
+    """
+
+    def __init__(
+        self,
+        warmup_steps: int,
+        device: str | torch.device = "cpu",
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self.warmup_steps = warmup_steps
+        self._cuda = device_kind(device) == "cuda"
+        self._device = device
+        self._clock = clock
+        self._begin: float | torch.cuda.Event | None = None
+        self._steps: list[tuple] = []
+        # One running sum each for the steps before and after warm-up: on a GPU they stay there, in constant memory.
+        self._tokens: dict[bool, int | torch.Tensor] = {False: 0, True: 0}
+        self._batches_counted = 0
+        self._tokens_known = True
+        self._examples = 0
+
+    def start(self) -> None:
+        """Begin a step. Raises RuntimeError if one is running."""
+        if self._begin is not None:
+            raise RuntimeError("StepClock.start() while a step is running; call stop() first")
+        self._begin = self._mark()
+
+    def stop(self) -> None:
+        """End the step. Raises RuntimeError if none is running."""
+        if self._begin is None:
+            raise RuntimeError("StepClock.stop() without start()")
+        self._steps.append((self._begin, self._mark()))
+        self._begin = None
+
+    def count(self, batch: Mapping[str, torch.Tensor]) -> None:
+        """Add a batch to the running step: input_ids (examples, length), attention_mask (examples, length) of 0 and 1.
+
+        A batch without a two-dimensional mask makes every token count None, since its padding cannot be told.
+        Raises RuntimeError outside a step.
+        """
+        if self._begin is None:
+            raise RuntimeError("StepClock.count() outside a step; call start() first")
+        self._batches_counted += 1
+        self._examples += len(batch["input_ids"])
+        mask = batch.get("attention_mask")
+        if mask is None or mask.ndim != 2:
+            self._tokens_known = False
+            return
+        timed = len(self._steps) >= self.warmup_steps
+        self._tokens[timed] = self._tokens[timed] + mask.sum(dtype=torch.int64)
+
+    def summary(self) -> dict:
+        """The record's step_seconds, tokens_per_second, train_tokens, train_examples and steps.
+
+        step_seconds holds median, p95 (linear interpolation) and mean in seconds over the steps after warm-up, None if
+        there are none; tokens_per_second counts unpadded tokens of those steps over their summed seconds, train_tokens
+        and train_examples those of all steps.
+        """
+        seconds = self._seconds()[self.warmup_steps :]
+        timed = len(seconds) > 0
+        counted = self._batches_counted > 0
+        tokens = {key: int(value) for key, value in self._tokens.items()} if counted and self._tokens_known else None
+        return {
+            "step_seconds": {
+                "median": float(np.median(seconds)) if timed else None,
+                "p95": float(np.percentile(seconds, 95)) if timed else None,
+                "mean": float(np.mean(seconds)) if timed else None,
+                "warmup_steps": self.warmup_steps,
+                "timed_steps": len(seconds),
+            },
+            "tokens_per_second": tokens[True] / sum(seconds) if tokens and timed else None,
+            "train_tokens": tokens[False] + tokens[True] if tokens else None,
+            "train_examples": self._examples if counted else None,
+            "steps": len(self._steps),
+        }
+
+    def _mark(self) -> "float | torch.cuda.Event":
+        if not self._cuda:
+            return self._clock()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _seconds(self) -> list[float]:
+        if not self._cuda:
+            return [end - begin for begin, end in self._steps]
+        synchronize(self._device)
+        return [begin.elapsed_time(end) / 1000 for begin, end in self._steps]

@@ -1,0 +1,195 @@
+"""Exact allocation peaks: replayed from the profiler on a CPU, read from the allocator on a GPU."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from rowsft.measure.device import device_kind
+
+KINDS = {"cpu": "cpu_profiler", "cuda": "cuda_allocator"}
+
+
+class AllocationPeak:
+    """Context manager: the largest number of bytes that the block holds at once above what is resident at its start.
+
+    On a CPU torch's profiler records every tensor allocation and free of the thread that enters (and of autograd on its
+    behalf), in requested bytes, and the exit replays them; a free of memory from before the block changes nothing, so
+    the peak is that of new allocations. It slows the block, and libraries' private scratch buffers are not seen. On a
+    GPU the caching allocator's own peak counters are reset and read, which costs nothing; there the peak is net of
+    memory from before the block that was freed in it.
+
+    After the block: `new_peak_bytes`; and `peak_allocated_bytes`, `peak_reserved_bytes` of the whole process, both None
+    on a CPU. Blocks do not nest. All three stay None if the block raised.
+    """
+
+    def __init__(self, device: str | torch.device):
+        self.kind = KINDS[device_kind(device)]
+        self.new_peak_bytes: int | None = None
+        self.peak_allocated_bytes: int | None = None
+        self.peak_reserved_bytes: int | None = None
+        self._device = torch.device(device)
+
+    def __enter__(self) -> "AllocationPeak":
+        if self.kind == "cuda_allocator":
+            torch.cuda.synchronize(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before_bytes = torch.cuda.memory_allocated(self._device)
+        else:
+            # Kineto prints a line to stderr at every start and stop unless this is set before its first use.
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+            self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+            self._profile.__enter__()
+        return self
+
+    def __exit__(self, exc_type, exc_value, traceback) -> None:
+        if self.kind == "cpu_profiler":
+            self._profile.__exit__(exc_type, exc_value, traceback)
+            if exc_type is None:
+                self.new_peak_bytes = peak_of(_cpu_memory_events(self._profile))
+            self._profile = None
+        elif exc_type is None:
+            torch.cuda.synchronize(self._device)
+            self.peak_allocated_bytes = torch.cuda.max_memory_allocated(self._device)
+            self.peak_reserved_bytes = torch.cuda.max_memory_reserved(self._device)
+            self.new_peak_bytes = self.peak_allocated_bytes - self._before_bytes
+
+
+def profile_peak(fn: Callable[[], Any], device: str | torch.device) -> dict[str, Any]:
+    """Call `fn` under AllocationPeak: {"kind", "new_peak_bytes", "peak_allocated_bytes", "peak_reserved_bytes"}."""
+    with AllocationPeak(device) as peak:
+        fn()
+    return {
+        "kind": peak.kind,
+        "new_peak_bytes": peak.new_peak_bytes,
+        "peak_allocated_bytes": peak.peak_allocated_bytes,
+        "peak_reserved_bytes": peak.peak_reserved_bytes,
+    }
+
+
+def phase_memory(
+    fn: Callable[[], Any],
+    device: str | torch.device,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> dict[str, int | None]:
+    """Call `fn` and return the keys of one phase in the record's memory section, in bytes.
+
+    On a CPU peak_allocated_bytes is what model and optimizer hold before `fn` plus the peak of its new allocations; on
+    a GPU it is the allocator's own. For a training step call it warm (optimizer state exists) and without gradients,
+    as a step begins. resident_peak_bytes is None here: it is the process's resident set, which the profiler inflates,
+    so it comes from a ResidentPeak around the phase without one.
+    """
+    if device_kind(device) == "cuda":
+        resident_bytes = torch.cuda.memory_allocated(device)
+    else:
+        resident_bytes = resident_tensor_bytes(model, optimizer)["total_bytes"]
+    peak = profile_peak(fn, device)
+    allocated_bytes = peak["peak_allocated_bytes"]
+    return {
+        "peak_allocated_bytes": resident_bytes + peak["new_peak_bytes"] if allocated_bytes is None else allocated_bytes,
+        "peak_reserved_bytes": peak["peak_reserved_bytes"],
+        "resident_peak_bytes": None,
+        "resident_before_step_bytes": resident_bytes,
+        "step_peak_new_bytes": peak["new_peak_bytes"],
+    }
+
+
+def resident_tensor_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, int]:
+    """Bytes of the distinct storages that a model and its optimizer hold, each counted once.
+
+    trainable_bytes: parameters that require a gradient. base_bytes: the other parameters, buffers, and tensors that
+    modules keep as plain attributes or in objects that are. gradient_bytes: the parameters' .grad. optimizer_bytes: its
+    state. total_bytes: their sum. A storage that falls in two groups counts in the first of trainable, base, gradient,
+    optimizer.
+    """
+    parameters = list(model.parameters())
+    groups = {
+        "trainable_bytes": [parameter for parameter in parameters if parameter.requires_grad],
+        "base_bytes": [parameter for parameter in parameters if not parameter.requires_grad]
+        + list(model.buffers())
+        + list(_plain_tensors(model)),
+        "gradient_bytes": [parameter.grad for parameter in parameters if parameter.grad is not None],
+        "optimizer_bytes": list(_tensors_in([*optimizer.state.values()])) if optimizer is not None else [],
+    }
+    seen: set[int] = set()
+    sizes = {name: _new_storage_bytes(tensors, seen) for name, tensors in groups.items()}
+    return {**sizes, "total_bytes": sum(sizes.values())}
+
+
+def peak_of(events: Iterable[tuple[int, int]]) -> int:
+    """Largest sum of live bytes over (address, bytes) events in time order; bytes are negative for a free.
+
+    The allocator remembers sizes from earlier profiled windows, and an address may have changed hands since: only a
+    free of an address that was allocated in these events counts, with the size it was allocated with.
+    """
+    live: dict[int, int] = {}
+    total = peak = 0
+    for address, size in events:
+        if size < 0:
+            total -= live.pop(address, 0)
+        else:
+            # An address handed out again was freed where the profiler could not see it.
+            total += size - live.get(address, 0)
+            live[address] = size
+            peak = max(peak, total)
+    return peak
+
+
+def _cpu_memory_events(profiled: profile) -> list[tuple[int, int]]:
+    """(address, bytes) of every CPU "[memory]" event in time order.
+
+    Read from the event tree because the flat "[memory]" events carry sizes without addresses.
+    """
+    nodes = list(profiled.profiler.kineto_results.experimental_event_tree())
+    events = []
+    while nodes:
+        node = nodes.pop()
+        nodes.extend(node.children)
+        if node.tag == torch._C._profiler._EventType.Allocation and node.extra_fields.device.type == "cpu":
+            events.append((node.start_time_ns, node.extra_fields.ptr, node.extra_fields.alloc_size))
+    events.sort(key=lambda event: event[0])
+    return [(address, size) for _, address, size in events]
+
+
+def _plain_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    registered = ("_parameters", "_buffers", "_modules")
+    return _tensors_in(
+        [value for module in model.modules() for name, value in vars(module).items() if name not in registered]
+    )
+
+
+def _tensors_in(values: list[Any]) -> Iterator[torch.Tensor]:
+    """Tensors reachable through containers and the attributes of plain objects, but not through modules or functions.
+
+    Plain objects count because a tuner may keep the original weights of what it changed in one.
+    """
+    pending, visited = list(values), set()
+    while pending:
+        value = pending.pop()
+        if id(value) in visited:
+            continue
+        visited.add(id(value))
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, dict):
+            pending.extend(value.values())
+        elif isinstance(value, list | tuple):
+            pending.extend(value)
+        elif hasattr(value, "__dict__") and not callable(value) and not isinstance(value, ModuleType):
+            pending.extend(vars(value).values())
+
+
+def _new_storage_bytes(tensors: Iterable[torch.Tensor], seen: set[int]) -> int:
+    # The storage object's own address, not its data's: on the meta device all data addresses are 0.
+    size = 0
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
+            size += storage.nbytes()
+    return size

@@ -1,0 +1,198 @@
+"""Model and tokenizer from a package, a local folder or the hub: one code path once the source is resolved."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from rowsft import assets
+from rowsft.errors import UserError
+
+Head = Literal["causal_lm", "sequence_classification"]
+_CLASSES = {"causal_lm": AutoModelForCausalLM, "sequence_classification": AutoModelForSequenceClassification}
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode, its tokenizer (with a pad token), the revision of the weights, and facts for the record."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    revision: str
+    facts: dict[str, Any]
+
+
+def load(
+    model_cfg: Mapping[str, Any],
+    head: Head,
+    num_labels: int | None = None,
+    problem_type: str | None = None,
+    seed: int = 0,
+) -> Loaded:
+    """Load what `model_cfg` (conf/model/*.yaml) describes with the head that the task asks for.
+
+    `num_labels` and `problem_type` configure a classification head. Weights that the checkpoint lacks are drawn from
+    `seed` alone, and the global random stream is left as it was; they may only belong to the task head. Raises
+    UserError for a source that cannot be read and for a checkpoint that does not fit the head.
+    """
+    source = str(model_cfg["source"])
+    place, options = _resolve(source, model_cfg)
+    with _readable(source):
+        config = AutoConfig.from_pretrained(place, **options)
+        # One commit for configuration, weights and tokenizer, even if the branch moves in between.
+        commit = getattr(config, "_commit_hash", None)
+        if commit:
+            options["revision"] = commit
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    if head == "sequence_classification":
+        config.num_labels = num_labels
+        config.problem_type = problem_type
+    with _readable(source), _own_random_stream(seed), _no_load_report():
+        model, loading = _CLASSES[head].from_pretrained(
+            place,
+            config=config,
+            dtype=model_cfg.get("dtype") or "auto",
+            attn_implementation=model_cfg.get("attn_implementation"),
+            ignore_mismatched_sizes=head == "sequence_classification",
+            output_loading_info=True,
+            **options,
+        )
+    new_weights = sorted({*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])})
+    _check_new_weights(new_weights, head_modules(model_cfg, head), source, head)
+    _set_padding(model, tokenizer)
+    revision = commit or _local_revision(source)
+    facts = _facts(model, source, revision, new_weights)
+    return Loaded(model.eval(), tokenizer, revision, facts)
+
+
+def head_modules(model_cfg: Mapping[str, Any], head: Head) -> list[str]:
+    """Names of the modules that form the task head: trained in full by every method; none for a language model."""
+    return list(model_cfg.get("head_modules") or []) if head == "sequence_classification" else []
+
+
+def _resolve(source: str, model_cfg: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What to hand to from_pretrained: a folder or hub id, and the options that all its calls share."""
+    options: dict[str, Any] = {"trust_remote_code": bool(model_cfg.get("trust_remote_code", False))}
+    if source.startswith("package:"):
+        return str(assets.fetch(source.removeprefix("package:"))), options
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"model.source={source}: no config.json in this folder; expected a saved transformers checkpoint"
+            )
+        return str(folder), options
+    if source.startswith(("/", ".", "~")) or not _HUB_ID.fullmatch(source):
+        raise UserError(
+            f"model.source={source}: no such folder; expected package:<name>, an existing folder or a hub id "
+            f"like org/name"
+        )
+    return source, {**options, "revision": model_cfg.get("revision") or "main"}
+
+
+@contextmanager
+def _readable(source: str):
+    """Turn what transformers raises for gated, missing or unreachable repositories into one UserError."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        first = " ".join(str(error).split())[:200]
+        if source.startswith("package:") or Path(source).expanduser().is_dir():
+            raise UserError(f"model.source={source}: cannot be loaded ({first}); check the folder's files") from error
+        if isinstance(error, ImportError) or "sentencepiece" in str(error) or "tiktoken" in str(error):
+            raise UserError(
+                f"model.source={source}: {first}; install the hub extra: pip install 'rowsft[hub]'"
+            ) from error
+        raise UserError(
+            f"model.source={source}: cannot be loaded from the hub ({first}); if it is gated, accept its licence at "
+            f"https://huggingface.co/{source} and run hf auth login; without a network, set model.source=/local/folder"
+        ) from error
+
+
+@contextmanager
+def _own_random_stream(seed: int):
+    # The CPU generator alone: seeding all of torch would also touch a GPU's stream.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _no_load_report():
+    # transformers' table of missing weights: they are checked below and recorded as facts.
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _check_new_weights(new_weights: list[str], allowed: list[str], source: str, head: Head) -> None:
+    stray = [name for name in new_weights if not set(allowed) & set(name.split("."))]
+    if stray:
+        expected = f"only {', '.join(allowed)} may be new" if allowed else "all of them are needed"
+        raise UserError(
+            f"model.source={source}: the checkpoint lacks {len(stray)} weights of a {head} model ({stray[0]}, ...); "
+            f"{expected}; choose a checkpoint or a task that fits, or name the head in model.head_modules"
+        )
+
+
+def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the tokenizer a pad token if it has none (padding is masked everywhere) and tell the model about it."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def _local_revision(source: str) -> str:
+    if source.startswith("package:"):
+        asset = assets.get(source.removeprefix("package:"))
+        return f"{asset.package}=={asset.version}"
+    return "sha256:" + _fingerprint(Path(source).expanduser())
+
+
+def _fingerprint(folder: Path) -> str:
+    """sha256 over config.json and, of every weight file, name, size, first and last MiB: enough to tell two apart.
+
+    Reading all of a 7B checkpoint would take longer than loading it.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as handle:
+            digest.update(handle.read(1 << 20))
+            handle.seek(max(0, size - (1 << 20)))
+            digest.update(handle.read())
+    return digest.hexdigest()
+
+
+def _facts(model: PreTrainedModel, source: str, revision: str, new_weights: list[str]) -> dict[str, Any]:
+    facts = {
+        "source": source,
+        "revision": revision,
+        "architecture": type(model).__name__,
+        "parameters": model.num_parameters(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attn_implementation": model.config._attn_implementation,
+        "new_weights": new_weights,
+    }
+    if source.startswith("package:"):
+        facts |= {key: value for key, value in assets.about(source.removeprefix("package:")).items() if key != "source"}
+    return facts

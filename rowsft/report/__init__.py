@@ -1,0 +1,100 @@
+"""Records -> statistics -> tables, a picture, one page. Reads the store alone, never imports torch.
+
+The same records give the same files.
+
+    files = build("runs", "quickstart", "reports/quickstart")
+    print_tables(files)
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from rowsft.errors import UserError
+from rowsft.report import flat, plots, terminal
+from rowsft.report.page import page
+from rowsft.report.rows import gather
+from rowsft.report.section import Section, section
+from rowsft.report.tables import markdown
+from rowsft.store import Store
+from rowsft.store.files import explained, write_atomic, write_csv
+
+__all__ = ["ReportFiles", "Section", "build", "print_tables", "sections", "text"]
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """What `build` wrote (`picture` is None when there was nothing to draw) and what it was made from."""
+
+    markdown: Path
+    runs: Path
+    table: Path
+    picture: Path | None
+    page: Path
+    sections: list[Section]
+
+
+def sections(store_root: str | Path, experiment: str | None = None) -> list[Section]:
+    """The computed tables of one experiment, or of all. Raises UserError when the store has no such run."""
+    store = Store(store_root)
+    everything = store.runs()
+    known = sorted({name for record in everything for name in record.experiments})
+    if experiment is not None and experiment not in known:
+        raise UserError(
+            f"experiment {experiment!r}: no runs in store {store.root}; "
+            + (f"it has: {', '.join(known)}" if known else "it has no experiment; run one with `rowsft sweep`")
+        )
+    if not everything:
+        raise UserError(f"store {store.root}: no runs; make some with `rowsft run` or name another with --store FOLDER")
+    wanted = [experiment] if experiment is not None else [*known, None]
+    return [section(table, everything) for table in gather(everything, wanted)]
+
+
+def build(store_root: str | Path, experiment: str | None = None, out: str | Path = "reports") -> ReportFiles:
+    """Write report.md, runs.csv, table.csv, accuracy_vs_memory.png and index.html into `out`.
+
+    Raises UserError when there is nothing to report or `out` cannot be written.
+    """
+    found = sections(store_root, experiment)
+    records = {record.id: record for part in found for record in part.table.records}
+    out = Path(out)
+    with explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+    light, dark = (plots.accuracy_vs_memory(found, theme) for theme in (plots.LIGHT, plots.DARK))
+    files = ReportFiles(
+        out / "report.md",
+        out / "runs.csv",
+        out / "table.csv",
+        out / "accuracy_vs_memory.png" if light else None,
+        out / "index.html",
+        found,
+    )
+    title = f"rowsft report: {experiment}" if experiment else "rowsft report"
+    parts = [f"# {title}\n"]
+    if light:
+        parts.append("![primary metric against peak memory of training](accuracy_vs_memory.png)\n")
+        write_atomic(files.picture, light)
+    write_atomic(files.markdown, "\n".join([*parts, *(markdown(part) for part in found)]).encode())
+    write_csv(files.runs, flat.run_rows([records[key] for key in sorted(records)]))
+    write_csv(files.table, flat.table_rows(found))
+    write_atomic(files.page, page(title, found, light, dark).encode())
+    return files
+
+
+def print_tables(files: ReportFiles, console: Console | None = None) -> None:
+    """Print the tables and where the files are."""
+    console = console or Console()
+    for part in files.sections:
+        terminal.show(part, console)
+    console.print(f"page: {files.page}   tables: {files.markdown}   numbers: {files.table}, {files.runs}", style="dim")
+
+
+def text(parts: list[Section], width: int = 160) -> str:
+    """The terminal's tables as plain text."""
+    stream = io.StringIO()
+    console = Console(width=width, no_color=True, force_terminal=False, file=stream)
+    for part in parts:
+        terminal.show(part, console)
+    return stream.getvalue()

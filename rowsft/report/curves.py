@@ -1,0 +1,88 @@
+"""Training curves as the numbers of an inline SVG: the mean loss over seeds, smoothed by a running mean."""
+
+import csv
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from rowsft.report.rows import Row
+from rowsft.report.section import Section
+from rowsft.report.style import look
+
+WIDTH, HEIGHT = 640, 300
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 36
+#: The running mean spans this share of the steps.
+_SMOOTHING = 1 / 20
+
+
+@dataclass(frozen=True)
+class Line:
+    """One setting's curve: SVG points "x,y x,y ..." in the chart's pixels."""
+
+    title: str
+    colour: str
+    points: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What the page draws: lines, and ticks as (pixel, text)."""
+
+    lines: list[Line]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+
+
+def chart(section: Section) -> Chart | None:
+    """The training loss of every shown row over optimizer steps; None when no run has a curve."""
+    curves = [(row, *found) for row in section.table.rows if (found := _mean_loss(row)) is not None]
+    if not curves:
+        return None
+    last = max(steps[-1] for _, steps, _ in curves)
+    low, high = min(loss.min() for *_, loss in curves), max(loss.max() for *_, loss in curves)
+    low, high = low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
+    methods = [row.method for row in section.table.rows]
+
+    def x(step: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * step / last
+
+    def y(loss: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (high - loss) / (high - low)
+
+    drawn = [
+        Line(
+            row.title,
+            look(row.method, methods)[0],
+            " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, loss, strict=True)),
+        )
+        for row, steps, loss in curves
+    ]
+    return Chart(drawn, [(x(t), f"{t:g}") for t in _ticks(0, last)], [(y(t), f"{t:g}") for t in _ticks(low, high)])
+
+
+def _mean_loss(row: Row) -> tuple[np.ndarray, np.ndarray] | None:
+    """(steps, smoothed mean loss) over the seeds of a row; steps that not every seed logged are left out."""
+    curves = []
+    for record in row.done:
+        path = record.file("curve")
+        if path is not None and path.exists():
+            with path.open(newline="") as stream:
+                points = [(int(line["step"]), float(line["loss"])) for line in csv.DictReader(stream) if line["loss"]]
+            curves.append({step: loss for step, loss in points if math.isfinite(loss)})
+    steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+    if not steps:
+        return None
+    mean = np.array([np.mean([curve[step] for curve in curves]) for step in steps])
+    half = int(len(steps) * _SMOOTHING / 2)
+    smooth = [mean[max(0, i - half) : i + half + 1].mean() for i in range(len(steps))]
+    return np.array(steps), np.array(smooth)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to eight round numbers between low and high."""
+    rough = (high - low) / 5
+    unit = 10 ** math.floor(math.log10(rough))
+    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= rough)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, int(high / step + 1e-9) + 1)]

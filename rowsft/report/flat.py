@@ -1,0 +1,47 @@
+"""CSV files: every run with everything flat, and the shown rows as numbers."""
+
+import json
+
+from rowsft.report.rows import flatten
+from rowsft.report.section import Section
+from rowsft.store import Record
+
+#: Free-form parts of an attempt: one JSON cell each, for their keys differ from run to run.
+_WHOLE = ("knobs", "task_about", "model_facts", "files", "merge_check")
+
+
+def run_rows(records: list[Record]) -> list[dict]:
+    """One dict a run: what it is, `config.*`, and the fields of its result (of its latest attempt if it has none)."""
+    rows = []
+    for record in records:
+        attempt = record.result or record.latest or {}
+        fields = {key: value for key, value in attempt.items() if key != "state"}
+        if fields.get("error"):
+            fields["error"] = {key: value for key, value in fields["error"].items() if key != "traceback"}
+        whole = {key: json.dumps(fields.pop(key), sort_keys=True) for key in _WHOLE if key in fields}
+        row = {
+            "id": record.id,
+            "state": record.state,
+            "experiments": " ".join(record.experiments),
+            "attempts": len(record.attempts),
+            **{f"config.{key}": value for key, value in flatten(record.config).items()},
+            **flatten(fields),
+            **whole,
+        }
+        rows.append({key: _cell(value) for key, value in row.items()})
+    return rows
+
+
+def table_rows(sections: list[Section]) -> list[dict]:
+    """One dict a shown row, runs without a result after them with their state and reason."""
+    rows = []
+    for section in sections:
+        table = section.table
+        where = {"experiment": table.experiment, "task": table.task, "model": table.model}
+        rows += [{"state": "done", **line} for line in section.lines]
+        rows += [where | entry for entry in section.unfinished]
+    return rows
+
+
+def _cell(value):
+    return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value

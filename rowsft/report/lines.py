@@ -1,0 +1,173 @@
+"""A table's rows as numbers: one flat dict a row, units in the names, None for what was not measured."""
+
+from statistics import fmean, median
+
+from rowsft.report.predictions import Difference, difference
+from rowsft.report.rows import Row, Table, differing, short
+
+#: Every other row is held against these, on the same test examples and in cost.
+REFERENCES = ("lora", "full")
+
+
+def lines(table: Table) -> list[dict]:
+    """One dict for each shown row that has a finished run.
+
+    Metrics are means over seeds, costs medians over seeds (bytes, seconds). `*_to_lora` are ratios to the LoRA row;
+    `minus_lora` and `minus_full` paired differences of the primary metric.
+    """
+    finished = [row for row in table.rows if row.done]
+    differs = differs_in(finished)
+    numbers = [_numbers(table, row) | {"differs_in": differs[id(row)]} for row in finished]
+    lora = next((line for row, line in zip(finished, numbers, strict=True) if row is table.row("lora")), {})
+    for row, line in zip(finished, numbers, strict=True):
+        line["train_peak_to_lora"] = _ratio(line["train_peak_allocated_bytes"], lora.get("train_peak_allocated_bytes"))
+        line["step_to_lora"] = _ratio(line["step_median_seconds"], lora.get("step_median_seconds"))
+        for method in REFERENCES:
+            line |= _difference_fields(f"minus_{method}", paired(table, row, method))
+    return numbers
+
+
+def paired(table: Table, row: Row, method: str) -> Difference | None:
+    """The row against the table's row of `method`, on the same examples; None for that row itself."""
+    reference = table.row(method)
+    return difference(row.scores, reference.scores) if reference is not None and reference is not row else None
+
+
+def differs_in(rows: list[Row]) -> dict[int, str]:
+    """{id(row): the row's own values of every setting, the method's aside, that the trained rows do not share}."""
+    trained = [row for row in rows if row.trains]
+    keys = [key for key in differing(trained) if key.split(".")[0] != "method"]
+    return {
+        id(row): ", ".join(f"{short(key)}={_plain(row.settings.get(key))}" for key in keys) if row.trains else ""
+        for row in rows
+    }
+
+
+def unfinished(table: Table) -> list[dict]:
+    """One dict for each run without a result: method, seed, state, phase and the first line of the reason."""
+    found = []
+    for row in table.rows:
+        for record in row.unfinished:
+            error = (record.latest or {}).get("error") or {}
+            message = (error.get("message") or "").strip().splitlines()
+            found.append(
+                {
+                    "title": row.title,
+                    "method": row.method,
+                    "seed": record.config.get("seed"),
+                    "state": record.state,
+                    "phase": error.get("phase"),
+                    "reason": ": ".join(filter(None, [error.get("type"), message[0] if message else None])),
+                    "run": record.id,
+                }
+            )
+    return found
+
+
+def references(table: Table) -> dict[str, float]:
+    """Metrics that need no training at all (an embedding's cosine, say), as the runs recorded them, seeds averaged."""
+    found: dict[str, list[float]] = {}
+    for row in table.rows:
+        for result in row.results:
+            for name, value in (result.get("reference") or {}).items():
+                if isinstance(value, int | float):
+                    found.setdefault(name, []).append(value)
+    return {name: fmean(values) for name, values in found.items()}
+
+
+def grid_lines(table: Table) -> list[dict]:
+    """The learning-rate grid: one dict a rate that was tried, with its validation metric and what it cost."""
+    return [
+        {
+            "title": row.title or row.method,
+            "method": row.method,
+            "learning_rate": row.learning_rate,
+            "validation": fmean(row.metric_values("validation")) if row.metric_values("validation") else None,
+            "seeds": len(row.done),
+            "unfinished": len(row.unfinished),
+            "seconds": sum(row.values("seconds", "total")),
+            "chosen": row in table.rows,
+        }
+        for family in table.grid
+        for row in family
+    ]
+
+
+def memory_kinds(table: Table) -> list[str]:
+    """How the memory of the shown rows was measured."""
+    kinds = {
+        (result.get("memory") or {}).get("kind") or ((result.get("memory") or {}).get("train") or {}).get("kind")
+        for row in table.rows
+        for result in row.results
+        if row.trains
+    }
+    return sorted(kind for kind in kinds if kind)
+
+
+def _numbers(table: Table, row: Row) -> dict:
+    estimate = row.estimate
+    asked, achieved = _first(row, "parameters", "budget_asked"), _first(row, "parameters", "budget_achieved")
+    return {
+        "experiment": table.experiment,
+        "task": table.task,
+        "model": table.model,
+        "method": row.method,
+        "title": row.title,
+        "seeds": len(row.done),
+        "runs": " ".join(record.id for record in row.done),
+        "adapter_parameters": _first(row, "parameters", "adapter"),
+        "head_parameters": _first(row, "parameters", "head"),
+        "base_parameters": _first(row, "parameters", "base"),
+        "budget_asked": asked,
+        "budget_achieved": achieved,
+        "budget_off_percent": 100 * (achieved / asked - 1) if asked and achieved is not None else None,
+        "metric": table.metric,
+        "split": table.split,
+        "value": estimate.value if estimate else None,
+        "low": estimate.low if estimate else None,
+        "high": estimate.high if estimate else None,
+        "interval": estimate.covers if estimate else None,
+        "train_peak_allocated_bytes": _median(row, "memory", "train", "peak_allocated_bytes"),
+        "train_step_peak_new_bytes": _median(row, "memory", "train", "step_peak_new_bytes"),
+        "select_peak_allocated_bytes": _median(row, "memory", "select", "peak_allocated_bytes"),
+        "train_resident_peak_bytes": _median(row, "memory", "train", "resident_peak_bytes"),
+        "step_median_seconds": _median(row, "step_seconds", "median"),
+        "step_p95_seconds": _median(row, "step_seconds", "p95"),
+        "tokens_per_second": _median(row, "tokens_per_second"),
+        **{f"{phase}_seconds": _median(row, "seconds", phase) for phase in ("select", "train", "evaluate", "total")},
+        "learning_rate": row.learning_rate,
+        **_other_metrics(row),
+    }
+
+
+def _other_metrics(row: Row) -> dict[str, float]:
+    names = {
+        (split, name)
+        for result in row.results
+        for split, metrics in (result.get("metrics") or {}).items()
+        for name, value in (metrics or {}).items()
+        if isinstance(value, int | float)
+    }
+    return {f"{split}_{name}": fmean(row.values("metrics", split, name)) for split, name in sorted(names)}
+
+
+def _difference_fields(prefix: str, found: Difference | None) -> dict:
+    names = ("value", "low", "high", "seeds", "examples")
+    return {f"{prefix}_{name}" if name != "value" else prefix: getattr(found, name, None) for name in names}
+
+
+def _first(row: Row, *path: str):
+    return next(iter(row.values(*path)), None)
+
+
+def _median(row: Row, *path: str) -> float | None:
+    values = row.values(*path)
+    return median(values) if values else None
+
+
+def _ratio(mine: float | None, reference: float | None) -> float | None:
+    return mine / reference if mine is not None and reference else None
+
+
+def _plain(value) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,101 @@
+"""One self-contained HTML page: style, pictures and curves inside, nothing fetched, everything escaped."""
+
+import base64
+import json
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from rowsft.report import curves
+from rowsft.report.listing import entry
+from rowsft.report.rows import flatten
+from rowsft.report.section import Section
+from rowsft.report.tables import blocks, demonstration, halves, heading, main_rows, notes
+from rowsft.store import Record
+
+#: Columns that hold words; all others are numbers and stand to the right.
+WORDS = ("method", "differs in", "state", "phase", "reason", "run", "chosen")
+
+
+def page(title: str, sections: list[Section], light: bytes | None, dark: bytes | None) -> str:
+    """The page as text. `light` and `dark` are the PNG bytes of the picture for both colour schemes."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    records = list({record.id: record for section in sections for record in section.table.records}.values())
+    return environment.get_template("page.html.j2").render(
+        title=title,
+        summary=_summary(records),
+        sections=[_section(section) for section in sections],
+        light=base64.b64encode(light).decode() if light else None,
+        dark=base64.b64encode(dark).decode() if dark else None,
+        environments=_environments(records),
+        sources=_sources(records),
+        runs=[entry(record) for record in sorted(records, key=lambda record: record.id)],
+        words=WORDS,
+        frame=curves,
+    )
+
+
+def _summary(records: list[Record]) -> list[str]:
+    done = sum(record.result is not None for record in records)
+    days = sorted(day for record in records if (day := ((record.latest or {}).get("started_at") or "")[:10]))
+    found = [f"{len(records)} runs", f"{done} finished"]
+    if done < len(records):
+        found.append(f"{len(records) - done} without a result")
+    if days:
+        found.append(days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}")
+    return found
+
+
+def _section(section: Section) -> dict:
+    return {
+        "heading": heading(section.table),
+        "demonstration": demonstration(section.table),
+        "main": halves(main_rows(section)) if section.lines else None,
+        "blocks": blocks(section),
+        "notes": notes(section.table, section.lines),
+        "conditions": section.conditions,
+        "remarks": section.remarks,
+        "chart": curves.chart(section),
+        "metric": section.table.metric,
+    }
+
+
+def _environments(records: list[Record]) -> list[dict]:
+    """Every distinct machine and software that made results, with the number of its runs."""
+    found: dict[str, dict] = {}
+    for record in records:
+        about = dict((record.result or {}).get("environment") or {})
+        about.pop("seeds", None)
+        if about:
+            machine = found.setdefault(json.dumps(about, sort_keys=True), {"runs": 0, "facts": _facts(about)})
+            machine["runs"] += 1
+    return [found[key] for key in sorted(found)]
+
+
+def _sources(records: list[Record]) -> list[dict]:
+    """What the runs say of their models and data: source, licence, caveat, sizes, hashes."""
+    found: dict[str, dict] = {}
+    for record in records:
+        for kind, group, key in (("model", "model", "model_facts"), ("data", "task", "task_about")):
+            about = (record.result or {}).get(key)
+            if about:
+                name = (record.config.get(group) or {}).get("name", "?")
+                text = f"{kind} {name} {json.dumps(about, sort_keys=True)}"
+                found[text] = {"kind": kind, "name": name, "facts": _facts(about)}
+    return [found[key] for key in sorted(found, reverse=True)]
+
+
+def _facts(about: dict) -> list[tuple[str, str]]:
+    return [(key, _text(value)) for key, value in flatten(about).items() if value not in (None, [], {})]
+
+
+def _text(value) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
+        return f"{value:,}"
+    return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else str(value)

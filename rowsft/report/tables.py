@@ -1,0 +1,255 @@
+"""Tables as text: the same cells for Markdown, HTML and the terminal."""
+
+from rowsft.report.lines import memory_kinds, references
+from rowsft.report.rows import Table
+from rowsft.report.section import Section
+from rowsft.report.statistics import OVER_EXAMPLES
+
+NONE = "–"
+MEMORY_KINDS = {
+    "cpu_profiler": "every allocation of a step, replayed from torch's profiler (CPU)",
+    "cuda_allocator": "torch's CUDA allocator",
+}
+
+
+_COST_COLUMNS = (
+    "training peak MiB",
+    "× LoRA",
+    "selection peak MiB",
+    "step ms median / p95",
+    "× LoRA ",
+    "tokens/s",
+    "select s",
+    "train s",
+    "evaluate s",
+)
+
+
+def heading(table: Table) -> str:
+    """Task and model, with the experiment where there is one."""
+    return f"{table.task} · {table.model}" + (f" · {table.experiment}" if table.experiment else "")
+
+
+def main_columns(table: Table, line: dict) -> dict[str, str]:
+    """One row of the main table: {column title: cell}."""
+    arrow = "↑" if table.higher_is_better else "↓"
+    return {
+        "method": line["title"],
+        "trainable parameters": _parameters(line),
+        "budget asked → achieved": _budget(line),
+        f"{table.split} {table.metric} {arrow} (95 %)": metric(line),
+        "seeds": str(line["seeds"]),
+        "training peak MiB": _mib(line["train_peak_allocated_bytes"]),
+        "× LoRA": _times(line["train_peak_to_lora"]),
+        "selection peak MiB": _mib(line["select_peak_allocated_bytes"]),
+        "step ms median / p95": _pair(line),
+        "× LoRA ": _times(line["step_to_lora"]),
+        "tokens/s": _number(line["tokens_per_second"], ",.0f"),
+        "select s": _number(line["select_seconds"], ".1f"),
+        "train s": _number(line["train_seconds"], ".1f"),
+        "evaluate s": _number(line["evaluate_seconds"], ".1f"),
+        "learning rate": _number(line["learning_rate"], "g"),
+        "differs in": line["differs_in"] or NONE,
+    }
+
+
+def terminal_columns(table: Table, line: dict) -> dict[str, str]:
+    """The main table without what does not fit a terminal."""
+    cells = main_columns(table, line)
+    metric_name = next(name for name in cells if table.metric in name)
+    return {
+        "method": cells["method"],
+        "trainable": _number(line["adapter_parameters"], ",d"),
+        "off": _number(line["budget_off_percent"], "+.2f", " %"),
+        metric_name: cells[metric_name],
+        "n": cells["seeds"],
+        "peak MiB": cells["training peak MiB"],
+        "× LoRA": cells["× LoRA"],
+        "step ms": _number(line["step_median_seconds"], ",.0f", scale=1000),
+        "× LoRA ": cells["× LoRA "],
+        "train s": _number(line["train_seconds"], ",.0f"),
+        "rate": cells["learning rate"],
+    }
+
+
+def difference_columns(table: Table, line: dict) -> dict[str, str]:
+    """One row of the paired differences."""
+    return {
+        "method": line["title"],
+        f"{table.metric} minus LoRA": _difference(line, "minus_lora"),
+        f"{table.metric} minus full fine-tuning": _difference(line, "minus_full"),
+        "seeds shared (LoRA / full)": _shared(line, "seeds"),
+        "examples (LoRA / full)": _shared(line, "examples"),
+    }
+
+
+def state_columns(entry: dict) -> dict[str, str]:
+    """One run that has no result."""
+    return {
+        "method": entry["title"],
+        "seed": str(entry["seed"]),
+        "state": entry["state"],
+        "phase": entry["phase"] or NONE,
+        "reason": entry["reason"] or NONE,
+        "run": entry["run"],
+    }
+
+
+def grid_columns(table: Table, line: dict) -> dict[str, str]:
+    """One learning rate of the grid."""
+    return {
+        "method": line["title"],
+        "learning rate": _number(line["learning_rate"], "g"),
+        f"validation {table.metric}": _number(line["validation"], ".4f"),
+        "seeds": str(line["seeds"]) + (f" ({line['unfinished']} unfinished)" if line["unfinished"] else ""),
+        "cost s": _number(line["seconds"], ",.0f"),
+        "chosen": "yes" if line["chosen"] else "",
+    }
+
+
+def notes(table: Table, numbers: list[dict]) -> list[str]:
+    """What a reader needs beneath the main table to read its numbers right."""
+    found = []
+    intervals = sorted({line["interval"] for line in numbers if line["interval"]})
+    if intervals:
+        found.append("Intervals: " + "; ".join(intervals) + ". Costs: medians over seeds.")
+    if OVER_EXAMPLES in intervals:
+        found.append("A test-set interval says nothing about the spread between seeds.")
+    kinds = memory_kinds(table)
+    if kinds:
+        found.append("Memory: " + "; ".join(MEMORY_KINDS.get(kind, kind) for kind in kinds) + ".")
+    zero = references(table)
+    if zero:
+        found.append(
+            f"Zero line, nothing trained ({table.split}): "
+            + ", ".join(f"{name} {value:.4f}" for name, value in sorted(zero.items()))
+            + "."
+        )
+    return found
+
+
+def demonstration(table: Table) -> dict | None:
+    """{"notes": [...], "real_command": text or None} when the experiment calls itself a demonstration."""
+    said = table.notes.get("demonstration")
+    if not said or not (not isinstance(said, dict) or said.get("is", True)):
+        return None
+    if not isinstance(said, dict):
+        return {"notes": [str(said)] if said is not True else [], "real_command": None}
+    about = said.get("notes") or []
+    about = [about] if isinstance(about, str) else [str(note) for note in about]
+    return {"notes": about, "real_command": said.get("real_command")}
+
+
+def main_rows(section: Section) -> list[dict[str, str]]:
+    """The main table: one dict {column title: cell} a row."""
+    return [main_columns(section.table, line) for line in section.lines]
+
+
+def halves(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The main table as two that fit a page: what the methods give, and what they cost."""
+    cost = [{name: cell for name, cell in row.items() if name in ("method", *_COST_COLUMNS)} for row in rows]
+    gain = [{name: cell for name, cell in row.items() if name not in _COST_COLUMNS} for row in rows]
+    return gain, cost
+
+
+def blocks(section: Section) -> list[tuple[str, list[dict[str, str]]]]:
+    """The (title, rows) of everything tabular in a section beside the main table; empty ones left out."""
+    table, numbers = section.table, section.lines
+    found = [
+        ("Runs without a result", [state_columns(entry) for entry in section.unfinished]),
+        (
+            "Paired differences on the same examples (paired bootstrap, 95 %)",
+            [difference_columns(table, line) for line in numbers] if _has_differences(numbers) else [],
+        ),
+        ("Learning-rate grid (chosen on validation)", [grid_columns(table, line) for line in section.grid]),
+    ]
+    return [(title, rows) for title, rows in found if rows]
+
+
+def markdown(section: Section) -> str:
+    """The whole section of a table: main table, notes, the other blocks, the fairness contract."""
+    contract = [f"- **{c.status}**: {c.text}" + (f" ({c.detail})" if c.detail else "") for c in section.conditions]
+    contract += [f"- note: {remark}" for remark in section.remarks]
+    parts = [
+        f"## {heading(section.table)}",
+        _demonstration_markdown(section.table),
+        _markdown_table(main_rows(section)) if section.lines else "No run has finished yet.",
+        "\n".join(f"- {note}" for note in notes(section.table, section.lines)),
+        *(f"**{title}**\n\n{_markdown_table(rows)}" for title, rows in blocks(section)),
+        "**Fairness contract**\n\n" + "\n".join(contract),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _has_differences(numbers: list[dict]) -> bool:
+    """Whether any row could be held against LoRA or full fine-tuning example by example."""
+    return any(line["minus_lora"] is not None or line["minus_full"] is not None for line in numbers)
+
+
+def metric(line: dict) -> str:
+    """The primary metric with its interval: ± where it is symmetric, [low, high] where it is not."""
+    if line["value"] is None:
+        return NONE
+    if line["low"] is None:
+        return f"{line['value']:.4f}"
+    if line["interval"] == OVER_EXAMPLES:
+        return f"{line['value']:.4f} [{line['low']:.4f}, {line['high']:.4f}]"
+    return f"{line['value']:.4f} ± {line['high'] - line['value']:.4f}"
+
+
+def _demonstration_markdown(table: Table) -> str:
+    found = demonstration(table)
+    if found is None:
+        return ""
+    text = "> **This is a demonstration, not a result.** " + " ".join(found["notes"])
+    return text + (f"\n>\n> For the real thing: `{found['real_command']}`" if found["real_command"] else "")
+
+
+def _markdown_table(rows: list[dict[str, str]]) -> str:
+    cells = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join("| " + " | ".join(_escape(cell) for cell in row) + " |" for row in cells)
+
+
+def _escape(cell: str) -> str:
+    return cell.strip().replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _parameters(line: dict) -> str:
+    adapter, head = line["adapter_parameters"], line["head_parameters"]
+    if adapter is None:
+        return NONE
+    return f"{adapter:,}" + (f" + {head:,} head" if head else "")
+
+
+def _budget(line: dict) -> str:
+    if not line["budget_asked"] or line["budget_achieved"] is None:
+        return NONE
+    return f"{line['budget_asked']:,} → {line['budget_achieved']:,} ({line['budget_off_percent']:+.2f} %)"
+
+
+def _pair(line: dict) -> str:
+    median, p95 = (_number(line[key], ",.0f", scale=1000) for key in ("step_median_seconds", "step_p95_seconds"))
+    return NONE if median == NONE else f"{median} / {p95}"
+
+
+def _difference(line: dict, prefix: str) -> str:
+    value, low, high = line[prefix], line[f"{prefix}_low"], line[f"{prefix}_high"]
+    if value is None:
+        return NONE
+    return f"{value:+.4f}" + (f" [{low:+.4f}, {high:+.4f}]" if low is not None else "")
+
+
+def _shared(line: dict, name: str) -> str:
+    return " / ".join(_number(line[f"{prefix}_{name}"], ",d") for prefix in ("minus_lora", "minus_full"))
+
+
+def _mib(value: float | None) -> str:
+    return _number(value, ",.1f", scale=1 / 2**20)
+
+
+def _times(value: float | None) -> str:
+    return _number(value, ".2f", "×")
+
+
+def _number(value: float | None, form: str, unit: str = "", scale: float = 1) -> str:
+    return NONE if value is None else f"{value * scale if scale != 1 else value:{form}}{unit}"

@@ -1,0 +1,56 @@
+"""A section in the terminal: the main table cut to what fits, states, and the contract's open points."""
+
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from rowsft.report.fairness import MET, STATED, Condition
+from rowsft.report.section import Section
+from rowsft.report.tables import demonstration, heading, notes, state_columns, terminal_columns
+
+_LEFT = ("method", "state", "phase", "reason")
+
+
+def show(section: Section, console: Console) -> None:
+    """Print one section."""
+    table = section.table
+    console.print(Text(f"\n{heading(table)}", style="bold"))
+    said = demonstration(table)
+    if said is not None:
+        console.print(Text("A demonstration, not a result. " + " ".join(said["notes"]), style="yellow"))
+        if said["real_command"]:
+            console.print(Text(f"For the real thing: {said['real_command']}", style="yellow"))
+    if section.lines:
+        console.print(_grid([terminal_columns(table, line) for line in section.lines]))
+    else:
+        console.print("No run has finished yet.")
+    if section.unfinished:
+        console.print(Text("runs without a result", style="bold"))
+        console.print(_grid([state_columns(entry) for entry in section.unfinished]))
+    for note in notes(table, section.lines):
+        console.print(Text(note, style="dim"))
+    console.print(_contract(section.conditions, section.remarks))
+
+
+def _grid(rows: list[dict[str, str]]) -> Grid:
+    grid = Grid(box=None, header_style="bold", pad_edge=False)
+    for name in rows[0]:
+        grid.add_column(Text(name.strip()), justify="left" if name in _LEFT else "right")
+    for row in rows:
+        # Text, not markup: cells may hold square brackets.
+        grid.add_row(*(Text(cell) for cell in row.values()))
+    return grid
+
+
+def _contract(conditions: list[Condition], remarks: list[str]) -> Text:
+    met = [condition.text for condition in conditions if condition.status in (MET, STATED)]
+    text = Text(f"Fairness contract: {len(met)} of {len(conditions)} conditions met.")
+    for condition in conditions:
+        if condition.status != MET:
+            text.append(f"\n  {condition.status}: {condition.text}", style="yellow")
+            text.append(f" ({condition.detail})" if condition.detail else "")
+    for remark in remarks:
+        text.append(f"\n  note: {remark}")
+    if met:
+        text.append("\n  met: " + "; ".join(met), style="dim")
+    return text

@@ -1,0 +1,106 @@
+"""One try at a run: its fields are on disk after every call, its files whole or absent."""
+
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rowsft.store import files
+from rowsft.store.record import FINAL_STATES, now
+
+if TYPE_CHECKING:
+    from rowsft.store.folder import RunFolder
+
+
+class Attempt:
+    """One try at a run: the fields of docs/architecture.md, written to disk at every call."""
+
+    def __init__(self, run: "RunFolder", fields: dict):
+        self._run = run
+        self._started = time.monotonic()
+        self.fields = fields
+        self.number: int = fields["attempt"]
+        self.path: Path = run.path / f"attempt-{self.number}"
+
+    def update(self, **fields) -> None:
+        """Set fields; a mapping is merged into the mapping that stands there. A nan or infinity is stored as null and
+        its key listed under `non_finite`."""
+        plain, not_finite = files.jsonable(fields)
+        _merge(self.fields, plain)
+        if not_finite:
+            self.fields["non_finite"] = sorted({*self.fields.get("non_finite", []), *not_finite})
+        self._run.write()
+
+    def write_predictions(self, rows: list[dict]) -> None:
+        """Keep one JSON object an example as predictions.jsonl, entered with its sha256 under `files`."""
+        self._enter("predictions", "predictions.jsonl", files.write_jsonl(self.path / "predictions.jsonl", rows))
+
+    def write_curve(self, rows: list[dict]) -> None:
+        """Keep one line a logged step as curve.csv, entered with its sha256 under `files`."""
+        self._enter("curve", "curve.csv", files.write_csv(self.path / "curve.csv", rows))
+
+    def write_folder(self, name: str, fill: Callable[[Path], object]) -> None:
+        """Let `fill` write a folder `<name>/` (an adapter), entered with the sha256 of its contents under `files`.
+
+        The folder gets its name only when `fill` has come through.
+        """
+        temporary = self.path / f".{name}.tmp"
+        with files.explained(self.path):
+            temporary.mkdir()
+        try:
+            fill(temporary)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        with files.explained(self.path):
+            temporary.rename(self.path / name)
+        self._enter(name, name, files.sha256(self.path / name))
+
+    def finish(self, state: str, error: dict | None = None, **fields) -> None:
+        """Close the attempt as done, failed, oom or interrupted. Once only.
+
+        `error` is {"type", "message", "traceback", "phase"}; `seconds.total` is the attempt's wall-clock time unless
+        given.
+        """
+        if state not in FINAL_STATES:
+            raise ValueError(f"state {state!r}: expected one of {', '.join(FINAL_STATES)}")
+        if self._run._open is not self:
+            raise RuntimeError(f"run {self._run.id}: attempt {self.number} is already finished")
+        self.fields["state"] = self._run._raw["state"] = state
+        self.fields["ended_at"] = now()
+        self.fields.setdefault("seconds", {}).setdefault("total", time.monotonic() - self._started)
+        self.fields["error"] = error
+        self._run._open = None
+        self.update(**fields)
+
+    def _enter(self, name: str, relative: str, digest: str) -> None:
+        self.update(files={name: {"path": f"{self.path.name}/{relative}", "sha256": digest}})
+
+
+def state_of(error: BaseException | None) -> str:
+    """The state an attempt ends in when `error` ends it: oom, interrupted or failed."""
+    if error is None or isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted"
+    # torch's own out-of-memory classes by name: the store does not import torch. Its CPU allocator raises RuntimeError.
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return "oom" if out_of_memory or "can't allocate memory" in str(error) else "failed"
+
+
+def error_fields(error: BaseException, phase: str | None = None) -> dict:
+    """An exception as an attempt keeps it; `phase` is where it came up."""
+    return {
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+        "phase": phase,
+    }
+
+
+def _merge(into: dict, new: dict) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value

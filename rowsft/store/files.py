@@ -1,0 +1,109 @@
+"""Files that are either whole or absent: written beside their place, flushed to disk, then renamed."""
+
+import csv
+import errno
+import hashlib
+import io
+import json
+import math
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+from rowsft.errors import UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@contextmanager
+def explained(folder: Path):
+    """Turn an operating-system refusal inside the block into a UserError that names `folder` and what to do."""
+    elsewhere = "choose another folder (store=FOLDER, or --out FOLDER of a report)"
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            reason, advice = "no space is left there", f"free some or {elsewhere}"
+        elif error.errno in _REFUSED:
+            reason, advice = "access is refused", f"make it writable or {elsewhere}"
+        else:
+            reason, advice = "it cannot be used", f"check the path or {elsewhere}"
+        raise UserError(f"{folder}: {reason} ({type(error).__name__}: {error}); {advice}") from error
+
+
+def write_atomic(path: Path, content: bytes) -> str:
+    """Put `content` at `path` in one step and return its sha256 (hex).
+
+    Whatever stood there before stays whole until the new file is on disk. Raises UserError when the folder is full or
+    cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explained(path.parent):
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _flush_folder(path.parent)
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> str:
+    """One JSON object a line, atomically; returns the sha256. A number that is not finite becomes null."""
+    lines = [json.dumps(jsonable(row)[0], ensure_ascii=False, allow_nan=False) for row in rows]
+    return write_atomic(path, "".join(line + "\n" for line in lines).encode())
+
+
+def write_csv(path: Path, rows: list[dict]) -> str:
+    """A CSV with a header (the union of the rows' keys, in order of appearance), atomically; returns the sha256."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return write_atomic(path, stream.getvalue().encode())
+
+
+def sha256(path: Path) -> str:
+    """sha256 (hex) of a file; of a folder, that of the sorted lines `<relative path> <sha256>` of its files."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        listing = "".join(f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in files)
+        return hashlib.sha256(listing.encode()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def jsonable(value, where: str = "") -> tuple[object, list[str]]:
+    """`value` as plain JSON, and the keys whose number was nan or infinite (JSON has neither: they become null)."""
+    if isinstance(value, dict):
+        pairs = {str(key): jsonable(item, f"{where}.{key}" if where else str(key)) for key, item in value.items()}
+        return {key: item for key, (item, _) in pairs.items()}, [name for _, bad in pairs.values() for name in bad]
+    if isinstance(value, list | tuple):
+        items = [jsonable(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [item for item, _ in items], [name for _, bad in items for name in bad]
+    if isinstance(value, Path):
+        return str(value), []
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a scalar of numpy or torch
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None, [where]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value, []
+    raise TypeError(f"{where or 'value'} is a {type(value).__name__}, which a record cannot hold")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

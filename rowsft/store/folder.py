@@ -1,0 +1,144 @@
+"""A run folder held by this process: attempts begin, fill in and finish, and nothing is ever overwritten."""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import yaml
+
+from rowsft.store import files
+from rowsft.store.attempt import Attempt, error_fields, state_of
+from rowsft.store.identity import experiment_name, experiment_notes, identity
+from rowsft.store.lock import RunLock
+from rowsft.store.record import SCHEMA_VERSION, Record, UnreadableRecord, close_stale, now, read_raw
+
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """`runs/<id>/` under this process's lock, from construction to `close()` (or the end of the `with` block).
+
+    Without `config` the run must exist. Leaving the block with an attempt still open finishes it: oom, interrupted or
+    failed by the exception that passed. A record.json that cannot be read is set aside as record.json.corrupt-N, bytes
+    kept, and the run starts anew. Raises UserError when another process holds the run or the folder cannot be written.
+    """
+
+    def __init__(self, path: Path, config: dict | None = None):
+        self.path = Path(path)
+        with files.explained(self.path.parent):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = RunLock(self.path)
+        self._open: Attempt | None = None
+        try:
+            with files.explained(self.path):
+                for leftover in [*self.path.glob(".*.tmp"), *self.path.glob("attempt-*/.*.tmp")]:
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            if config is None:
+                self._raw = read_raw(self.path)
+            else:
+                self._raw = self._read_or_create(config)
+                if experiment_name(config) is not None:
+                    self.add_experiment(experiment_name(config), experiment_notes(config))
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @property
+    def id(self) -> str:
+        """The run's id: the folder's name."""
+        return self.path.name
+
+    @property
+    def record(self) -> Record:
+        """The record as this process holds it."""
+        raw = json.loads(json.dumps(self._raw))
+        known = ("id", "state", "config", "identity", "experiments", "created_at", "attempts", "experiment_notes")
+        return Record(folder=self.path, **{key: raw[key] for key in known})
+
+    def begin(self, **meta) -> Attempt:
+        """Start the next attempt (state running) with `meta` as its first fields; earlier attempts stay as they are."""
+        if self._open is not None:
+            raise RuntimeError(f"run {self.id}: attempt {self._open.number} is still open")
+        close_stale(self._raw)
+        on_disk = [int(path.name.split("-")[1]) for path in self.path.glob("attempt-[0-9]*")]
+        number = max([0, *on_disk, *(attempt["attempt"] for attempt in self._raw["attempts"])]) + 1
+        with files.explained(self.path):
+            (self.path / f"attempt-{number}").mkdir()
+        fields = {
+            "attempt": number,
+            "state": "running",
+            "started_at": now(),
+            "ended_at": None,
+            "error": None,
+            "pid": os.getpid(),
+        }
+        self._raw["attempts"].append(fields)
+        self._raw["state"] = "running"
+        self._open = Attempt(self, fields)
+        self._open.update(**meta)
+        return self._open
+
+    def add_experiment(self, name: str, notes: dict | None = None) -> None:
+        """Enter the run in one more experiment, with what that experiment says of itself (`experiment_notes`)."""
+        plain, _ = files.jsonable(notes or {})
+        experiments = self._raw.setdefault("experiments", [])
+        known = self._raw.setdefault("experiment_notes", {})
+        if name in experiments and (not plain or known.get(name) == plain):
+            return
+        if name not in experiments:
+            experiments.append(name)
+        known[name] = plain
+        self.write()
+
+    def close_dead(self, message: str) -> None:
+        """Write down as interrupted, with `message`, an attempt whose process is gone; nothing if there is none."""
+        if self._open is None and close_stale(self._raw, message):
+            self.write()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Finish an open attempt by `error` and give the lock back."""
+        try:
+            if self._open is not None:
+                self._open.finish(state_of(error), error=error and error_fields(error))
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, _kind, error, _trace) -> None:
+        self.close(error)
+
+    def write(self) -> None:
+        """Put the record on disk, whole or not at all."""
+        text = json.dumps(self._raw, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        files.write_atomic(self.path / "record.json", text.encode())
+
+    def _read_or_create(self, config: dict) -> dict:
+        path = self.path / "record.json"
+        if path.exists():
+            try:
+                return read_raw(self.path)
+            except UnreadableRecord as reason:
+                aside = path.with_name(f"{path.name}.corrupt-{len(list(self.path.glob('record.json.corrupt-*'))) + 1}")
+                with files.explained(self.path):
+                    path.rename(aside)
+                log.warning("%s; set aside as %s, the run starts anew", reason, aside.name)
+        plain, _ = files.jsonable(config)
+        files.write_atomic(self.path / "config.yaml", yaml.safe_dump(plain, sort_keys=False).encode())
+        raw = {
+            "schema_version": SCHEMA_VERSION,
+            "id": self.id,
+            "state": "pending",
+            "created_at": now(),
+            "experiments": [],
+            "experiment_notes": {},
+            "config": plain,
+            "identity": identity(config),
+            "attempts": [],
+        }
+        self._raw = raw
+        self.write()
+        return raw

@@ -1,0 +1,117 @@
+"""A record as it is read: checked, and with the state that the lock allows it to have."""
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rowsft.errors import UserError
+from rowsft.store.files import explained
+from rowsft.store.lock import is_held
+
+SCHEMA_VERSION = 1
+STATES = ("pending", "running", "done", "failed", "oom", "interrupted")
+FINAL_STATES = ("done", "failed", "oom", "interrupted")
+
+
+class UnreadableRecord(Exception):
+    """record.json is there but is not a whole record."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run as the store tells it; `attempts` are the dicts of docs/architecture.md, oldest first."""
+
+    id: str
+    state: str
+    config: dict
+    identity: dict
+    experiments: list[str]
+    folder: Path
+    created_at: str | None = None
+    attempts: list[dict] = field(default_factory=list)
+    experiment_notes: dict = field(default_factory=dict)
+
+    @property
+    def result(self) -> dict | None:
+        """The latest attempt that is done: what the run reports. None when there is none yet."""
+        return next((attempt for attempt in reversed(self.attempts) if attempt["state"] == "done"), None)
+
+    @property
+    def latest(self) -> dict | None:
+        """The latest attempt, whatever became of it."""
+        return self.attempts[-1] if self.attempts else None
+
+    def file(self, name: str) -> Path | None:
+        """Where the result's file of that name (predictions, curve, adapter) lies, or None."""
+        entry = ((self.result or {}).get("files") or {}).get(name)
+        return self.folder / entry["path"] if entry else None
+
+
+def read_raw(folder: Path) -> dict:
+    """record.json as written.
+
+    Raises UnreadableRecord when it is damaged, UserError when the system refuses it or a newer version wrote it.
+    """
+    path = Path(folder) / "record.json"
+    try:
+        with explained(path):
+            raw = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UnreadableRecord(f"{path} is damaged ({type(error).__name__}: {error})") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("schema_version"), int):
+        raise UnreadableRecord(f"{path} is not a run record (no schema_version)")
+    if raw["schema_version"] > SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema_version {raw['schema_version']}, this rowsft reads up to {SCHEMA_VERSION}; "
+            "upgrade rowsft or choose another store with store=FOLDER"
+        )
+    expected = {"id": str, "state": str, "config": dict, "identity": dict, "attempts": list}
+    wrong = [key for key, kind in expected.items() if not isinstance(raw.get(key), kind)]
+    if not wrong and raw["state"] not in STATES:
+        wrong = ["state"]
+    if not wrong and not all(
+        isinstance(item, dict) and item.get("state") in STATES and "attempt" in item for item in raw["attempts"]
+    ):
+        wrong = ["attempts"]
+    if not wrong and raw["id"] != Path(folder).name:
+        wrong = ["id"]
+    if wrong:
+        raise UnreadableRecord(f"{path} is not a whole run record (missing or wrong: {', '.join(wrong)})")
+    return raw
+
+
+def read_record(folder: Path) -> Record:
+    """The record of a run folder. A run that says running while nobody holds its lock reads as interrupted."""
+    # The lock is asked first: a run that ends in between is then read as done, never as interrupted.
+    alive = is_held(folder)
+    raw = read_raw(folder)
+    if not alive:
+        close_stale(raw)
+    return Record(
+        id=raw["id"],
+        state=raw["state"],
+        config=raw["config"],
+        identity=raw["identity"],
+        experiments=list(raw.get("experiments") or []),
+        folder=Path(folder),
+        created_at=raw.get("created_at"),
+        attempts=raw["attempts"],
+        experiment_notes=raw.get("experiment_notes") or {},
+    )
+
+
+def close_stale(raw: dict, message: str = "process gone") -> bool:
+    """Mark, in memory, what still says running although its process is gone; returns whether there was any."""
+    stale = [attempt for attempt in raw["attempts"] if attempt["state"] == "running"]
+    for attempt in stale:
+        attempt["state"] = "interrupted"
+        attempt["error"] = {"type": "ProcessGone", "message": message, "traceback": None, "phase": None}
+    if raw["state"] == "running":
+        raw["state"] = "interrupted"
+    return bool(stale)
+
+
+def now() -> str:
+    """The time as records carry it: ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""Many jobs, one fresh process each."""

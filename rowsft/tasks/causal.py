@@ -1,0 +1,123 @@
+"""Prompts and answers for a causal language model: encoding, left padding, the likelihood of answers.
+
+Batches are padded on the left, so that the answers end together: logits are then computed at the last K positions
+alone (`logits_to_keep` = K), which saves most of a large vocabulary's cost. The loss stays transformers' own, shifted
+inside the model: labels of the last K positions against logits of the last K positions, the first of which is always a
+prompt token without label. `position_ids` count the tokens that are not padding, so that padding changes nothing.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rowsft.tasks import Progress
+from rowsft.tasks.evaluating import run_batches
+
+IGNORE = -100
+
+
+def encode_answer(tokenizer, prompt: str, answer: str, max_length: int, end: bool) -> dict[str, list[int]]:
+    """input_ids of prompt + answer, labels -100 on the prompt; `end` appends the end-of-sequence token to the answer.
+
+    The two are tokenised apart, so that no token spans the boundary. What exceeds `max_length` tokens is cut from the
+    start of the prompt, then from the end of the answer; at least one token stays before the answer.
+    """
+    before = _prompt_ids(tokenizer, prompt)
+    if _starts_words_with_a_space(tokenizer):
+        # Such a tokenizer puts a space before whatever it is given: a second one would be a token of its own.
+        answer = answer.removeprefix(" ")
+    after = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    if end and tokenizer.eos_token_id is not None:
+        after = [*after, tokenizer.eos_token_id]
+    after = after[: max_length - 1]
+    room = max_length - len(after)
+    if len(before) > room:
+        # A prompt that starts with BOS keeps it: models rely on it.
+        start = before[: min(room - 1, int(before[0] == tokenizer.bos_token_id))]
+        before = start + before[len(before) - room + len(start) :]
+    return {"input_ids": before + after, "labels": [IGNORE] * len(before) + after}
+
+
+def _prompt_ids(tokenizer, prompt: str) -> list[int]:
+    """The prompt with the tokens that the tokenizer puts in front (BOS), without any that it puts at the end."""
+    ids = tokenizer(prompt)["input_ids"]
+    while len(ids) > 1 and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        ids = ids[:-1]
+    # Something must stand before the answer for its first token to be predicted from.
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return ids or [start]
+
+
+def _starts_words_with_a_space(tokenizer) -> bool:
+    """Whether this is a SentencePiece-like tokenizer that adds a space in front of any text (Llama-2, Mistral)."""
+    return tokenizer.tokenize("a")[0].startswith("\u2581")
+
+
+def collate_left(encoded: list[dict], pad_id: int, keep_logits: bool) -> dict[str, Any]:
+    """input_ids, attention_mask, position_ids (batch, length); labels (batch, K) and logits_to_keep K if `keep_logits`.
+
+    K is the longest answer plus one. Without `keep_logits` labels are (batch, length) and logits_to_keep is absent.
+    """
+    length = max(len(example["input_ids"]) for example in encoded)
+    mask = torch.tensor([_left(0, [1] * len(example["input_ids"]), length) for example in encoded])
+    labels = torch.tensor([_left(IGNORE, example["labels"], length) for example in encoded])
+    batch = {
+        "input_ids": torch.tensor([_left(pad_id, example["input_ids"], length) for example in encoded]),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
+    }
+    if not keep_logits:
+        return {**batch, "labels": labels}
+    keep = 1 + max(_answer_length(example["labels"]) for example in encoded)
+    return {**batch, "labels": labels[:, -keep:], "logits_to_keep": keep}
+
+
+def _left(value: int, row: list[int], length: int) -> list[int]:
+    return [value] * (length - len(row)) + row
+
+
+def _answer_length(labels: list[int]) -> int:
+    """Tokens from the first labelled one to the end."""
+    return next((len(labels) - i for i, label in enumerate(labels) if label != IGNORE), 0)
+
+
+def collator(tokenizer, model=None) -> Callable[[list[dict]], dict[str, Any]]:
+    """`collate_left` for a tokenizer; full labels where `model` is given and its forward takes no logits_to_keep."""
+    keep = model is None or takes_logits_to_keep(model)
+    return lambda encoded: collate_left(encoded, tokenizer.pad_token_id, keep)
+
+
+def takes_logits_to_keep(model) -> bool:
+    """Whether the model under any PEFT wrapper has a forward that names `logits_to_keep`."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """Of one answer: its tokens' summed log-probability (nats), their number, how many were the likeliest token."""
+
+    log_likelihood: float
+    tokens: int
+    greedy_matches: int
+
+
+def score_answers(
+    model, encoded: list[dict], tokenizer, batch_size: int, progress: Progress = None
+) -> list[AnswerScore]:
+    """The score of every encoded answer (its labelled tokens), computed in float32, in the order given."""
+    return run_batches(model, encoded, collator(tokenizer, model), batch_size, progress, _read_scores)
+
+
+def _read_scores(output, batch: dict[str, Any]) -> list[AnswerScore]:
+    targets = batch["labels"][:, 1:]
+    logits = output.logits[:, :-1].float()
+    labelled = targets != IGNORE
+    chosen = torch.gather(logits, 2, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    log_probabilities = (chosen - logits.logsumexp(dim=-1)).double() * labelled
+    matches = (logits.argmax(dim=-1) == targets) & labelled
+    sums, counts, hits = log_probabilities.sum(1), labelled.sum(1), matches.sum(1)
+    return [AnswerScore(*row) for row in zip(sums.tolist(), counts.tolist(), hits.tolist(), strict=True)]

@@ -1,0 +1,119 @@
+"""Sequence classification and regression: encoding of one text or a pair, right padding, metrics from logits."""
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import log_softmax
+
+from rowsft.tasks import Evaluation, Progress, metrics
+from rowsft.tasks.base import SplitTask
+from rowsft.tasks.evaluating import run_batches
+
+
+class ClassificationTask(SplitTask):
+    """Examples are {"id", "text", "pair" (absent for single texts), "label"}; labels are class indices or floats."""
+
+    head = "sequence_classification"
+    higher_is_better = True
+
+    def __init__(
+        self,
+        name: str,
+        max_length: int,
+        primary_metric: str,
+        extra_metrics: Sequence[str] = (),
+        limits: Mapping[str, int | None] | None = None,
+    ):
+        super().__init__(name, max_length, limits)
+        self.primary_metric = primary_metric
+        self.metric_names = list(dict.fromkeys([primary_metric, *extra_metrics]))
+        metrics.check(self.metric_names)
+
+    @property
+    @abstractmethod
+    def num_labels(self) -> int:
+        """Number of classes; 1 for regression."""
+
+    @property
+    def is_regression(self) -> bool:
+        return self.num_labels == 1
+
+    @property
+    def problem_type(self) -> str:
+        return "regression" if self.is_regression else "single_label_classification"
+
+    def encode(self, examples: list[dict], tokenizer) -> list[dict]:
+        """input_ids (and token_type_ids where the model has them) cut to max_length tokens, labels, no padding."""
+        pairs = [example["pair"] for example in examples] if examples and "pair" in examples[0] else None
+        texts = [example["text"] for example in examples]
+        out = tokenizer(texts, pairs, truncation=True, max_length=self.max_length, return_attention_mask=False)
+        names = [name for name in ("input_ids", "token_type_ids") if name in out]
+        return [
+            {**{name: out[name][i] for name in names}, "labels": example["label"]} for i, example in enumerate(examples)
+        ]
+
+    def collator(self, tokenizer, model=None) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
+        """Right padding to the longest example: input_ids, attention_mask (batch, length), labels (batch,)."""
+        dtype = torch.float32 if self.is_regression else torch.long
+        return lambda encoded: pad_right(encoded, tokenizer.pad_token_id, dtype)
+
+    def evaluate(
+        self, model, examples: list[dict], tokenizer, batch_size: int, progress: Progress = None
+    ) -> Evaluation:
+        """The task's metrics and the mean loss (cross-entropy in nats, or squared error); scores are the logits."""
+        logits = np.array(
+            run_batches(
+                model,
+                self.encode(examples, tokenizer),
+                self.collator(tokenizer),
+                batch_size,
+                progress,
+                lambda output, batch: output.logits.double().cpu().tolist(),
+            )
+        )
+        labels = np.array([example["label"] for example in examples])
+        predicted = logits[:, 0] if self.is_regression else logits.argmax(axis=1)
+        numbers = metrics.compute(self.metric_names, predicted, labels)
+        numbers["loss"] = _loss(logits, labels)
+        rows = zip(examples, predicted.tolist(), logits.tolist(), strict=True)
+        return Evaluation(
+            numbers,
+            [
+                {"id": example["id"], "prediction": prediction, "label": example["label"], "scores": scores}
+                for example, prediction, scores in rows
+            ],
+        )
+
+    def zero_line(self, model, examples: list[dict], tokenizer) -> dict[str, float]:
+        """Accuracy of always answering the commonest class of the training split (classification alone)."""
+        if self.is_regression:
+            return {}
+        commonest, _ = Counter(example["label"] for example in self.splits()["train"]).most_common(1)[0]
+        return {"majority_accuracy": float(np.mean([example["label"] == commonest for example in examples]))}
+
+
+def pad_right(encoded: list[dict], pad_id: int, label_dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Stack encoded examples: pads carry mask 0 and token type 0."""
+    length = max(len(example["input_ids"]) for example in encoded)
+    batch: dict[str, Any] = {
+        "input_ids": [_fill(example["input_ids"], pad_id, length) for example in encoded],
+        "attention_mask": [_fill([1] * len(example["input_ids"]), 0, length) for example in encoded],
+    }
+    if "token_type_ids" in encoded[0]:
+        batch["token_type_ids"] = [_fill(example["token_type_ids"], 0, length) for example in encoded]
+    batch = {name: torch.tensor(rows) for name, rows in batch.items()}
+    return {**batch, "labels": torch.tensor([example["labels"] for example in encoded], dtype=label_dtype)}
+
+
+def _fill(row: list[int], value: int, length: int) -> list[int]:
+    return [*row, *[value] * (length - len(row))]
+
+
+def _loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    if logits.shape[1] == 1:
+        return float(np.mean((logits[:, 0] - labels) ** 2))
+    return float(-np.mean(log_softmax(logits, axis=1)[np.arange(len(labels)), labels]))

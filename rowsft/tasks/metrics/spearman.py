@@ -1,0 +1,18 @@
+"""Spearman rank correlation."""
+
+import numpy as np
+from scipy.stats import rankdata
+
+from rowsft.tasks.metrics.array_metric import ArrayMetric
+from rowsft.tasks.metrics.pearson import correlation
+
+
+class Spearman(ArrayMetric):
+    label = "spearman"
+    description = "Spearman rank correlation, -1 to 1, ties at their mean rank; 0 where either side is constant."
+
+    def score(self, predictions: np.ndarray, references: np.ndarray) -> float:
+        return correlation(rankdata(predictions), rankdata(references))
+
+
+METRIC = Spearman

@@ -1,0 +1,105 @@
+"""Supervised fine-tuning of a causal language model on the user's own prompts and responses."""
+
+import math
+import string
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rowsft.errors import UserError
+from rowsft.tasks import Evaluation, Progress, causal
+from rowsft.tasks.base import SplitTask
+from rowsft.tasks.local_data import ROW_ID, Tables
+
+
+class PromptResponse(SplitTask):
+    """`prompt` and `response` are templates with column names in braces; `data` is explained in Tables.
+
+    A backslash followed by n counts as a line break, because a command line cannot hold a real one.
+
+    The loss is on the response and the end-of-sequence token after it. Metrics over all response tokens of a split:
+    `loss` (mean, nats; the primary one, lower is better), `perplexity` (its exponential), `token_accuracy` (share of
+    tokens that were the likeliest).
+    """
+
+    head = "causal_lm"
+    num_labels = None
+    problem_type = None
+    primary_metric = "loss"
+    higher_is_better = False
+
+    def __init__(
+        self,
+        name: str,
+        max_length: int,
+        data: Mapping[str, Any],
+        prompt: str,
+        response: str,
+        limits: Mapping[str, int | None] | None = None,
+    ):
+        super().__init__(name, max_length, limits)
+        self.tables = Tables(data)
+        self.prompt, self.response = prompt.replace("\\n", "\n"), response.replace("\\n", "\n")
+        self.columns = list(dict.fromkeys([*_fields("prompt", prompt), *_fields("response", response)]))
+
+    def _read(self) -> dict[str, list[dict]]:
+        tables = self.tables.read(self.columns, _fields("prompt", self.prompt))
+        return {name: [self._example(row) for row in rows] for name, rows in tables.items()}
+
+    def _example(self, row: dict) -> dict:
+        return {"id": row[ROW_ID], "prompt": self.prompt.format(**row), "response": self.response.format(**row)}
+
+    def _facts(self) -> dict[str, Any]:
+        return self.tables.facts()
+
+    def encode(self, examples: list[dict], tokenizer) -> list[dict]:
+        """Prompt, response and end-of-sequence token; labels on the last two."""
+        return [
+            causal.encode_answer(tokenizer, example["prompt"], example["response"], self.max_length, end=True)
+            for example in examples
+        ]
+
+    def collator(self, tokenizer, model=None) -> Callable[[list[dict]], dict[str, Any]]:
+        """Left padding with logits at the responses alone: see rowsft/tasks/causal.py."""
+        return causal.collator(tokenizer, model)
+
+    def evaluate(
+        self, model, examples: list[dict], tokenizer, batch_size: int, progress: Progress = None
+    ) -> Evaluation:
+        """loss, perplexity, token_accuracy. A prediction is the example's mean token loss; it has no label."""
+        scored = causal.score_answers(model, self.encode(examples, tokenizer), tokenizer, batch_size, progress)
+        tokens = sum(score.tokens for score in scored)
+        loss = -sum(score.log_likelihood for score in scored) / tokens
+        numbers = {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "token_accuracy": sum(score.greedy_matches for score in scored) / tokens,
+        }
+        rows = [
+            {
+                "id": example["id"],
+                "prediction": -score.log_likelihood / score.tokens,
+                "label": None,
+                "scores": [score.log_likelihood],
+                "tokens": score.tokens,
+                "greedy_matches": score.greedy_matches,
+            }
+            for example, score in zip(examples, scored, strict=True)
+        ]
+        return Evaluation(numbers, rows)
+
+    def zero_line(self, model, examples: list[dict], tokenizer) -> dict[str, float]:
+        """None: the untrained model's own loss is what the method `none` reports."""
+        return {}
+
+
+def _fields(key: str, template: str) -> list[str]:
+    """Column names in braces of a template. Raises UserError for a template without any or with a broken brace."""
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise UserError(
+            f"task.{key}={template!r}: {error}; expected column names in braces, like {{question}}"
+        ) from error
+    if not names or not all(names):
+        raise UserError(f"task.{key}={template!r}: expected column names in braces, like {{question}}")
+    return names

@@ -1,0 +1,227 @@
+"""The adapted layer: a frozen linear layer whose chosen rows are trained."""
+
+from __future__ import annotations
+
+from weakref import WeakSet
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from rowsft.errors import UserError
+
+from .channel import CHANNELS
+from .config import RowSFTConfig
+from .patch import Patch, Update
+
+PLACEHOLDER_ID = -1
+_WRITABLE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class RowSFTLayer(nn.Module, BaseTunerLayer):
+    """What a row-SFT layer keeps per adapter, and how the base weight follows the active adapters.
+
+    While adapters are active the base weight holds W[rows] = W0 + delta and forward is the base layer's own. The
+    originals go back whenever anything else looks at the weight: state_dict, moving, copying, other adapters.
+    """
+
+    adapter_layer_names = ("row_sft_delta", "row_sft_bias")
+    other_param_names = ("row_sft_ids", "row_sft_dropout")
+
+    def __init__(self, base_layer: nn.Module, channel: str, layer_name: str, shared: bool):
+        super().__init__()
+        self.base_layer = base_layer
+        self.channel = CHANNELS[channel](base_layer)
+        self.layer_name = layer_name
+        self.shared = shared
+        self.in_features, self.out_features = self.channel.in_features, self.channel.out_features
+        self.row_sft_delta = nn.ParameterDict({})
+        self.row_sft_bias = nn.ParameterDict({})
+        self.row_sft_ids = BufferDict(persistent=True)
+        self.row_sft_dropout = nn.ModuleDict({})
+        self._disable_adapters = False
+        self.merged_adapters = []
+        self._patch: Patch | None = None
+        self._graphs = WeakSet()
+        self._checked_ids: dict[str, tuple] = {}
+        self._tied: dict[str, nn.Parameter] = {}
+
+    def update_layer(self, adapter_name: str, ids: torch.Tensor, config: RowSFTConfig) -> None:
+        """Add an adapter that trains rows `ids` (k,) int64 of this layer, starting at zero change."""
+        weight = self.get_base_layer().weight
+        dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
+        self.row_sft_ids[adapter_name] = ids.clone()
+        self.row_sft_delta[adapter_name] = nn.Parameter(torch.zeros(self.channel.shape(len(ids)), dtype=dtype))
+        if config.train_bias and self.get_base_layer().bias is not None:
+            self.row_sft_bias[adapter_name] = nn.Parameter(torch.zeros(len(ids), dtype=dtype))
+        self.row_sft_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT's own version also casts to the base dtype, which would lose the 32-bit copy on a 16-bit base.
+        device = device or self.get_base_layer().weight.device
+        for name in (*self.adapter_layer_names, "row_sft_ids"):
+            held = getattr(self, name)
+            if adapter_name in held and not held[adapter_name].is_meta:
+                held[adapter_name] = held[adapter_name].to(device)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        self.restore()
+        super().delete_adapter(adapter_name)
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        """The adapter's dense update, laid out as the base weight is: (d_out, d_in), Conv1D (d_in, d_out)."""
+        update = self._updates([adapter])[0]
+        return self.channel.dense(update.ids, update.delta.detach())
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return adapter_name not in self.row_sft_bias
+
+    # The base weight ------------------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Write the original rows back into the base weight; the next forward writes the active adapters' again."""
+        if self._patch is not None:
+            self._check_intact()
+            self._patch.restore(self._tensors())
+            self._patch = None
+
+    def _write(self, names: list[str]) -> None:
+        """Make the base weight hold the sum of the named adapters; no name means the original rows."""
+        updates = self._updates(names)
+        if self._patch is not None and not self._patch.fits(updates):
+            self.restore()
+        if updates and self._patch is None:
+            self._patch = Patch(self.channel, self._tensors(), updates)
+        if updates:
+            self._check_intact()
+            self._patch.write(self._tensors(), updates)
+
+    def _private_copy(self, names: list[str]) -> dict[str, torch.Tensor]:
+        """The base layer's tensors with the named adapters' rows, leaving the base layer as it is."""
+        tensors = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+        self._patch.put_originals(tensors)
+        if updates := self._updates(names):
+            Patch(self.channel, tensors, updates).write(tensors, updates)
+        return tensors
+
+    def _tensors(self) -> dict[str, nn.Parameter]:
+        base_layer = self.get_base_layer()
+        bias = {} if base_layer.bias is None else {"bias": base_layer.bias}
+        return {"weight": base_layer.weight, **bias}
+
+    def _updates(self, names: list[str]) -> list[Update]:
+        for name in names:
+            self._check_ids(name)
+        return [Update(self.row_sft_ids[n], self.row_sft_delta[n], self.row_sft_bias.get(n)) for n in names]
+
+    def _is_plain(self) -> bool:
+        """Whether the base tensors are ordinary ones; the exact type leaves out quantised and sharded weights."""
+        return all(
+            type(tensor) is nn.Parameter and tensor.dtype in _WRITABLE_DTYPES and not tensor.is_meta
+            for tensor in self._tensors().values()
+        )
+
+    def _is_writable(self) -> bool:
+        """Whether forward may write rows in place: nothing else reads the base tensors and no optimizer owns them.
+
+        A tensor that is a piece of a larger storage belongs to somebody who will move it about, as the pieces of a flat
+        sharded parameter do.
+        """
+        return (
+            not self.shared
+            and self._is_plain()
+            and not any(
+                tensor.requires_grad
+                or tensor.is_inference()
+                or tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+                for tensor in self._tensors().values()
+            )
+        )
+
+    def _mark_outdated(self) -> None:
+        """The deltas may have changed in a way that version counters do not show."""
+        if self._patch is not None:
+            self._patch.outdated = True
+
+    def _check_intact(self) -> None:
+        if not self._patch.intact(self._tensors()):
+            raise UserError(
+                f"the base weight of layer {self.layer_name} was changed, moved or replaced while adapter rows were "
+                "written in it, so the originals are lost; change it through the whole model, or call "
+                "restore_base_weights() on the tuner (model.base_model) first"
+            )
+
+    def _check_ids(self, name: str) -> None:
+        """Refuse placeholder and impossible row ids; looks at the values only when they have changed."""
+        ids = self.row_sft_ids[name]
+        stamp = (ids.data_ptr(), ids._version)
+        if ids.is_meta or self._checked_ids.get(name) == stamp:
+            return
+        if (ids == PLACEHOLDER_ID).any():
+            raise UserError(
+                f"adapter {name!r} has no row ids for layer {self.layer_name}: its config came from a saved adapter, "
+                "but the adapter's tensors were not loaded; load both with PeftModel.from_pretrained, or choose new "
+                "rows with rows_in_checkpoint=False"
+            )
+        check_row_ids(ids, self.layer_name, self.channel.units)
+        self._checked_ids[name] = stamp
+
+    # Everything that looks at the base weight from outside ------------------------------------------------------------
+
+    def state_dict(self, *args, **kwargs):
+        if not self.merged:
+            self.restore()
+        return super().state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        if not self.merged:
+            self.restore()
+        elif any(key.startswith(f"{prefix}base_layer.") for key in state_dict):
+            self.unmerge()
+        for held in (*self.adapter_layer_names, "row_sft_ids"):
+            for name, tensor in getattr(self, held).items():
+                self._check_fits(state_dict, f"{prefix}{held}.{name}", tensor)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _check_fits(self, state_dict, key: str, tensor: torch.Tensor) -> None:
+        saved = state_dict.get(key)
+        if saved is not None and saved.shape != tensor.shape:
+            raise UserError(
+                f"{key} has shape {tuple(saved.shape)} in the checkpoint, {tuple(tensor.shape)} in this model; "
+                "load the adapter on the base model, and with the config, that it was trained with"
+            )
+
+    def _apply(self, fn, recurse=True):
+        merged = self.merged_adapters
+        self.restore()
+        super()._apply(fn, recurse)
+        if merged:
+            self._write(merged)
+        return self
+
+    def __getstate__(self):
+        # Waiting graphs cannot be copied, and their weights are not the copy's; the patch goes along with its weight.
+        return {name: value for name, value in self.__dict__.items() if name != "_graphs"}
+
+    def __setstate__(self, state):
+        super().__setstate__({**state, "_graphs": WeakSet(), "_checked_ids": {}})
+        if self._patch is not None:
+            self._patch.renew_stamp(self._tensors())
+
+    def train(self, mode: bool = True):
+        self._mark_outdated()
+        return super().train(mode)
+
+
+def check_row_ids(ids: torch.Tensor, layer_name: str, units: int) -> None:
+    """Refuse row ids (k,) that are not different rows of a layer of `units` rows."""
+    if len(ids) and (ids.min() < 0 or ids.max() >= units):
+        raise UserError(
+            f"row ids of layer {layer_name} run from {ids.min()} to {ids.max()}, but it has rows 0 to {units - 1}; "
+            "use the base model that the rows were chosen on"
+        )
+    if len(ids.unique()) != len(ids):
+        raise UserError(f"row ids of layer {layer_name} name a row twice; give each row once")

@@ -1,0 +1,162 @@
+"""The tuner: finds the target layers, settles how many and which rows each one trains, and wraps them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from rowsft.errors import UserError
+
+from .channel import CHANNELS
+from .config import RowSFTConfig
+from .layer import PLACEHOLDER_ID, RowSFTLayer, check_row_ids
+from .linear import Linear
+
+
+class RowSFTModel(BaseTuner):
+    """Row-SFT (Li and Bhaskara, arXiv 2502.11439): train the most important rows of every target layer, nothing else.
+
+    Args:
+        model (`torch.nn.Module`): the base model.
+        config ([`RowSFTConfig`]): the configuration of the adapter.
+        adapter_name (`str`): the adapter's name, `"default"` by default.
+        low_cpu_mem_usage (`bool`): create empty adapter tensors on the meta device, to be filled from a checkpoint.
+
+    Example:
+
+        ```py
+        >>> from transformers import AutoModelForCausalLM
+        >>> from peft import get_peft_model
+        >>> from rowsft import RowSFTConfig
+
+        >>> base = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")
+        >>> model = get_peft_model(base, RowSFTConfig(rows=16, importance="l2", target_modules=["q_proj", "v_proj"]))
+        ```
+    """
+
+    prefix: str = "row_sft_"
+    tuner_layer_cls = RowSFTLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def restore_base_weights(self) -> None:
+        """Write the original rows back into every base weight; the next forward writes the active adapters' again."""
+        for module in self.model.modules():
+            if isinstance(module, RowSFTLayer) and not module.merged:
+                module.restore()
+
+    def _prepare_model(self, peft_config: RowSFTConfig, model: nn.Module) -> None:
+        """Settle every layer's rows before the first one is wrapped, so that bad input leaves the model as it was."""
+        peft_config = _maybe_include_all_linear_layers(peft_config, model)
+        targets = self._targets(peft_config, model)
+        if peft_config.row_ids is not None and _has_no_size(peft_config):
+            peft_config.rows_pattern = {name: len(peft_config.row_ids.get(name, ())) for name in targets}
+        for setting in ("rows_pattern", "row_ids"):
+            if unknown := set(getattr(peft_config, setting) or {}) - set(targets):
+                raise UserError(
+                    f"{setting} names {sorted(unknown)[0]}, which target_modules does not select in this model; "
+                    "use full layer names such as model.layers.0.self_attn.q_proj"
+                )
+        self._shared = _shared_tensors(model)
+        self._planned = {name: self._choose_rows(peft_config, name, layer) for name, layer in targets.items()}
+        if targets and not any(len(ids) for ids in self._planned.values()):
+            raise UserError("every target layer is left with 0 rows, nothing would be trained; raise the budget")
+
+    def _targets(self, config: RowSFTConfig, model: nn.Module) -> dict[str, nn.Module]:
+        """The layers that the config selects, by full name; layers wrapped by another adapter give their base layer."""
+        targets, inside = {}, ()
+        for name, module in model.named_modules():
+            if not name or name.startswith(inside) or not self._check_target_module_exists(config, name):
+                continue
+            if isinstance(module, BaseTunerLayer):
+                inside = (*inside, f"{name}.")
+                module = module.get_base_layer()
+            if not isinstance(module, (nn.Linear, Conv1D)):
+                raise UserError(
+                    f"target_modules selects {name}, a {type(module).__name__}; row-SFT trains rows of nn.Linear and "
+                    "Conv1D layers: name those, or list this one in exclude_modules"
+                )
+            targets[name] = module
+        return targets
+
+    def _choose_rows(self, config: RowSFTConfig, name: str, layer: nn.Module) -> torch.Tensor:
+        """Row ids (k,) int64 of one layer: given, placeholders until a checkpoint brings them, or scored here."""
+        units = CHANNELS[config.channel](layer).units
+        rows = config.rows_of(name, units)
+        if config.row_ids is not None:
+            ids = torch.as_tensor(config.row_ids.get(name, ()), dtype=torch.int64, device="cpu").flatten()
+            if len(ids) != rows:
+                raise UserError(f"row_ids has {len(ids)} ids for layer {name}, but its size is set to {rows} rows")
+            check_row_ids(ids, name, units)
+            return ids
+        if config.rows_in_checkpoint or rows == 0:
+            return torch.full((rows,), PLACEHOLDER_ID)
+        return self._score_rows(config, name, layer, rows)
+
+    def _score_rows(self, config: RowSFTConfig, name: str, layer: nn.Module, rows: int) -> torch.Tensor:
+        # Imported here because these import peft, and importing peft imports this module.
+        from rowsft.importance import layer_generator, score_weights
+        from rowsft.selection import choose, rows_of
+
+        if config.scope != "layer" or config.attention != "linear":
+            raise UserError(
+                f"scope={config.scope!r} with attention={config.attention!r} cannot be settled layer by layer; "
+                "use rowsft.attach, or pass row_ids"
+            )
+        if layer.weight.is_meta or not layer.weight.is_floating_point():
+            raise UserError(
+                f"layer {name} has no weights that can be scored ({layer.weight.dtype} on {layer.weight.device}); "
+                "pass row_ids"
+            )
+        weight = rows_of(layer, layer.weight.detach())
+        scores = score_weights(weight, config.importance, layer_generator(config.seed, name))
+        return choose({name: scores}, {name: rows})[name].cpu()
+
+    def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
+        base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        # Injection from a state dict may select layers that the config does not.
+        ids = self._planned.get(current_key)
+        if ids is None:
+            ids = self._choose_rows(peft_config, current_key, base_layer)
+        if not len(ids):
+            return
+        if isinstance(target, RowSFTLayer):
+            target.update_layer(adapter_name, ids, peft_config)
+            return
+        shared = any(self._shared[_key(tensor)] > 1 for tensor in base_layer.parameters(recurse=False))
+        new_module = Linear(target, adapter_name, peft_config, layer_name=current_key, ids=ids, shared=shared)
+        if adapter_name not in self.active_adapters:
+            # An additional adapter is not trainable by itself.
+            new_module.requires_grad_(False)
+        self._replace_module(parent, target_name, new_module, target)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        known = model.state_dict().keys()
+        for key in remapped:
+            layer, prefix, _ = key.rpartition(f".{cls.prefix}")
+            if prefix and key not in known:
+                raise UserError(
+                    f"the checkpoint has rows of {layer}, which adapter {adapter_name!r} does not adapt in this model; "
+                    "load the adapter on the base model, and with the config, that it was trained with"
+                )
+        return remapped
+
+
+def _has_no_size(config: RowSFTConfig) -> bool:
+    return config.rows is None and config.ratio is None and config.rows_pattern is None
+
+
+def _shared_tensors(model: nn.Module) -> Counter:
+    """How many places in the model hold each parameter's storage."""
+    return Counter(_key(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+
+
+def _key(tensor: torch.Tensor):
+    address = 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()
+    return address or id(tensor)

@@ -1,0 +1,241 @@
+"""Every method on tiny models: what it trains, where it starts, what it saves, what it merges to."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+from tiny import causal_batch, classification_batch, tiny_bert, tiny_gpt2, tiny_llama
+
+from baselines.lora import Lora
+from rowsft.budget import Budget
+from rowsft.errors import UserError
+from rowsft.method import head_parameters, method_class
+from rowsft.row_sft import RowSFT
+from rowsft.selection import Targets, eligible_layers
+
+CONF = str(Path(__file__).parents[2] / "conf")
+HEAD = ["classifier", "bert.pooler"]
+CASES = {
+    "llama": (tiny_llama, causal_batch, Targets()),
+    "gpt2": (tiny_gpt2, causal_batch, Targets()),
+    "bert": (tiny_bert, classification_batch, Targets(head_modules=HEAD)),
+}
+METHODS = ["row_sft", "lora", "dora", "full", "none"]
+GRID = [(case, method) for case in CASES for method in METHODS] + [("bert", "head")]
+BUDGET = Budget(params=3000)
+
+
+def prepared(case, name, budget=BUDGET, **settings):
+    """A method attached to a fresh model: (method, knobs, wrapped, untouched copy of the model, batch)."""
+    build, make, targets = CASES[case]
+    model, batch = build(), make()
+    base = deepcopy(model)
+    method = method_class(name)(**settings)
+    knobs = method.solve(budget, model, targets)
+    knobs = method.select(model, knobs, [batch] if method.needs_calibration else [])
+    return method, knobs, method.attach(model, knobs), base, batch
+
+
+def train(model, batch, steps=3):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+
+
+def logits(model, batch):
+    with torch.no_grad():
+        return model.eval()(**batch).logits
+
+
+@pytest.mark.parametrize(("case", "name"), GRID)
+def test_step_zero_computes_what_the_base_computes(case, name):
+    _, _, wrapped, base, batch = prepared(case, name)
+    torch.testing.assert_close(logits(wrapped, batch), logits(base, batch), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("case", "name"), GRID)
+def test_trains_exactly_what_the_knobs_claim(case, name):
+    method, knobs, wrapped, base, _ = prepared(case, name)
+    head = head_parameters(base, CASES[case][2].head_modules) if name != "none" else 0
+    trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+    assert method.trainable(wrapped) == {"adapter": knobs.achieved, "head": head, "total": trained}
+    assert trained == knobs.achieved + head
+    assert json.loads(json.dumps(knobs.values)) == knobs.values
+    if name in ("row_sft", "lora", "dora"):
+        assert 2900 < knobs.achieved <= knobs.asked == 3000
+    if name == "full":
+        assert trained == sum(p.numel() for p in base.parameters())
+
+
+@pytest.mark.parametrize(("case", "name"), [item for item in GRID if item[1] != "none"])
+def test_training_moves_what_is_trainable_and_nothing_else(case, name):
+    _, _, wrapped, base, batch = prepared(case, name)
+    before = {n: p.clone() for n, p in wrapped.named_parameters()}
+    train(wrapped, batch)
+    if name == "row_sft":
+        wrapped.base_model.restore_base_weights()
+    moved = {n for n, p in wrapped.named_parameters() if not torch.equal(p, before[n])}
+    assert moved <= {n for n, p in wrapped.named_parameters() if p.requires_grad}
+    assert moved
+    assert not torch.allclose(logits(wrapped, batch), logits(base, batch), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["row_sft", "lora", "dora"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_layers_are_adapted_by_every_method(case, name):
+    build, _, targets = CASES[case]
+    _, _, wrapped, _, _ = prepared(case, name)
+    layers = [n for n, module in wrapped.base_model.model.named_modules() if isinstance(module, BaseTunerLayer)]
+    assert layers == list(eligible_layers(build(), targets))
+
+
+@pytest.mark.parametrize("name", ["row_sft", "lora", "dora", "full", "head"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_head_starts_as_it_was_whatever_the_random_stream(name, seed):
+    torch.manual_seed(seed)
+    _, _, wrapped, base, _ = prepared("bert", name)
+    heads = {n: p for n, p in wrapped.named_parameters() if p.requires_grad and ("classifier" in n or "pooler" in n)}
+    expected = {n: p for n, p in base.named_parameters() if "classifier" in n or "pooler" in n}
+    assert len(heads) == len(expected) == 4
+    for name, parameter in heads.items():
+        plain = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
+        assert torch.equal(parameter, expected[plain])
+
+
+@pytest.mark.parametrize(("case", "name"), GRID)
+def test_merge_gives_the_plain_model_with_the_same_outputs(case, name):
+    method, _, wrapped, base, batch = prepared(case, name)
+    if method.trains:
+        train(wrapped, batch)
+    expected = logits(wrapped, batch)
+    merged = method.merge(wrapped)
+    assert type(merged) is type(base)
+    assert [n for n, _ in merged.named_parameters()] == [n for n, _ in base.named_parameters()]
+    torch.testing.assert_close(logits(merged, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["row_sft", "lora", "dora"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_saved_adapter_loads_through_peft(case, name, tmp_path):
+    method, _, wrapped, base, batch = prepared(case, name)
+    train(wrapped, batch)
+    expected = logits(wrapped, batch)
+    method.save(wrapped, tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    torch.testing.assert_close(logits(loaded, batch), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_full_saves_the_checkpoint(tmp_path):
+    method, _, model, _, batch = prepared("bert", "full")
+    train(model, batch)
+    method.save(model, tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(logits(loaded, batch), logits(model, batch))
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_head_saves_its_tensors_alone(tmp_path):
+    method, _, model, _, batch = prepared("bert", "head")
+    train(model, batch)
+    method.save(model, tmp_path / "head")
+    saved = load_file(tmp_path / "head" / "head.safetensors")
+    assert sorted(saved) == sorted(
+        f"{module}.{p}" for module in ("bert.pooler.dense", "classifier") for p in ("weight", "bias")
+    )
+    assert all(torch.equal(tensor, model.get_parameter(name)) for name, tensor in saved.items())
+
+
+def test_none_saves_nothing(tmp_path):
+    method, _, model, _, _ = prepared("bert", "none")
+    method.save(model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_head_needs_a_head():
+    with pytest.raises(UserError, match="method=head: this task has no head"):
+        method_class("head")().solve(Budget(), tiny_llama(), Targets())
+
+
+def test_a_head_name_that_peft_would_match_twice_is_refused():
+    model = tiny_bert()
+    model.bert.add_module("pre_classifier", torch.nn.Linear(32, 32))
+    method = Lora(r=2)
+    with pytest.raises(UserError, match="would train further modules"):
+        method.attach(model, method.solve(Budget(), model, Targets(head_modules=["classifier"])))
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_ranks_and_scaling_reach_every_layer(name):
+    _, knobs, wrapped, _, _ = prepared("llama", name, scaling=1.5)
+    layers = {n: m for n, m in wrapped.base_model.model.named_modules() if isinstance(m, BaseTunerLayer)}
+    ranks = {n: m.r["default"] for n, m in layers.items()}
+    assert len(set(ranks.values())) == 2
+    assert ranks == {n: knobs.values["rank_pattern"].get(n, knobs.values["r"]) for n in layers}
+    assert all(layer.scaling["default"] == 1.5 for layer in layers.values())
+    assert all(layer.use_dora["default"] is (name == "dora") for layer in layers.values())
+
+
+def test_rank_patterns_hit_one_layer_each_among_many():
+    """Names of layers 1, 11 and 21 end alike; an unanchored pattern would match several."""
+    model = tiny_llama(num_hidden_layers=12)
+    method = Lora()
+    knobs = method.solve(Budget(params=13 * 1000 + 61), model, Targets(["q_proj", "k_proj"]))
+    wrapped = method.attach(model, knobs)
+    assert len(knobs.values["rank_pattern"]) > 0
+    assert method.trainable(wrapped)["adapter"] == knobs.achieved
+
+
+@pytest.mark.parametrize("name", ["row_sft", "lora", "dora"])
+def test_a_budget_for_a_few_layers_leaves_the_others_alone(name):
+    method, knobs, wrapped, base, batch = prepared("llama", name, budget=Budget(params=150))
+    assert 0 < len(knobs.values["target_modules"]) < 14
+    assert method.trainable(wrapped)["adapter"] == knobs.achieved <= 150
+    torch.testing.assert_close(logits(wrapped, batch), logits(base, batch), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("importance", ["random", "l1", "l2", "taylor", "lowest(l2)"])
+def test_selection_repeats_and_fits_the_knobs(importance):
+    model, batch = tiny_llama(), causal_batch()
+    method = RowSFT(importance=importance, seed=7)
+    assert method.needs_calibration is (importance == "taylor")
+    knobs = method.solve(Budget(rows=4), model, Targets())
+    first, second = (method.select(model, knobs, [batch]).row_ids for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert {name: len(ids) for name, ids in first.items()} == dict.fromkeys(eligible_layers(model, Targets()), 4)
+
+
+def test_an_own_size_wins_over_the_budget():
+    knobs = Lora(r=3).solve(Budget(rows=5), tiny_llama(), Targets())
+    assert (knobs.values["r"], knobs.source) == (3, "method.r=3")
+    assert RowSFT(ratio=0.5).solve(Budget(), tiny_llama(), Targets()).source == "method.ratio=0.5"
+
+
+def test_lora_dropout_and_bad_settings():
+    _, _, wrapped, _, _ = prepared("llama", "lora", dropout=0.25)
+    assert {m.p for m in wrapped.modules() if isinstance(m, torch.nn.Dropout)} == {0.25}
+    for settings, message in (({"dropout": 1.0}, "method.dropout=1.0"), ({"scaling": 0}, "method.scaling=0")):
+        with pytest.raises(UserError, match=message):
+            Lora(**settings)
+    with pytest.raises(UserError, match="importance=l7: unknown metric"):
+        RowSFT(importance="l7")
+
+
+@pytest.mark.parametrize("name", ["row_sft", "lora", "dora", "full", "head", "none"])
+def test_every_method_file_builds_its_method(name):
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = compose(overrides=[f"+method={name}", "+seed=11"])
+    method = instantiate(config.method)
+    assert isinstance(method, method_class(name))
+    assert method.name == name
+    if name == "row_sft":
+        assert method.seed == 11

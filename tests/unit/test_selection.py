@@ -1,0 +1,109 @@
+"""Which layers are eligible, held against what PEFT wraps, and which rows a set of scores chooses."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from tiny import tiny_bert, tiny_gpt2, tiny_llama
+
+from rowsft.errors import UserError
+from rowsft.selection import Targets, choose, eligible_layers, head_names, layer_shape, rows_of
+
+
+def wrapped_by_peft(model, **targets):
+    wrapped = get_peft_model(model, LoraConfig(r=2, **targets)).base_model.model
+    return [name for name, module in wrapped.named_modules() if isinstance(module, BaseTunerLayer)]
+
+
+@pytest.mark.parametrize(
+    ("build", "targets"),
+    [
+        (tiny_llama, {"target_modules": "all-linear"}),
+        (tiny_llama, {"target_modules": ["q_proj", "mlp.down_proj"]}),
+        (tiny_llama, {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]}),
+        (tiny_llama, {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": 0}),
+        (tiny_llama, {"target_modules": "all-linear", "exclude_modules": ["k_proj", "layers.0.mlp.up_proj"]}),
+        (tiny_llama, {"target_modules": "all-linear", "exclude_modules": r".*\.1\..*"}),
+        (tiny_llama, {"target_modules": r".*self_attn\.[qk]_proj"}),
+        (tiny_llama, {"target_modules": ["lm_head", "o_proj"]}),
+        (tiny_gpt2, {"target_modules": "all-linear"}),
+        (tiny_gpt2, {"target_modules": ["c_attn"]}),
+        (tiny_bert, {"target_modules": ["query", "value"]}),
+        (tiny_bert, {"target_modules": ["query", "pooler.dense"]}),
+    ],
+)
+def test_eligible_layers_are_those_that_peft_wraps(build, targets):
+    assert list(eligible_layers(build(), Targets(**targets))) == wrapped_by_peft(build(), **targets)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["query", "key", "value", "dense"], r".*"])
+def test_bert_without_its_head(targets):
+    names = list(eligible_layers(tiny_bert(), Targets(targets)))
+    assert len(names) == 12
+    assert all(".encoder.layer." in name for name in names)
+    assert names == wrapped_by_peft(tiny_bert(), target_modules=names)
+
+
+def test_a_model_with_an_adapter_is_refused():
+    wrapped = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(UserError, match="carries a PEFT adapter already"):
+        eligible_layers(wrapped, Targets())
+
+
+def test_layers_to_transform_works_with_all_linear():
+    names = list(eligible_layers(tiny_llama(), Targets("all-linear", layers_to_transform=[1])))
+    assert len(names) == 7
+    assert all(name.startswith("model.layers.1.") for name in names)
+
+
+def test_head_modules_are_never_eligible():
+    names = eligible_layers(
+        tiny_bert(), Targets(["intermediate.dense", "query"], head_modules=["bert.encoder.layer.1"])
+    )
+    assert set(names) == {"bert.encoder.layer.0.intermediate.dense", "bert.encoder.layer.0.attention.self.query"}
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (Targets(["qq_proj"]), "qq_proj matches no linear layer.*model.layers.0.self_attn.q_proj"),
+        (Targets(["q_proj", "embed_tokens"]), "embed_tokens matches no linear layer"),
+        (Targets("nothing.*"), "leaves no layer to tune.*model.layers.0.self_attn.q_proj"),
+        (Targets("all-linear", layers_to_transform=[7]), r"layers_to_transform=\[7\]\) leaves no layer"),
+    ],
+)
+def test_no_eligible_layer_names_those_that_exist(targets, message):
+    with pytest.raises(UserError, match=message):
+        eligible_layers(tiny_llama(), targets)
+
+
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2, tiny_bert])
+def test_shapes_are_what_a_layer_computes(build):
+    model = build()
+    for layer in eligible_layers(model, Targets()).values():
+        d_out, d_in = layer_shape(layer)
+        assert layer(torch.zeros(1, d_in)).shape == (1, d_out)
+        assert rows_of(layer, layer.weight).shape == (d_out, d_in)
+
+
+def test_head_names():
+    assert head_names(tiny_bert(), ["classifier", "pooler"]) == ["classifier", "bert.pooler"]
+    with pytest.raises(UserError, match="head_modules=score: no such module in BertForSequenceClassification"):
+        head_names(tiny_bert(), ["score"])
+
+
+def test_choose_takes_the_largest_and_breaks_ties_by_index():
+    scores = {"a": torch.tensor([1.0, 3.0, 3.0, 0.0, 3.0]), "b": torch.zeros(70)}
+    chosen = choose(scores, {"a": 2, "b": 40})
+    assert chosen["a"].tolist() == [1, 2]
+    assert chosen["b"].tolist() == list(range(40))
+    assert chosen["a"].dtype == torch.int64
+    assert choose(scores, {"a": 4, "b": 0})["a"].tolist() == [0, 1, 2, 4]
+    assert choose(scores, {"b": 0})["b"].tolist() == []
+
+
+def test_choose_refuses_too_many_rows_and_unknown_scopes():
+    with pytest.raises(UserError, match="rows=4 for layer a: expected 0 to 3"):
+        choose({"a": torch.zeros(3)}, {"a": 4})
+    with pytest.raises(UserError, match="scope=everywhere: unknown; use one of layer"):
+        choose({"a": torch.zeros(3)}, {"a": 1}, "everywhere")

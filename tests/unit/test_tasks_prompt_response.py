@@ -1,0 +1,67 @@
+"""Prompts and responses from the user's own files."""
+
+import json
+import math
+
+import pytest
+import torch
+from task_tools import bpe
+from tiny import tiny_llama
+
+from rowsft.errors import UserError
+from rowsft.tasks.prompt_response import PromptResponse
+
+
+@pytest.fixture
+def path(tmp_path):
+    table = [{"ask": f"what is {i}?", "more": "a cat", "answer": "the sun " * (1 + i % 3)} for i in range(20)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, table)))
+    return str(file)
+
+
+def task(path, prompt="{ask} {more}\\n", response="{answer}", **changes):
+    data = {"path": path, "validation": 0.2, "test": 0.2}
+    return PromptResponse("own", max_length=48, data=data, prompt=prompt, response=response, **changes)
+
+
+def test_templates_take_columns_and_the_command_lines_line_break(path):
+    splits = task(path).splits()
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 12, "validation": 4, "test": 4}
+    rows = {row["id"]: row for part in splits.values() for row in part}
+    assert rows["row-4"] == {"id": "row-4", "prompt": "what is 4? a cat\n", "response": "the sun the sun "}
+
+
+def test_loss_perplexity_and_accuracy_are_over_response_tokens(path):
+    built, tokenizer, model = task(path), bpe(), tiny_llama()
+    examples = built.splits()["test"]
+    result = built.evaluate(model, examples, tokenizer, batch_size=3)
+    total, tokens, hits = 0.0, 0, 0
+    for row in examples:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        response = [*tokenizer(row["response"])["input_ids"], tokenizer.eos_token_id]
+        logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        total += torch.nn.functional.cross_entropy(logits.double(), torch.tensor(response), reduction="sum").item()
+        hits += (logits.argmax(-1) == torch.tensor(response)).sum().item()
+        tokens += len(response)
+    assert result.metrics["loss"] == pytest.approx(total / tokens, rel=1e-5)
+    assert result.metrics["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-5)
+    assert result.metrics["token_accuracy"] == hits / tokens
+    assert [row["id"] for row in result.predictions] == [row["id"] for row in examples]
+
+
+def test_the_response_ends_with_eos_and_alone_carries_labels(path):
+    built, tokenizer = task(path), bpe()
+    example = built.splits()["train"][0]
+    (encoded,) = built.encode([example], tokenizer)
+    kept = [label for label in encoded["labels"] if label != -100]
+    assert kept[-1] == tokenizer.eos_token_id and tokenizer.decode(kept[:-1]) == example["response"]
+
+
+def test_mistakes_are_named(path):
+    with pytest.raises(UserError, match="no column question in the train data; it has ask, more, answer"):
+        task(path, prompt="{question}").splits()
+    with pytest.raises(UserError, match="task.prompt='no field'"):
+        task(path, prompt="no field")
+    with pytest.raises(UserError, match="task.response='{answer'"):
+        task(path, response="{answer")

@@ -1,0 +1,334 @@
+"""Several adapters on one base: together, switched, disabled, merged, deleted, moved and copied."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from peft import get_peft_model
+from rows import FAMILIES, adapt, family, logits, out_rows, random_rows, same, shake, train, weights
+from torch import nn
+
+from rowsft import RowSFTConfig
+from rowsft.errors import UserError
+from rowsft.tuner import RowSFTLayer
+
+families = pytest.mark.parametrize("name", FAMILIES)
+
+
+def two_adapters(name, dtype=torch.float64):
+    """Adapters `default` (seed 0) and `other` (seed 1) with overlapping rows, both away from zero."""
+    model, batch, targets = family(name, dtype)
+    mine = random_rows(model, targets, 8, 0)
+    apart = {name: torch.arange(16)[~torch.isin(torch.arange(16), rows)] for name, rows in mine.items()}
+    other = {name: torch.cat([apart[name][:3], rows[[5, 0, 3]]]) for name, rows in mine.items()}
+    ids = {"default": mine, "other": other}
+    plain = copy.deepcopy(model)
+    tuned = adapt(model, targets, rows=8)
+    tuned.add_adapter("other", RowSFTConfig(target_modules=targets, row_ids=ids["other"]))
+    shake(tuned, "default", 2)
+    shake(tuned, "other", 3)
+    return plain, tuned, batch, ids
+
+
+def summed(plain, tuned, ids, names):
+    """The plain model with the named adapters' updates added by hand."""
+    dense = copy.deepcopy(plain)
+    wrapped = {module.layer_name: module for module in tuned.modules() if isinstance(module, RowSFTLayer)}
+    with torch.no_grad():
+        for adapter in names:
+            for layer_name, rows in ids[adapter].items():
+                layer = dense.get_submodule(layer_name)
+                out_rows(layer)[rows] += wrapped[layer_name].row_sft_delta[adapter]
+                if adapter in wrapped[layer_name].row_sft_bias:
+                    layer.bias[rows] += wrapped[layer_name].row_sft_bias[adapter]
+    return dense
+
+
+def test_forward_and_gradients_of_two_active_adapters():
+    plain, tuned, batch, ids = two_adapters("bert")
+    tuned.base_model.set_adapter(["default", "other"])
+    dense = summed(plain, tuned, ids, ["default", "other"])
+    loss, dense_loss = tuned(**batch).loss, dense(**batch).loss
+    torch.testing.assert_close(loss, dense_loss, rtol=1e-13, atol=0)
+    loss.backward()
+    dense_loss.backward()
+    for module in tuned.modules():
+        if isinstance(module, RowSFTLayer):
+            layer = dense.get_submodule(module.layer_name)
+            for adapter in ("default", "other"):
+                rows = ids[adapter][module.layer_name]
+                full = out_rows(layer, layer.weight.grad)[rows]
+                torch.testing.assert_close(module.row_sft_delta[adapter].grad, full, rtol=1e-9, atol=1e-14)
+                torch.testing.assert_close(
+                    module.row_sft_bias[adapter].grad, layer.bias.grad[rows], rtol=1e-9, atol=1e-14
+                )
+
+
+@families
+def test_switching_disabling_and_deleting(name):
+    plain, tuned, batch, ids = two_adapters(name)
+    base = logits(plain, batch)
+    expected = {
+        names: logits(summed(plain, tuned, ids, names), batch)
+        for names in (("default",), ("other",), ("default", "other"))
+    }
+    assert not torch.allclose(expected[("default",)], expected[("other",)])
+    for names in (("default",), ("other",), ("default", "other"), ("other",), ("default",)):
+        tuned.base_model.set_adapter(list(names))
+        torch.testing.assert_close(logits(tuned, batch), expected[names], rtol=1e-12, atol=1e-13)
+        with tuned.disable_adapter():
+            assert torch.equal(logits(tuned, batch), base)
+        torch.testing.assert_close(logits(tuned, batch), expected[names], rtol=1e-12, atol=1e-13)
+    tuned.delete_adapter("default")
+    tuned.set_adapter("other")
+    torch.testing.assert_close(logits(tuned, batch), expected[("other",)], rtol=1e-12, atol=1e-13)
+    assert same(weights(tuned.unload()), weights(plain))
+
+
+def test_switching_between_a_forward_and_its_backward():
+    plain, tuned, batch, ids = two_adapters("llama")
+    tuned.base_model.set_adapter(["default"])
+    parameters = [p for p in tuned.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(tuned(**batch).loss, parameters)
+    loss = tuned(**batch).loss
+    tuned.base_model.set_adapter(["other"])
+    other = logits(tuned, batch)
+    torch.testing.assert_close(other, logits(summed(plain, tuned, ids, ["other"]), batch), rtol=1e-12, atol=1e-13)
+    tuned.base_model.set_adapter(["default"])
+    for grad, reference in zip(torch.autograd.grad(loss, parameters), expected, strict=True):
+        torch.testing.assert_close(grad, reference, rtol=1e-12, atol=1e-16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@families
+def test_merge_and_unmerge_are_exact(name, dtype):
+    model, batch, targets = family(name, dtype)
+    before = weights(model)
+    tuned = adapt(model, targets)
+    shake(tuned)
+    unmerged = logits(tuned, batch)
+    assert not torch.equal(unmerged, logits(family(name, dtype)[0], batch))
+    tuned.merge_adapter(safe_merge=True)
+    assert torch.equal(logits(tuned, batch), unmerged)
+    merged = {key: value for key, value in weights(tuned).items() if "row_sft_" not in key}
+    tuned.unmerge_adapter()
+    pristine = {key: value for key, value in weights(tuned).items() if "row_sft_" not in key}
+    assert not same(merged, pristine)
+    assert all(torch.equal(left, right) for left, right in zip(pristine.values(), before.values(), strict=True))
+    assert torch.equal(logits(tuned, batch), unmerged)
+    plain = tuned.merge_and_unload()
+    assert torch.equal(logits(plain, batch), unmerged)
+    assert weights(plain).keys() == before.keys()
+    assert not any(isinstance(module, RowSFTLayer) for module in plain.modules())
+
+
+def test_merging_one_adapter_after_the_other():
+    plain, tuned, batch, ids = two_adapters("llama")
+    tuned.merge_adapter(["default"])
+    tuned.merge_adapter(["other"])
+    torch.testing.assert_close(
+        logits(tuned, batch), logits(summed(plain, tuned, ids, ["default", "other"]), batch), rtol=1e-12, atol=1e-13
+    )
+    with tuned.disable_adapter():
+        assert torch.equal(logits(tuned, batch), logits(plain, batch))
+    assert same(weights(tuned.unload()), weights(plain))
+
+
+def test_safe_merge_refuses_and_changes_nothing():
+    model, batch, targets = family("llama")
+    before = weights(model)
+    tuned = adapt(model, targets)
+    layer = model.model.layers[1].mlp.up_proj
+    with torch.no_grad():
+        layer.row_sft_delta["default"][0, 0] = float("nan")
+    with pytest.raises(ValueError, match="up_proj would not be finite"):
+        layer.merge(safe_merge=True)
+    assert not layer.merged
+    assert same(weights(tuned.unload()), before)
+
+
+@families
+def test_get_delta_weight_is_what_merging_adds(name):
+    model, _, targets = family(name, torch.float64)
+    before = weights(model)
+    tuned = adapt(model, targets, train_bias=False)
+    shake(tuned)
+    deltas = {
+        module.layer_name: module.get_delta_weight("default")
+        for module in tuned.modules()
+        if isinstance(module, RowSFTLayer)
+    }
+    after = tuned.merge_and_unload().state_dict()
+    for layer, delta in deltas.items():
+        torch.testing.assert_close(before[f"{layer}.weight"] + delta, after[f"{layer}.weight"], rtol=0, atol=0)
+
+
+@families
+def test_conversion_to_lora_is_exact(name):
+    from peft import LoraConfig, set_peft_model_state_dict
+    from peft.tuners.lora.conversion import convert_to_lora
+
+    model, batch, targets = family(name, torch.float64)
+    plain = copy.deepcopy(model)
+    tuned = adapt(model, targets, rows=3, train_bias=False)
+    shake(tuned)
+    assert tuned.supports_lora_conversion()
+    config, state = convert_to_lora(tuned, rank=3)
+    lora = get_peft_model(plain, LoraConfig(**config.to_dict()))
+    set_peft_model_state_dict(lora, state)
+    torch.testing.assert_close(logits(lora, batch), logits(tuned, batch), rtol=1e-5, atol=1e-6)
+
+
+def test_trained_biases_cannot_become_lora():
+    model, _, targets = family("bert")
+    assert not adapt(model, targets).supports_lora_conversion()
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_copies_are_independent(how, merged):
+    model, batch, targets = family("bert")
+    before = weights(model)
+    tuned = adapt(model, targets)
+    shake(tuned)
+    expected = logits(tuned, batch)
+    tuned(**batch).loss.backward()
+    if merged:
+        tuned.merge_adapter()
+    if how == "deepcopy":
+        twin = copy.deepcopy(tuned)
+    elif how == "pickle":
+        twin = pickle.loads(pickle.dumps(tuned))
+    else:
+        torch.save(tuned, buffer := io.BytesIO())
+        buffer.seek(0)
+        twin = torch.load(buffer, weights_only=False)
+    assert torch.equal(logits(tuned, batch), expected)
+    assert torch.equal(logits(twin, batch), expected)
+    if merged:
+        twin.unmerge_adapter()
+        assert torch.equal(logits(twin, batch), expected)
+    shake(twin, seed=11)
+    assert not torch.equal(logits(twin, batch), expected)
+    assert torch.equal(logits(tuned, batch), expected)
+    assert same(weights(twin.unload()), before)
+    assert same(weights(tuned.unload()), before)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_changing_dtype_while_rows_are_written(merged):
+    model, batch, targets = family("llama")
+    reference = weights(copy.deepcopy(model).double())
+    tuned = adapt(model, targets)
+    shake(tuned)
+    logits(tuned, batch)
+    if merged:
+        tuned.merge_adapter()
+    tuned.double()
+    converted = logits(tuned, batch)
+    twin = adapt(family("llama")[0].double(), targets)
+    twin.load_state_dict(tuned.state_dict()) if not merged else shake(twin)
+    torch.testing.assert_close(converted, logits(twin, batch), rtol=1e-6, atol=1e-7)
+    assert same(weights(tuned.unload()), reference)
+
+
+def test_loading_a_base_weight_captures_it_anew():
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    shake(tuned)
+    logits(tuned, batch)
+    fresh = family("llama")[0]
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.mul_(1.5)
+    state = weights(fresh)
+    layers = {module.layer_name for module in tuned.modules() if isinstance(module, RowSFTLayer)}
+    model.load_state_dict(
+        {
+            f"{layer}.base_layer.weight" if (layer := key.rpartition(".")[0]) in layers else key: value
+            for key, value in state.items()
+        },
+        strict=False,
+    )
+    twin = adapt(fresh, targets)
+    shake(twin)
+    assert torch.equal(logits(tuned, batch), logits(twin, batch))
+    assert same(weights(tuned.unload()), state)
+
+
+@pytest.mark.parametrize("change", ["in place", "replaced", "moved"])
+def test_a_weight_changed_behind_the_layers_back_is_refused(change):
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    logits(tuned, batch)
+    base_layer = model.model.layers[0].self_attn.q_proj.base_layer
+    if change == "in place":
+        with torch.no_grad():
+            base_layer.weight.mul_(2)
+    elif change == "replaced":
+        base_layer.weight = nn.Parameter(base_layer.weight.clone(), requires_grad=False)
+    else:
+        base_layer.weight.data = base_layer.weight.data.clone()
+    with pytest.raises(UserError, match=r"layers\.0\.self_attn\.q_proj.*restore_base_weights"):
+        logits(tuned, batch)
+
+
+def test_restore_base_weights_allows_changes_from_outside():
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    shake(tuned)
+    logits(tuned, batch)
+    tuned.base_model.restore_base_weights()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, RowSFTLayer):
+                module.get_base_layer().weight.mul_(2)
+    changed = logits(tuned, batch)
+    twin, _, _ = family("llama")
+    with torch.no_grad():
+        for name in random_rows(twin, targets):
+            twin.get_submodule(name).weight.mul_(2)
+    twin = adapt(twin, targets)
+    shake(twin)
+    assert torch.equal(changed, logits(twin, batch))
+
+
+@families
+def test_disable_after_training_is_the_base_bit_for_bit(name):
+    model, batch, targets = family(name)
+    base = logits(model, batch)
+    tuned = adapt(model, targets).train()
+    train(tuned, batch)
+    tuned.eval()
+    trained = logits(tuned, batch)
+    with tuned.disable_adapter():
+        assert torch.equal(logits(tuned, batch), base)
+    assert torch.equal(logits(tuned, batch), trained)
+
+
+def test_inference_mode_and_back():
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    shake(tuned)
+    with torch.inference_mode():
+        expected = tuned(**batch).logits.clone()
+    train(tuned, batch, steps=1)
+    with torch.inference_mode(), tuned.disable_adapter():
+        tuned(**batch)
+    assert not torch.equal(logits(tuned, batch), expected)
+    assert same(weights(tuned.unload()), weights(family("llama")[0]))
+
+
+def test_transformers_own_adapter_methods():
+    model, batch, targets = family("llama")
+    base = logits(model, batch)
+    model.add_adapter(RowSFTConfig(target_modules=targets, row_ids=random_rows(model, targets)), "mine")
+    shake(model, "mine")
+    changed = logits(model, batch)
+    assert not torch.equal(changed, base)
+    model.disable_adapters()
+    assert torch.equal(logits(model, batch), base)
+    model.enable_adapters()
+    assert torch.equal(logits(model, batch), changed)

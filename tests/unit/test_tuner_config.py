@@ -1,0 +1,148 @@
+"""The configuration: sizes, targets, validation, and what is written down."""
+
+import copy
+import json
+
+import pytest
+import torch
+from peft import PeftConfig, get_peft_model
+from rows import family, random_rows
+from tiny import tiny_bert, tiny_llama
+
+from rowsft import RowSFTConfig
+from rowsft.errors import UserError
+from rowsft.tuner import RowSFTLayer
+
+
+def sizes(model):
+    return {m.layer_name: len(m.row_sft_ids["default"]) for m in model.modules() if isinstance(m, RowSFTLayer)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rows": 0}, "rows=0"),
+        ({"rows": 2.5}, "rows=2.5"),
+        ({"rows": True}, "rows=True"),
+        ({"ratio": 0}, "ratio=0"),
+        ({"ratio": 1.5}, "ratio=1.5"),
+        ({"rows": 4, "ratio": 0.1}, "rows=4 and ratio=0.1 are both set"),
+        ({"rows_pattern": {"a": -1}}, r"rows_pattern\['a'\]=-1"),
+        ({"rows": 4, "channel": "diagonal"}, "channel='diagonal' is not known; choose from: out"),
+        ({"rows": 4, "scope": "block"}, "scope='block'"),
+        ({"rows": 4, "attention": "none"}, "attention='none'"),
+        ({"rows": 4, "dropout": 1.0}, "dropout=1.0"),
+        ({"rows": 4, "target_modules": "all-linear", "layers_to_transform": [0]}, "layers_to_transform"),
+        ({"rows": 4, "target_modules": ["a"], "layers_pattern": "h"}, "layers_pattern"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(settings, message):
+    with pytest.raises(UserError, match=message) as error:
+        RowSFTConfig(**settings)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "no size is set"),
+        ({"rows": 33}, r"rows=33 exceeds layer model.layers.0.self_attn.q_proj \(32 rows\); lower budget.rows"),
+        ({"rows": 2, "rows_pattern": {"layers.0.self_attn.q_proj": 3}}, "rows_pattern names layers.0"),
+        ({"rows_pattern": {"model.layers.0.self_attn.q_proj": 0}}, "0 rows, nothing would be trained"),
+        ({"row_ids": {"model.layers.9.self_attn.q_proj": [1]}}, "row_ids names model.layers.9"),
+        ({"row_ids": {"model.layers.0.self_attn.q_proj": [32]}}, "rows 0 to 31"),
+        ({"row_ids": {"model.layers.0.self_attn.q_proj": [3, 3]}}, "twice"),
+        ({"rows": 2, "row_ids": {"model.layers.0.self_attn.q_proj": [3]}}, "has 1 ids .* set to 2 rows"),
+        ({"rows": 2, "importance": "taylor"}, r"rowsft\.attach"),
+        ({"rows": 2, "importance": "no_such_metric"}, "no_such_metric"),
+        ({"rows": 2, "scope": "global"}, r"rowsft\.attach"),
+        ({"rows": 2, "attention": "grouped"}, r"rowsft\.attach"),
+        ({"rows": 2, "target_modules": ["embed_tokens"]}, "embed_tokens, a Embedding"),
+    ],
+)
+def test_bad_settings_leave_the_model_as_it_was(settings, message):
+    model = tiny_llama()
+    names = [name for name, _ in model.named_modules()]
+    with pytest.raises(UserError, match=message):
+        get_peft_model(model, RowSFTConfig(**{"target_modules": ["q_proj"], **settings}))
+    assert [name for name, _ in model.named_modules()] == names
+
+
+def test_rows_ratio_and_pattern():
+    targets = ["q_proj", "k_proj", "gate_proj"]  # 32, 16 and 64 rows
+    assert set(sizes(get_peft_model(tiny_llama(), RowSFTConfig(rows=5, target_modules=targets))).values()) == {5}
+    tuned = get_peft_model(tiny_llama(), RowSFTConfig(ratio=0.1, target_modules=targets))
+    assert [sizes(tuned)[f"model.layers.0.{n}"] for n in ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj")] == [
+        3,
+        2,
+        6,
+    ]
+    tuned = get_peft_model(tiny_llama(), RowSFTConfig(ratio=0.001, target_modules=targets))
+    assert set(sizes(tuned).values()) == {1}
+    tuned = get_peft_model(tiny_llama(), RowSFTConfig(ratio=1.0, target_modules=targets))
+    assert sizes(tuned)["model.layers.1.mlp.gate_proj"] == 64
+    pattern = {"model.layers.0.self_attn.q_proj": 4, "model.layers.1.self_attn.k_proj": 1}
+    tuned = get_peft_model(tiny_llama(), RowSFTConfig(rows_pattern=pattern, target_modules=targets))
+    assert sizes(tuned) == pattern
+    assert tuned.get_nb_trainable_parameters()[0] == 5 * 32
+
+
+def test_targets_in_pefts_own_terms():
+    every = RowSFTConfig(rows=1, target_modules="all-linear", exclude_modules=["pooler.dense"], task_type="SEQ_CLS")
+    assert len(sizes(get_peft_model(tiny_bert(), every))) == 12
+    regex = RowSFTConfig(rows=1, target_modules=r".*layers\.1\.mlp\.(up|down)_proj")
+    assert sizes(get_peft_model(tiny_llama(), regex)).keys() == {
+        "model.layers.1.mlp.up_proj",
+        "model.layers.1.mlp.down_proj",
+    }
+    some = RowSFTConfig(rows=1, target_modules=["q_proj"], layers_to_transform=[1])
+    assert sizes(get_peft_model(tiny_llama(), some)).keys() == {"model.layers.1.self_attn.q_proj"}
+    default = get_peft_model(tiny_llama(), RowSFTConfig(rows=1))
+    assert {name.rpartition(".")[2] for name in sizes(default)} == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize("family_name", ["llama", "gpt2"])
+@pytest.mark.parametrize("metric", ["l1", "l2"])
+def test_data_free_metrics_choose_the_largest_rows(metric, family_name):
+    model, _, targets = family(family_name)
+    tuned = get_peft_model(model, RowSFTConfig(rows=4, importance=metric, target_modules=targets))
+    checked = 0
+    for module in tuned.modules():
+        if isinstance(module, RowSFTLayer):
+            weight = module.get_base_layer().weight.detach()
+            weight = weight.t() if family_name == "gpt2" else weight
+            norms = weight.abs().sum(1) if metric == "l1" else weight.square().sum(1)
+            assert set(module.row_sft_ids["default"].tolist()) == set(norms.topk(4).indices.tolist())
+            checked += 1
+    assert checked == len(random_rows(family(family_name)[0], targets))
+
+
+def test_random_rows_follow_the_seed_and_leave_the_global_stream_alone():
+    def chosen(seed):
+        config = RowSFTConfig(rows=6, importance="random", seed=seed, target_modules=["q_proj"])
+        tuned = get_peft_model(tiny_llama(), config)
+        return [m.row_sft_ids["default"].tolist() for m in tuned.modules() if isinstance(m, RowSFTLayer)]
+
+    torch.manual_seed(0)
+    first = chosen(1)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(torch.rand(1), drawn)
+    assert chosen(1) == first
+    assert chosen(2) != first
+    assert first[0] != first[1]
+
+
+def test_row_ids_are_never_written_down(tmp_path):
+    ids = {"model.layers.0.self_attn.q_proj": torch.tensor([3, 1])}
+    config = RowSFTConfig(target_modules=["v_proj", "q_proj"], row_ids=ids, rows=2)
+    assert "row_ids" not in config.to_dict()
+    assert config.row_ids is ids
+    assert json.loads(json.dumps(config.to_dict()))["target_modules"] == ["q_proj", "v_proj"]
+    assert RowSFTConfig(**config.to_dict()) == config
+    assert torch.equal(copy.deepcopy(config).row_ids["model.layers.0.self_attn.q_proj"], torch.tensor([3, 1]))
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert "row_ids" not in written
+    assert written["peft_type"] == "ROW_SFT"
+    assert PeftConfig.from_pretrained(tmp_path).row_ids is None

@@ -1,0 +1,375 @@
+"""Forward and backward of the row channel against a plain model's own gradients."""
+
+import copy
+
+import pytest
+import torch
+from peft import get_peft_model
+from rows import FAMILIES, adapt, family, logits, out_rows, random_rows, same, shake, train, weights
+
+from rowsft import RowSFTConfig
+from rowsft.tuner import RowSFTLayer
+
+families = pytest.mark.parametrize("name", FAMILIES)
+
+
+def dense_model(name, ids, deltas, biases):
+    """The plain model with W[ids] += delta done by hand, every parameter trainable."""
+    model, _, _ = family(name, torch.float64)
+    with torch.no_grad():
+        for layer_name, rows in ids.items():
+            layer = model.get_submodule(layer_name)
+            out_rows(layer)[rows] += deltas[layer_name]
+            if layer_name in biases:
+                layer.bias[rows] += biases[layer_name]
+    return model
+
+
+def row_layers(model):
+    return {module.layer_name: module for module in model.modules() if isinstance(module, RowSFTLayer)}
+
+
+def compare_gradients(name, tuned, ids, batch):
+    """Every delta's and bias's gradient equals the chosen rows of the dense model's full gradient."""
+    layers = row_layers(tuned)
+    assert layers.keys() == ids.keys()
+    deltas = {key: layer.row_sft_delta["default"].detach() for key, layer in layers.items()}
+    biases = {key: layer.row_sft_bias["default"].detach() for key, layer in layers.items() if layer.row_sft_bias}
+    dense = dense_model(name, ids, deltas, biases).train(tuned.training)
+    dense_loss, loss = dense(**batch).loss, tuned(**batch).loss
+    torch.testing.assert_close(loss, dense_loss, rtol=1e-13, atol=0)
+    dense_loss.backward()
+    loss.backward()
+    for key, rows in ids.items():
+        reference = dense.get_submodule(key)
+        full = out_rows(reference, reference.weight.grad)[rows]
+        assert full.abs().max() > 0
+        torch.testing.assert_close(layers[key].row_sft_delta["default"].grad, full, rtol=1e-10, atol=1e-14)
+        if reference.bias is not None:
+            torch.testing.assert_close(
+                layers[key].row_sft_bias["default"].grad, reference.bias.grad[rows], rtol=1e-10, atol=1e-14
+            )
+
+
+@families
+def test_step_zero_is_the_base_model_bit_for_bit(name):
+    model, batch, targets = family(name)
+    before = logits(model, batch)
+    tuned = adapt(model, targets)
+    assert torch.equal(logits(tuned, batch), before)
+    assert torch.equal(tuned.train()(**batch).logits, before)
+
+
+@families
+def test_gradients_are_the_rows_of_the_full_gradient(name):
+    model, batch, targets = family(name, torch.float64)
+    ids = random_rows(model, targets)
+    tuned = adapt(model, targets)
+    shake(tuned)
+    compare_gradients(name, tuned, ids, batch)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@families
+def test_gradients_under_checkpointing(name, reentrant):
+    model, batch, targets = family(name, torch.float64)
+    ids = random_rows(model, targets)
+    tuned = adapt(model, targets).train()
+    tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    tuned.enable_input_require_grads()
+    assert model.is_gradient_checkpointing
+    shake(tuned)
+    compare_gradients(name, tuned, ids, batch)
+
+
+def test_gradient_flows_to_inputs_through_the_written_weight():
+    model, batch, targets = family("llama", torch.float64)
+    ids = random_rows(model, targets)
+    tuned = adapt(model, targets)
+    shake(tuned)
+    deltas = {key: layer.row_sft_delta["default"].detach() for key, layer in row_layers(tuned).items()}
+    dense = dense_model("llama", ids, deltas, {})
+    grads = []
+    for each in (tuned, dense):
+        embeds = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
+        each(inputs_embeds=embeds, labels=batch["labels"]).loss.backward()
+        grads.append(embeds.grad)
+    torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-14)
+
+
+@families
+def test_training_equals_dense_training_of_the_same_rows(name):
+    """Three SGD steps give the logits of a dense model whose other gradients are masked by hand."""
+    model, batch, targets = family(name, torch.float64)
+    ids = random_rows(model, targets)
+    dense = copy.deepcopy(model)
+    tuned = adapt(model, targets)
+    chosen = {}
+    for parameter in dense.parameters():
+        parameter.requires_grad_(False)
+    for key, rows in ids.items():
+        layer = dense.get_submodule(key)
+        for tensor in layer.parameters():
+            mask = torch.zeros_like(tensor)
+            (mask if tensor.ndim == 1 else out_rows(layer, mask))[rows] = 1
+            chosen[tensor.requires_grad_()] = mask
+    sgd = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        tuned(**batch).loss.backward()
+        sgd.step()
+        sgd.zero_grad()
+        for tensor, grad in zip(chosen, torch.autograd.grad(dense(**batch).loss, list(chosen)), strict=True):
+            tensor.data -= 0.1 * grad * chosen[tensor]
+    torch.testing.assert_close(logits(tuned, batch), logits(dense, batch), rtol=1e-11, atol=1e-13)
+
+
+@families
+def test_exactly_the_chosen_rows_change(name):
+    model, batch, targets = family(name)
+    before, ids = weights(model), random_rows(model, targets)
+    tuned = adapt(model, targets).train()
+    train(tuned, batch)
+    after = tuned.merge_and_unload().state_dict()
+    expected = {f"{layer}.weight" for layer in ids} | {f"{layer}.bias" for layer in ids if f"{layer}.bias" in before}
+    assert {key for key in before if not torch.equal(before[key], after[key])} == expected
+    for layer, rows in ids.items():
+        changed = out_rows(model.get_submodule(layer), before[f"{layer}.weight"] != after[f"{layer}.weight"])
+        assert torch.equal(changed.any(1).nonzero().flatten(), rows.sort().values)
+        if f"{layer}.bias" in before:
+            changed = before[f"{layer}.bias"] != after[f"{layer}.bias"]
+            assert torch.equal(changed.nonzero().flatten(), rows.sort().values)
+
+
+def test_train_bias_false_leaves_biases_alone():
+    model, batch, targets = family("bert")
+    before = weights(model)
+    tuned = adapt(model, targets, train_bias=False).train()
+    train(tuned, batch)
+    after = tuned.merge_and_unload().state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before if key.endswith(".bias"))
+
+
+def test_accumulated_micro_batches_equal_the_big_batch():
+    model, batch, targets = family("bert", torch.float64)
+    tuned = adapt(model, targets)
+    shake(tuned)
+    parameters = [p for p in tuned.parameters() if p.requires_grad]
+    whole = torch.autograd.grad(tuned(**batch).loss, parameters)
+    for part in range(4):
+        (tuned(**{key: value[part : part + 1] for key, value in batch.items()}).loss / 4).backward()
+    for parameter, expected in zip(parameters, whole, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-9, atol=1e-14)
+
+
+def test_no_tensor_of_weight_shape_and_only_inputs_are_saved():
+    """Against the frozen model: new saved tensors are layer inputs and row ids, once each, never (d_out, d_in)."""
+    model, batch, targets = family("llama")
+    model.requires_grad_(False)
+    model.enable_input_require_grads()
+    tuned_inputs = {}
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda m, args, out, n=name: tuned_inputs.update({n: args[0]}))
+        for name in random_rows(model, targets)
+    ]
+
+    def saved(run):
+        seen = {}
+
+        def pack(tensor):
+            seen.setdefault(tensor.data_ptr(), tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            run(**batch).loss.backward()
+        return seen
+
+    frozen = saved(model)
+    tuned = adapt(model, targets)
+    assert len(hooks) == 14
+    base_storages = {tensor.data_ptr() for tensor in model.parameters()}
+    new = [t for t in saved(tuned).values() if t.data_ptr() not in base_storages]
+    shapes = {tuple(t.shape) for t in new}
+    for layer in row_layers(tuned).values():
+        assert (layer.out_features, layer.in_features) not in shapes
+    extra = sum(t.nbytes for t in new) - sum(t.nbytes for p, t in frozen.items() if p not in base_storages)
+    inputs = sum({x.data_ptr(): x.nbytes for x in tuned_inputs.values()}.values())
+    ids = sum(layer.row_sft_ids["default"].nbytes for layer in row_layers(tuned).values())
+    assert 0 < extra <= inputs + ids
+
+
+def test_inputs_are_saved_only_for_a_trained_delta():
+    """With the deltas frozen and the biases trained, the attention output, an input of one layer only, is not kept."""
+    model, batch, targets = family("bert")
+    tuned = adapt(model, targets)
+    layer = row_layers(tuned)["bert.encoder.layer.0.attention.output.dense"]
+    inputs = []
+    layer.register_forward_hook(lambda module, args, output: inputs.append(args[0].data_ptr()))
+
+    def saved():
+        seen = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append((t.data_ptr(), t)) or t, lambda t: t):
+            tuned(**batch)
+        return [address for address, _ in seen].count(inputs[-1])
+
+    trained = saved()
+    layer.row_sft_delta["default"].requires_grad_(False)
+    assert saved() == trained - 1
+
+
+@pytest.mark.parametrize("variant", [{}, {"foreach": True}, {"fused": True}])
+def test_every_optimizer_step_reaches_the_forward(variant):
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-2, **variant)
+    losses = []
+    for _ in range(4):
+        loss = tuned(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True)
+    assert len(set(losses)) == 4
+
+
+def test_an_optimizer_that_writes_through_data_is_noticed():
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    loss = tuned(**batch).loss
+    loss.backward()
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(parameter.grad, alpha=-0.5)
+    after = tuned(**batch).loss
+    assert after < loss
+    merged = tuned.merge_and_unload()
+    assert torch.equal(merged(**batch).loss, after)
+
+
+def test_weights_are_written_once_a_step_and_not_in_evaluation():
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    weight = model.model.layers[0].self_attn.q_proj.base_layer.weight
+    logits(tuned, batch)
+    version = weight._version
+    logits(tuned, batch)
+    tuned(**batch)
+    assert weight._version == version
+
+
+def test_two_forwards_before_their_backwards():
+    """Rows are rewritten after a backward; a graph built before it must still run, with the right gradient."""
+    model, batch, targets = family("llama", torch.float64)
+    tuned = adapt(model, targets)
+    shake(tuned)
+    parameters = [p for p in tuned.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(tuned(**batch).loss, parameters)
+    first, second = tuned(**batch).loss, tuned(**batch).loss
+    first.backward()
+    logits(tuned, batch)
+    tuned.zero_grad()
+    second.backward()
+    for parameter, grad in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, grad, rtol=1e-12, atol=1e-16)
+
+
+def test_reference_logits_between_forward_and_backward():
+    """As in preference tuning: the base model runs between the policy's forward and its backward."""
+    model, batch, targets = family("llama", torch.float64)
+    base = logits(model, batch)
+    tuned = adapt(model, targets)
+    shake(tuned)
+    parameters = [p for p in tuned.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(tuned(**batch).loss, parameters)
+    loss = tuned(**batch).loss
+    with tuned.disable_adapter():
+        assert torch.equal(logits(tuned, batch), base)
+    loss.backward()
+    for parameter, grad in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, grad, rtol=1e-12, atol=1e-16)
+
+
+def test_in_place_operation_on_the_output():
+    layer = torch.nn.Sequential(torch.nn.Linear(6, 5))
+    tuned = get_peft_model(layer, RowSFTConfig(target_modules=["0"], row_ids={"0": [1, 4]}))
+    x = torch.randn(3, 6)
+    y = tuned(x)
+    y.clamp_(-0.1, 0.1)
+    (y**2).sum().backward()
+    linear = layer[0].base_layer
+    out = x @ linear.weight.detach().t() + linear.bias.detach()
+    grad = torch.where(out.abs() <= 0.1, 2 * out, 0)
+    torch.testing.assert_close(layer[0].row_sft_delta["default"].grad, (grad.t() @ x)[[1, 4]])
+
+
+def test_a_layer_called_twice_adds_up_its_gradients():
+    linear = torch.nn.Linear(4, 4, dtype=torch.float64)
+    weight, bias = linear.weight.detach().clone().requires_grad_(), linear.bias.detach().clone()
+    tuned = get_peft_model(torch.nn.Sequential(linear), RowSFTConfig(target_modules=["0"], row_ids={"0": [2, 0]}))
+    x = torch.randn(3, 4, dtype=torch.float64)
+    tuned(tuned(x).tanh()).square().sum().backward()
+    first = torch.nn.functional.linear(x, weight, bias).tanh()
+    torch.nn.functional.linear(first, weight, bias).square().sum().backward()
+    torch.testing.assert_close(tuned.base_model.model[0].row_sft_delta["default"].grad, weight.grad[[2, 0]])
+
+
+def test_second_derivatives_are_refused():
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    delta = next(p for p in tuned.parameters() if p.requires_grad)
+    (grad,) = torch.autograd.grad(tuned(**batch).loss, delta, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_base_has_thirty_two_bit_rows(dtype, autocast_adapter_dtype):
+    model, batch, targets = family("llama", dtype)
+    before, ids = weights(model), random_rows(model, targets)
+    config = RowSFTConfig(target_modules=targets, row_ids=ids)
+    tuned = get_peft_model(model, config, autocast_adapter_dtype=autocast_adapter_dtype)
+    trainable = [p for p in tuned.parameters() if p.requires_grad]
+    assert {p.dtype for p in trainable} == {torch.float32}
+    # Steps far below the 16-bit resolution of the weights must still add up in the 32-bit master.
+    for _ in range(3):
+        tuned(**batch).loss.backward()
+        torch.optim.SGD(trainable, lr=1e-3).step()
+        tuned.zero_grad()
+    assert {p.dtype for p in trainable} == {torch.float32}
+    unmerged = logits(tuned, batch)
+    for name, rows in ids.items():
+        layer = row_layers(tuned)[name]
+        expected = before[f"{name}.weight"].clone()
+        expected[rows] = (expected[rows].float() + layer.row_sft_delta["default"].detach()).to(dtype)
+        assert torch.equal(layer.get_base_layer().weight, expected)
+    assert torch.equal(logits(tuned.merge_and_unload(), batch), unmerged)
+
+
+def test_autocast_on_a_thirty_two_bit_base():
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    shake(tuned)
+    parameters = [p for p in tuned.parameters() if p.requires_grad]
+    exact = torch.autograd.grad(tuned(**batch).loss, parameters)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = tuned(**batch).loss
+    loss.backward()
+    for parameter, grad in zip(parameters, exact, strict=True):
+        assert parameter.grad.dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(parameter.grad.flatten(), grad.flatten(), dim=0) > 0.99
+
+
+def test_state_dict_in_mid_training_is_pristine():
+    model, batch, targets = family("llama")
+    before = weights(model)
+    tuned = adapt(model, targets)
+    train(tuned, batch)
+    logits(tuned, batch)
+    state = weights(tuned)
+    base = {
+        key.removeprefix("base_model.model.").replace(".base_layer", ""): value
+        for key, value in state.items()
+        if "row_sft_" not in key
+    }
+    assert same(base, before)
