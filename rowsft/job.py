@@ -173,11 +173,18 @@ def _attach(job: Job) -> None:
                 "head": counts["head"],
                 "total_trainable": counts["adapter"] + counts["head"],
                 "base": job.loaded.facts["parameters"],
+                "adapter_dtype": _adapter_dtype(job.model),
                 "budget_asked": job.knobs.asked,
                 "budget_achieved": job.knobs.achieved,
                 "budget_source": job.knobs.source,
             },
         )
+
+
+def _adapter_dtype(model: torch.nn.Module) -> str | None:
+    """The types of what is trained, e.g. "float32"; None where nothing is."""
+    kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad}
+    return "+".join(sorted(kinds)) or None
 
 
 def _train(job: Job) -> None:
@@ -188,7 +195,7 @@ def _train(job: Job) -> None:
         job.trainer = training.build_trainer(
             job.model,
             job.encoded,
-            job.task.collator(job.loaded.tokenizer),
+            job.task.collator(job.loaded.tokenizer, job.model),
             job.settings,
             job.seed,
             clock,
@@ -267,7 +274,7 @@ def _calibration(job: Job) -> list[dict[str, torch.Tensor]]:
     size = job.settings.batch_size
     needed = min(len(job.encoded), job.settings.calibration_batches * size)
     order = training.data_order(len(job.encoded), needed, job.seed)
-    collate = job.task.collator(job.loaded.tokenizer)
+    collate = job.task.collator(job.loaded.tokenizer, job.model)
     batches = [collate([dict(job.encoded[i]) for i in order[k : k + size]]) for k in range(0, needed, size)]
     return [
         {key: value.to(job.device) if torch.is_tensor(value) else value for key, value in batch.items()}
@@ -352,11 +359,11 @@ def _bad_input(error: BaseException | None) -> UserError | None:
     return None
 
 
-def stop_on_terminate() -> None:
-    """Turn SIGTERM into KeyboardInterrupt, so that a scheduler's stop leaves a record as Ctrl-C does."""
+def stop_on_signals() -> None:
+    """Let Ctrl-C and SIGTERM (a scheduler's stop) end the run in the same way, with a record that names the signal."""
 
     def interrupt(number, frame):
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
 
-    signal.signal(signal.SIGTERM, interrupt)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)

@@ -79,7 +79,7 @@ def grid_lines(table: Table) -> list[dict]:
     """The learning-rate grid: one dict a rate that was tried, with its validation metric and what it cost."""
     return [
         {
-            "title": row.title or row.method,
+            "title": row.title,
             "method": row.method,
             "learning_rate": row.learning_rate,
             "validation": fmean(row.metric_values("validation")) if row.metric_values("validation") else None,

@@ -26,7 +26,11 @@ LIGHT = Theme("#ffffff", "#1c2024", "#d9dde1")
 DARK = Theme("#16191d", "#e6e8ea", "#3a4047")
 
 _PANEL_INCHES = (6.4, 4.4)
+_KEY_LINE_INCHES = 0.19
 _DPI = 160
+#: More names than this, or longer ones, do not fit a panel: the points are numbered and a key beneath has the names.
+_MOST_NAMES = 7
+_LONGEST_NAME = 24
 _MIB = 2**20
 
 
@@ -37,7 +41,8 @@ def accuracy_vs_memory(sections: list[Section], theme: Theme = LIGHT) -> bytes |
         return None
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
-    size = (_PANEL_INCHES[0] * columns, _PANEL_INCHES[1] * rows)
+    longest = max(len(_points(section)) if _numbered(section) else 0 for section in shown)
+    size = (_PANEL_INCHES[0] * columns, (_PANEL_INCHES[1] + _KEY_LINE_INCHES * longest) * rows)
     figure = Figure(figsize=size, dpi=_DPI, facecolor=theme.paper, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
@@ -48,7 +53,7 @@ def accuracy_vs_memory(sections: list[Section], theme: Theme = LIGHT) -> bytes |
         axis.set_visible(False)
     figure.draw_without_rendering()
     for axis, section in zip(axes, shown, strict=False):
-        place(axis, canvas.get_renderer(), [_labelled(line, section) for line in _points(section)], theme.ink)
+        place(axis, canvas.get_renderer(), _labelled(section), theme.ink)
     stream = io.BytesIO()
     figure.savefig(stream, dpi=_DPI, format="png", facecolor=theme.paper, metadata={"Software": None})
     return stream.getvalue()
@@ -59,16 +64,25 @@ def _points(section: Section) -> list[dict]:
     return [line for line in section.lines if all(line[key] is not None for key in needed)]
 
 
-def _labelled(line: dict, section: Section) -> Point:
-    colour, _ = look(line["method"], [other["method"] for other in section.lines])
-    low, high = (line["value"] if line[end] is None else line[end] for end in ("low", "high"))
-    return Point(line["title"], line["train_peak_allocated_bytes"] / _MIB, line["value"], low, high, colour)
+def _numbered(section: Section) -> bool:
+    points = _points(section)
+    return len(points) > _MOST_NAMES or any(len(line["title"]) > _LONGEST_NAME for line in points)
+
+
+def _labelled(section: Section) -> list[Point]:
+    labelled = []
+    for number, line in enumerate(_points(section), start=1):
+        name = str(number) if _numbered(section) else line["title"]
+        colour, _ = look(line["method"], [other["method"] for other in section.lines])
+        low, high = (line["value"] if line[end] is None else line[end] for end in ("low", "high"))
+        labelled.append(Point(name, line["train_peak_allocated_bytes"] / _MIB, line["value"], low, high, colour))
+    return labelled
 
 
 def _panel(axis: Axes, section: Section, theme: Theme) -> None:
     points, table = _points(section), section.table
     methods = [line["method"] for line in section.lines]
-    for line in points:
+    for number, line in enumerate(points, start=1):
         colour, marker = look(line["method"], methods)
         errors = None if line["low"] is None else [[line["value"] - line["low"]], [line["high"] - line["value"]]]
         x = line["train_peak_allocated_bytes"] / _MIB
@@ -85,6 +99,16 @@ def _panel(axis: Axes, section: Section, theme: Theme) -> None:
             capsize=4,
             capthick=1.6,
             zorder=3,
+            label=f"{number}  {line['title']}",
+        )
+    if _numbered(section):
+        axis.legend(
+            loc="upper left",
+            bbox_to_anchor=(0, -0.16),
+            fontsize=9,
+            frameon=False,
+            labelcolor=theme.ink,
+            markerscale=0.7,
         )
     axis.margins(x=0.2, y=0.18)
     axis.set_xlim(left=max(0, axis.get_xlim()[0]))

@@ -24,6 +24,9 @@ _COST_COLUMNS = (
     "evaluate s",
 )
 
+#: The columns of `terminal_columns` that say what a method costs.
+TERMINAL_COSTS = ("peak MiB", "× LoRA", "step ms", "× LoRA ", "train s")
+
 
 def heading(table: Table) -> str:
     """Task and model, with the experiment where there is one."""

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from rowsft.report.fairness import MET, STATED, Condition
 from rowsft.report.section import Section
-from rowsft.report.tables import demonstration, heading, notes, state_columns, terminal_columns
+from rowsft.report.tables import TERMINAL_COSTS, demonstration, heading, notes, state_columns, terminal_columns
 
 _LEFT = ("method", "state", "phase", "reason")
 
@@ -21,7 +21,7 @@ def show(section: Section, console: Console) -> None:
         if said["real_command"]:
             console.print(Text(f"For the real thing: {said['real_command']}", style="yellow"))
     if section.lines:
-        console.print(_grid([terminal_columns(table, line) for line in section.lines]))
+        _print_main(console, [terminal_columns(table, line) for line in section.lines])
     else:
         console.print("No run has finished yet.")
     if section.unfinished:
@@ -32,10 +32,21 @@ def show(section: Section, console: Console) -> None:
     console.print(_contract(section.conditions, section.remarks))
 
 
+def _print_main(console: Console, rows: list[dict[str, str]]) -> None:
+    """In one piece where the terminal is wide enough, else what the methods give above what they cost."""
+    whole = _grid(rows)
+    if console.measure(whole, options=console.options.update(max_width=1000)).maximum <= console.width:
+        console.print(whole)
+        return
+    console.print(_grid([{name: row[name] for name in row if name not in TERMINAL_COSTS} for row in rows]))
+    console.print(_grid([{name: row[name] for name in ("method", *TERMINAL_COSTS)} for row in rows]))
+
+
 def _grid(rows: list[dict[str, str]]) -> Grid:
     grid = Grid(box=None, header_style="bold", pad_edge=False)
     for name in rows[0]:
-        grid.add_column(Text(name.strip()), justify="left" if name in _LEFT else "right")
+        words = name in _LEFT
+        grid.add_column(Text(name.strip()), justify="left" if words else "right", no_wrap=not words, overflow="fold")
     for row in rows:
         # Text, not markup: cells may hold square brackets.
         grid.add_row(*(Text(cell) for cell in row.values()))

@@ -13,7 +13,7 @@ from rowsft.identity import RunPlan, plan_run
 from rowsft.store import Store
 from rowsft.store.identity import experiment_notes
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass

@@ -69,6 +69,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
 
     def delete_adapter(self, adapter_name: str) -> None:
         self.restore()
+        self._checked_ids.pop(adapter_name, None)
         super().delete_adapter(adapter_name)
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
@@ -179,8 +180,6 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if not self.merged:
             self.restore()
-        elif any(key.startswith(f"{prefix}base_layer.") for key in state_dict):
-            self.unmerge()
         for held in (*self.adapter_layer_names, "row_sft_ids"):
             for name, tensor in getattr(self, held).items():
                 self._check_fits(state_dict, f"{prefix}{held}.{name}", tensor)

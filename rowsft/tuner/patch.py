@@ -36,16 +36,16 @@ class Patch:
     """
 
     def __init__(self, channel, tensors: dict[str, torch.Tensor], updates: list[Update]):
-        # Originals captured under inference mode could not be used outside of it.
-        with torch.inference_mode(False), torch.no_grad():
-            self.channel = channel
-            self.place = _places(updates)
-            self.ids, positions = torch.unique(torch.cat([update.ids for update in updates]), return_inverse=True)
-            self.positions = positions.split([len(update.ids) for update in updates])
-            self.rows = channel.read(tensors["weight"], self.ids)
-            self.bias = None
-            if any(update.bias is not None for update in updates):
-                self.bias = tensors["bias"].detach().index_select(0, self.ids)
+        self.channel = channel
+        self.place = _places(updates)
+        # Held so that no other tensor can come to lie at their addresses.
+        self.held = [update.ids for update in updates]
+        self.ids, positions = torch.unique(torch.cat(self.held), return_inverse=True)
+        self.positions = positions.split([len(ids) for ids in self.held])
+        self.rows = channel.read(tensors["weight"], self.ids)
+        self.bias = None
+        if any(update.bias is not None for update in updates):
+            self.bias = tensors["bias"].detach().index_select(0, self.ids)
         self.written = None
         self.outdated = False
         self.stamp = _stamp(tensors)

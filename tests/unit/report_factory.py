@@ -157,7 +157,7 @@ def fail(store, state, error, **arguments):
 
 
 def fill(root):
-    """Experiment `demo`: STS-B with three seeds of five methods, one failed and one out of memory; sentiment with one."""
+    """Experiment `demo`: STS-B with three seeds a method, one failed, one out of memory; sentiment with one."""
     store = Store(root)
     finish(store, regression("none", 1), method="none")
     for method in COSTS:

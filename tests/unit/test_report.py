@@ -285,10 +285,13 @@ def test_the_picture_opens_and_is_not_blank(built):
     assert picture.shape[0] > 500 and picture.shape[1] > 1500 and picture[..., :3].std() > 0.05
 
 
-def test_the_same_records_give_the_same_bytes(built, tmp_path):
-    again = report.build(built[0].root, "demo", tmp_path)
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    store = Store(tmp_path / "runs")
+    for method in ("lora", "row_sft"):
+        finish(store, classification(method, 1), method=method, task="sentiment")
+    once, again = (report.build(store.root, "demo", tmp_path / name) for name in ("once", "again"))
     for name in ("markdown", "runs", "table", "picture", "page"):
-        assert getattr(again, name).read_bytes() == getattr(built[1], name).read_bytes(), name
+        assert getattr(again, name).read_bytes() == getattr(once, name).read_bytes(), name
 
 
 def test_terminal_and_plain_text_say_the_same(built):
@@ -304,6 +307,8 @@ def test_terminal_and_plain_text_say_the_same(built):
         "not met: at least 3 seeds",
     ):
         assert said in plain
+    narrow = report.text(built[1].sections, width=80)
+    assert "…" not in narrow and "0.8816 ± 0.0185" in narrow and max(map(len, narrow.splitlines())) <= 80
 
 
 def test_a_damaged_record_is_left_out_with_a_warning(tmp_path, caplog):
@@ -346,10 +351,11 @@ def test_the_list_of_runs(built):
     assert listing.runs_list(store, "other") == []
 
 
-def test_torch_is_never_imported(built, tmp_path):
+def test_torch_is_never_imported(tmp_path):
+    finish(Store(tmp_path / "runs"), classification("lora", 1), task="sentiment")
     code = (
         "import sys; from rowsft import report; from rowsft.report import listing;"
-        f"report.build({str(built[0].root)!r}, 'demo', {str(tmp_path)!r});"
+        f"assert report.build({str(tmp_path / 'runs')!r}, 'demo', {str(tmp_path / 'out')!r}).picture;"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -43,9 +43,9 @@ from rowsft.store import Store
 run = Store(sys.argv[1]).open({"seed": 1, "method": {"name": "lora"}})
 run.begin()
 if os.fork() == 0:
+    print(run.id, flush=True)
     time.sleep(30)
     os._exit(0)
-print(run.id, flush=True)
 time.sleep(60)
 """
 

@@ -308,12 +308,62 @@ def test_disable_after_training_is_the_base_bit_for_bit(name):
     assert torch.equal(logits(tuned, batch), trained)
 
 
+def test_an_adapter_deleted_and_added_again_with_other_rows():
+    model, batch, targets = family("llama")
+    before = weights(model)
+    tuned = adapt(model, targets)
+    spare = random_rows(family("llama")[0], targets)
+    tuned.add_adapter("spare", RowSFTConfig(target_modules=targets, row_ids=spare))
+    for seed in range(1, 5):
+        shake(tuned, "default", seed)
+        logits(tuned, batch)
+        tuned.delete_adapter("default")
+        layer = model.model.layers[0].mlp.up_proj
+        assert torch.equal(layer.get_base_layer().weight, before["model.layers.0.mlp.up_proj.weight"])
+        ids = random_rows(family("llama")[0], targets, seed=seed)
+        tuned.add_adapter("default", RowSFTConfig(target_modules=targets, row_ids=ids))
+        tuned.set_adapter("default")
+        shake(tuned, "default", seed)
+        twin = get_peft_model(family("llama")[0], RowSFTConfig(target_modules=targets, row_ids=ids))
+        shake(twin, "default", seed)
+        assert torch.equal(logits(tuned, batch), logits(twin, batch))
+
+
+@pytest.mark.parametrize("notice", ["merge", "train", "eval"])
+def test_values_written_through_data_are_noticed(notice):
+    """No version counter sees `.data`; merging and changing the mode look again all the same."""
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    shake(tuned)
+    logits(tuned, batch)
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            parameter.data.mul_(3)
+    expected = adapt(family("llama")[0], targets)
+    shake(expected, scale=3 * 0.05)
+    {"merge": tuned.merge_adapter, "train": tuned.train, "eval": tuned.eval}[notice]()
+    torch.testing.assert_close(logits(tuned, batch), logits(expected, batch), rtol=1e-5, atol=1e-6)
+
+
+def test_a_merged_state_dict_goes_back_into_the_merged_model():
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    shake(tuned)
+    expected = logits(tuned, batch)
+    tuned.merge_adapter()
+    tuned.load_state_dict(weights(tuned))
+    assert torch.equal(logits(tuned, batch), expected)
+    with pytest.raises(UserError, match="was changed, moved or replaced"):
+        tuned.unmerge_adapter()
+
+
 def test_inference_mode_and_back():
     model, batch, targets = family("llama")
     tuned = adapt(model, targets)
     shake(tuned)
     with torch.inference_mode():
         expected = tuned(**batch).logits.clone()
+    copy.deepcopy(tuned)
     train(tuned, batch, steps=1)
     with torch.inference_mode(), tuned.disable_adapter():
         tuned(**batch)

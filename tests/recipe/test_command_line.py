@@ -1,0 +1,190 @@
+"""The command line as a user meets it: real processes, real records, every way a run can end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rowsft.store import Store
+
+# What may differ between two attempts of one run: when, how long, how much the process held, under which id.
+VOLATILE = {
+    *("attempt", "started_at", "ended_at", "seconds", "step_seconds", "tokens_per_second", "pid"),
+    *("resident_peak_bytes", "resident_method", "path", "git_dirty", "git_commit"),
+}
+
+
+def last_line(done: subprocess.CompletedProcess) -> str:
+    return done.stdout.strip().splitlines()[-1]
+
+
+def only_run(workshop, experiment: str):
+    (record,) = Store(workshop.folder / "runs").runs(experiment)
+    return record
+
+
+def without_volatile(node):
+    if isinstance(node, dict):
+        return {key: without_volatile(value) for key, value in node.items() if key not in VOLATILE}
+    return node
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_run_skip_and_identical_rerun(workshop, family):
+    name = f"repeat_{family}"
+    command = ["run", *workshop.overrides(family), "method=row_sft", "seed=7", f"experiment_name={name}"]
+    first = workshop.rowsft(*command)
+    assert first.returncode == 0, first.stderr
+    record = only_run(workshop, name)
+    assert last_line(first) == f"done: run {record.id} in {record.folder}"
+
+    stamp = (record.folder / "record.json").stat().st_mtime_ns
+    again = workshop.rowsft(*command)
+    assert again.returncode == 0 and "done already" in again.stderr
+    assert last_line(again) == last_line(first)
+    assert (record.folder / "record.json").stat().st_mtime_ns == stamp, "a run that is done is not touched"
+
+    rerun = workshop.rowsft(*command, "--rerun")
+    assert rerun.returncode == 0, rerun.stderr
+    one, two = only_run(workshop, name).attempts
+    assert without_volatile(one) == without_volatile(two)
+    for file in ("predictions.jsonl", "curve.csv", "adapter/adapter_model.safetensors"):
+        a, b = (record.folder / f"attempt-{number}" / file for number in (1, 2))
+        assert a.read_bytes() == b.read_bytes(), f"{file} differs between two attempts of one seed"
+
+
+def test_record_holds_what_the_report_needs(workshop):
+    name = "whole"
+    done = workshop.rowsft("run", *workshop.overrides("bert"), "method=row_sft", f"experiment_name={name}")
+    assert done.returncode == 0, done.stderr
+    record = only_run(workshop, name)
+    attempt = record.result
+    assert {"validation", "test"} == set(attempt["metrics"])
+    for phase in ("load", "select", "attach", "train", "evaluate", "save", "measure", "total"):
+        assert attempt["seconds"][phase] > 0, phase
+    assert attempt["memory"]["kind"] == "cpu_profiler"
+    for phase in ("select", "train", "evaluate"):
+        assert attempt["memory"][phase]["peak_allocated_bytes"] > attempt["memory"][phase]["step_peak_new_bytes"] > 0
+        assert attempt["memory"][phase]["peak_reserved_bytes"] is None, "a CPU has no reserved memory; null, never 0"
+    assert attempt["step_seconds"]["timed_steps"] == 5
+    assert attempt["tokens_per_second"] > 0
+    rows = [json.loads(line) for line in record.file("predictions").read_text().splitlines()]
+    assert [row["split"] for row in rows].count("test") == attempt["task_about"]["sizes"]["test"]
+    hits = [row["prediction"] == row["label"] for row in rows if row["split"] == "test"]
+    assert sum(hits) / len(hits) == pytest.approx(attempt["metrics"]["test"]["accuracy"])
+    saved = load_file(record.file("adapter") / "adapter_model.safetensors")
+    trained = sum(tensor.numel() for tensor in saved.values() if tensor.dtype != torch.int64)
+    assert trained == attempt["parameters"]["total_trainable"]
+
+
+def test_data_order_and_start_are_shared_by_all_methods(workshop):
+    """Every method starts from the same loss on the same first batch: same head, same data, no change at step 0."""
+    losses = {}
+    for method in ("head", "row_sft", "lora", "dora", "full"):
+        name = f"start_{method}"
+        done = workshop.rowsft("run", *workshop.overrides("bert"), f"method={method}", f"experiment_name={name}")
+        assert done.returncode == 0, done.stderr
+        curve = only_run(workshop, name).file("curve").read_text().splitlines()
+        losses[method] = float(curve[1].split(",")[1])
+    # DoRA divides by and multiplies with the norm of each row, which rounds.
+    assert losses.pop("dora") == pytest.approx(losses["full"], rel=1e-6)
+    assert len(set(losses.values())) == 1, losses
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["budget.rows=4096"], "rows=4096 exceeds layer"),
+        (["task.columns.text=sentence"], "sentence"),
+        (["task.data.path=absent.csv"], "absent.csv"),
+        (["model.target_modules=[nothing_like_it]"], "nothing_like_it"),
+        (["model.source=./absent-folder"], "absent-folder"),
+        (["method=lorra"], "lora"),
+        (["trainer.step=3"], "trainer.steps"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(workshop, extra, said):
+    done = workshop.rowsft("run", *workshop.overrides("bert"), "experiment_name=bad", *extra)
+    assert done.returncode == 2, done.stderr
+    error = [line for line in done.stderr.splitlines() if line.startswith("rowsft: error:")]
+    assert len(error) == 1 and said in error[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_sweep_uses_fresh_processes_and_survives_a_failure(workshop):
+    """One job of three fails; the others are recorded, by processes of their own, and a second sweep skips them."""
+    command = ["sweep", *workshop.overrides("bert"), "experiment_name=swept", "method=head,lora", "budget.rows=null"]
+    sizes = ["budget.params=900,1"]
+    done = workshop.rowsft(*command, *sizes)
+    assert done.returncode == 1, done.stdout
+    records = Store(workshop.folder / "runs").runs("swept")
+    states = sorted((record.config["method"]["name"], record.state) for record in records)
+    assert states == [("head", "done"), ("head", "done"), ("lora", "done"), ("lora", "failed")]
+    pids = {record.latest["pid"] for record in records}
+    assert len(pids) == 4
+    again = workshop.rowsft(*command, *sizes)
+    assert again.stdout.count("done already") == 3
+
+
+@pytest.mark.parametrize(
+    ("number", "state"),
+    [(signal.SIGKILL, "interrupted"), (signal.SIGINT, "interrupted"), (signal.SIGTERM, "interrupted")],
+)
+def test_a_stopped_run_says_so_and_starts_again(workshop, number, state):
+    name = f"stopped_{number.name}"
+    command = [*workshop.overrides("bert"), "method=full", "trainer.steps=20000", f"experiment_name={name}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rowsft.cli", "run", *command],
+        cwd=workshop.folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert any("examples:" in line for line in process.stdout), "the run did not come as far as training"
+    time.sleep(1)
+    process.send_signal(number)
+    status = process.wait(timeout=60)
+    assert status == (-9 if number == signal.SIGKILL else 130)
+    record = only_run(workshop, name)
+    assert record.state == state
+    assert record.latest["error"]["message"]
+
+    listed = json.loads(workshop.rowsft("runs", "--store", "runs", "--experiment", name, "--json").stdout)
+    assert [row["state"] for row in listed] == [state]
+
+
+def test_diverged_run_is_recorded_as_failed(workshop):
+    command = [*workshop.overrides("bert"), "method=full", "experiment_name=diverged", "trainer.learning_rate=1e30"]
+    done = workshop.rowsft("run", *command, "trainer.max_grad_norm=0")
+    assert done.returncode == 1
+    record = only_run(workshop, "diverged")
+    assert record.state == "failed"
+    assert "lower trainer.learning_rate" in record.latest["error"]["message"]
+    assert (Path(record.folder) / "attempt-1" / "curve.csv").exists()
+
+
+def test_run_out_of_memory_is_recorded_as_oom(workshop):
+    command = [*workshop.overrides("bert"), "method=head", "experiment_name=oom"]
+    # A batch whose activations no address space holds.
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2_000_000_000, 2_000_000_000))"
+    code = f"import torch, transformers, peft; {limit}; from rowsft.cli import main; main({['run', *command]!r})"
+    big = ["trainer.batch_size=400000", "trainer.steps=1", "trainer.calibration_batches=1"]
+    code = code.replace(repr(command[-1]), ", ".join([repr(command[-1]), *map(repr, big)]))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=workshop.folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert only_run(workshop, "oom").state == "oom"

@@ -1,0 +1,137 @@
+"""Configurations: every one composes and builds; a wrong name is one line that lists the right ones."""
+
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+
+from rowsft.budget import Budget
+from rowsft.compose import CONFIG_FOLDER, compose, options
+from rowsft.errors import UserError
+from rowsft.identity import plan_run
+from rowsft.settings import trainer_settings
+
+METHODS = {"row_sft", "lora", "dora", "full", "head", "none"}
+MODELS = {
+    *("minilm", "smollm2_135m", "llama2_7b", "llama3_8b", "mistral_7b", "gemma_7b"),
+    *("bert_base", "bert_large", "deberta_v3_base", "deberta_v3_large"),
+}
+TASKS = {"sentiment", "glue/stsb", "social_iqa", "text_classification", "prompt_response"}
+GROUPS = ("method", "model", "task", "budget", "trainer", "tracker", "experiment", "debug")
+
+
+def test_promised_names_exist():
+    assert set(options("method")) == METHODS
+    assert set(options("model")) == MODELS
+    assert set(options("task")) == TASKS
+    assert {"bf16", "checkpointing"} <= set(options("trainer"))
+    assert {"none", "wandb"} <= set(options("tracker"))
+
+
+def test_every_yaml_is_reachable():
+    files = {
+        f"{path.relative_to(CONFIG_FOLDER).parts[0]}={'/'.join(path.relative_to(CONFIG_FOLDER).with_suffix('').parts[1:])}"
+        for path in CONFIG_FOLDER.rglob("*.yaml")
+        if path.parent != CONFIG_FOLDER and "hydra" not in path.relative_to(CONFIG_FOLDER).parts
+    }
+    assert files == {f"{group}={name}" for group in GROUPS for name in options(group)}
+
+
+@pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in options(group)])
+def test_every_option_composes_and_builds(choice):
+    config = compose([choice])
+    trainer_settings(config)
+    Budget(**config.budget)
+    for part in (config.method, config.task, config.tracker):
+        assert instantiate(part) is not None
+    assert len(plan_run(config).run_id) == 12
+
+
+@pytest.mark.parametrize(("method", "model"), product(sorted(METHODS), ["minilm", "llama3_8b"]))
+def test_names_in_config_match_their_file(method, model):
+    config = compose([f"method={method}", f"model={model}"])
+    assert (config.method.name, config.model.name) == (method, model)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("method=lorra", ["method=lorra", "lora", "row_sft"]),
+        ("task=glue/sstb", ["task=glue/sstb", "glue/stsb"]),
+        ("mehtod=lora", ["mehtod", "method"]),
+        ("trainer.lr=1", ["trainer.lr", "learning_rate"]),
+        ("trainer.learning_rat=1", ["did you mean trainer.learning_rate?"]),
+        ("budget.row=3", ["budget.row", "rows"]),
+        ("experiment=quikstart", ["quickstart"]),
+        ("method=lora,dorra", ["dorra", "dora"]),
+        ("model=", ["model"]),
+    ],
+)
+def test_wrong_name_is_one_line_with_the_right_ones(override, said):
+    with pytest.raises(UserError) as caught:
+        compose([override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in said:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainer.steps=0", "trainer.steps=0"),
+        ("trainer.steps=many", "trainer.steps"),
+        ("trainer.learning_rate=-1", "trainer.learning_rate=-1"),
+        ("trainer.scheduler=stairs", "constant, linear, cosine, step_epoch"),
+        ("trainer.evaluate=[testing]", "validation"),
+        ("trainer.epochs=2", "trainer.epochs=2"),
+        ("trainer.autocast=int8", "bf16"),
+        ("trainer.device=tpu", "cuda"),
+    ],
+)
+def test_wrong_setting_names_key_and_expectation(override, said):
+    with pytest.raises(UserError) as caught:
+        trainer_settings(compose([override]))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_tuned_rate_holds_unless_the_command_says_otherwise():
+    overrides = ["method=lora", "+tuned.learning_rate.lora=0.5", "+tuned.learning_rate.full=0.25"]
+    assert compose(overrides).trainer.learning_rate == 0.5
+    assert compose([*overrides, "trainer.learning_rate=0.1"]).trainer.learning_rate == 0.1
+    # Another method's tuned rate is no part of this run.
+    other = [*overrides[:2], "+tuned.learning_rate.full=0.125"]
+    assert plan_run(compose(overrides)).run_id == plan_run(compose(other)).run_id
+
+
+def test_identity_ignores_presentation_and_sees_everything_else(tmp_path):
+    base = plan_run(compose([])).run_id
+    same = ["store=elsewhere", "experiment_name=other", "tracker=wandb"]
+    assert [plan_run(compose([text])).run_id for text in same] == [base] * 3
+    different = ["seed=1", "trainer.steps=151", "method=lora", "model.dtype=bfloat16", "budget.rows=3"]
+    assert len({base, *(plan_run(compose([text])).run_id for text in different)}) == 6
+
+
+def test_edited_data_file_is_another_run(tmp_path):
+    data = tmp_path / "rows.csv"
+    overrides = ["task=text_classification", f"task.data.path={data}"]
+    data.write_text("text,label\na,0\n")
+    before = plan_run(compose(overrides)).run_id
+    assert plan_run(compose(overrides)).run_id == before
+    data.write_text("text,label\nb,0\n")
+    assert plan_run(compose(overrides)).run_id != before
+
+
+def test_composing_imports_no_torch():
+    code = (
+        "import sys\n"
+        "from rowsft.compose import compose\n"
+        "from rowsft.identity import plan_run\n"
+        "plan_run(compose(['experiment=quickstart', 'method=lora']))\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
