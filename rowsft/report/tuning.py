@@ -41,6 +41,8 @@ def _table(records: list[Record]) -> tuple[dict[str, dict[float, float]], str]:
     for record in records:
         method, rate = record.config["method"]["name"], float(record.config["trainer"]["learning_rate"])
         result = record.result
+        if record.state in ("pending", "running"):
+            continue
         if result is None:
             scores[method][rate].append(DIVERGED)
             continue

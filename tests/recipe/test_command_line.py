@@ -1,5 +1,6 @@
 """The command line as a user meets it: real processes, real records, every way a run can end."""
 
+import csv
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from wandb_files import items, read_records
 
 from rowsft.store import Store
 
@@ -188,3 +190,27 @@ def test_run_out_of_memory_is_recorded_as_oom(workshop):
     )
     assert done.returncode == 1, done.stderr
     assert only_run(workshop, "oom").state == "oom"
+
+
+def test_offline_wandb_mirrors_the_record(workshop):
+    folder = workshop.folder / "tracked"
+    folder.mkdir()
+    command = [*workshop.overrides("bert"), "method=lora", "experiment_name=tracked", "seed=5"]
+    done = workshop.rowsft("run", *command, "tracker=wandb", "tracker.mode=offline", f"tracker.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    record = only_run(workshop, "tracked")
+    records = read_records(folder)
+    (opened,) = [entry.run for entry in records if entry.HasField("run")]
+    assert (opened.run_group, opened.job_type) == ("tracked", "lora")
+    assert items(opened.config.update)["seed"] == 5
+    curve = [items(entry.history.item) for entry in records if entry.HasField("history")]
+    losses = [row["train/loss"] for row in curve]
+    with record.file("curve").open() as stream:
+        assert losses == pytest.approx([float(row["loss"]) for row in csv.DictReader(stream)])
+    summary = {}
+    for entry in records:
+        if entry.HasField("summary"):
+            summary |= items(entry.summary.update)
+    assert summary["metrics/test/accuracy"] == record.result["metrics"]["test"]["accuracy"]
+    assert summary["memory/train/peak_allocated_bytes"] == record.result["memory"]["train"]["peak_allocated_bytes"]
+    assert [entry.exit.exit_code for entry in records if entry.HasField("exit")] == [0]
