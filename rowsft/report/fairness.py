@@ -60,7 +60,7 @@ def contract(table: Table, store_records: list[Record]) -> list[Condition]:
         ("evaluation", "same evaluation on the same examples", _evaluation(rows)),
         ("learning_rate", "learning rate tuned per method over one grid on validation", _tuning(table, store_records)),
         ("seeds", f"at least {SEEDS_NEEDED} seeds each", _seeds(rows)),
-        ("machine", "same machine, threads, packages and clean commit", _machine(rows)),
+        ("machine", "same machine, threads, packages and clean commit, one job at a time", _machine(rows)),
     ]
     stated = table.notes.get("fairness") or {}
     stated = stated if isinstance(stated, dict) else {}
@@ -208,6 +208,11 @@ def _machine(rows: list[Row]) -> tuple[str, str]:
     unequal = [part for part in parts if len({json.dumps(e.get(part), sort_keys=True) for e in environments}) > 1]
     if unequal:
         return NOT_MET, "differs in " + ", ".join(unequal)
+    at_once = max((result.get("concurrent_jobs") or 1) for row in rows for result in row.results)
+    if at_once > 1:
+        return NOT_MET, f"{at_once} jobs ran side by side, so their times are not comparable"
     if any(found.get("git_dirty") for found in environments):
         return NOT_MET, "the commit had local changes"
+    if any(found.get("git_commit") is None for found in environments):
+        return UNKNOWN, "the code was no git checkout"
     return MET, ""

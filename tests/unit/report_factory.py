@@ -93,7 +93,7 @@ def metric_of(predictions, task):
     return ("pearson", float(np.corrcoef(a, b)[0, 1])) if task == "stsb" else ("accuracy", float((a == b).mean()))
 
 
-def finish(store, predictions, validation=None, **arguments):
+def finish(store, predictions, validation=None, concurrent_jobs=1, **arguments):
     """Record one finished run (`arguments` are those of `config`) and return its id."""
     wanted = config(**arguments)
     method, seed, task = wanted["method"]["name"], wanted["seed"], wanted["task"]["name"]
@@ -101,7 +101,7 @@ def finish(store, predictions, validation=None, **arguments):
     name, value = metric_of(predictions, task)
     mib = 2**20
     with store.open(wanted) as run:
-        attempt = run.begin(environment=ENVIRONMENT)
+        attempt = run.begin(environment=ENVIRONMENT, concurrent_jobs=concurrent_jobs)
         attempt.update(
             primary_metric=name,
             higher_is_better=True,

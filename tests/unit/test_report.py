@@ -163,6 +163,14 @@ def test_budget_and_machine_breaches_are_seen(tmp_path, monkeypatch):
     assert status(section, "machine").status == "not met"
 
 
+def test_jobs_side_by_side_and_an_unknown_commit_are_seen(tmp_path, monkeypatch):
+    assert status(build_two(tmp_path / "alone", {}), "machine").status == "met"
+    crowded = status(build_two(tmp_path / "crowded", {"concurrent_jobs": 2}), "machine")
+    assert crowded.status == "not met" and "2 jobs" in crowded.detail
+    monkeypatch.setitem(ENVIRONMENT, "git_commit", None)
+    assert status(build_two(tmp_path / "no_checkout", {}), "machine").status == "not recorded"
+
+
 def test_an_experiment_may_state_what_records_cannot_tell_but_not_overrule_them(tmp_path):
     stated = {"adapter_dtype": "float32 throughout", "seeds": "one is enough"}
     store = Store(tmp_path)
