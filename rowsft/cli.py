@@ -115,8 +115,12 @@ def _run(parsed: argparse.Namespace) -> int:
     # Renamings announced by transformers concern its callers in PEFT, not the user.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # torch and transformers are imported only once the configuration is known to be good.
+    import transformers
+
     from rowsft import job
 
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
     job.stop_on_signals()
     print(plan.label, flush=True)
     outcome = job.run(plan, settings, parsed.rerun, say=lambda text: print(text, flush=True))
@@ -135,7 +139,7 @@ def _sweep(parsed: argparse.Namespace) -> int:
     bad = sum(code != 0 for code in codes)
     if 130 in codes:
         raise KeyboardInterrupt
-    print(f"{len(codes)} jobs: {len(codes) - bad} done, {bad} not")
+    print(f"{len(codes)} job{'s' * (len(codes) != 1)}: {len(codes) - bad} done, {bad} not")
     return 1 if bad else 0
 
 

@@ -44,9 +44,12 @@ def sweep(overrides: list[str]) -> list[int]:
     hydra = _open_hydra()
     check_names(hydra, overrides)
     try:
+        # Hydra writes the sweep's command beside the runs before the first job starts.
         batches = hydra.multirun("config", lambda _: None, overrides, with_log_configuration=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error)) from error
+    except OSError as error:
+        raise UserError(f"store: the sweep cannot write there ({error}); choose another with store=FOLDER") from error
     # Hydra's own sweeper returns a list of batches; others (Optuna's, say) return nothing: their launcher has reported.
     return [job.return_value for batch in batches or [] for job in batch]
 

@@ -27,6 +27,9 @@ from rowsft.store.attempt import error_fields, state_of
 from rowsft.tasks import Task
 from rowsft.track import NullTracker, Tracker, tracking
 
+# Examples between two moves of the tokenising bar.
+ENCODED_AT_ONCE = 1000
+
 
 @dataclass
 class Job:
@@ -134,7 +137,7 @@ def _load(job: Job) -> None:
             seed=job.seed,
         )
         job.model = job.loaded.model.to(job.device)
-        job.encoded = job.task.encode(job.splits["train"], job.loaded.tokenizer)
+        job.encoded = _encode(job, job.splits["train"])
         job.attempt.update(
             task_about=job.task.about(),
             model_facts=job.loaded.facts,
@@ -143,6 +146,13 @@ def _load(job: Job) -> None:
         )
         sizes = ", ".join(f"{len(examples)} {name}" for name, examples in job.splits.items())
         job.say(f"  {job.model.num_parameters():,} parameters; examples: {sizes}")
+
+
+def _encode(job: Job, examples: list[dict]) -> list[dict]:
+    encoded: list[dict] = []
+    for first in bar("tokenising")(range(0, len(examples), ENCODED_AT_ONCE)):
+        encoded += job.task.encode(examples[first : first + ENCODED_AT_ONCE], job.loaded.tokenizer)
+    return encoded
 
 
 def _select(job: Job) -> None:
@@ -202,6 +212,9 @@ def _train(job: Job) -> None:
             lambda point: job.tracker.log(point["step"], {f"train/{k}": v for k, v in point.items() if k != "step"}),
             Path(scratch),
             normalises_by_tokens=job.task.head == "causal_lm",
+        )
+        job.say(
+            f"  training for {job.trainer.args.max_steps} steps of {job.settings.batch_size * job.settings.gradient_accumulation}"
         )
         with _watched(job, "train"):
             job.trainer.train()

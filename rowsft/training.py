@@ -1,6 +1,7 @@
 """transformers' Trainer, set up so that every method gets the same examples in the same order, the same optimizer."""
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,6 +178,7 @@ def build_trainer(
         save_strategy="no",
         eval_strategy="no",
         report_to=[],
+        disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,
         seed=seed,
         use_cpu=not uses_cuda(settings),
