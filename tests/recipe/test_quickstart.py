@@ -1,4 +1,4 @@
-"""`make quickstart` in a debug size on the packaged model and data: all methods, the report, a second call that skips."""
+"""`make quickstart` in a debug size on the packaged model and data: every method, the report, a second call."""
 
 import csv
 import os
