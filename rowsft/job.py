@@ -3,8 +3,7 @@
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from rowsft.settings import TrainerSettings
 from rowsft.store import Attempt, Store
 from rowsft.store.attempt import error_fields, state_of
 from rowsft.tasks import Task
-from rowsft.track import NullTracker, Tracker, tracking
+from rowsft.track import NullTracker, Tracker, final_numbers, tracking
 
 # Examples between two moves of the tokenising bar.
 ENCODED_AT_ONCE = 1000
@@ -55,7 +54,7 @@ class Job:
 
     def __post_init__(self):
         self.clock = measure.PhaseClock(self.device)
-        self.memory["kind"] = measure.memory.KINDS[self.device.type]
+        self.memory["kind"] = measure.KINDS[self.device.type]
 
     @property
     def seed(self) -> int:
@@ -112,7 +111,7 @@ def _perform(job: Job) -> None:
         for step in (_load, _select, _attach, _train, _evaluate, _save, _probe_memory):
             step(job)
         job.attempt.update(seconds=job.clock.summary(), memory=job.memory)
-        job.tracker.summary(_summary(job.attempt.fields))
+        job.tracker.summary(final_numbers(job.attempt.fields))
     job.attempt.finish("done")
 
 
@@ -162,9 +161,9 @@ def _select(job: Job) -> None:
         job.knobs = job.method.solve(job.budget, job.model, targets)
         calibration = _calibration(job) if job.method.needs_calibration else []
         sizes = job.knobs
-        with _watched(job, "select"):
+        with measure.watched(job.memory, "select", job.device):
             job.knobs = job.method.select(job.model, sizes, calibration)
-    if calibration and _probes(job):
+    if calibration and _probing(job):
         largest = max(calibration, key=lambda batch: batch["input_ids"].numel())
         with job.clock.phase("measure"):
             _probe(job, "select", lambda: job.method.select(job.model, sizes, [largest]))
@@ -213,10 +212,9 @@ def _train(job: Job) -> None:
             Path(scratch),
             normalises_by_tokens=job.task.head == "causal_lm",
         )
-        job.say(
-            f"  training for {job.trainer.args.max_steps} steps of {job.settings.batch_size * job.settings.gradient_accumulation}"
-        )
-        with _watched(job, "train"):
+        per_step = job.settings.batch_size * job.settings.gradient_accumulation
+        job.say(f"  training for {job.trainer.args.max_steps} steps of {per_step}")
+        with measure.watched(job.memory, "train", job.device):
             job.trainer.train()
     curve = job.trainer.curve
     job.attempt.update(**clock.summary(), train_loss_final=curve[-1]["loss"])
@@ -226,7 +224,7 @@ def _train(job: Job) -> None:
 
 def _evaluate(job: Job) -> None:
     metrics, predictions = {}, []
-    with job.clock.phase("evaluate"), _watched(job, "evaluate"):
+    with job.clock.phase("evaluate"), measure.watched(job.memory, "evaluate", job.device):
         for split in job.settings.evaluate:
             result = _evaluate_examples(job, job.splits[split], f"evaluating {split}")
             metrics[split] = result.metrics
@@ -253,7 +251,7 @@ def _probe_memory(job: Job) -> None:
 
     The extra steps change the trained weights, so this comes last; a GPU's allocator has counted along for free.
     """
-    if not _probes(job):
+    if not _probing(job):
         return
     with job.clock.phase("measure"):
         longest = sorted(job.splits[job.settings.evaluate[0]], key=lambda example: -len(str(example)))
@@ -265,7 +263,11 @@ def _probe_memory(job: Job) -> None:
                 _probe(job, "train", lambda: training.extra_step(job.trainer, batch), job.trainer.optimizer)
 
 
-def _probes(job: Job) -> bool:
+def _probe(job: Job, phase: str, work: Callable[[], object], optimizer: torch.optim.Optimizer | None = None) -> None:
+    measure.probe(job.memory, phase, work, job.device, job.model, optimizer)
+
+
+def _probing(job: Job) -> bool:
     return job.device.type == "cpu" and job.settings.memory_probe_steps > 0
 
 
@@ -311,47 +313,6 @@ def _say_budget(job: Job) -> None:
     if knobs.achieved is not None and knobs.asked:
         off = 100 * (knobs.achieved - knobs.asked) / knobs.asked
         job.say(f"  budget ({knobs.source}): asked {knobs.asked:,}, got {knobs.achieved:,} parameters ({off:+.2f} %)")
-
-
-def _summary(fields: dict) -> dict:
-    """The final numbers of an attempt as flat names, for a tracker."""
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, node: Any) -> None:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                walk(f"{prefix}/{key}" if prefix else str(key), value)
-        elif isinstance(node, int | float) and not isinstance(node, bool):
-            flat[prefix] = node
-
-    for name in ("metrics", "seconds", "step_seconds", "memory", "parameters", "tokens_per_second", "reference"):
-        if fields.get(name) is not None:
-            walk(name, fields[name])
-    return flat
-
-
-@contextmanager
-def _watched(job: Job, name: str) -> Iterator[None]:
-    """Enter the peak memory of the block, as far as it can be had for free, as the phase `name` of the record.
-
-    A GPU's allocator keeps count at no cost; on a CPU the allocation peak comes later, from `_probe_memory`.
-    """
-    on_gpu = job.device.type == "cuda"
-    with measure.ResidentPeak() as resident, measure.AllocationPeak(job.device) if on_gpu else nullcontext() as peak:
-        yield
-    job.memory[name] = {
-        "peak_allocated_bytes": peak.peak_allocated_bytes if on_gpu else None,
-        "peak_reserved_bytes": peak.peak_reserved_bytes if on_gpu else None,
-        "resident_peak_bytes": resident.peak_bytes,
-        "resident_method": resident.method,
-    }
-
-
-def _probe(job: Job, name: str, work: Callable[[], object], optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Enter the exact allocation peak of `work` as that of phase `name`, if it is the largest seen so far."""
-    seen = measure.phase_memory(work, job.device, job.model, optimizer)
-    if seen["peak_allocated_bytes"] > (job.memory[name]["peak_allocated_bytes"] or 0):
-        job.memory[name] |= {key: value for key, value in seen.items() if key != "resident_peak_bytes"}
 
 
 def _close(job: Job, error: BaseException) -> str:

@@ -37,6 +37,22 @@ class Tracker(Protocol):
         """Close the run in one of the store's states ("done", "failed", ...). Calls after the first do nothing."""
 
 
+def final_numbers(attempt: Mapping[str, Any]) -> dict[str, int | float]:
+    """The numbers that a finished attempt ends in, under flat names such as metrics/test/accuracy."""
+    flat: dict[str, int | float] = {}
+
+    def walk(name: str, node: Any) -> None:
+        if isinstance(node, Mapping):
+            for key, value in node.items():
+                walk(f"{name}/{key}", value)
+        elif isinstance(node, int | float) and not isinstance(node, bool):
+            flat[name] = node
+
+    for name in ("metrics", "seconds", "step_seconds", "memory", "parameters", "tokens_per_second", "reference"):
+        walk(name, attempt.get(name))
+    return flat
+
+
 @contextmanager
 def tracking(tracker: Tracker, run_id: str, config: Mapping[str, Any], group: str) -> Iterator[Tracker]:
     """Start `tracker` and finish it whatever happens in the block.

@@ -2,10 +2,12 @@
 
 from rowsft.measure.clocks import PHASES, PhaseClock, StepClock
 from rowsft.measure.environment import collect
-from rowsft.measure.memory import AllocationPeak, phase_memory, profile_peak, resident_tensor_bytes
+from rowsft.measure.memory import KINDS, AllocationPeak, phase_memory, profile_peak, resident_tensor_bytes
+from rowsft.measure.phases import probe, watched
 from rowsft.measure.resident import ResidentPeak
 
 __all__ = [
+    "KINDS",
     "PHASES",
     "AllocationPeak",
     "PhaseClock",
@@ -13,6 +15,8 @@ __all__ = [
     "StepClock",
     "collect",
     "phase_memory",
+    "probe",
     "profile_peak",
     "resident_tensor_bytes",
+    "watched",
 ]

@@ -1,0 +1,42 @@
+"""The memory of one phase of a job, entered into the record's `memory` mapping."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import nn
+
+from rowsft.measure.device import device_kind
+from rowsft.measure.memory import AllocationPeak, phase_memory
+from rowsft.measure.resident import ResidentPeak
+
+
+@contextmanager
+def watched(memory: dict, phase: str, device: torch.device) -> Iterator[None]:
+    """Enter the peaks of the block, in bytes, as far as they can be had for free, as `memory[phase]`.
+
+    A GPU's allocator keeps count at no cost; on a CPU the allocation peak is None here and comes later, from `probe`.
+    """
+    on_gpu = device_kind(device) == "cuda"
+    with ResidentPeak() as resident, AllocationPeak(device) if on_gpu else nullcontext() as peak:
+        yield
+    memory[phase] = {
+        "peak_allocated_bytes": peak.peak_allocated_bytes if on_gpu else None,
+        "peak_reserved_bytes": peak.peak_reserved_bytes if on_gpu else None,
+        "resident_peak_bytes": resident.peak_bytes,
+        "resident_method": resident.method,
+    }
+
+
+def probe(
+    memory: dict,
+    phase: str,
+    work: Callable[[], object],
+    device: torch.device,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Enter the exact allocation peak of `work` into `memory[phase]`, if it is the largest seen so far."""
+    seen = phase_memory(work, device, model, optimizer)
+    if seen["peak_allocated_bytes"] > (memory[phase]["peak_allocated_bytes"] or 0):
+        memory[phase] |= {key: value for key, value in seen.items() if key != "resident_peak_bytes"}
