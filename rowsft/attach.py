@@ -37,7 +37,7 @@ def score(
     unknown metric, missing batches, no eligible layer, and losses or scores that are not finite.
     """
     targets = Targets(target_modules, exclude_modules, layers_to_transform, head_modules)
-    context = Context(model, calibration, seed, group_bytes, progress)
+    context = Context(model, list(calibration), seed, group_bytes, progress)
     return score_layers(eligible_layers(model, targets), importance, context)
 
 
@@ -61,7 +61,7 @@ def attach(base: nn.Module, config: RowSFTConfig, calibration: Sequence[dict] | 
     )
     layers = eligible_layers(base, targets)
     counts = {name: config.rows_of(name, layer_shape(layer)[0]) for name, layer in layers.items()}
-    scores = score_layers(layers, config.importance, Context(base, calibration or (), config.seed))
+    scores = score_layers(layers, config.importance, Context(base, list(calibration or ()), config.seed))
     chosen = copy.copy(config)
     chosen.row_ids = choose(scores, counts, config.scope)
     chosen.target_modules = set(layers)

@@ -7,6 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from rowsft import interrupt
 from rowsft.errors import UserError
 
 EPILOG = """\
@@ -121,7 +122,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-    job.stop_on_signals()
+    interrupt.on_signals()
     print(plan.label, flush=True)
     outcome = job.run(plan, settings, parsed.rerun, say=lambda text: print(text, flush=True))
     if outcome.message:
@@ -135,6 +136,7 @@ def _sweep(parsed: argparse.Namespace) -> int:
     from rowsft.sweep import launcher
 
     launcher.options.rerun = parsed.rerun
+    interrupt.on_signals()
     codes = sweep(parsed.overrides)
     bad = sum(code != 0 for code in codes)
     if 130 in codes:
@@ -168,7 +170,7 @@ def _runs(parsed: argparse.Namespace) -> int:
     if parsed.json:
         print(json.dumps(listing.runs_list(store, parsed.experiment), indent=1))
     else:
-        Console().print(listing.runs_table(store, parsed.experiment))
+        Console(width=None if sys.stdout.isatty() else 160).print(listing.runs_table(store, parsed.experiment))
     return 0
 
 

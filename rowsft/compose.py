@@ -1,6 +1,8 @@
 """Hydra composition, with every mistake in a name said in one line."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,17 @@ CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 
 def compose(overrides: list[str]) -> DictConfig:
     """Compose conf/config.yaml with `overrides` and resolve it. Raises UserError for a wrong group, name or key."""
-    hydra = _open_hydra()
-    check_names(hydra, overrides)
-    try:
-        config = hydra.compose_config("config", overrides, run_mode=RunMode.RUN, with_log_configuration=False)
-        config = config.copy()
-        OmegaConf.set_struct(config, False)
-        del config["hydra"]
-        _use_tuned_learning_rate(config, overrides)
-        OmegaConf.resolve(config)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_one_line(error)) from error
+    with _open_hydra() as hydra:
+        check_names(hydra, overrides)
+        try:
+            config = hydra.compose_config("config", overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+            config = config.copy()
+            OmegaConf.set_struct(config, False)
+            del config["hydra"]
+            _use_tuned_learning_rate(config, overrides)
+            OmegaConf.resolve(config)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_one_line(error)) from error
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(f"{', '.join(missing)}: no value given; add {missing[0]}=... to the command")
@@ -41,22 +43,23 @@ def compose(overrides: list[str]) -> DictConfig:
 
 def sweep(overrides: list[str]) -> list[int]:
     """Run every job that `overrides` span through Hydra's sweeper and launcher; returns the jobs' exit codes."""
-    hydra = _open_hydra()
-    check_names(hydra, overrides)
-    try:
-        # Hydra writes the sweep's command beside the runs before the first job starts.
-        batches = hydra.multirun("config", lambda _: None, overrides, with_log_configuration=False)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_one_line(error)) from error
-    except OSError as error:
-        raise UserError(f"store: the sweep cannot write there ({error}); choose another with store=FOLDER") from error
+    with _open_hydra() as hydra:
+        check_names(hydra, overrides)
+        try:
+            # Hydra writes the sweep's command beside the runs before the first job starts.
+            batches = hydra.multirun("config", lambda _: None, overrides, with_log_configuration=False)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_one_line(error)) from error
+        except OSError as error:
+            raise UserError(f"store: the sweep cannot write there ({error}); choose another, store=FOLDER") from error
     # Hydra's own sweeper returns a list of batches; others (Optuna's, say) return nothing: their launcher has reported.
     return [job.return_value for batch in batches or [] for job in batch]
 
 
 def options(group: str) -> list[str]:
     """Every name that `group=` accepts, nested ones as `sub/name`."""
-    return _options(_open_hydra(), group)
+    with _open_hydra() as hydra:
+        return _options(hydra, group)
 
 
 def check_names(hydra: Hydra, overrides: list[str]) -> None:
@@ -81,9 +84,15 @@ def check_names(hydra: Hydra, overrides: list[str]) -> None:
             _check_key(override.key_or_group, base, groups)
 
 
-def _open_hydra() -> Hydra:
-    GlobalHydra.instance().clear()
-    return Hydra.create_main_hydra2("rowsft", create_config_search_path(str(CONFIG_FOLDER)))
+@contextmanager
+def _open_hydra() -> Iterator[Hydra]:
+    """Hydra keeps one instance a process: a caller's own, or the sweep's around a job's, is put back afterwards."""
+    holder = GlobalHydra.instance()
+    before, holder.hydra = holder.hydra, None
+    try:
+        yield Hydra.create_main_hydra2("rowsft", create_config_search_path(str(CONFIG_FOLDER)))
+    finally:
+        holder.hydra = before
 
 
 def _groups(hydra: Hydra) -> list[str]:

@@ -33,15 +33,25 @@ def plan_run(config: DictConfig) -> RunPlan:
 
 def _model_revision(model: dict) -> str:
     source = str(model["source"])
-    if Path(source).is_dir():
-        return _folder_fingerprint(Path(source))
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return _folder_fingerprint(folder)
     return str(model.get("revision") or source)
 
 
 def _data_revisions(task: dict) -> dict[str, str]:
     """The sha256 of every local data file that the task names: an edited file is another run."""
-    paths = {key: value for key, value in _leaves(task) if isinstance(value, str) and Path(value).is_file()}
-    return {key: hashlib.sha256(Path(path).read_bytes()).hexdigest() for key, path in sorted(paths.items())}
+    paths = {key: Path(value).expanduser() for key, value in _leaves(task) if isinstance(value, str) and value}
+    files = {key: path for key, path in sorted(paths.items()) if _is_file(path)}
+    return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in files.items()}
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # A prompt template, say: longer than any file name.
+        return False
 
 
 def _folder_fingerprint(folder: Path) -> str:

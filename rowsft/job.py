@@ -1,7 +1,6 @@
 """One run, top to bottom, by the same code for every method: load, select, attach, train, evaluate, save, record."""
 
 import os
-import signal
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,8 +9,9 @@ from typing import Any
 
 import torch
 import transformers
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from rowsft import measure, training
 from rowsft.budget import Budget
@@ -24,7 +24,7 @@ from rowsft.settings import TrainerSettings
 from rowsft.store import Attempt, Store
 from rowsft.store.attempt import error_fields, state_of
 from rowsft.tasks import Task
-from rowsft.track import NullTracker, Tracker, final_numbers, tracking
+from rowsft.track import Tracker, final_numbers, tracking
 
 # Examples between two moves of the tokenising bar.
 ENCODED_AT_ONCE = 1000
@@ -38,10 +38,10 @@ class Job:
     settings: TrainerSettings
     attempt: Attempt
     say: Callable[[str], None]
-    method: Method | None = None
-    task: Task | None = None
-    budget: Budget | None = None
-    tracker: Tracker = field(default_factory=NullTracker)
+    method: Method
+    task: Task
+    budget: Budget
+    tracker: Tracker
     memory: dict = field(default_factory=lambda: {"select": None, "train": None, "evaluate": None})
     loaded: Loaded | None = None
     model: Any = None
@@ -80,8 +80,10 @@ def run(plan: RunPlan, settings: TrainerSettings, rerun: bool, say: Callable[[st
     """Run what `plan` describes, or return the recorded outcome if it was done before and `rerun` is false.
 
     A run that fails, runs out of memory or is interrupted leaves a record that says so; the outcome carries its state.
-    Bad input found along the way is recorded as a failure and raised as UserError.
+    Bad input is raised as UserError: before the data are read it leaves no trace in the store, later a failure.
     """
+    parts = _build(plan)
+    training.uses_cuda(settings)
     with Store(plan.store).open(plan.config) as folder:
         done = folder.record.result
         if done and not rerun:
@@ -90,7 +92,7 @@ def run(plan: RunPlan, settings: TrainerSettings, rerun: bool, say: Callable[[st
             environment=measure.collect({"seed": plan.config["seed"]}),
             concurrent_jobs=int(os.environ.get("ROWSFT_CONCURRENT_JOBS", 1)),
         )
-        job = Job(plan, settings, attempt, say)
+        job = Job(plan, settings, attempt, say, **parts)
         try:
             _perform(job)
         except BaseException as error:
@@ -105,7 +107,6 @@ def run(plan: RunPlan, settings: TrainerSettings, rerun: bool, say: Callable[[st
 
 
 def _perform(job: Job) -> None:
-    _build(job)
     run_id = f"{job.plan.run_id}-{job.attempt.number}"
     with tracking(job.tracker, run_id, job.plan.config, job.plan.experiment):
         for step in (_load, _select, _attach, _train, _evaluate, _save, _probe_memory):
@@ -115,12 +116,19 @@ def _perform(job: Job) -> None:
     job.attempt.finish("done")
 
 
-def _build(job: Job) -> None:
-    """Turn the configuration into a method, a task, a budget and a tracker."""
-    config = OmegaConf.create(job.plan.config)
-    job.method, job.task = instantiate(config.method), instantiate(config.task)
-    job.budget = Budget(**OmegaConf.to_container(config.budget))
-    job.tracker = instantiate(config.tracker)
+def _build(plan: RunPlan) -> dict[str, Any]:
+    """Method, task, budget and tracker as the configuration describes them. Reads no data."""
+    config = OmegaConf.create(plan.config)
+    built = {group: _instantiate(group, config[group]) for group in ("method", "task", "tracker")}
+    return {**built, "budget": Budget(**plan.config["budget"])}
+
+
+def _instantiate(group: str, config: DictConfig) -> Any:
+    try:
+        return instantiate(config)
+    except InstantiationException as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise _bad_input(error) or UserError(f"{group}: {reason}; the keys are explained in conf/{group}/") from error
 
 
 def _load(job: Job) -> None:
@@ -135,6 +143,7 @@ def _load(job: Job) -> None:
             problem_type=getattr(job.task, "problem_type", None),
             seed=job.seed,
         )
+        _check_length(job)
         job.model = job.loaded.model.to(job.device)
         job.encoded = _encode(job, job.splits["train"])
         job.attempt.update(
@@ -145,6 +154,13 @@ def _load(job: Job) -> None:
         )
         sizes = ", ".join(f"{len(examples)} {name}" for name, examples in job.splits.items())
         job.say(f"  {job.model.num_parameters():,} parameters; examples: {sizes}")
+
+
+def _check_length(job: Job) -> None:
+    positions = getattr(job.loaded.model.config, "max_position_embeddings", None)
+    length = job.plan.config["task"].get("max_length")
+    if positions and length and length > positions:
+        raise UserError(f"task.max_length={length}: the model has {positions} positions; lower it to at most that")
 
 
 def _encode(job: Job, examples: list[dict]) -> list[dict]:
@@ -331,13 +347,3 @@ def _bad_input(error: BaseException | None) -> UserError | None:
             return error
         error = error.__cause__
     return None
-
-
-def stop_on_signals() -> None:
-    """Let Ctrl-C and SIGTERM (a scheduler's stop) end the run in the same way, with a record that names the signal."""
-
-    def interrupt(number, frame):
-        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)

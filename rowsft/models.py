@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -59,6 +60,16 @@ def load(
         if commit:
             options["revision"] = commit
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"model.source={source}: encoder-decoder models ({config.model_type}) are not supported; choose an encoder "
+            "or a causal language model"
+        )
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        raise UserError(
+            f"model.source={source}: its tokenizer knows only its {len(tokenizer)} special tokens, so its files are "
+            "missing; save the tokenizer into the same folder"
+        )
     if head == "sequence_classification":
         config.num_labels = num_labels
         config.problem_type = problem_type
@@ -110,7 +121,7 @@ def _readable(source: str):
     """Turn what transformers raises for gated, missing or unreachable repositories into one UserError."""
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         first = " ".join(str(error).split())[:200]
         if source.startswith("package:") or Path(source).expanduser().is_dir():
             raise UserError(f"model.source={source}: cannot be loaded ({first}); check the folder's files") from error

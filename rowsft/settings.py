@@ -46,6 +46,9 @@ def trainer_settings(config: DictConfig) -> TrainerSettings:
         key = f"trainer.{error.full_key}" if getattr(error, "full_key", None) else "trainer"
         raise UserError(f"{key}: {str(error).splitlines()[0]}; see conf/trainer/default.yaml") from error
     _check(settings)
+    seed = config.seed
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed}: expected a whole number from 0 to 2**32 - 1")
     return settings
 
 
@@ -64,6 +67,8 @@ def _check(settings: TrainerSettings) -> None:
     _require(settings.scheduler in SCHEDULERS, "scheduler", settings, f"one of {', '.join(SCHEDULERS)}")
     _require(settings.autocast in (None, "bf16", "fp16"), "autocast", settings, "null, bf16 or fp16")
     _require(settings.device in ("auto", "cpu", "cuda"), "device", settings, "auto, cpu or cuda")
+    once = len(settings.evaluate) == len(set(settings.evaluate)) > 0
+    _require(once, "evaluate", settings, f"at least one of {', '.join(SPLITS)}, each once")
     for split in settings.evaluate:
         _require(split in SPLITS, "evaluate", settings, f"a list out of {', '.join(SPLITS)}")
 

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from rowsft.errors import UserError
 from rowsft.measure import StepClock
 from rowsft.settings import TrainerSettings
 
@@ -140,6 +141,8 @@ class _Clock(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.clock.stop()
+        # The last step is on the curve whatever logging_steps is.
+        control.should_log |= state.global_step >= state.max_steps
 
 
 def build_trainer(
@@ -222,5 +225,10 @@ def extra_step(trainer: OrderedTrainer, batch: list[dict]) -> None:
 
 
 def uses_cuda(settings: TrainerSettings) -> bool:
-    """Whether a run with these settings computes on a GPU: `auto` takes one when there is one."""
+    """Whether a run with these settings computes on a GPU: `auto` takes one when there is one.
+
+    Raises UserError where a GPU is asked for and none is visible.
+    """
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("trainer.device=cuda: no CUDA device is visible; use auto or cpu")
     return settings.device != "cpu" and torch.cuda.is_available()

@@ -204,7 +204,7 @@ def _demonstration_markdown(table: Table) -> str:
     found = demonstration(table)
     if found is None:
         return ""
-    text = "> **This is a demonstration, not a result.** " + " ".join(found["notes"])
+    text = "> **This is a demonstration, not a result.** " + "; ".join(found["notes"]) + "."
     return text + (f"\n>\n> For the real thing: `{found['real_command']}`" if found["real_command"] else "")
 
 

@@ -17,7 +17,7 @@ def show(section: Section, console: Console) -> None:
     console.print(Text(f"\n{heading(table)}", style="bold"))
     said = demonstration(table)
     if said is not None:
-        console.print(Text("A demonstration, not a result. " + " ".join(said["notes"]), style="yellow"))
+        console.print(Text("A demonstration, not a result. " + "; ".join(said["notes"]) + ".", style="yellow"))
         if said["real_command"]:
             console.print(Text(f"For the real thing: {said['real_command']}", style="yellow"))
     if section.lines:

@@ -47,6 +47,11 @@ def _table(records: list[Record]) -> tuple[dict[str, dict[float, float]], str]:
             scores[method][rate].append(DIVERGED)
             continue
         metric = result["primary_metric"]
+        if "validation" not in result["metrics"]:
+            raise UserError(
+                f"run {record.id} has no validation score; rates are tuned on grids run with "
+                "trainer.evaluate=[validation]"
+            )
         sign = 1 if result.get("higher_is_better", True) else -1
         scores[method][rate].append(sign * result["metrics"]["validation"][metric])
     return {method: {rate: fmean(seen) for rate, seen in row.items()} for method, row in scores.items()}, metric

@@ -32,39 +32,51 @@ def run_jobs(jobs: list[list[str]], at_once: int, threads: int | None) -> list[i
     """
     # Composing here finds a wrong name before the first job has cost an hour.
     planned = [(overrides, plan_run(compose(overrides))) for overrides in jobs]
+    running: set[subprocess.Popen] = set()
     with ThreadPoolExecutor(max(1, at_once)) as pool:
         work = [
-            pool.submit(_run_job, number, len(jobs), overrides, plan, at_once, threads)
+            pool.submit(_run_job, f"[{number}/{len(jobs)}]", overrides, plan, at_once, threads, running)
             for number, (overrides, plan) in enumerate(planned, start=1)
         ]
         try:
             return [job.result() for job in work]
         except KeyboardInterrupt:
-            pool.shutdown(wait=True, cancel_futures=True)
+            # Ctrl-C reaches the jobs by itself, a signal to this process alone does not: each ends with a record.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.terminate()
             raise
 
 
-def _run_job(number: int, total: int, overrides: list[str], plan: RunPlan, at_once: int, threads: int | None) -> int:
+def _run_job(
+    number: str, overrides: list[str], plan: RunPlan, at_once: int, threads: int | None, running: set[subprocess.Popen]
+) -> int:
     told = " ".join(text for text in overrides if not text.startswith(("hydra", "experiment=", "+experiment=")))
-    label = f"[{number}/{total}] {told or plan.label}"
+    label = f"{number} {told or plan.label}"
     store = Store(plan.store)
     if not options.rerun and store.is_done(plan.run_id):
         store.add_experiment(plan.run_id, plan.experiment, experiment_notes(plan.config))
-        console.print(f"{label}: done already ({plan.folder})", style="dim", markup=False)
+        _say(f"{label}: done already ({plan.folder})", "dim")
         return 0
-    console.print(f"{label}: started", style="bold", markup=False)
+    _say(f"{label}: started", "bold")
     command = [sys.executable, "-m", "rowsft.cli", "run", *(["--rerun"] if options.rerun else []), *overrides]
     environment = {**os.environ, "ROWSFT_CONCURRENT_JOBS": str(at_once)}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    quiet = at_once > 1
-    done = subprocess.run(command, env=environment, capture_output=quiet, text=True, check=False)
-    if done.returncode:
-        if quiet:
-            console.print(f"{label}: {done.stderr.strip().splitlines()[-1:] or 'no output'}", markup=False)
-        if done.returncode < 0:
-            store.close_dead(plan.run_id, f"the process was killed by signal {-done.returncode}")
-        console.print(f"{label}: ended with status {done.returncode}; the sweep goes on", style="yellow", markup=False)
+    quiet = subprocess.PIPE if at_once > 1 else None
+    process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, text=True)
+    running.add(process)
+    _, errors = process.communicate()
+    running.discard(process)
+    if process.returncode < 0:
+        store.close_dead(plan.run_id, f"the process was killed by signal {-process.returncode}")
+    if process.returncode:
+        reason = f" ({errors.strip().splitlines()[-1]})" if errors and errors.strip() else ""
+        _say(f"{number} ended with status {process.returncode}{reason}; the sweep goes on", "yellow")
     elif quiet:
-        console.print(f"{label}: done", markup=False)
-    return done.returncode
+        _say(f"{number} done", "green")
+    return process.returncode
+
+
+def _say(text: str, style: str) -> None:
+    console.print(text, style=style, markup=False)

@@ -28,6 +28,14 @@ class TextClassification(ClassificationTask):
         regression: bool = False,
         limits: Mapping[str, int | None] | None = None,
     ):
+        for_numbers = {"pearson", "spearman"}
+        for metric in (primary_metric, *extra_metrics):
+            if (metric in for_numbers) != regression:
+                expected = "pearson or spearman" if regression else "metrics of classes, such as accuracy"
+                raise UserError(
+                    f"task.primary_metric and task.extra_metrics name {metric}: with task.regression={regression} "
+                    f"expected {expected}"
+                )
         super().__init__(name, max_length, primary_metric, extra_metrics, limits)
         self.tables = Tables(data)
         self.columns = dict(columns)
@@ -57,6 +65,8 @@ class TextClassification(ClassificationTask):
             values = {row[self.columns["label"]] for row in self._tables["train"]}
             numeric = all(isinstance(value, int | float) for value in values)
             found = [_label_text(value) for value in sorted(values, key=None if numeric else str)]
+        if len(set(found)) != len(found):
+            raise UserError(f"task.labels={found}: a class is named twice; name each once")
         if len(found) < 2:
             raise UserError(
                 f"task.columns.label={self.columns['label']}: {len(found)} class in the training data "

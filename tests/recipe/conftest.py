@@ -33,6 +33,7 @@ class Workshop:
             "model.dtype=float32",
             f"task={task}",
             f"task.data.path={self.folder / 'data' / data}.jsonl",
+            "task.max_length=64",
             f"store={self.folder / 'runs'}",
             "trainer.steps=6",
             "trainer.batch_size=4",

@@ -110,6 +110,17 @@ def test_data_order_and_start_are_shared_by_all_methods(workshop):
         (["model.source=./absent-folder"], "absent-folder"),
         (["method=lorra"], "lora"),
         (["trainer.step=3"], "trainer.steps"),
+        pytest.param(
+            ["trainer.device=cuda"],
+            "no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device"),
+        ),
+        (["task.max_length=65"], "64 positions"),
+        (["seed=x"], "seed=x"),
+        (["task.regression=true"], "pearson or spearman"),
+        (["task.max_length=long"], "task:"),
+        (["trainer.evaluate=[]"], "trainer.evaluate=[]"),
+        (["task.labels=[bad,good,bad]"], "named twice"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(workshop, extra, said):
@@ -161,6 +172,42 @@ def test_a_stopped_run_says_so_and_starts_again(workshop, number, state):
 
     listed = json.loads(workshop.rowsft("runs", "--store", "runs", "--experiment", name, "--json").stdout)
     assert [row["state"] for row in listed] == [state]
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_stopped_sweep_stops_its_jobs(workshop, at_once):
+    name = f"stopped_sweep_{at_once}"
+    command = [*workshop.overrides("bert"), "method=full", "trainer.steps=20000", f"experiment_name={name}", "seed=1,2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rowsft.cli", "sweep", *command, f"hydra.launcher.jobs={at_once}"],
+        cwd=workshop.folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    store = Store(workshop.folder / "runs")
+    deadline = time.monotonic() + 120
+    while sum(len(record.attempts) for record in store.runs(name)) < at_once:
+        assert process.poll() is None and time.monotonic() < deadline, "no job started"
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 130
+    records = store.runs(name)
+    assert [record.state for record in records] == ["interrupted"] * at_once
+    assert all("SIGTERM" in record.latest["error"]["message"] for record in records)
+
+
+def test_the_last_step_is_on_the_curve(workshop):
+    command = [*workshop.overrides("bert"), "method=head", "experiment_name=sparse", "trainer.logging_steps=4"]
+    assert workshop.rowsft("run", *command).returncode == 0
+    curve = only_run(workshop, "sparse").file("curve").read_text().splitlines()
+    assert [line.split(",")[0] for line in curve] == ["step", "4", "6"]
+
+
+def test_bad_input_found_before_the_data_leaves_no_run(workshop):
+    command = [*workshop.overrides("bert"), "method=lora", "method.scaling=-1", "experiment_name=traceless"]
+    assert workshop.rowsft("run", *command).returncode == 2
+    assert Store(workshop.folder / "runs").runs("traceless") == []
 
 
 def test_diverged_run_is_recorded_as_failed(workshop):

@@ -6,6 +6,8 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
 from rowsft.budget import Budget
@@ -124,6 +126,17 @@ def test_edited_data_file_is_another_run(tmp_path):
     assert plan_run(compose(overrides)).run_id == before
     data.write_text("text,label\nb,0\n")
     assert plan_run(compose(overrides)).run_id != before
+
+
+def test_composing_leaves_hydras_one_instance_as_it_was():
+    compose([])
+    assert not GlobalHydra.instance().is_initialized()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        outer = GlobalHydra.instance().hydra
+        compose([])
+        with pytest.raises(UserError):
+            compose(["method=lorra"])
+        assert GlobalHydra.instance().hydra is outer
 
 
 def test_composing_imports_no_torch():
