@@ -177,7 +177,9 @@ def test_a_stopped_run_says_so_and_starts_again(workshop, number, state):
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_a_stopped_sweep_stops_its_jobs(workshop, at_once):
     name = f"stopped_sweep_{at_once}"
-    command = [*workshop.overrides("bert"), "method=full", "trainer.steps=20000", f"experiment_name={name}", "seed=1,2"]
+    # Seeds of its own: a run is the same run whatever experiment asks for it.
+    seeds = f"seed={at_once}1,{at_once}2"
+    command = [*workshop.overrides("bert"), "method=full", "trainer.steps=20000", f"experiment_name={name}", seeds]
     process = subprocess.Popen(
         [sys.executable, "-m", "rowsft.cli", "sweep", *command, f"hydra.launcher.jobs={at_once}"],
         cwd=workshop.folder,

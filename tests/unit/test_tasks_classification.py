@@ -93,7 +93,10 @@ def test_numeric_labels_are_sorted_as_numbers_and_labels_fix_the_order(tmp_path)
         ({"data": {"validation": 0}}, "task.data.validation=0.0"),
         ({"data": {"validation": 0.6, "test": 0.5}}, "nothing of 30 rows is left to train on"),
         ({"labels": ["up", "sideways"]}, "is not among the classes up, sideways"),
-        ({"regression": True}, "is not a number; set task.regression=false"),
+        (
+            {"regression": True, "primary_metric": "pearson", "extra_metrics": []},
+            "is not a number; set task.regression=false",
+        ),
         ({"primary_metric": "rouge"}, "metric rouge"),
         ({"max_length": 1}, "task.max_length=1"),
     ],
