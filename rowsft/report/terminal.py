@@ -54,8 +54,10 @@ def _grid(rows: list[dict[str, str]]) -> Grid:
 
 
 def _contract(conditions: list[Condition], remarks: list[str]) -> Text:
-    met = [condition.text for condition in conditions if condition.status in (MET, STATED)]
-    text = Text(f"Fairness contract: {len(met)} of {len(conditions)} conditions met.")
+    met = [condition.text for condition in conditions if condition.status == MET]
+    stated = sum(condition.status == STATED for condition in conditions)
+    also = f", {stated} stated by the experiment" if stated else ""
+    text = Text(f"Fairness contract: {len(met)} of {len(conditions)} conditions met{also}.")
     for condition in conditions:
         if condition.status != MET:
             text.append(f"\n  {condition.status}: {condition.text}", style="yellow")
