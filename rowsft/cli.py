@@ -167,6 +167,11 @@ def _runs(parsed: argparse.Namespace) -> int:
     from rowsft.store import Store
 
     store = Store(parsed.store)
+    if not parsed.store.is_dir():
+        raise UserError(f"--store {parsed.store}: no such folder; give one that runs were recorded in")
+    if parsed.experiment and parsed.experiment not in store.experiments():
+        known = ", ".join(store.experiments()) or "none"
+        raise UserError(f"--experiment {parsed.experiment}: no runs in store {parsed.store}; it has: {known}")
     if parsed.json:
         print(json.dumps(listing.runs_list(store, parsed.experiment), indent=1))
     else:

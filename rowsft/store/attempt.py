@@ -1,5 +1,6 @@
 """One try at a run: its fields are on disk after every call, its files whole or absent."""
 
+import errno
 import shutil
 import time
 import traceback
@@ -51,8 +52,12 @@ class Attempt:
             temporary.mkdir()
         try:
             fill(temporary)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            # safetensors reports a full disk as an error of its own.
+            if "No space left" in str(error):
+                with files.explained(self.path):
+                    raise OSError(errno.ENOSPC, "No space left on device") from error
             raise
         with files.explained(self.path):
             temporary.rename(self.path / name)

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from rowsft.errors import UserError
 from rowsft.store import Store
@@ -152,6 +154,19 @@ def test_a_full_disk_is_named_and_the_previous_record_stays(small_disk):
         attempt.update(knobs={"ids": list(range(20000))})
     assert (run.path / "record.json").read_bytes() == before and not list(run.path.rglob("*.tmp"))
     assert store.get(run.id).state == "interrupted"
+
+
+def test_a_disk_that_fills_up_while_an_adapter_is_saved_is_said_in_one_line(small_disk):
+    """safetensors wraps the system's refusal in an error of its own."""
+    store = Store(small_disk / "runs")
+
+    def fill(folder):
+        save_file({"delta": np.zeros(100_000)}, folder / "adapter.safetensors")
+
+    with pytest.raises(UserError, match=r"no space is left there.*store=FOLDER"), store.open(CONFIG) as run:
+        run.begin().write_folder("adapter", fill)
+    assert store.get(run.id).state == "failed"
+    assert not list((run.path / "attempt-1").iterdir())
 
 
 def test_a_read_only_store_can_be_read_but_not_written(small_disk):
