@@ -52,6 +52,7 @@ tune-demo: assets ## the learning-rate grids behind the demo, on the validation 
 	@$(BIN)/rowsft sweep experiment=demo_stsb_grid
 	@$(BIN)/rowsft tune demo_stsb_grid
 	@$(BIN)/rowsft sweep experiment=demo_social_iqa_grid
+	@$(BIN)/rowsft sweep experiment=demo_social_iqa_grid method=full trainer.learning_rate=1e-5,3e-5,1e-4
 	@$(BIN)/rowsft tune demo_social_iqa_grid
 
 clean: ## remove the virtual environment, fetched assets and reports; recorded runs stay

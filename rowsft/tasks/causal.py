@@ -8,15 +8,13 @@ prompt token without label. `position_ids` count the tokens that are not padding
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from rowsft.tasks import Progress
+from rowsft.tasks import Progress, shared_prompt
+from rowsft.tasks.answer_score import IGNORE, AnswerScore, read_scores
 from rowsft.tasks.evaluating import run_batches
-
-IGNORE = -100
 
 
 def encode_answer(tokenizer, prompt: str, answer: str, max_length: int, end: bool) -> dict[str, list[int]]:
@@ -96,28 +94,17 @@ def takes_logits_to_keep(model) -> bool:
     return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
-@dataclass(frozen=True)
-class AnswerScore:
-    """Of one answer: its tokens' summed log-probability (nats), their number, how many were the likeliest token."""
-
-    log_likelihood: float
-    tokens: int
-    greedy_matches: int
-
-
 def score_answers(
     model, encoded: list[dict], tokenizer, batch_size: int, progress: Progress = None
 ) -> list[AnswerScore]:
-    """The score of every encoded answer (its labelled tokens), computed in float32, in the order given."""
+    """The score of every encoded answer (its labelled tokens), computed in float32, in the order given.
+
+    Answers to the same prompt share one pass over it where the model keeps a cache (see shared_prompt.py).
+    """
+    if shared_prompt.pays(model, encoded):
+        return shared_prompt.score(model, encoded, tokenizer.pad_token_id, batch_size, progress)
     return run_batches(model, encoded, collator(tokenizer, model), batch_size, progress, _read_scores)
 
 
 def _read_scores(output, batch: dict[str, Any]) -> list[AnswerScore]:
-    targets = batch["labels"][:, 1:]
-    logits = output.logits[:, :-1].float()
-    labelled = targets != IGNORE
-    chosen = torch.gather(logits, 2, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    log_probabilities = (chosen - logits.logsumexp(dim=-1)).double() * labelled
-    matches = (logits.argmax(dim=-1) == targets) & labelled
-    sums, counts, hits = log_probabilities.sum(1), labelled.sum(1), matches.sum(1)
-    return [AnswerScore(*row) for row in zip(sums.tolist(), counts.tolist(), hits.tolist(), strict=True)]
+    return read_scores(output.logits[:, :-1], batch["labels"][:, 1:])

@@ -70,6 +70,29 @@ def test_scores_equal_brute_force_at_any_batch_size_in_the_order_given():
             assert score.log_likelihood == pytest.approx(value.item(), abs=1e-4)
 
 
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
+def test_answers_to_one_prompt_share_it_and_score_as_if_alone(build):
+    tokenizer, model = bpe(), build()
+    answers = [" sleep in the sun", " good", " dull film that is bad", " a"]
+    pairs = [(prompt, answer) for prompt, _ in PAIRS for answer in answers]
+    examples = [causal.encode_answer(tokenizer, *pair, 64, end=False) for pair in pairs]
+    # A prompt that is cut by its answer's length is another prompt, and one answer alone is still scored.
+    examples += [causal.encode_answer(tokenizer, PAIRS[1][0], answer, 8, end=False) for answer in answers]
+    expected = [brute_force(model, example) for example in examples]
+    seen = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda _, args, __: seen.append(args[0].numel()))
+    for batch_size in (1, 4, 8, 100):
+        scores = causal.score_answers(model, examples, tokenizer, batch_size)
+        assert [score.tokens for score in scores] == [count for _, count in expected]
+        for score, (value, _) in zip(scores, expected, strict=True):
+            assert score.log_likelihood == pytest.approx(value.item(), abs=1e-4)
+    # What it is for: at one prompt a batch, fewer tokens go through the model than the answers have with their prompts.
+    seen.clear()
+    causal.score_answers(model, examples, tokenizer, 1)
+    hook.remove()
+    assert sum(seen) < sum(len(example["input_ids"]) for example in examples)
+
+
 def test_greedy_matches_count_the_likeliest_tokens():
     tokenizer, model = bpe(), tiny_llama()
     prompt = tokenizer("the cat")["input_ids"]

@@ -1,0 +1,31 @@
+"""How likely a causal language model finds the tokens of an answer."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """Of one answer: its tokens' summed log-probability (nats), their number, how many were the likeliest token."""
+
+    log_likelihood: float
+    tokens: int
+    greedy_matches: int
+
+
+def read_scores(logits: Tensor, targets: Tensor) -> list[AnswerScore]:
+    """One score a row from logits (answers, length, vocabulary) and the tokens they predict (answers, length).
+
+    Targets of -100 do not count. Log-probabilities are taken in float32 and summed in float64.
+    """
+    logits = logits.float()
+    labelled = targets != IGNORE
+    chosen = torch.gather(logits, 2, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    log_probabilities = (chosen - logits.logsumexp(dim=-1)).double() * labelled
+    matches = (logits.argmax(dim=-1) == targets) & labelled
+    sums, counts, hits = log_probabilities.sum(1), labelled.sum(1), matches.sum(1)
+    return [AnswerScore(*row) for row in zip(sums.tolist(), counts.tolist(), hits.tolist(), strict=True)]
