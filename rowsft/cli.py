@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 from rowsft import interrupt
-from rowsft.errors import UserError
+from rowsft.errors import RunHeld, UserError
 
 EPILOG = """\
 examples:
@@ -19,9 +19,12 @@ examples:
   rowsft report --experiment quickstart --out reports/quickstart tables, picture and page
 """
 
+# Exit status of `run` when another process works on the same run.
+HELD = 3
+
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Exit status: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
+    """Entry point. Exit status: 0 done, 1 a run failed, 2 bad input, 3 another process has the run, 130 interrupted."""
     sys.exit(_guarded(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -30,7 +33,7 @@ def _guarded(arguments: list[str]) -> int:
         return _dispatch(arguments)
     except UserError as error:
         print(f"rowsft: error: {error}", file=sys.stderr)
-        return 2
+        return HELD if isinstance(error, RunHeld) else 2
     except KeyboardInterrupt:
         print("rowsft: interrupted; finished runs are untouched", file=sys.stderr)
         return 130

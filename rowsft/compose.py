@@ -1,6 +1,7 @@
 """Hydra composition, with every mistake in a name said in one line."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 
 def compose(overrides: list[str]) -> DictConfig:
     """Compose conf/config.yaml with `overrides` and resolve it. Raises UserError for a wrong group, name or key."""
+    overrides = quoted(overrides)
     with _open_hydra() as hydra:
         check_names(hydra, overrides)
         try:
@@ -43,6 +45,7 @@ def compose(overrides: list[str]) -> DictConfig:
 
 def sweep(overrides: list[str]) -> list[int]:
     """Run every job that `overrides` span through Hydra's sweeper and launcher; returns the jobs' exit codes."""
+    overrides = quoted(overrides)
     with _open_hydra() as hydra:
         check_names(hydra, overrides)
         try:
@@ -60,6 +63,33 @@ def options(group: str) -> list[str]:
     """Every name that `group=` accepts, nested ones as `sub/name`."""
     with _open_hydra() as hydra:
         return _options(hydra, group)
+
+
+def quoted(overrides: list[str]) -> list[str]:
+    """The overrides with quotes around values that Hydra's grammar cannot read bare: lowest(taylor), ~/data.csv.
+
+    Each part of a comma list is taken by itself. What Hydra reads as it stands stays as it stands.
+    """
+    parser = OverridesParser.create()
+    return [text if _parses(parser, text) else _with_quotes(parser, text) for text in overrides]
+
+
+def _parses(parser: OverridesParser, text: str) -> bool:
+    try:
+        parser.parse_override(text)
+    except HydraException:
+        return False
+    return True
+
+
+def _with_quotes(parser: OverridesParser, text: str) -> str:
+    key, sign, value = text.partition("=")
+    if not sign or any(mark in value for mark in "\"'{}[]"):
+        return text
+    # Commas inside parentheses belong to the name: labelwise(taylor,max).
+    parts = re.findall(r"(?:\([^()]*(?:\([^()]*\)[^()]*)*\)|[^,()])+", value)
+    fixed = ",".join(part if _parses(parser, f"{key}={part}") else f"'{part}'" for part in parts)
+    return f"{key}={fixed}" if _parses(parser, f"{key}={fixed}") else text
 
 
 def check_names(hydra: Hydra, overrides: list[str]) -> None:

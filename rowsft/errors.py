@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints the message after ``rowsft: error:`` and exits with status 2, without a traceback.
     """
+
+
+class RunHeld(UserError):
+    """Another process works on the run at this moment; it may be done a little later."""

@@ -25,6 +25,7 @@ from rowsft.errors import UserError
 
 Head = Literal["causal_lm", "sequence_classification"]
 _CLASSES = {"causal_lm": AutoModelForCausalLM, "sequence_classification": AutoModelForSequenceClassification}
+_DTYPES = ("float32", "bfloat16", "float16")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -52,6 +53,7 @@ def load(
     UserError for a source that cannot be read and for a checkpoint that does not fit the head.
     """
     source = str(model_cfg["source"])
+    dtype = _dtype(model_cfg.get("dtype"))
     place, options = _resolve(source, model_cfg)
     with _readable(source):
         config = AutoConfig.from_pretrained(place, **options)
@@ -73,11 +75,11 @@ def load(
     if head == "sequence_classification":
         config.num_labels = num_labels
         config.problem_type = problem_type
-    with _readable(source), _own_random_stream(seed), _no_load_report():
+    with _readable(source), _own_random_stream(seed), _no_load_report(), _attention(model_cfg):
         model, loading = _CLASSES[head].from_pretrained(
             place,
             config=config,
-            dtype=model_cfg.get("dtype") or "auto",
+            dtype=dtype,
             attn_implementation=model_cfg.get("attn_implementation"),
             ignore_mismatched_sizes=head == "sequence_classification",
             output_loading_info=True,
@@ -133,6 +135,31 @@ def _readable(source: str):
             f"model.source={source}: cannot be loaded from the hub ({first}); if it is gated, accept its licence at "
             f"https://huggingface.co/{source} and run hf auth login; without a network, set model.source=/local/folder"
         ) from error
+
+
+def _dtype(name: str | None) -> torch.dtype | str:
+    if name is None:
+        return "auto"
+    if name not in _DTYPES:
+        raise UserError(f"model.dtype={name}: expected {', '.join(_DTYPES)}, or null for the checkpoint's own")
+    return getattr(torch, name)
+
+
+@contextmanager
+def _attention(model_cfg: Mapping[str, Any]):
+    """Blame the attention kernel, not the checkpoint, where transformers refuses it."""
+    kernel = model_cfg.get("attn_implementation")
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        said = str(error)
+        if kernel and any(word in said for word in (kernel, "attn_implementation", "attention implementation")):
+            first = " ".join(said.split())[:200]
+            raise UserError(
+                f"model.attn_implementation={kernel}: cannot be used here ({first}); expected sdpa or eager, "
+                "flash_attention_2 where it is installed, or null to let transformers choose"
+            ) from error
+        raise
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rowsft.errors import UserError
+from rowsft.progress import bar
 from rowsft.report import flat, plots, terminal
 from rowsft.report.page import page
 from rowsft.report.rows import gather
@@ -49,7 +50,8 @@ def sections(store_root: str | Path, experiment: str | None = None) -> list[Sect
     if not everything:
         raise UserError(f"store {store.root}: no runs; make some with `rowsft run` or name another with --store FOLDER")
     wanted = [experiment] if experiment is not None else [*known, None]
-    return [section(table, everything) for table in gather(everything, wanted)]
+    tables = gather(everything, wanted)
+    return [section(table, everything) for table in bar("computing tables")(tables, total=len(tables))]
 
 
 def build(store_root: str | Path, experiment: str | None = None, out: str | Path = "reports") -> ReportFiles:

@@ -7,7 +7,7 @@ from rowsft.report.section import Section
 from rowsft.store import Record
 
 #: Free-form parts of an attempt: one JSON cell each, for their keys differ from run to run.
-_WHOLE = ("knobs", "task_about", "model_facts", "files", "merge_check")
+_WHOLE = ("knobs", "task_about", "model_facts", "files")
 
 
 def run_rows(records: list[Record]) -> list[dict]:

@@ -13,7 +13,8 @@ def runs_list(store: Store, experiment: str | None = None) -> list[dict]:
     """One JSON-able dict a run (of one experiment), oldest first.
 
     id, state, method, model, task, seed, experiments, metric, split, value (of the latest finished attempt), started_at
-    and seconds (of the latest attempt), attempts, reason (of a failure), folder.
+    and seconds (of the latest attempt), attempts, reason (of a failure, or what became of a repetition), folder. A
+    run with a finished attempt is done, whatever became of later ones.
     """
     entries = [entry(record) for record in store.runs(experiment)]
     return sorted(entries, key=lambda run: (run["started_at"] or "", run["id"]))
@@ -30,7 +31,8 @@ def runs_table(store: Store, experiment: str | None = None) -> Table:
     for name in ("id", "state", "method", "model", "task", "seed", "experiment", "metric", "started", "seconds"):
         table.add_column(name, justify="right" if name in ("seed", "seconds") else "left", no_wrap=name == "id")
     for run in entries:
-        result = f"{run['metric']} {run['value']:.4f}" if run["value"] is not None else run["reason"] or ""
+        result = f"{run['metric']} {run['value']:.4f}" if run["value"] is not None else ""
+        result = "; ".join(filter(None, [result, run["reason"]]))
         cells = (
             run["id"],
             Text(run["state"], style=COLOURS[run["state"]]),
@@ -54,9 +56,12 @@ def entry(record: Record) -> dict:
     split = next((split for split in ("test", "validation") if primary(result, split) is not None), None)
     error = latest.get("error") or {}
     message = (error.get("message") or "").strip().splitlines()
+    reason = ": ".join(filter(None, [error.get("type"), message[0] if message else None])) or None
+    repeated = bool(result) and record.state not in ("done", "running")
     return {
         "id": record.id,
-        "state": record.state,
+        # A finished result is not lost by a repetition that did not finish.
+        "state": "done" if repeated else record.state,
         "method": named(record.config, "method"),
         "model": named(record.config, "model"),
         "task": named(record.config, "task"),
@@ -68,6 +73,6 @@ def entry(record: Record) -> dict:
         "started_at": latest.get("started_at"),
         "seconds": dig(latest, "seconds", "total"),
         "attempts": len(record.attempts),
-        "reason": ": ".join(filter(None, [error.get("type"), message[0] if message else None])) or None,
+        "reason": f"attempt {latest['attempt']} {record.state}" if repeated else reason,
         "folder": str(record.folder),
     }

@@ -6,7 +6,7 @@ import time
 import weakref
 from pathlib import Path
 
-from rowsft.errors import UserError
+from rowsft.errors import RunHeld
 from rowsft.store.files import explained
 
 #: A reader that asks whether a run is alive holds a shared lock for an instant: a writer asks again for this long.
@@ -18,7 +18,7 @@ _held: "weakref.WeakSet[RunLock]" = weakref.WeakSet()
 class RunLock:
     """An exclusive `flock` on `<folder>/lock`, taken at construction, given back by `release()`.
 
-    Raises UserError at once when another process holds it, naming that process.
+    Raises RunHeld, a UserError, at once when another process holds it, naming that process.
     """
 
     def __init__(self, folder: Path):
@@ -48,7 +48,7 @@ class RunLock:
         self._stream.seek(0)
         owner = self._stream.read().strip()
         who = f"process {owner}" if owner else "another process"
-        raise UserError(
+        raise RunHeld(
             f"run {self.path.parent.name} is being worked on by {who}; "
             "wait for it or choose another store with store=FOLDER"
         )

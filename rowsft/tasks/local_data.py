@@ -57,6 +57,7 @@ class Tables:
         if path.suffix not in _READERS:
             raise UserError(f"task.data.{key}={path}: unknown ending {path.suffix}; expected {', '.join(_READERS)}")
         self.files[key] = path
+        _check_text(f"task.data.{key}={path}", path)
         reader, options = _READERS[path.suffix]
         return _load(f"task.data.{key}={path}", prefix, reader, data_files=str(path), split="train", **options)
 
@@ -79,6 +80,13 @@ class Tables:
         def text(row: dict) -> str:
             return "\n".join(str(row[column]) for column in text_columns)
 
+        parts = 1 + sum(size > 0 for size in sizes.values())
+        different = len({text(row) for row in rows})
+        if different < parts:
+            raise UserError(
+                f"task.data: {len(rows)} rows with {different} different texts cannot be cut into {parts} splits; "
+                "give more rows, or files of their own (task.data.validation_path, task.data.test_path)"
+            )
         cut = split_by_hash(rows, text, **sizes, seed=int(self.data["split_seed"] or 0))
         if not cut["train"]:
             raise UserError(
@@ -99,6 +107,21 @@ class Tables:
             "caveat": "",
             "sha256": {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in self.files.items()},
         }
+
+
+def _check_text(where: str, path: Path) -> None:
+    """Raise UserError for a file without content or in another encoding: the readers' own words name neither."""
+    content = False
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                content = content or bool(line.strip())
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: not UTF-8 text ({error.reason}); convert it: iconv -f latin1 -t utf-8 {path.name}"
+        ) from error
+    if not content:
+        raise UserError(f"{where}: the file is empty; expected at least one row")
 
 
 def _is_file_name(path: str) -> bool:

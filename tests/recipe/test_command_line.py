@@ -174,6 +174,19 @@ def test_a_stopped_run_says_so_and_starts_again(workshop, number, state):
     assert [row["state"] for row in listed] == [state]
 
 
+def test_two_sweeps_at_once_share_the_work(workshop):
+    command = ["sweep", *workshop.overrides("bert"), "method=lora,head", "seed=11", "experiment_name=together"]
+    start = [sys.executable, "-m", "rowsft.cli", *command]
+    both = [
+        subprocess.Popen(start, cwd=workshop.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    records = Store(workshop.folder / "runs").runs("together")
+    assert len(records) == 2 and all(len(record.attempts) == 1 for record in records)
+
+
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_a_stopped_sweep_stops_its_jobs(workshop, at_once):
     name = f"stopped_sweep_{at_once}"

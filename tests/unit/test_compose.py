@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
 from rowsft.budget import Budget
-from rowsft.compose import CONFIG_FOLDER, compose, options
+from rowsft.compose import CONFIG_FOLDER, compose, options, quoted
 from rowsft.errors import UserError
 from rowsft.identity import plan_run
 from rowsft.settings import trainer_settings
@@ -148,3 +148,24 @@ def test_composing_imports_no_torch():
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("method.importance=lowest(taylor)", "method.importance='lowest(taylor)'"),
+        ("method.importance=l1,lowest(taylor),random", "method.importance=l1,'lowest(taylor)',random"),
+        ("method.importance=labelwise(taylor,max),l1", "method.importance='labelwise(taylor,max)',l1"),
+        ("task.data.path=~/mine.csv", "task.data.path='~/mine.csv'"),
+        # What Hydra reads by itself stays as it is, and so does what cannot be mended.
+        ("seed=choice(1,2)", "seed=choice(1,2)"),
+        ("budget.like={method:lora,r:8}", "budget.like={method:lora,r:8}"),
+        ("trainer.evaluate=[test", "trainer.evaluate=[test"),
+    ],
+)
+def test_values_that_hydra_cannot_read_bare_are_quoted(typed, read):
+    assert quoted([typed]) == [read]
+
+
+def test_a_metric_of_a_metric_needs_no_quotes_on_the_command_line():
+    assert compose(["method.importance=lowest(taylor)"]).method.importance == "lowest(taylor)"

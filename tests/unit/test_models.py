@@ -234,3 +234,16 @@ def test_minilm_reproduces_its_known_similarity_scores():
     line = task.zero_line(loaded.model, task.splits()["test"], loaded.tokenizer)
     assert line["cosine_pearson"] == pytest.approx(0.827, abs=1e-3)
     assert line["cosine_spearman"] == pytest.approx(0.820, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"dtype": "float31"}, "model.dtype=float31: expected float32, bfloat16, float16"),
+        ({"attn_implementation": "flashy"}, "model.attn_implementation=flashy: cannot be used here"),
+    ],
+)
+def test_a_wrong_setting_is_named_and_not_blamed_on_the_source(llama, setting, said):
+    with pytest.raises(UserError) as error:
+        load(config(llama, **setting), "causal_lm")
+    assert str(error.value).startswith(said) and "\n" not in str(error.value)

@@ -367,3 +367,19 @@ def test_torch_is_never_imported(tmp_path):
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_repetition_that_did_not_finish_leaves_the_run_done(tmp_path):
+    store = Store(tmp_path / "runs")
+    finish(store, classification("lora", 1), task="sentiment")
+    config = store.runs()[0].config
+    with pytest.raises(KeyboardInterrupt), store.open(config) as run:
+        run.begin()
+        raise KeyboardInterrupt
+    (listed,) = listing.runs_list(store)
+    assert store.runs()[0].state == "interrupted"
+    assert listed["state"] == "done" and listed["value"] is not None and listed["attempts"] == 2
+    assert listed["reason"] == "attempt 2 interrupted"
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(listing.runs_table(store))
+    assert f"{listed['metric']} {listed['value']:.4f}; attempt 2 interrupted" in console.export_text()

@@ -9,6 +9,7 @@ from tiny import tiny_llama
 
 from rowsft.errors import UserError
 from rowsft.tasks import causal, sentiment, social_iqa, stsb
+from rowsft.tasks.local_data import Tables
 from rowsft.tasks.splits import fold, limit, split_by_hash
 
 
@@ -168,3 +169,21 @@ def test_real_stsb_keeps_test_whole():
     assert task.about()["sizes"] == {"train": 5725, "validation": 1497, "test": 1379}
     labels = [row["label"] for row in task.splits()["test"]]
     assert min(labels) == 0.0 and max(labels) == 5.0
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file is empty; expected at least one row"),
+        (b"\n\n", "the file is empty; expected at least one row"),
+        ('{"text": "caf\u00e9"}\n'.encode("latin-1"), "not UTF-8 text .*iconv"),
+        (b'{"text": "one"}\n', "1 rows with 1 different texts cannot be cut into 3 splits; give more rows"),
+        (b'{"text": "one"}\n' * 9, "9 rows with 1 different texts cannot be cut into 3 splits"),
+    ],
+)
+def test_a_file_that_cannot_make_three_splits_says_why(tmp_path, content, said):
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(content)
+    data = {"path": str(path), "validation": 0.2, "test": 0.2}
+    with pytest.raises(UserError, match=said):
+        Tables(data).read(["text"], ["text"])
