@@ -14,7 +14,7 @@ from rowsft.report.tables import blocks, demonstration, halves, heading, main_ro
 from rowsft.store import Record
 
 #: Columns that hold words; all others are numbers and stand to the right.
-WORDS = ("method", "differs in", "state", "phase", "reason", "run", "chosen")
+WORDS = ("method", "differs in", "state", "phase", "reason", "run", "chosen", "importance")
 
 
 def page(title: str, sections: list[Section], light: bytes | None, dark: bytes | None) -> str:

@@ -1,7 +1,9 @@
 """Tables as text: the same cells for Markdown, HTML and the terminal."""
 
+import json
+
 from rowsft.report.lines import memory_kinds, references
-from rowsft.report.rows import Table
+from rowsft.report.rows import Table, short
 from rowsft.report.section import Section
 from rowsft.report.statistics import OVER_EXAMPLES
 
@@ -164,9 +166,31 @@ def blocks(section: Section) -> list[tuple[str, list[dict[str, str]]]]:
             "Paired differences on the same examples (paired bootstrap, 95 %)",
             [difference_columns(table, line) for line in numbers] if _has_differences(numbers) else [],
         ),
+        *overlap_blocks(section),
         ("Learning-rate grid (chosen on validation)", [grid_columns(table, line) for line in section.grid]),
     ]
     return [(title, rows) for title, rows in found if rows]
+
+
+def overlap_blocks(section: Section) -> list[tuple[str, list[dict[str, str]]]]:
+    """One square table a group of runs that differ in the importance metric alone."""
+    found = []
+    groups = list(dict.fromkeys(pair["group"] for pair in section.overlaps))
+    settings = [json.loads(group) for group in groups]
+    for group, kept in zip(groups, settings, strict=True):
+        pairs = [pair for pair in section.overlaps if pair["group"] == group]
+        shares = {frozenset((pair["first"], pair["second"])): pair["share"] for pair in pairs}
+        names = list(dict.fromkeys(name for pair in pairs for name in (pair["first"], pair["second"])))
+        told = ", ".join(
+            f"{short(key)}={value}" for key, value in kept.items() if any(other.get(key) != value for other in settings)
+        )
+        rows = [
+            {"importance": one, **{other: _number(shares.get(frozenset((one, other))), ".2f") for other in names}}
+            for one in names
+        ]
+        title = "Overlap of the selections" + (f" at {told}" if told else "")
+        found.append((f"{title} (share of ids in common, mean over seeds; diagonal: between seeds)", rows))
+    return found
 
 
 def markdown(section: Section) -> str:

@@ -1,0 +1,79 @@
+"""How much the selections of importance metrics have in common, read from the saved adapters."""
+
+import json
+import re
+from itertools import combinations
+from statistics import fmean
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from rowsft.report.rows import Row, Table
+from rowsft.store import Record
+
+IMPORTANCE = "method.importance"
+_IDS = re.compile(r"(.+)\.row_sft_((?:column_)?ids)")
+Selection = dict[tuple[str, str], set[int]]
+
+
+def overlaps(table: Table) -> list[dict]:
+    """One dict a pair of importance metrics that chose at the same budget and otherwise equal settings.
+
+    group (a JSON key of what the pair shares), first, second (metric names), share (of the smaller selection that the
+    other one chose too, over all layers), pairs (how many pairs of runs it is the mean of). Two metrics are compared
+    seed by seed; `first == second` compares the seeds of one metric with each other: how stable its choice is.
+    """
+    found = []
+    for group, rows in _groups(table).items():
+        chosen = {
+            row.settings[IMPORTANCE]: {
+                record.config.get("seed"): selection
+                for record in row.done
+                if (selection := selected(record)) is not None
+            }
+            for row in rows
+        }
+        names = [name for name, seeds in chosen.items() if seeds]
+        for at, first in enumerate(names):
+            for second in names[at:]:
+                shares = _shares(chosen[first], chosen[second], first == second)
+                if shares:
+                    found.append(
+                        {"group": group, "first": first, "second": second, "share": fmean(shares), "pairs": len(shares)}
+                    )
+    return found
+
+
+def selected(record: Record) -> Selection | None:
+    """{(layer, kind of ids): ids} of a run's saved adapter; None when there is no readable row-SFT adapter."""
+    folder = record.file("adapter")
+    try:
+        with safe_open(folder / "adapter_model.safetensors", framework="numpy") as tensors:
+            ids = {
+                match.groups(): tensors.get_tensor(match[0]) for match in map(_IDS.fullmatch, tensors.keys()) if match
+            }
+    except (OSError, SafetensorError, TypeError):
+        return None
+    return {key: set(np.asarray(value).tolist()) for key, value in ids.items()} or None
+
+
+def share(one: Selection, other: Selection) -> float:
+    """Common ids over the smaller selection's, summed over all layers."""
+    common = sum(len(ids & other.get(key, set())) for key, ids in one.items())
+    return common / min(sum(map(len, one.values())), sum(map(len, other.values())))
+
+
+def _groups(table: Table) -> dict[str, list[Row]]:
+    """Rows that differ in the metric alone, with at least two metrics."""
+    groups: dict[str, list[Row]] = {}
+    for row in table.rows:
+        if IMPORTANCE in row.settings:
+            kept = {key: value for key, value in row.settings.items() if key != IMPORTANCE}
+            groups.setdefault(json.dumps(kept, sort_keys=True), []).append(row)
+    return {group: rows for group, rows in groups.items() if len(rows) > 1}
+
+
+def _shares(one: dict, other: dict, same: bool) -> list[float]:
+    if same:
+        return [share(a, b) for a, b in combinations(one.values(), 2)]
+    return [share(one[seed], other[seed]) for seed in one if seed in other]
