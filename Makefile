@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets quickstart demo test test-all lint tune-quickstart tune-demo clean
+.PHONY: help setup assets quickstart demo test test-all lint bench tune-quickstart tune-demo clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -55,5 +55,9 @@ tune-demo: assets ## the learning-rate grids behind the demo, on the validation 
 	@$(BIN)/rowsft sweep experiment=demo_social_iqa_grid method=full trainer.learning_rate=1e-5,3e-5,1e-4
 	@$(BIN)/rowsft tune demo_social_iqa_grid
 
+bench: setup ## one step of every method side by side, and what choosing rows costs (20 minutes on two idle cores)
+	@$(BIN)/python benchmarks/step.py
+	@$(BIN)/python benchmarks/selection.py
+
 clean: ## remove the virtual environment, fetched assets and reports; recorded runs stay
-	rm -rf $(VENV) .assets reports *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .assets reports benchmarks/out *.egg-info .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 """`rowsft export` from recorded runs: what it writes loads without this package, and what it cannot do it says."""
 
 import json
-import shutil
+import shlex
 import subprocess
 import sys
 
@@ -11,6 +11,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rowsft import cli
+from rowsft.compose import compose
+from rowsft.identity import plan_run
 from rowsft.store import Store
 
 # Loads a merged checkpoint by transformers alone and scores two texts.
@@ -37,12 +40,19 @@ def run(workshop, family, method, name):
     return record
 
 
-def exported(workshop, record, to, name, *more):
+def export(workshop, capsys, run, *arguments):
+    """The command line in this process: its exit status, last line of output and whole error output."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", run, "--store", str(workshop.folder / "runs"), *arguments])
+    said = capsys.readouterr()
+    return ended.value.code, said.out.strip().rpartition("\n")[2], said.err
+
+
+def exported(workshop, capsys, record, to, name):
     out = workshop.folder / name
-    done = workshop.rowsft("export", record.id[:8], "--to", to, "--out", str(out), *more)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().splitlines()[-1] == str(out)
-    return out, done.stderr
+    code, last, errors = export(workshop, capsys, record.id[:8], "--to", to, "--out", str(out))
+    assert (code, last) == (0, str(out)), errors
+    return out, errors
 
 
 @torch.no_grad()
@@ -51,9 +61,9 @@ def logits(model, batch):
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_a_run_goes_out_as_lora_and_merged(workshop, family):
+def test_a_run_goes_out_as_lora_and_merged(workshop, capsys, family):
     record = run(workshop, family, "row_sft", f"export_{family}")
-    merged, _ = exported(workshop, record, "merged", f"merged_{family}")
+    merged, _ = exported(workshop, capsys, record, "merged", f"merged_{family}")
     out = workshop.folder / f"{family}.safetensors"
     code = ALONE.format(auto=AUTO[family].__name__)
     done = subprocess.run(
@@ -67,7 +77,7 @@ def test_a_run_goes_out_as_lora_and_merged(workshop, family):
     tuned = PeftModel.from_pretrained(AUTO[family].from_pretrained(source, **labels), record.file("adapter"))
     torch.testing.assert_close(seen["logits"], logits(tuned, seen), rtol=1e-5, atol=1e-6)
 
-    adapter, warnings = exported(workshop, record, "lora", f"lora_{family}")
+    adapter, warnings = exported(workshop, capsys, record, "lora", f"lora_{family}")
     assert ("vLLM does not read lora_bias" in warnings) is (family == "bert")
     assert {path.name for path in adapter.iterdir()} == {
         "adapter_config.json",
@@ -94,37 +104,30 @@ def test_a_run_goes_out_as_lora_and_merged(workshop, family):
         config = json.loads((merged / "config.json").read_text())
         assert config["id2label"] == {"0": "bad", "1": "good"}
 
-    again = workshop.rowsft("export", record.id, "--to", "lora", "--out", str(adapter))
-    assert again.returncode == 2
-    assert again.stderr.startswith(f"rowsft: error: --out {adapter}: exists already")
+    code, _, errors = export(workshop, capsys, record.id, "--to", "lora", "--out", str(adapter))
+    assert code == 2 and f"rowsft: error: --out {adapter}: exists already" in errors
     if family == "bert":
-        refused = workshop.rowsft("export", record.id, "--to", "lora", "--out", "no", "--biases", "refuse")
-        assert refused.returncode == 2 and "which biases=refuse forbids" in refused.stderr
-        assert not (workshop.folder / "no").exists()
+        out = workshop.folder / "refused"
+        code, _, errors = export(workshop, capsys, record.id, "--to", "lora", "--out", str(out), "--biases", "refuse")
+        assert code == 2 and "which biases=refuse forbids" in errors
+        assert not out.exists()
 
 
-def test_the_command_on_the_card_names_the_very_same_run(workshop):
-    record = run(workshop, "llama", "row_sft", "export_command")
-    card, _ = exported(workshop, record, "lora", "lora_command")
+def test_the_command_on_the_card_names_the_very_same_run(workshop, capsys):
+    record = run(workshop, "llama", "row_sft", "export_llama")
+    card, _ = exported(workshop, capsys, record, "lora", "lora_command")
     (command,) = [line for line in (card / "README.md").read_text().splitlines() if line.startswith("rowsft run ")]
-    again = subprocess.run(
-        command.replace("rowsft", f"{sys.executable} -m rowsft.cli", 1),
-        shell=True,
-        cwd=workshop.folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert again.returncode == 0, again.stderr
-    assert record.id in again.stdout and "done already" in again.stderr
+    plan = plan_run(compose(shlex.split(command)[2:]))
+    assert plan.run_id == record.id
 
 
-def test_other_methods(workshop):
+def test_other_methods(workshop, capsys):
     record = run(workshop, "llama", "lora", "export_lora")
-    done = workshop.rowsft("export", record.id, "--to", "lora", "--out", "nothing")
-    assert done.returncode == 2
-    assert f"run {record.id} is a LoRA adapter already" in done.stderr and "nothing to convert" in done.stderr
-    merged, _ = exported(workshop, record, "merged", "merged_lora")
+    nothing = workshop.folder / "nothing"
+    code, _, errors = export(workshop, capsys, record.id, "--to", "lora", "--out", str(nothing))
+    assert code == 2
+    assert f"run {record.id} is a LoRA adapter already" in errors and "nothing to convert" in errors
+    merged, _ = exported(workshop, capsys, record, "merged", "merged_lora")
     tuned = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(workshop.folder / "models" / "llama"), record.file("adapter")
     )
@@ -134,33 +137,31 @@ def test_other_methods(workshop):
 
     for method, said in (("full", "its checkpoint is"), ("none", "expected a row_sft run")):
         record = run(workshop, "llama", method, f"export_{method}")
-        done = workshop.rowsft("export", record.id, "--to", "merged", "--out", "nothing")
-        assert done.returncode == 2
-        assert f"is of method {method}, which has no adapter to export; {said}" in done.stderr
-    assert not (workshop.folder / "nothing").exists()
+        code, _, errors = export(workshop, capsys, record.id, "--to", "merged", "--out", str(nothing))
+        assert code == 2
+        assert f"is of method {method}, which has no adapter to export; {said}" in errors
+    assert not nothing.exists()
 
 
-def test_unknown_and_unfinished_runs(workshop):
-    unknown = workshop.rowsft("export", "feed", "--to", "lora")
-    assert unknown.returncode == 2 and "run 'feed': is not in it (store runs)" in unknown.stderr
+def test_unknown_and_unfinished_runs(workshop, capsys):
+    code, _, errors = export(workshop, capsys, "feed", "--to", "lora")
+    assert code == 2 and f"run 'feed': is not in it (store {workshop.folder / 'runs'})" in errors
     failing = [*workshop.overrides("llama"), "method=row_sft", "experiment_name=export_failed"]
     assert workshop.rowsft("run", *failing, "trainer.learning_rate=1e30").returncode == 1
     (record,) = Store(workshop.folder / "runs").runs("export_failed")
-    done = workshop.rowsft("export", record.id, "--to", "lora")
-    assert done.returncode == 2
-    assert f"run {record.id} (row_sft) is failed and has no finished attempt" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    code, _, errors = export(workshop, capsys, record.id, "--to", "lora")
+    assert code == 2
+    assert errors.startswith(f"rowsft: error: run {record.id} (row_sft) is failed and has no finished attempt")
+    assert len(errors.splitlines()) == 1
 
 
-def test_a_base_model_that_has_changed_is_refused(workshop):
-    source = workshop.folder / "models" / "copy"
-    shutil.copytree(workshop.folder / "models" / "llama", source)
-    done = workshop.rowsft(
-        "run", *workshop.overrides("llama"), f"model.source={source}", "method=row_sft", "experiment_name=export_copy"
-    )
-    assert done.returncode == 0, done.stderr
-    (record,) = Store(workshop.folder / "runs").runs("export_copy")
-    weights = source / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    done = workshop.rowsft("export", record.id, "--to", "merged", "--out", "changed")
-    assert done.returncode == 2 and "was trained on revision sha256:" in done.stderr
+def test_a_base_model_that_has_changed_is_refused(workshop, capsys):
+    record = run(workshop, "llama", "row_sft", "export_llama")
+    weights = workshop.folder / "models" / "llama" / "model.safetensors"
+    before = weights.read_bytes()
+    try:
+        weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        code, _, errors = export(workshop, capsys, record.id, "--to", "merged", "--out", str(workshop.folder / "new"))
+    finally:
+        weights.write_bytes(before)
+    assert code == 2 and "was trained on revision sha256:" in errors
