@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import selection
 import summary
-from contenders import CONTENDERS, SecondProduct
+from contenders import SecondProduct
 from shapes import SHAPES, batch, build
 from worker import Trial
 
