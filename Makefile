@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets quickstart demo test test-all lint tune-quickstart tune-demo importance clean
+.PHONY: help setup assets quickstart demo test lint bench tune-quickstart tune-demo importance clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -59,5 +59,9 @@ importance: assets ## does the choice of rows matter? eight metrics, two budgets
 	@$(BIN)/rowsft sweep experiment=importance
 	@$(BIN)/rowsft report --experiment importance --out reports/importance
 
+bench: setup ## one step of every method side by side, and what choosing rows costs (20 minutes on two idle cores)
+	@$(BIN)/python benchmarks/step.py
+	@$(BIN)/python benchmarks/selection.py
+
 clean: ## remove the virtual environment, fetched assets and reports; recorded runs stay
-	rm -rf $(VENV) .assets reports *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .assets reports benchmarks/out *.egg-info .pytest_cache .ruff_cache

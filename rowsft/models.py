@@ -93,6 +93,19 @@ def load(
     return Loaded(model.eval(), tokenizer, revision, facts)
 
 
+def skeleton(model_cfg: Mapping[str, Any], head: Head) -> PreTrainedModel:
+    """The model that `load` would give, on the meta device: names and shapes, no weights read.
+
+    Raises UserError for a source that cannot be read.
+    """
+    source = str(model_cfg["source"])
+    place, options = _resolve(source, model_cfg)
+    with _readable(source):
+        config = AutoConfig.from_pretrained(place, **options)
+    with torch.device("meta"):
+        return _CLASSES[head].from_config(config, trust_remote_code=options["trust_remote_code"])
+
+
 def head_modules(model_cfg: Mapping[str, Any], head: Head) -> list[str]:
     """Names of the modules that form the task head: trained in full by every method; none for a language model."""
     return list(model_cfg.get("head_modules") or []) if head == "sequence_classification" else []

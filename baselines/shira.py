@@ -1,0 +1,69 @@
+"""SHiRA (Bhardwaj et al., arXiv 2406.13175) through PEFT: single entries of W, chosen at random, are trained."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from peft import ShiraConfig
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from rowsft.budget import Budget, Unit
+from rowsft.errors import UserError
+from rowsft.method import Knobs, PeftMethod
+from rowsft.selection import Targets, layer_shape
+
+# How far the one r that PEFT has for all layers may fall short of the budget.
+TOLERANCE = 0.01
+
+
+@dataclass
+class Shira(PeftMethod):
+    """r (d_in + d_out) entries of W in every layer, as many as LoRA of rank r. Keys: conf/method/shira.yaml.
+
+    PEFT keeps them as a sparse matrix that is added to a copy of W in every forward.
+    """
+
+    name: str = "shira"
+    r: int | None = None
+    seed: int = 0
+
+    sizes: ClassVar[tuple[str, ...]] = ("r",)
+    native: ClassVar[tuple[str, ...]] = ("r",)
+
+    def units(self, layers: dict[str, nn.Module]) -> dict[str, Unit]:
+        """One more r costs d_in + d_out entries; a layer has d_in d_out of them. Raises UserError for Conv1D."""
+        units = {}
+        for name, layer in layers.items():
+            if isinstance(layer, Conv1D):
+                raise UserError(
+                    f"method=shira: layer {name} is a Conv1D, and PEFT's SHiRA knows nn.Linear only; use another "
+                    "method, or exclude it with model.exclude_modules"
+                )
+            d_out, d_in = layer_shape(layer)
+            units[name] = Unit(d_in + d_out, most=d_in * d_out // (d_in + d_out))
+        return units
+
+    def values(self, common: int, pattern: dict[str, int]) -> dict:
+        """r: the smallest that a layer was given, since PEFT has one for all of them."""
+        return {"r": min([common, *pattern.values()])}
+
+    def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> Knobs:
+        """See `Method.solve`. Raises UserError where no common r comes within 1 % of the budget."""
+        knobs = super().solve(budget, model, targets)
+        layers = {name: model.get_submodule(name) for name in knobs.values["target_modules"]}
+        step = sum(unit.cost for unit in self.units(layers).values())
+        achieved = knobs.values["r"] * step
+        if achieved < (1 - TOLERANCE) * knobs.asked:
+            raise UserError(
+                f"{knobs.source} asks for {knobs.asked} parameters; PEFT's SHiRA has one r for all layers, and "
+                f"r={knobs.values['r']} gives {achieved}, more than 1 % less; ask for a multiple of {step}, "
+                "such as budget.like={method:lora,r:8}, or set method.r"
+            )
+        return replace(knobs, achieved=achieved)
+
+    def peft_config(self, model: nn.Module, knobs: Knobs) -> ShiraConfig:
+        """PEFT's own random mask: the same stream in every layer."""
+        return ShiraConfig(r=knobs.values["r"], random_seed=self.seed)
+
+
+METHOD = Shira

@@ -1,0 +1,125 @@
+"""What is timed against what: the suite's own methods at one budget, and forms that only a benchmark needs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from rowsft.budget import Budget, fit, row_units
+from rowsft.method import like_parameters, method_class
+from rowsft.selection import Targets, eligible_layers, layer_shape
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A model ready to train, and how many of its parameters the method trains."""
+
+    model: nn.Module
+    trainable_parameters: int
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What a name stands for, and how it is put on a plain model at the budget of LoRA of a given rank."""
+
+    about: str
+    attach: Callable[[PreTrainedModel, int], Attached]
+
+
+def _suite(name: str, **settings) -> Callable[[PreTrainedModel, int], Attached]:
+    """A method of the suite through its own solve, select and attach."""
+
+    def attach(model: PreTrainedModel, rank: int) -> Attached:
+        method = method_class(name)(**settings)
+        knobs = method.solve(_budget(rank), model, Targets())
+        tuned = method.attach(model, method.select(model, knobs, []))
+        return Attached(tuned, method.trainable(tuned)["total"])
+
+    return attach
+
+
+def _budget(rank: int) -> Budget:
+    return Budget(like={"method": "lora", "r": rank})
+
+
+def _floor(model: PreTrainedModel, rank: int) -> Attached:
+    model.requires_grad_(False)
+    # The embedding's output requires a gradient, so backward goes through every layer and ends there.
+    model.enable_input_require_grads()
+    return Attached(model, 0)
+
+
+class SecondProduct(nn.Module):
+    """The released row code's form: the frozen layer, plus a second product of the chosen rows added into its output.
+
+    delta starts at zero here; index_add is the leanest scatter, with no one-hot matrix.
+    """
+
+    def __init__(self, base_layer: nn.Linear, ids: torch.Tensor):
+        super().__init__()
+        self.base_layer = base_layer
+        weight = base_layer.weight
+        self.register_buffer("ids", ids.to(weight.device))
+        self.delta = nn.Parameter(torch.zeros(len(ids), weight.shape[1], dtype=torch.float32, device=weight.device))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.base_layer(x)
+        return y.index_add(-1, self.ids, functional.linear(x, self.delta.to(x.dtype)))
+
+
+def _released(model: PreTrainedModel, rank: int) -> Attached:
+    layers = eligible_layers(model, Targets())
+    params = like_parameters({"method": "lora", "r": rank}, "benchmark", False, model, Targets())
+    counts = fit(row_units(layers, train_bias=False), params, clip=False, source="benchmark")
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for name, layer in layers.items():
+        ids = torch.randperm(layer_shape(layer)[0], generator=generator)[: counts[name]].sort().values
+        model.set_submodule(name, SecondProduct(layer, ids))
+    return Attached(model, sum(p.numel() for p in model.parameters() if p.requires_grad))
+
+
+def _dense_mask(model: PreTrainedModel, rank: int) -> Attached:
+    model.requires_grad_(False)
+    chosen = 0
+    for layer in eligible_layers(model, Targets()).values():
+        count = rank * sum(layer_shape(layer))
+        generator = torch.Generator().manual_seed(0)
+        mask = torch.zeros(layer.weight.numel(), dtype=torch.bool)
+        mask[torch.randperm(len(mask), generator=generator)[:count]] = True
+        layer.register_buffer("chosen", mask.view_as(layer.weight).to(layer.weight.device), persistent=False)
+        layer.weight.requires_grad_(True).register_hook(_masking(layer.chosen))
+        chosen += int(mask.sum())
+    return Attached(model, chosen)
+
+
+def _masking(mask: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda gradient: gradient * mask
+
+
+# Which rows are chosen changes neither bytes nor time; the others train no biases.
+_ROWS = {"importance": "random", "train_bias": False}
+
+CONTENDERS = {
+    "floor": Contender("backward through the frozen network, nothing trained, no optimizer", _floor),
+    "rows": Contender("row-SFT, channel out", _suite("row_sft", **_ROWS)),
+    "columns": Contender("row-SFT, channel in", _suite("row_sft", channel="in", **_ROWS)),
+    "half": Contender("row-SFT, channel half", _suite("row_sft", channel="half", **_ROWS)),
+    "neuron": Contender("row-SFT, channel neuron", _suite("row_sft", channel="neuron", **_ROWS)),
+    "lora": Contender("LoRA (PEFT)", _suite("lora")),
+    "dora": Contender("DoRA (PEFT)", _suite("dora")),
+    "shira": Contender("SHiRA (PEFT)", _suite("shira")),
+    "dense_mask": Contender(
+        "sparse fine-tuning by a mask: the full weight gradient times a 0/1 mask of random entries; AdamW's state is "
+        "dense too",
+        _dense_mask,
+    ),
+    "released": Contender(
+        "the released row code's form, written anew: a second product of the chosen rows, added into the output",
+        _released,
+    ),
+    "full": Contender("full fine-tuning, embeddings included", _suite("full")),
+}

@@ -1,0 +1,118 @@
+"""What choosing the rows costs: the peak and the time of every importance metric against a training step of the rows.
+
+    python benchmarks/selection.py                     every registered metric on the Llama shape
+    python benchmarks/selection.py --shape tiny_bert   seconds: does everything run?
+
+The peak is that of new allocations while all eligible layers are scored, as in step.py, held against the step peak of
+row-SFT's channel out at the same batch. `lowest(m)` costs what m costs. Writes selection.json and selection.md.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from contenders import CONTENDERS
+from shapes import DTYPES, SEED, SHAPES, Shape, batch, build
+
+from rowsft import score
+from rowsft.importance import registry
+from rowsft.measure import AllocationPeak, collect
+from rowsft.measure.device import synchronize
+
+MIB = 2**20
+HERE = Path(__file__).resolve().parent
+
+
+def step_peak_bytes(shape: Shape, device: torch.device, dtype: torch.dtype) -> int:
+    """New allocations at once in a warm forward and backward of the row channel."""
+    model = CONTENDERS["rows"].attach(build(shape, device, dtype), shape.rank).model
+    inputs = batch(shape, device)
+    for _ in range(2):
+        model.zero_grad(set_to_none=True)
+        with AllocationPeak(device) as peak:
+            model(**inputs).loss.backward()
+    return peak.new_peak_bytes
+
+
+def scored(model, metric: str, batches: list[dict], limit_bytes: int) -> dict:
+    """One row: peak_bytes, peak_over_step, seconds; `error` where the metric could not be computed."""
+    device = model.device
+    row = {"metric": metric, "needs": registry.metric(metric).needs, "calibration_batches": len(batches)}
+    try:
+        with AllocationPeak(device) as peak:
+            score(model, metric, batches)
+        synchronize(device)
+        begin = time.perf_counter()
+        score(model, metric, batches)
+        synchronize(device)
+    except Exception as error:
+        return {**row, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    seconds = time.perf_counter() - begin
+    return {
+        **row,
+        "peak_bytes": peak.new_peak_bytes,
+        "peak_over_step": peak.new_peak_bytes / limit_bytes,
+        "seconds": seconds,
+    }
+
+
+def markdown(result: dict) -> str:
+    """The table, the machine's part and the command."""
+    lines = ["| metric | needs | peak MiB | peak / step peak of the rows | seconds |", "|---|---|---|---|---|"]
+    for row in result["rows"]:
+        if "error" in row:
+            lines.append(f"| {row['metric']} | {row['needs']} | failed: {row['error'].replace('|', '/')} | | |")
+        else:
+            numbers = f"{row['peak_bytes'] / MIB:.1f} | {row['peak_over_step']:.3f} | {row['seconds']:.2f}"
+            lines.append(f"| {row['metric']} | {row['needs']} | {numbers} |")
+    about = (
+        f"{result['shape']}, {result['calibration_batches']} calibration batches; a training step of the row channel "
+        f"peaks at {result['step_peak_bytes'] / MIB:.1f} MiB. The seconds are those of one run. Commit "
+        f"{result['commit']}; `{result['command']}`"
+    )
+    return "\n".join(lines) + f"\n\n{about}\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 1 when a metric could not be measured: its row says why."""
+    # PEFT and transformers announce renamings; nothing here is about them.
+    warnings.filterwarnings("ignore")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="llama", help="model to score")
+    parser.add_argument("--batches", type=int, default=2, help="calibration batches of the shape's size")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the model")
+    parser.add_argument("--out", type=Path, default=HERE / "out", help="folder to write (default: benchmarks/out)")
+    options = parser.parse_args(arguments)
+    shape, device = SHAPES[options.shape], torch.device(options.device)
+    limit = step_peak_bytes(shape, device, DTYPES[options.dtype])
+    model = build(shape, device, DTYPES[options.dtype])
+    batches = [batch(shape, device, index) for index in range(options.batches)]
+    rows = []
+    for metric in sorted(registry._METRICS):
+        rows.append(scored(model, metric, batches, limit))
+        print(f"{options.shape}: {metric} scored", file=sys.stderr)
+    environment = collect({"seed": SEED})
+    result = {
+        "rows": rows,
+        "shape": options.shape,
+        "calibration_batches": options.batches,
+        "step_peak_bytes": limit,
+        "environment": environment,
+        "command": shlex.join(["python", "benchmarks/selection.py", *(arguments or sys.argv[1:])]),
+        "commit": environment["git_commit"],
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "selection.json").write_text(json.dumps(result, indent=1) + "\n")
+    (options.out / "selection.md").write_text(markdown(result))
+    print(markdown(result))
+    return 1 if any("error" in row for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Measurements -> rows with ratios -> JSON, a Markdown table, a picture."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+MIB = 2**20
+REFERENCES = ("floor", "lora")
+EXACT = ("flops", "step_peak_bytes", "total_peak_bytes")
+_COLUMNS = """\
+FLOPs are those of forward and backward as torch's FlopCounterMode counts them; on a CPU it leaves attention's own
+product out, for every method alike. Step peak: new allocations at once in a warm forward and backward. Total peak: the
+whole step with weights, gradients and AdamW's state. Both are exact (on a CPU every allocation is replayed) and repeat.
+Times: median and 95th percentile over all timed steps, which run apart from the measured ones; their ratios are taken
+round by round: median [lowest, highest]. Every method trains weights only, no biases, without dropout."""
+
+
+def rows(
+    shape: str,
+    methods: list[str],
+    measured: dict[str, dict],
+    rounds: dict[str, list[list[float]]],
+    errors: dict[str, str],
+) -> list[dict]:
+    """One row a method. `rounds`: method -> the seconds of its steps, round by round.
+
+    A ratio of times is that of the medians of one round, so that a disturbance of the machine falls on both sides;
+    given are its median, lowest and highest over the rounds. A method that failed has `error` and what was measured
+    before.
+    """
+    found = []
+    for name in methods:
+        row = {"method": name, "shape": shape, **measured.get(name, {})}
+        if rounds[name]:
+            row |= _times(rounds[name])
+        for reference in REFERENCES:
+            row |= _ratios(name, reference, measured, rounds)
+        if name in errors:
+            row["error"] = errors[name]
+        found.append(row)
+    return found
+
+
+def write(result: dict, out: Path) -> None:
+    """step.json, step.md and step.png under `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "step.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "step.md").write_text(markdown(result))
+    _picture(result["rows"], out / "step.png")
+
+
+def markdown(result: dict) -> str:
+    """One table a shape, with what its columns mean, the machine, the commit and the command."""
+    shapes = list(dict.fromkeys(row["shape"] for row in result["rows"]))
+    environment = result["environment"]
+    hardware, threads = environment["hardware"], environment["threads"]
+    device = ", ".join(gpu["name"] for gpu in hardware["gpus"]) if "cuda" in result["settings"]["device"] else None
+    parts = []
+    for shape in shapes:
+        parts.append(f"## {shape}, {result['settings']['dtype']}")
+        parts.append(_table([row for row in result["rows"] if row["shape"] == shape]))
+    parts.append(_COLUMNS)
+    parts.append("\n".join(f"- {name}: {about}" for name, about in result["about"].items()))
+    parts.append(
+        f"{device or hardware['cpu_model']}, {threads['torch_threads']} threads; torch "
+        f"{environment['packages']['torch']}, peft {environment['packages']['peft']}; commit {result['commit']}"
+        f"{' with changes' if environment['git_dirty'] else ''}; `{result['command']}`"
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _times(rounds: list[list[float]]) -> dict:
+    seconds = [second for turn in rounds for second in turn]
+    return {
+        "step_seconds_median": float(np.median(seconds)),
+        "step_seconds_p95": float(np.percentile(seconds, 95)),
+        "step_seconds_min": min(seconds),
+        "step_seconds_max": max(seconds),
+        "timed_steps": len(seconds),
+    }
+
+
+def _ratios(name: str, reference: str, measured: dict[str, dict], rounds: dict[str, list[list[float]]]) -> dict:
+    ratios = {}
+    if name in measured and reference in measured:
+        ratios = {f"{key}_over_{reference}": measured[name][key] / measured[reference][key] for key in EXACT}
+    turns = list(zip(rounds[name], rounds.get(reference, []), strict=False))
+    if turns:
+        each = [float(np.median(mine) / np.median(other)) for mine, other in turns]
+        ratios[f"step_seconds_over_{reference}"] = {
+            "median": float(np.median(each)),
+            "low": min(each),
+            "high": max(each),
+        }
+    return ratios
+
+
+def _table(found: list[dict]) -> str:
+    titles = ["method", "trainable", "GFLOPs", "step peak MiB", "total peak MiB", "step ms, median / p95"]
+    titles += ["FLOPs / floor", "step peak / floor", "time / floor", "step peak / LoRA", "total peak / LoRA"]
+    titles += ["time / LoRA"]
+    lines = [titles, ["---"] * len(titles), *(_cells(row, len(titles)) for row in found)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(row: dict, width: int) -> list[str]:
+    if "error" in row:
+        return [row["method"], f"failed: {row['error']}".replace("|", "/"), *[""] * (width - 2)]
+    ratios = ["flops_over_floor", "step_peak_bytes_over_floor", "step_seconds_over_floor"]
+    ratios += ["step_peak_bytes_over_lora", "total_peak_bytes_over_lora", "step_seconds_over_lora"]
+    return [
+        row["method"],
+        f"{row['trainable_parameters']:,}",
+        f"{row['flops'] / 1e9:.3f}",
+        f"{row['step_peak_bytes'] / MIB:.1f}",
+        f"{row['total_peak_bytes'] / MIB:.1f}",
+        f"{1000 * row['step_seconds_median']:.1f} / {1000 * row['step_seconds_p95']:.1f}",
+        *(_ratio(row.get(key)) for key in ratios),
+    ]
+
+
+def _ratio(value: float | dict | None) -> str:
+    if isinstance(value, dict):
+        return f"{value['median']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+    return "" if value is None else f"{value:.3f}"
+
+
+def _picture(found: list[dict], path: Path) -> None:
+    """Step time against step peak, both over the floor; a panel a shape. Nothing where the floor was not measured."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    known = [row for row in found if {"step_seconds_over_floor", "step_peak_bytes_over_floor"} <= row.keys()]
+    shapes = list(dict.fromkeys(row["shape"] for row in known))
+    if not shapes:
+        return
+    figure, axes = pyplot.subplots(1, len(shapes), figsize=(6 * len(shapes), 4.5), squeeze=False)
+    for axis, shape in zip(axes[0], shapes, strict=True):
+        for row in [row for row in known if row["shape"] == shape]:
+            time, peak = row["step_seconds_over_floor"], row["step_peak_bytes_over_floor"]
+            spread = [[time["median"] - time["low"]], [time["high"] - time["median"]]]
+            axis.errorbar(peak, time["median"], yerr=spread, fmt="o", capsize=2)
+            axis.annotate(row["method"], (peak, time["median"]), xytext=(4, 4), textcoords="offset points")
+        axis.set(title=shape, xlabel="step peak / floor", ylabel="step time / floor (range over rounds)")
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,126 @@
+"""The model card that goes with an export: what it is, how to load it, and the run's own numbers."""
+
+import re
+from typing import Any
+
+from rowsft.export.command import command
+from rowsft.export.source import Source
+from rowsft.report.rows import flatten
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_MIB = 2**20
+_KINDS = {
+    "lora": "A standard LoRA adapter. Its update of every weight is exactly that of the row-SFT adapter it was made "
+    "from: for chosen rows B selects the rows and A holds their change, for chosen columns the other way round.",
+    "merged": "A plain transformers checkpoint: the adapter is built into the weights.",
+}
+_LOADING = {
+    "lora": """\
+from peft import PeftModel
+from transformers import {auto}
+
+base = {auto}.from_pretrained("{base}"{labels})
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+""",
+    "merged": """\
+from transformers import AutoTokenizer, {auto}
+
+model = {auto}.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+""",
+}
+# Groups of the configuration that say how a run was made, not where or under what name.
+_SETTINGS = ("method", "budget", "trainer", "seed")
+
+
+def text(source: Source, to: str, run: str) -> str:
+    """README.md of an export to `to`; `run` is how the user named the source."""
+    base = source.model["source"]
+    auto = {"causal_lm": "AutoModelForCausalLM", "sequence_classification": "AutoModelForSequenceClassification"}
+    front = ["---", f"library_name: {'peft' if to == 'lora' else 'transformers'}", "tags: [row-sft]"]
+    if _HUB_ID.fullmatch(str(base)):
+        front.append(f"base_model: {base}")
+    classes = _result(source).get("task_about", {}).get("classes")
+    labels = f", num_labels={len(classes)}" if classes else ""
+    loading = _LOADING[to].format(auto=auto[source.head], base=base, labels=labels)
+    parts = [
+        "\n".join([*front, "---"]),
+        f"# {_title(source)}",
+        _KINDS[to],
+        f"```python\n{loading}```",
+        *_numbers(source),
+        f"Written by `rowsft export {run} --to {to}`.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(source: Source) -> str:
+    if source.record is None:
+        return f"Adapter of {source.model['source']}"
+    config = source.record.config
+    return f"{config['model']['name']} tuned on {config['task']['name']} with {config['method']['name']}"
+
+
+def _numbers(source: Source) -> list[str]:
+    """Two tables from the record; none for a bare adapter folder, which has no record."""
+    if source.record is None:
+        return []
+    made = {key: source.record.config[key] for key in _SETTINGS}
+    settings = {key: value for key, value in flatten(made).items() if value is not None}
+    result = source.record.result
+    versions = (result.get("environment") or {}).get("packages") or {}
+    told = {
+        **{f"`{key}`": value for key, value in settings.items()},
+        "revision of the base": (result.get("model_facts") or {}).get("revision"),
+        "commit of rowsft": (result.get("environment") or {}).get("git_commit"),
+        **{name: versions.get(name) for name in ("torch", "transformers", "peft")},
+    }
+    line = command(source.record.config)
+    return [
+        f"## Numbers of run {source.record.id}",
+        _table(_measured(source)),
+        "Accuracies and losses are those of the adapter as trained; times and memory those of the machine it ran on.",
+        "## How it was trained",
+        *([f"```sh\n{line}\n```"] if line else []),
+        _table(told),
+    ]
+
+
+def _measured(source: Source) -> dict[str, Any]:
+    result, config = source.record.result, source.record.config
+    seconds, parameters = result.get("seconds") or {}, result.get("parameters") or {}
+    peak = ((result.get("memory") or {}).get("train") or {}).get("peak_allocated_bytes")
+    step = (result.get("step_seconds") or {}).get("median")
+    about = result.get("task_about") or {}
+    return {
+        "task": config["task"]["name"],
+        "data": about.get("source"),
+        "licence of the data": about.get("licence"),
+        "primary metric": result.get("primary_metric"),
+        **{
+            f"{split} {name}": f"{value:.4f}" if isinstance(value, float) else value
+            for split, metrics in (result.get("metrics") or {}).items()
+            for name, value in metrics.items()
+        },
+        "trainable parameters, task head apart": parameters.get("adapter"),
+        "parameters of the task head": parameters.get("head"),
+        "peak memory of training, MiB": None if peak is None else f"{peak / _MIB:.1f}",
+        "seconds of selection": _rounded(seconds.get("select")),
+        "seconds of training": _rounded(seconds.get("train")),
+        "median step, ms": None if step is None else f"{1000 * step:.1f}",
+        "steps": result.get("steps"),
+    }
+
+
+def _result(source: Source) -> dict[str, Any]:
+    return source.record.result if source.record else {}
+
+
+def _rounded(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{seconds:.1f}"
+
+
+def _table(rows: dict[str, Any]) -> str:
+    """A Markdown table of what is known; a value that was not measured has no row."""
+    known = [f"| {key} | {str(value).replace('|', '/')} |" for key, value in rows.items() if value is not None]
+    return "\n".join(["| | |", "|---|---|", *known])

@@ -1,0 +1,63 @@
+"""The adapter built into its base model: a plain transformers checkpoint with its tokenizer."""
+
+from pathlib import Path
+
+from peft import PeftModel
+from torch import Tensor
+
+from rowsft.errors import UserError
+from rowsft.export.source import Source
+from rowsft.models import Loaded, load, skeleton
+
+_PREFIX = "base_model.model."
+
+
+def write_merged(source: Source, folder: Path) -> None:
+    """Load the base model, merge the adapter, save model and tokenizer so that AutoModel and AutoTokenizer load them.
+
+    Raises UserError where the base is not the one that the run started from, or lacks weights that the adapter does not
+    bring.
+    """
+    head = {name.removeprefix(_PREFIX): tensor for name, tensor in source.tensors().items()}
+    classes = (_result(source).get("task_about") or {}).get("classes")
+    loaded = load(source.model, source.head, **_head_settings(source, head))
+    _check_base(source, loaded, head)
+    model = PeftModel.from_pretrained(loaded.model, source.folder).merge_and_unload()
+    if classes:
+        model.config.id2label = dict(enumerate(classes))
+        model.config.label2id = {name: index for index, name in enumerate(classes)}
+    model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+
+
+def _head_settings(source: Source, head: dict[str, Tensor]) -> dict:
+    """num_labels and problem_type of `load`; the trained head itself says how many outputs it has."""
+    if source.head != "sequence_classification":
+        return {}
+    plain = skeleton(source.model, source.head)
+    shapes = {name: parameter.shape for name, parameter in plain.named_parameters()}
+    changed = (len(tensor) for name, tensor in head.items() if shapes.get(name, tensor.shape) != tensor.shape)
+    num_labels = next(changed, plain.config.num_labels)
+    problem_type = plain.config.problem_type
+    if source.record:
+        problem_type = "regression" if num_labels == 1 else "single_label_classification"
+    return {"num_labels": num_labels, "problem_type": problem_type}
+
+
+def _check_base(source: Source, loaded: Loaded, head: dict[str, Tensor]) -> None:
+    recorded = (_result(source).get("model_facts") or {}).get("revision")
+    if recorded not in (None, loaded.revision):
+        raise UserError(
+            f"{source.name} was trained on revision {recorded} of {source.model['source']}, which is now "
+            f"{loaded.revision}; put the old one back, or run again"
+        )
+    missing = sorted(set(loaded.facts["new_weights"]) - set(head))
+    if missing:
+        raise UserError(
+            f"{source.model['source']} lacks {missing[0]}, and {source.name} did not train it, so it would be random; "
+            "give a base checkpoint that has it"
+        )
+
+
+def _result(source: Source) -> dict:
+    return source.record.result if source.record else {}

@@ -1,0 +1,115 @@
+"""What is exported: the adapter of a finished run, or an adapter folder on its own."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rowsft.errors import UserError
+from rowsft.models import Head
+from rowsft.selection import HEAD_NAMES
+from rowsft.store import Record, Store
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Source:
+    """name as the user gave it; the adapter's folder; its adapter_config.json; the base model as conf/model describes
+    it, with its head; the run's record, None for a bare folder."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    model: dict[str, Any]
+    head: Head
+    record: Record | None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The adapter's tensors under their saved names. Raises UserError for a missing or damaged file."""
+        path = self.folder / TENSORS
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); expected an adapter saved by PEFT") from error
+
+    def check_converts(self) -> None:
+        """Raise UserError unless this is a row-SFT adapter, the kind that is a LoRA adapter in another form."""
+        kind = self.config.get("peft_type")
+        if kind == "LORA":
+            raise UserError(f"{self.name} is a LoRA adapter already, in {self.folder}; there is nothing to convert")
+        if kind != "ROW_SFT":
+            raise UserError(
+                f"{self.name} is an adapter of kind {kind}; only row-SFT turns into LoRA exactly; use --to merged"
+            )
+
+
+def find(run: str, store: Path) -> Source:
+    """The run of that id (or its beginning, or its folder) in `store`, or the adapter folder of that path.
+
+    Raises UserError for an unknown or unfinished run, and for a method or folder without an adapter.
+    """
+    path = Path(run)
+    if (path / "record.json").is_file():
+        return _of_run(Store(path.parent).get(path.name))
+    if path.is_dir():
+        return _of_folder(path)
+    return _of_run(Store(store).get(run))
+
+
+def _of_run(record: Record) -> Source:
+    method = record.config["method"]["name"]
+    if record.result is None:
+        raise UserError(
+            f"run {record.id} ({method}) is {record.state} and has no finished attempt; expected one that is done: "
+            "run its command again first"
+        )
+    folder = record.file("adapter")
+    if folder is None or not (folder / CONFIG).is_file():
+        whole = folder is not None and (folder / "config.json").is_file()
+        advice = f"its checkpoint is {folder} already" if whole else "expected a row_sft run"
+        raise UserError(f"run {record.id} is of method {method}, which has no adapter to export; {advice}")
+    config = _read_config(folder)
+    return Source(f"run {record.id}", folder, config, record.config["model"], _head(config, folder), record)
+
+
+def _of_folder(folder: Path) -> Source:
+    if not (folder / CONFIG).is_file():
+        raise UserError(
+            f"{folder}: no {CONFIG} in this folder; expected a saved adapter, or a run that `rowsft runs` lists"
+        )
+    config = _read_config(folder)
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{folder / CONFIG} names no base model; set its base_model_name_or_path")
+    saved = [set(name.split(".")) for name in config.get("modules_to_save") or []]
+    model = {
+        "source": base,
+        "revision": config.get("revision"),
+        "head_modules": sorted({part for parts in saved for part in parts & HEAD_NAMES}),
+    }
+    return Source(str(folder), folder, config, model, _head(config, folder), None)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / CONFIG).read_text())
+    except ValueError as error:
+        raise UserError(f"{folder / CONFIG} is damaged ({error}); save the adapter again") from error
+
+
+def _head(config: dict[str, Any], folder: Path) -> Head:
+    """By the task type, or by the name of the model class that PEFT wrote down."""
+    named = str(config.get("task_type") or (config.get("auto_mapping") or {}).get("base_model_class") or "none")
+    if named == "SEQ_CLS" or named.endswith("ForSequenceClassification"):
+        return "sequence_classification"
+    if named == "CAUSAL_LM" or named.endswith(("ForCausalLM", "LMHeadModel")):
+        return "causal_lm"
+    raise UserError(
+        f"{folder / CONFIG} was made for {named}; expected a causal language model or a sequence classifier: "
+        "load the model in Python and call rowsft.export.to_lora(model, folder)"
+    )

@@ -1,0 +1,122 @@
+"""The benchmark's parts: contenders train what they claim and start where the model starts; ratios are ratios."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import selection
+import summary
+from contenders import SecondProduct
+from shapes import SHAPES, batch, build
+from worker import Trial
+
+from rowsft.importance import registry
+from rowsft.selection import Targets, eligible_layers, layer_shape
+
+CPU = torch.device("cpu")
+TRAINED = ["rows", "lora", "dora", "shira", "dense_mask", "released"]
+
+
+def trial(method, shape="tiny_llama", **settings):
+    defaults = {"device": "cpu", "dtype": "fp32", "checkpointing": False}
+    return Trial({**defaults, "shape": shape, "method": method, **settings})
+
+
+def plain_loss(shape):
+    return build(SHAPES[shape], CPU, torch.float32)(**batch(SHAPES[shape], CPU)).loss
+
+
+@pytest.mark.parametrize("shape", ["tiny_llama", "tiny_bert"])
+@pytest.mark.parametrize("method", ["floor", *TRAINED, "full"])
+def test_every_contender_starts_at_the_plain_model_and_trains_its_budget(method, shape):
+    ready = trial(method, shape)
+    torch.testing.assert_close(ready.model(**ready.batch).loss, plain_loss(shape), rtol=1e-5, atol=1e-6)
+    plain = build(SHAPES[shape], CPU, torch.float32)
+    layers = eligible_layers(plain, Targets()).values()
+    lora = SHAPES[shape].rank * sum(sum(layer_shape(layer)) for layer in layers)
+    expected = {"floor": 0, "full": plain.num_parameters()}.get(method, lora)
+    assert 0.99 * expected <= ready.trainable_parameters <= 1.01 * expected
+    before = ready.model(**ready.batch).loss.item()
+    ready.optimizer = ready.optimizer and torch.optim.AdamW(
+        [parameter for parameter in ready.model.parameters() if parameter.requires_grad], lr=1e-2
+    )
+    for _ in range(3):
+        ready.step()
+    after = ready.model(**ready.batch).loss.item()
+    assert after == before if method == "floor" else after < before
+
+
+def test_bytes_and_flops_repeat_and_stand_in_the_known_order():
+    measured = {method: trial(method).measured() for method in ("floor", "rows", "released", "lora", "full")}
+    assert trial("rows").measured() == measured["rows"]
+    assert all(m["total_peak_bytes"] > m["step_peak_bytes"] > 0 for m in measured.values())
+    flops = {method: m["flops"] for method, m in measured.items()}
+    tokens = SHAPES["tiny_llama"].batch * SHAPES["tiny_llama"].length
+    # The second product costs what a product of its rows costs forward and, for the input's gradient, backward: at most
+    # twice 2 * tokens * parameters, less where no gradient of the first block's input is asked for.
+    extra = flops["released"] - flops["rows"]
+    parameters = measured["rows"]["trainable_parameters"]
+    assert 2 * tokens * parameters < extra <= 4 * tokens * parameters
+    assert flops["rows"] < flops["lora"] < flops["full"]
+
+
+def test_the_second_product_has_the_rows_of_the_full_gradient():
+    torch.manual_seed(0)
+    base = torch.nn.Linear(6, 5, dtype=torch.float64)
+    dense = copy.deepcopy(base)
+    ids = torch.tensor([1, 4])
+    layer = SecondProduct(base.requires_grad_(False), ids).double()
+    x = torch.randn(3, 2, 6, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), dense(x))
+    layer(x).square().sum().backward()
+    dense(x).square().sum().backward()
+    torch.testing.assert_close(layer.delta.grad, dense.weight.grad[ids])
+
+
+def test_the_mask_lets_its_own_entries_move_only():
+    ready = trial("dense_mask")
+    before = {name: layer.weight.clone() for name, layer in eligible_layers(ready.model, Targets()).items()}
+    for _ in range(2):
+        ready.step()
+    for name, layer in eligible_layers(ready.model, Targets()).items():
+        moved = layer.weight != before[name]
+        assert moved.any() and not (moved & ~layer.chosen).any(), name
+
+
+@pytest.mark.parametrize("method", ["rows", "lora", "dora", "released"])
+def test_sixteen_bit_bases_and_checkpointing(method):
+    ready = trial(method, dtype="bf16", checkpointing=True)
+    assert ready.measured()["flops"] > trial(method, dtype="bf16").measured()["flops"], "forward is computed twice"
+
+
+def test_rows_hold_ratios_by_round_and_errors():
+    exact = {"trainable_parameters": 1, "flops": 10, "step_peak_bytes": 100, "total_peak_bytes": 1000}
+    measured = {"floor": exact, "lora": {**exact, "flops": 15}}
+    rounds = {"floor": [[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]], "lora": [[2.0, 2.0], [3.0, 3.0], [4.0, 4.0]], "in": []}
+    floor, lora, failed = summary.rows("s", ["floor", "lora", "in"], measured, rounds, {"in": "UserError: no"})
+    assert floor["step_seconds_over_floor"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+    # The median of 2, 1.5 and 1, not 3 / 2 of the overall medians by chance: rounds are compared one by one.
+    assert lora["step_seconds_over_floor"] == {"median": 1.5, "low": 1.0, "high": 2.0}
+    assert (lora["flops_over_floor"], lora["step_seconds_median"], lora["timed_steps"]) == (1.5, 3.0, 6)
+    assert failed == {"method": "in", "shape": "s", "error": "UserError: no"}
+
+
+def test_every_registered_metric_has_a_row(tmp_path, capsys):
+    assert selection.main(["--shape", "tiny_llama", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "selection.json").read_text())
+    assert [row["metric"] for row in result["rows"]] == sorted(registry._METRICS)
+    assert all(row["peak_bytes"] > 0 and row["seconds"] > 0 for row in result["rows"])
+    table = (tmp_path / "selection.md").read_text()
+    assert all(f"| {row['metric']} |" in table for row in result["rows"])
+
+
+def test_a_metric_that_fails_is_a_row_that_says_so():
+    model = build(SHAPES["tiny_llama"], CPU, torch.float32)
+    row = selection.scored(model, "taylor", [], 1)
+    assert row["error"].startswith("UserError: calibration is empty")

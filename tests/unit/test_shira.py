@@ -1,0 +1,93 @@
+"""SHiRA as a method of the suite: its count, where it starts, what it saves and merges, and what PEFT's cannot do."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny import causal_batch, classification_batch, tiny_bert, tiny_gpt2, tiny_llama
+
+from baselines.shira import Shira
+from rowsft.budget import Budget
+from rowsft.errors import UserError
+from rowsft.method import method_class
+from rowsft.selection import Targets, eligible_layers, layer_shape
+
+LIKE_LORA = Budget(like={"method": "lora", "r": 2})
+CASES = {
+    "llama": (tiny_llama, causal_batch, Targets()),
+    "bert": (tiny_bert, classification_batch, Targets(head_modules=["classifier", "bert.pooler"])),
+}
+
+
+def attached(case, seed=0):
+    build, make, targets = CASES[case]
+    model, method = build(), method_class("shira")(seed=seed)
+    base = deepcopy(model)
+    knobs = method.solve(LIKE_LORA, model, targets)
+    return method, knobs, method.attach(model, method.select(model, knobs, [])), base, make()
+
+
+def train(model, batch, steps=3):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(steps):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def logits(model, batch):
+    with torch.no_grad():
+        return model.eval()(**batch).logits
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_as_many_parameters_as_lora_and_the_same_start(case):
+    method, knobs, wrapped, base, batch = attached(case)
+    layers = eligible_layers(base, CASES[case][2])
+    assert knobs.asked == knobs.achieved == sum(2 * sum(layer_shape(layer)) for layer in layers.values())
+    assert method.trainable(wrapped)["adapter"] == knobs.achieved
+    torch.testing.assert_close(logits(wrapped, batch), logits(base, batch), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training_saves_loads_and_merges_to_sparse_changes(case, tmp_path):
+    method, _, wrapped, base, batch = attached(case)
+    train(wrapped, batch)
+    expected = logits(wrapped, batch)
+    method.save(wrapped, tmp_path)
+    loaded = PeftModel.from_pretrained(deepcopy(base), tmp_path)
+    torch.testing.assert_close(logits(loaded, batch), expected, rtol=1e-5, atol=1e-6)
+    merged = method.merge(wrapped)
+    torch.testing.assert_close(logits(merged, batch), expected, rtol=1e-4, atol=1e-5)
+    for name, layer in eligible_layers(base, CASES[case][2]).items():
+        changed = (merged.get_submodule(name).weight != layer.weight).sum()
+        assert 0 < changed <= 2 * sum(layer_shape(layer)), name
+
+
+def test_the_seed_settles_the_entries():
+    def entries(seed):
+        wrapped = attached("llama", seed)[2]
+        return [m.shira_indices["default"] for m in wrapped.modules() if hasattr(m, "shira_indices")]
+
+    first, again, other = entries(1), entries(1), entries(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_a_budget_that_one_r_cannot_meet_is_refused():
+    whole = sum(sum(layer_shape(layer)) for layer in eligible_layers(tiny_llama(), Targets()).values())
+    with pytest.raises(UserError, match=rf"one r for all layers, and r=2 gives {2 * whole}, more than 1 % less"):
+        Shira().solve(Budget(params=5 * whole // 2), tiny_llama(), Targets())
+    near = Shira().solve(Budget(params=2 * whole + whole // 50), tiny_llama(), Targets())
+    assert near.achieved == 2 * whole
+
+
+def test_more_than_all_entries_is_refused():
+    with pytest.raises(UserError, match="r=300 exceeds layer"):
+        Shira(r=300).solve(Budget(), tiny_llama(), Targets())
+
+
+def test_conv1d_is_refused():
+    with pytest.raises(UserError, match=r"layer transformer\.h\.0\.attn\.c_attn is a Conv1D"):
+        Shira().solve(LIKE_LORA, tiny_gpt2(), Targets())
