@@ -48,7 +48,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         self._patch: Patch | None = None
         self._graphs = WeakSet()
         self._checked: dict[str, tuple] = {}
-        self._others: dict[str, torch.Tensor] = {}
+        self._others: dict[str, torch.Tensor | None] = {}
         self._tied: dict[str, nn.Parameter] = {}
 
     def update_layer(self, adapter_name: str, ids: LayerIds, config: RowSFTConfig) -> None:
@@ -128,9 +128,11 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         return [name for name in names if name in self.row_sft_delta or name in self.row_sft_column_delta]
 
     def _updates(self, names: list[str]) -> list[Update]:
+        if torch.compiler.is_compiling():
+            return [self._update(name, self._others_now(name)) for name in names]
         for name in names:
             self._check_ids(name)
-        return [self._update(name, self._others.get(name)) for name in names]
+        return [self._update(name, self._others[name]) for name in names]
 
     def _update(self, name: str, others: torch.Tensor | None) -> Update:
         return Update(
@@ -149,6 +151,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
             for tensor in self._tensors().values()
         )
 
+    @torch.compiler.assume_constant_result
     def _is_writable(self) -> bool:
         """Whether forward may write rows in place: nothing else reads the base tensors and no optimizer owns them.
 
@@ -187,8 +190,12 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
             return
         check_layer_ids(rows, columns, self.layer_name, (self.out_features, self.in_features), name)
         self._checked[name] = stamp
-        if rows is not None and columns is not None:
-            self._others[name] = other_rows(rows, self.out_features)
+        self._others[name] = self._others_now(name)
+
+    def _others_now(self, name: str) -> torch.Tensor | None:
+        if name in self.row_sft_delta and name in self.row_sft_column_delta:
+            return other_rows(self.row_sft_ids[name], self.out_features)
+        return None
 
     # Everything that looks at the base weight from outside ------------------------------------------------------------
 

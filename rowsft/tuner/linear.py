@@ -8,9 +8,11 @@ import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
 from torch.func import functional_call
+from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
 
+from .compiled import as_autocast, register_layer, written_linear
 from .config import RowSFTConfig
 from .ids import LayerIds
 from .layer import RowSFTLayer
@@ -33,6 +35,7 @@ class Linear(RowSFTLayer):
         super().__init__(base_layer, layer_name, shared)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, ids, config)
+        register_layer(self)
 
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """x (..., d_in) -> (..., d_out)."""
@@ -41,7 +44,7 @@ class Linear(RowSFTLayer):
         if self.merged:
             return self.base_layer(x, *args, **kwargs)
         names = self._running()
-        if names and (self._drops_inputs(names) or not self._is_writable()):
+        if self._takes_second_product(names):
             return self._add_updates(self._base_output([], x, *args, **kwargs), x, names)
         return self._attach_gradients(self._base_output(names, x, *args, **kwargs), x, names)
 
@@ -49,11 +52,14 @@ class Linear(RowSFTLayer):
         """The adapters that take part in a forward."""
         return [] if self.disable_adapters else self._adapters(self.active_adapters)
 
-    def _drops_inputs(self, names: list[str]) -> bool:
-        return self.training and any(isinstance(self.row_sft_dropout[name], nn.Dropout) for name in names)
+    def _takes_second_product(self, names: list[str]) -> bool:
+        drops_inputs = self.training and any(isinstance(self.row_sft_dropout[name], nn.Dropout) for name in names)
+        return bool(names) and (drops_inputs or not self._is_writable())
 
     def _base_output(self, names: list[str], x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """The base layer's output with the named adapters' updates in its weight."""
+        if torch.compiler.is_compiling() and self._suits_operator():
+            return written_linear(as_autocast(x), self.base_layer.weight, isinstance(self.base_layer, Conv1D))
         if self._patch is not None and self._graphs and not self._patch.fits(self._updates(names)):
             # An earlier forward still waits for its backward and has saved the weight as it is now, as when a reference
             # model is run by disabling the adapters between a policy's forward and its backward.
@@ -61,11 +67,30 @@ class Linear(RowSFTLayer):
         self._write(names)
         return self.base_layer(x, *args, **kwargs)
 
+    def _suits_operator(self) -> bool:
+        """Whether the operator can stand for the base layer: a plain frozen one that is found by its weight."""
+        return (
+            type(self.base_layer) in (nn.Linear, Conv1D)
+            and not self.shared
+            and self._is_plain()
+            and not any(tensor.requires_grad for tensor in self._tensors().values())
+        )
+
+    def operator_output(self, x: torch.Tensor) -> torch.Tensor:
+        """What `rowsft::written_linear` computes: the base layer's output with the active updates in its weight."""
+        names = self._running()
+        self._mark_outdated()
+        return self._base_output([] if self._takes_second_product(names) else names, x)
+
     def _attach_gradients(self, y: torch.Tensor, x: torch.Tensor, names: list[str]) -> torch.Tensor:
         if not torch.is_grad_enabled():
             return y
         for update in self._updates(names):
-            if update.trains:
+            if not update.trains:
+                continue
+            if torch.compiler.is_compiling():
+                y = update.with_gradient(y, x)
+            else:
                 y = update.with_gradient(y, x, self._mark_outdated)
                 self._graphs.add(y.grad_fn)
         return y
