@@ -17,7 +17,6 @@ from rows import (
     others_of,
     out_rows,
     random_ids,
-    random_rows,
     row_layers,
     same,
     shake,
@@ -180,61 +179,6 @@ def test_accumulated_micro_batches_equal_the_big_batch(channel):
         (tuned(**{key: value[part : part + 1] for key, value in batch.items()}).loss / 4).backward()
     for parameter, expected in zip(parameters, whole, strict=True):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-9, atol=1e-14)
-
-
-def test_no_tensor_of_weight_shape_and_only_inputs_are_saved():
-    """Against the frozen model: new saved tensors are layer inputs and row ids, once each, never (d_out, d_in)."""
-    model, batch, targets = family("llama")
-    model.requires_grad_(False)
-    model.enable_input_require_grads()
-    tuned_inputs = {}
-    hooks = [
-        model.get_submodule(name).register_forward_hook(lambda m, args, out, n=name: tuned_inputs.update({n: args[0]}))
-        for name in random_rows(model, targets)
-    ]
-
-    def saved(run):
-        seen = {}
-
-        def pack(tensor):
-            seen.setdefault(tensor.data_ptr(), tensor)
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            run(**batch).loss.backward()
-        return seen
-
-    frozen = saved(model)
-    tuned = adapt(model, targets)
-    assert len(hooks) == 14
-    base_storages = {tensor.data_ptr() for tensor in model.parameters()}
-    new = [t for t in saved(tuned).values() if t.data_ptr() not in base_storages]
-    shapes = {tuple(t.shape) for t in new}
-    for layer in row_layers(tuned).values():
-        assert (layer.out_features, layer.in_features) not in shapes
-    extra = sum(t.nbytes for t in new) - sum(t.nbytes for p, t in frozen.items() if p not in base_storages)
-    inputs = sum({x.data_ptr(): x.nbytes for x in tuned_inputs.values()}.values())
-    ids = sum(layer.row_sft_ids["default"].nbytes for layer in row_layers(tuned).values())
-    assert 0 < extra <= inputs + ids
-
-
-def test_inputs_are_saved_only_for_a_trained_delta():
-    """With the deltas frozen and the biases trained, the attention output, an input of one layer only, is not kept."""
-    model, batch, targets = family("bert")
-    tuned = adapt(model, targets)
-    layer = row_layers(tuned)["bert.encoder.layer.0.attention.output.dense"]
-    inputs = []
-    layer.register_forward_hook(lambda module, args, output: inputs.append(args[0].data_ptr()))
-
-    def saved():
-        seen = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append((t.data_ptr(), t)) or t, lambda t: t):
-            tuned(**batch)
-        return [address for address, _ in seen].count(inputs[-1])
-
-    trained = saved()
-    layer.row_sft_delta["default"].requires_grad_(False)
-    assert saved() == trained - 1
 
 
 @channels
