@@ -60,7 +60,7 @@ def attach(base: nn.Module, config: RowSFTConfig, calibration: Sequence[dict] | 
         config.modules_to_save or (),
     )
     layers = eligible_layers(base, targets)
-    counts = {name: config.rows_of(name, layer_shape(layer)[0]) for name, layer in layers.items()}
+    counts = {name: config.sizes_of(name, *layer_shape(layer))[0] for name, layer in layers.items()}
     scores = score_layers(layers, config.importance, Context(base, list(calibration or ()), config.seed))
     chosen = copy.copy(config)
     chosen.row_ids = choose(scores, counts, config.scope)

@@ -1,4 +1,4 @@
-"""What the tuner's tests share: three model families, random rows, and adapters that are not zero."""
+"""What the tuner's tests share: three model families, random rows and columns, and adapters that are not zero."""
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -7,7 +7,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rowsft import RowSFTConfig
+from rowsft.tuner import RowSFTLayer
 
+CHANNELS = ("out", "in", "half", "neuron")
 FAMILIES = {
     "llama": (tiny_llama, causal_batch, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
     "bert": (tiny_bert, classification_batch, ["query", "key", "value", "intermediate.dense", "output.dense"]),
@@ -31,15 +33,73 @@ def random_rows(model: nn.Module, targets: list[str], rows: int = 3, seed: int =
     }
 
 
+def random_ids(
+    model: nn.Module, targets: list[str], channel: str = "out", size: int = 3, seed: int = 0
+) -> dict[str, dict[str, torch.Tensor]]:
+    """row_ids and column_ids as the channel's config takes them; `neuron` has rows and columns in turn."""
+    rows = random_rows(model, targets, size, seed)
+    generator = torch.Generator().manual_seed(seed + 100)
+    columns = {
+        name: torch.randperm(out_rows(model.get_submodule(name)).shape[1], generator=generator)[: size + 1]
+        for name in rows
+    }
+    if channel == "neuron":
+        rows = dict(list(rows.items())[::2])
+        columns = {name: ids for name, ids in columns.items() if name not in rows}
+    given = {"out": {"row_ids": rows}, "in": {"column_ids": columns}}
+    return given.get(channel, {"row_ids": rows, "column_ids": columns})
+
+
+def others_of(rows, d_out: int) -> list[int]:
+    """The rows of a layer that are not among `rows`, ascending."""
+    return [row for row in range(d_out) if row not in {int(each) for each in rows}]
+
+
+def row_layers(model: nn.Module) -> dict[str, RowSFTLayer]:
+    """Full layer name -> adapted layer."""
+    return {module.layer_name: module for module in model.modules() if isinstance(module, RowSFTLayer)}
+
+
+def layer_ids(layer: RowSFTLayer, adapter: str = "default") -> tuple[list[int], list[int]]:
+    """The rows and the columns that an adapter trains in a layer, in the adapter's own order."""
+    rows = layer.row_sft_ids[adapter].tolist() if adapter in layer.row_sft_ids else []
+    columns = layer.row_sft_column_ids[adapter].tolist() if adapter in layer.row_sft_column_ids else []
+    return rows, columns
+
+
+@torch.no_grad()
+def add_update(plain: nn.Module, layer: RowSFTLayer, adapter: str = "default") -> None:
+    """Add an adapter's values to the plain layer's own weight and bias, entry by entry of what they mean."""
+    rows, columns = layer_ids(layer, adapter)
+    weight = out_rows(plain)
+    if rows:
+        weight[rows] += layer.row_sft_delta[adapter]
+        if adapter in layer.row_sft_bias:
+            plain.bias[rows] += layer.row_sft_bias[adapter]
+    for position, row in enumerate(others_of(rows, len(weight)) if columns else []):
+        weight[row, columns] += layer.row_sft_column_delta[adapter][position]
+
+
+def chosen_entries(layer: RowSFTLayer, adapter: str = "default") -> torch.Tensor:
+    """True where the adapter trains, (d_out, d_in)."""
+    rows, columns = layer_ids(layer, adapter)
+    mask = torch.zeros(layer.out_features, layer.in_features, dtype=torch.bool)
+    mask[rows] = True
+    mask[:, columns] = True
+    return mask
+
+
 def out_rows(layer: nn.Module, weight: torch.Tensor | None = None) -> torch.Tensor:
     """The layer's weight (or a tensor laid out like it) as (d_out, d_in)."""
     weight = layer.weight if weight is None else weight
     return weight.t() if isinstance(layer, Conv1D) else weight
 
 
-def adapt(model: nn.Module, targets: list[str], rows: int = 3, seed: int = 0, **settings) -> PeftModel:
-    ids = random_rows(model, targets, rows, seed)
-    return get_peft_model(model, RowSFTConfig(target_modules=targets, row_ids=ids, **settings))
+def adapt(
+    model: nn.Module, targets: list[str], rows: int = 3, seed: int = 0, channel: str = "out", **settings
+) -> PeftModel:
+    ids = random_ids(model, targets, channel, rows, seed)
+    return get_peft_model(model, RowSFTConfig(target_modules=targets, channel=channel, **ids, **settings))
 
 
 def shake(model: nn.Module, adapter: str = "default", seed: int = 7, scale: float = 0.05) -> None:

@@ -1,4 +1,4 @@
-"""The gradient of rows that are already written into the frozen weight."""
+"""The gradient of rows and columns that are already written into the frozen weight."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import torch
 from torch.autograd.function import once_differentiable
 
 
-class RowGradient(torch.autograd.Function):
-    """Identity on the layer's output that computes the gradient of the chosen rows on the way back.
+class UpdateGradient(torch.autograd.Function):
+    """Identity on the layer's output that computes the gradient of the chosen rows and columns on the way back.
 
-    The base layer has already multiplied with W[ids] = W0 + delta, so forward has nothing to add, and the gradient with
-    respect to the input flows through the base layer as for any frozen layer. Only delta's gradient is missing:
-    dDelta = dY[:, ids]^T X, a k/d_out part of a full weight gradient, and dbias = the sum of dY[:, ids].
+    The base layer has already multiplied with the written W, so forward has nothing to add, and the gradient with
+    respect to the input flows through the base layer as for any frozen layer. Only the updates' gradients are missing:
+    dDelta = dY[:, rows]^T X and dbias = the sum of dY[:, rows], a kr/d_out part of a full weight gradient; and
+    dDelta = (dY^T X[:, columns])[others], for which nothing of X but the chosen columns has to be kept.
     """
 
     @staticmethod
@@ -21,16 +22,26 @@ class RowGradient(torch.autograd.Function):
         ctx,
         y: torch.Tensor,
         x: torch.Tensor,
-        ids: torch.Tensor,
-        delta: torch.Tensor,
+        rows: torch.Tensor | None,
+        delta: torch.Tensor | None,
         bias: torch.Tensor | None,
-        after_backward: Callable[[], None],
+        columns: torch.Tensor | None,
+        column_delta: torch.Tensor | None,
+        others: torch.Tensor | None,
+        after_backward: Callable[[], None] | None,
     ) -> torch.Tensor:
-        """y (..., d_out), x (..., d_in), ids (k,), delta (k, d_in), bias (k,) or None -> y, sharing its storage."""
-        needs_delta = ctx.needs_input_grad[3]
-        ctx.save_for_backward(ids, x if needs_delta else None)
-        ctx.delta_dtype = delta.dtype
+        """y (..., d_out), x (..., d_in), and the fields of an `Update` -> y, sharing its storage."""
+        _, _, _, ctx.needs_delta, ctx.needs_bias, _, ctx.needs_column_delta, _, _ = ctx.needs_input_grad
+        kept = None
+        if ctx.needs_delta:
+            kept = x
+        elif ctx.needs_column_delta:
+            # In the output's dtype, which under autocast is the one that the base layer multiplied in.
+            kept = x.index_select(-1, columns).to(y.dtype)
+        ctx.save_for_backward(kept, rows, columns if ctx.needs_delta and ctx.needs_column_delta else None, others)
+        ctx.delta_dtype = None if delta is None else delta.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.column_delta_dtype = None if column_delta is None else column_delta.dtype
         ctx.after_backward = after_backward
         # Returned as it is, y would become a view made by a custom function, which forbids in-place operations on the
         # layer's output (OLMo clamps its projections in place).
@@ -39,13 +50,25 @@ class RowGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y: torch.Tensor):
-        ids, x = ctx.saved_tensors
-        rows = grad_y.reshape(-1, grad_y.shape[-1]).index_select(1, ids)
-        grad_delta = grad_bias = None
-        if ctx.needs_input_grad[3]:
-            tokens = x.reshape(-1, x.shape[-1]).to(rows.dtype)
-            grad_delta = (rows.t() @ tokens).to(ctx.delta_dtype)
-        if ctx.needs_input_grad[4]:
-            grad_bias = rows.sum(0, dtype=ctx.bias_dtype)
-        ctx.after_backward()
-        return grad_y, None, None, grad_delta, grad_bias, None
+        kept, rows, columns, others = ctx.saved_tensors
+        grad_delta = grad_bias = grad_column_delta = None
+        if ctx.needs_column_delta:
+            grad_column_delta = _column_gradient(grad_y, kept, columns, others).to(ctx.column_delta_dtype)
+        if ctx.needs_delta or ctx.needs_bias:
+            # Selected before it is flattened: a reshape of the whole gradient may be a copy of it.
+            grad_rows = grad_y.index_select(-1, rows).reshape(-1, len(rows))
+            if ctx.needs_bias:
+                grad_bias = grad_rows.sum(0, dtype=ctx.bias_dtype)
+            if ctx.needs_delta:
+                # Where dtypes differ, as under autocast, the few rows are converted and not all of X.
+                grad_delta = (grad_rows.to(kept.dtype).t() @ kept.reshape(-1, kept.shape[-1])).to(ctx.delta_dtype)
+        if ctx.after_backward is not None:
+            ctx.after_backward()
+        return grad_y, None, None, grad_delta, grad_bias, None, grad_column_delta, None, None
+
+
+def _column_gradient(grad_y, kept, columns, others) -> torch.Tensor:
+    """(others, kc), from X itself when `columns` still have to be taken, and from X[:, columns] when it is None."""
+    inputs = kept if columns is None else kept.index_select(-1, columns).to(grad_y.dtype)
+    gradient = grad_y.reshape(-1, grad_y.shape[-1]).t() @ inputs.reshape(-1, inputs.shape[-1])
+    return gradient if others is None else gradient.index_select(0, others)

@@ -20,35 +20,44 @@ ATTENTION = ("linear", "grouped", "skip")
 
 @dataclass
 class RowSFTConfig(PeftConfig):
-    """Configuration of a [`RowSFTModel`]: how many rows of which layers are trained, and how they are chosen.
+    """Configuration of a [`RowSFTModel`]: how many rows and columns of which layers are trained, and how chosen.
 
-    Exactly one of `rows` and `ratio` sets the size; `rows_pattern` overrides it for single layers, or sets it alone.
+    At most one of `rows` and `ratio` sets the size; the patterns override it for single layers, or set it alone.
 
     Args:
-        rows (`int`, *optional*): rows k trained in every target layer, at least 1.
-        ratio (`float`, *optional*): rows as a share of the layer's d_out, in (0, 1]; the nearest count, at least 1.
-        rows_pattern (`dict[str, int]`): full layer name (`model.layers.0.self_attn.q_proj`) to k. 0 leaves that layer
-            frozen. Without `rows` and `ratio`, layers that are not named are left frozen too.
-        channel (`str`): what is trained; `out` is rows of W (d_out, d_in), that is output neurons.
-        importance (`str`): the metric that chose, or chooses, the rows.
-        scope (`str`): `layer` (each layer its own top k) or `global` (one threshold; needs `row_ids`).
-        attention (`str`): `linear`, `grouped` (q, k and v share rows; needs `row_ids`) or `skip`, as in the paper.
+        rows (`int`, *optional*): rows (columns, rows plus columns, units: what the channel trains) k of every target
+            layer, at least 1.
+        ratio (`float`, *optional*): the same as a share of the layer's d_out (of d_in for columns), in (0, 1]; the
+            nearest count, at least 1.
+        rows_pattern (`dict[str, int]`): full layer name (`model.layers.0.self_attn.q_proj`) to its number of rows. 0
+            trains none. Without `rows` and `ratio`, layers that no pattern names are left frozen too.
+        columns_pattern (`dict[str, int]`): full layer name to its number of columns, likewise.
+        channel (`str`): what is trained. `out`: rows of W (d_out, d_in), that is output neurons; `in`: columns, that is
+            input features; `half`: k/2 rows, the odd one too, and k/2 columns of every layer, crossing entries once;
+            `neuron`: hidden units, as rows of the layers that produce them and columns of those that consume them
+            (chosen by `rowsft.attach`, or given).
+        importance (`str`): the metric that chose, or chooses, the rows and columns.
+        scope (`str`): `layer` (each layer its own top k) or `global` (one threshold; needs the ids).
+        attention (`str`): `linear`, `grouped` (q, k and v share rows; needs the ids) or `skip`, as in the paper.
         target_modules, exclude_modules, layers_to_transform, layers_pattern, modules_to_save: as in `LoraConfig`.
         train_bias (`bool`): also train the bias entries of the chosen rows, where the layer has a bias.
-        dropout (`float`): LoRA-style input dropout on the update only; costs a second product of k rows in training.
+        dropout (`float`): LoRA-style input dropout on the update only; costs a second product of the update's size in
+            training.
         seed (`int`): seed of the generator behind importance `random`.
-        row_ids (`dict[str, sequence or tensor of int]`, *optional*): full layer name to the chosen rows (k,). Runtime
-            only: the ids are saved as tensors of the adapter and never enter `adapter_config.json`.
-        rows_in_checkpoint (`bool`): set in the saved copy of the config only. It says that the row ids arrive with the
+        row_ids, column_ids (`dict[str, sequence or tensor of int]`, *optional*): full layer name to the chosen rows
+            (columns). Runtime only: the ids are saved as tensors of the adapter and never enter `adapter_config.json`.
+            With channel `neuron` or scope `global` they settle the sizes of the layers.
+        rows_in_checkpoint (`bool`): set in the saved copy of the config only. It says that the ids arrive with the
             adapter's tensors, so nothing is scored on loading.
 
     Raises:
-        UserError: for a value out of range or two sizes at once.
+        UserError: for a value out of range, two sizes at once, or rows or columns that the channel does not train.
     """
 
     rows: int | None = None
     ratio: float | None = None
     rows_pattern: dict[str, int] | None = None
+    columns_pattern: dict[str, int] | None = None
     channel: str = "out"
     importance: str = "l2"
     scope: str = "layer"
@@ -62,6 +71,7 @@ class RowSFTConfig(PeftConfig):
     dropout: float = 0.0
     seed: int = 0
     row_ids: Mapping[str, Sequence[int]] | None = field(default=None, repr=False, compare=False)
+    column_ids: Mapping[str, Sequence[int]] | None = field(default=None, repr=False, compare=False)
     rows_in_checkpoint: bool = False
 
     def __post_init__(self):
@@ -79,18 +89,33 @@ class RowSFTConfig(PeftConfig):
             raise UserError(f"rows={self.rows} and ratio={self.ratio} are both set; set one of them")
         if self.rows is not None and (not _is_int(self.rows) or self.rows < 1):
             raise UserError(f"rows={self.rows!r} is not a row count; give a whole number of at least 1")
-        if self.ratio is not None and not (isinstance(self.ratio, (int, float)) and 0 < self.ratio <= 1):
+        if self.ratio is not None and not (_is_number(self.ratio) and 0 < self.ratio <= 1):
             raise UserError(f"ratio={self.ratio!r} is not a share of a layer's rows; give a number in (0, 1]")
-        for name, rows in (self.rows_pattern or {}).items():
-            if not _is_int(rows) or rows < 0:
-                raise UserError(f"rows_pattern[{name!r}]={rows!r} is not a row count; give a whole number, 0 to freeze")
+        for pattern, axis in (("rows_pattern", "row"), ("columns_pattern", "column")):
+            for name, count in (getattr(self, pattern) or {}).items():
+                if not _is_int(count) or count < 0:
+                    raise UserError(
+                        f"{pattern}[{name!r}]={count!r} is not a {axis} count; give a whole number, 0 to train none"
+                    )
 
     def _check_choices(self) -> None:
         for name, known in (("channel", tuple(CHANNELS)), ("scope", SCOPES), ("attention", ATTENTION)):
             if getattr(self, name) not in known:
                 raise UserError(f"{name}={getattr(self, name)!r} is not known; choose from: {', '.join(known)}")
-        if not (isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1):
+        if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
             raise UserError(f"dropout={self.dropout!r} is not a probability; give a number in [0, 1)")
+        if not isinstance(self.train_bias, bool):
+            raise UserError(f"train_bias={self.train_bias!r} is not a switch; give True or False")
+        if not _is_int(self.seed):
+            raise UserError(f"seed={self.seed!r} is not a seed; give a whole number")
+        channel = CHANNELS[self.channel]
+        for axis, trained in (("row", channel.has_rows), ("column", channel.has_columns)):
+            for name in (f"{axis}s_pattern", f"{axis}_ids"):
+                if not trained and getattr(self, name):
+                    fitting = ", ".join(key for key, each in CHANNELS.items() if getattr(each, f"has_{axis}s"))
+                    raise UserError(
+                        f"{name} is set, but channel={self.channel!r} trains no {axis}s; choose channel from: {fitting}"
+                    )
 
     def _check_targets(self) -> None:
         for name in ("layers_to_transform", "layers_pattern"):
@@ -102,39 +127,54 @@ class RowSFTConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             raise UserError(f"layers_pattern={self.layers_pattern!r} needs layers_to_transform; set both or neither")
 
-    def rows_of(self, layer_name: str, units: int) -> int:
-        """Rows trained in one layer of `units` (d_out) rows; 0 leaves it frozen.
+    def sizes_of(self, layer_name: str, d_out: int, d_in: int) -> tuple[int, int]:
+        """How many rows and how many columns of one layer are trained; 0 and 0 leave it frozen.
 
         Raises:
-            UserError: when the layer has fewer rows than asked for, or no size is set at all.
+            UserError: when the layer has fewer than asked for, its rows are all trained so that its columns have no
+                entry left, or no size is set at all.
         """
-        pattern = self.rows_pattern or {}
-        if layer_name in pattern:
-            rows = pattern[layer_name]
-        elif self.rows is not None:
-            rows = self.rows
-        elif self.ratio is not None:
-            rows = max(1, math.floor(self.ratio * units + 0.5))
-        elif self.rows_pattern is not None:
-            rows = 0
-        else:
-            raise UserError("no size is set; give rows, ratio, rows_pattern or row_ids")
-        if rows > units:
+        if self.has_no_size:
+            raise UserError("no size is set; give rows, ratio, a pattern, or the ids themselves")
+        rows, columns = self._uniform_sizes(d_out, d_in)
+        rows = (self.rows_pattern or {}).get(layer_name, rows)
+        columns = (self.columns_pattern or {}).get(layer_name, columns)
+        for axis, count, most in (("rows", rows, d_out), ("columns", columns, d_in)):
+            if count > most:
+                raise UserError(
+                    f"{axis}={count} exceeds layer {layer_name} ({most} {axis}); lower budget.rows, or set "
+                    f"{axis}_pattern for it"
+                )
+        if columns and rows == d_out:
             raise UserError(
-                f"rows={rows} exceeds layer {layer_name} ({units} rows); lower budget.rows, or set rows_pattern for it"
+                f"rows={rows} are all rows of layer {layer_name}, so its columns={columns} would have no entry of "
+                "their own; lower budget.rows, or set rows_pattern or columns_pattern for it"
             )
-        return rows
+        return rows, columns
+
+    def _uniform_sizes(self, d_out: int, d_in: int) -> tuple[int, int]:
+        split = CHANNELS[self.channel].split
+        if split is None or (self.rows is None and self.ratio is None):
+            return 0, 0
+        if self.rows is not None:
+            return split(self.rows, self.rows)
+        return split(*(max(1, math.floor(self.ratio * units + 0.5)) for units in (d_out, d_in)))
+
+    @property
+    def has_no_size(self) -> bool:
+        """Whether neither `rows`, `ratio` nor a pattern is given."""
+        return all(getattr(self, name) is None for name in ("rows", "ratio", "rows_pattern", "columns_pattern"))
 
     def to_dict(self) -> dict:
-        """The configuration as plain JSON values: sets become sorted lists, the runtime-only `row_ids` is left out."""
+        """The configuration as plain JSON values: sets become sorted lists, the runtime-only ids are left out."""
         bare = copy.copy(self)
-        bare.row_ids = None
+        bare.row_ids = bare.column_ids = None
         values = super(RowSFTConfig, bare).to_dict()
-        del values["row_ids"]
+        del values["row_ids"], values["column_ids"]
         return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
-        """Save `adapter_config.json`; only this copy says that the row ids are in the checkpoint."""
+        """Save `adapter_config.json`; only this copy says that the ids are in the checkpoint."""
         saved = copy.copy(self)
         saved.rows_in_checkpoint = True
         super(RowSFTConfig, saved).save_pretrained(save_directory, **kwargs)
@@ -142,3 +182,7 @@ class RowSFTConfig(PeftConfig):
 
 def _is_int(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""The adapted layer: a frozen linear layer whose chosen rows are trained."""
+"""The adapted layer: a frozen linear layer whose chosen rows and columns are trained."""
 
 from __future__ import annotations
 
@@ -11,50 +11,59 @@ from torch import nn
 
 from rowsft.errors import UserError
 
-from .channel import CHANNELS
 from .config import RowSFTConfig
-from .patch import Patch, Update
+from .ids import LayerIds, check_layer_ids
+from .matrix import as_matrix, other_rows, shape_of
+from .patch import Patch
+from .update import Update
 
-PLACEHOLDER_ID = -1
 _WRITABLE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class RowSFTLayer(nn.Module, BaseTunerLayer):
     """What a row-SFT layer keeps per adapter, and how the base weight follows the active adapters.
 
-    While adapters are active the base weight holds W[rows] = W0 + delta and forward is the base layer's own. The
-    originals go back whenever anything else looks at the weight: state_dict, moving, copying, other adapters.
+    While adapters are active the base weight holds W0 + delta in their rows and columns, and forward is the base
+    layer's own. The originals go back whenever anything else looks at the weight: state_dict, moving, copying, other
+    adapters. An adapter that trains no rows here, or no columns, has no entry in the dictionaries of that kind.
     """
 
-    adapter_layer_names = ("row_sft_delta", "row_sft_bias")
-    other_param_names = ("row_sft_ids", "row_sft_dropout")
+    adapter_layer_names = ("row_sft_delta", "row_sft_bias", "row_sft_column_delta")
+    other_param_names = ("row_sft_ids", "row_sft_column_ids", "row_sft_dropout")
 
-    def __init__(self, base_layer: nn.Module, channel: str, layer_name: str, shared: bool):
+    def __init__(self, base_layer: nn.Module, layer_name: str, shared: bool):
         super().__init__()
         self.base_layer = base_layer
-        self.channel = CHANNELS[channel](base_layer)
         self.layer_name = layer_name
         self.shared = shared
-        self.in_features, self.out_features = self.channel.in_features, self.channel.out_features
+        self.out_features, self.in_features = shape_of(self.get_base_layer())
         self.row_sft_delta = nn.ParameterDict({})
         self.row_sft_bias = nn.ParameterDict({})
+        self.row_sft_column_delta = nn.ParameterDict({})
         self.row_sft_ids = BufferDict(persistent=True)
+        self.row_sft_column_ids = BufferDict(persistent=True)
         self.row_sft_dropout = nn.ModuleDict({})
         self._disable_adapters = False
         self.merged_adapters = []
         self._patch: Patch | None = None
         self._graphs = WeakSet()
-        self._checked_ids: dict[str, tuple] = {}
+        self._checked: dict[str, tuple] = {}
+        self._others: dict[str, torch.Tensor | None] = {}
         self._tied: dict[str, nn.Parameter] = {}
 
-    def update_layer(self, adapter_name: str, ids: torch.Tensor, config: RowSFTConfig) -> None:
-        """Add an adapter that trains rows `ids` (k,) int64 of this layer, starting at zero change."""
+    def update_layer(self, adapter_name: str, ids: LayerIds, config: RowSFTConfig) -> None:
+        """Add an adapter that trains the given rows and columns of this layer, starting at zero change."""
         weight = self.get_base_layer().weight
         dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
-        self.row_sft_ids[adapter_name] = ids.clone()
-        self.row_sft_delta[adapter_name] = nn.Parameter(torch.zeros(self.channel.shape(len(ids)), dtype=dtype))
-        if config.train_bias and self.get_base_layer().bias is not None:
-            self.row_sft_bias[adapter_name] = nn.Parameter(torch.zeros(len(ids), dtype=dtype))
+        kr, kc = len(ids.rows), len(ids.columns)
+        if kr:
+            self.row_sft_ids[adapter_name] = ids.rows.clone()
+            self.row_sft_delta[adapter_name] = nn.Parameter(torch.zeros(kr, self.in_features, dtype=dtype))
+            if config.train_bias and self.get_base_layer().bias is not None:
+                self.row_sft_bias[adapter_name] = nn.Parameter(torch.zeros(kr, dtype=dtype))
+        if kc:
+            self.row_sft_column_ids[adapter_name] = ids.columns.clone()
+            self.row_sft_column_delta[adapter_name] = nn.Parameter(torch.zeros(self.out_features - kr, kc, dtype=dtype))
         self.row_sft_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -62,20 +71,21 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT's own version also casts to the base dtype, which would lose the 32-bit copy on a 16-bit base.
         device = device or self.get_base_layer().weight.device
-        for name in (*self.adapter_layer_names, "row_sft_ids"):
+        for name in (*self.adapter_layer_names, "row_sft_ids", "row_sft_column_ids"):
             held = getattr(self, name)
             if adapter_name in held and not held[adapter_name].is_meta:
                 held[adapter_name] = held[adapter_name].to(device)
 
     def delete_adapter(self, adapter_name: str) -> None:
         self.restore()
-        self._checked_ids.pop(adapter_name, None)
+        self._checked.pop(adapter_name, None)
+        self._others.pop(adapter_name, None)
         super().delete_adapter(adapter_name)
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """The adapter's dense update, laid out as the base weight is: (d_out, d_in), Conv1D (d_in, d_out)."""
-        update = self._updates([adapter])[0]
-        return self.channel.dense(update.ids, update.delta.detach())
+        dense = self._updates([adapter])[0].dense(self.out_features, self.in_features).detach()
+        return as_matrix(self.get_base_layer(), dense).contiguous()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return adapter_name not in self.row_sft_bias
@@ -83,29 +93,29 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
     # The base weight ------------------------------------------------------------------------------------------------
 
     def restore(self) -> None:
-        """Write the original rows back into the base weight; the next forward writes the active adapters' again."""
+        """Write the originals back into the base weight; the next forward writes the active adapters' again."""
         if self._patch is not None:
             self._check_intact()
             self._patch.restore(self._tensors())
             self._patch = None
 
     def _write(self, names: list[str]) -> None:
-        """Make the base weight hold the sum of the named adapters; no name means the original rows."""
+        """Make the base weight hold the sum of the named adapters; no name means the originals."""
         updates = self._updates(names)
         if self._patch is not None and not self._patch.fits(updates):
             self.restore()
         if updates and self._patch is None:
-            self._patch = Patch(self.channel, self._tensors(), updates)
+            self._patch = Patch(self.get_base_layer(), self._tensors(), updates)
         if updates:
             self._check_intact()
             self._patch.write(self._tensors(), updates)
 
     def _private_copy(self, names: list[str]) -> dict[str, torch.Tensor]:
-        """The base layer's tensors with the named adapters' rows, leaving the base layer as it is."""
+        """The base layer's tensors with the named adapters' updates, leaving the base layer as it is."""
         tensors = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
         self._patch.put_originals(tensors)
         if updates := self._updates(names):
-            Patch(self.channel, tensors, updates).write(tensors, updates)
+            Patch(self.get_base_layer(), tensors, updates).write(tensors, updates)
         return tensors
 
     def _tensors(self) -> dict[str, nn.Parameter]:
@@ -113,10 +123,26 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         bias = {} if base_layer.bias is None else {"bias": base_layer.bias}
         return {"weight": base_layer.weight, **bias}
 
+    def _adapters(self, names: list[str]) -> list[str]:
+        """Those of the named adapters that train something here."""
+        return [name for name in names if name in self.row_sft_delta or name in self.row_sft_column_delta]
+
     def _updates(self, names: list[str]) -> list[Update]:
+        if torch.compiler.is_compiling():
+            return [self._update(name, self._others_now(name)) for name in names]
         for name in names:
             self._check_ids(name)
-        return [Update(self.row_sft_ids[n], self.row_sft_delta[n], self.row_sft_bias.get(n)) for n in names]
+        return [self._update(name, self._others[name]) for name in names]
+
+    def _update(self, name: str, others: torch.Tensor | None) -> Update:
+        return Update(
+            rows=_get(self.row_sft_ids, name),
+            delta=_get(self.row_sft_delta, name),
+            bias=_get(self.row_sft_bias, name),
+            columns=_get(self.row_sft_column_ids, name),
+            column_delta=_get(self.row_sft_column_delta, name),
+            others=others,
+        )
 
     def _is_plain(self) -> bool:
         """Whether the base tensors are ordinary ones; the exact type leaves out quantised and sharded weights."""
@@ -125,6 +151,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
             for tensor in self._tensors().values()
         )
 
+    @torch.compiler.assume_constant_result
     def _is_writable(self) -> bool:
         """Whether forward may write rows in place: nothing else reads the base tensors and no optimizer owns them.
 
@@ -156,19 +183,19 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
             )
 
     def _check_ids(self, name: str) -> None:
-        """Refuse placeholder and impossible row ids; looks at the values only when they have changed."""
-        ids = self.row_sft_ids[name]
-        stamp = (ids.data_ptr(), ids._version)
-        if ids.is_meta or self._checked_ids.get(name) == stamp:
+        """Refuse placeholder and impossible ids; looks at the values only when they have changed."""
+        rows, columns = _get(self.row_sft_ids, name), _get(self.row_sft_column_ids, name)
+        stamp = tuple((ids.data_ptr(), ids._version) for ids in (rows, columns) if ids is not None)
+        if self._checked.get(name) == stamp:
             return
-        if (ids == PLACEHOLDER_ID).any():
-            raise UserError(
-                f"adapter {name!r} has no row ids for layer {self.layer_name}: its config came from a saved adapter, "
-                "but the adapter's tensors were not loaded; load both with PeftModel.from_pretrained, or choose new "
-                "rows with rows_in_checkpoint=False"
-            )
-        check_row_ids(ids, self.layer_name, self.channel.units)
-        self._checked_ids[name] = stamp
+        check_layer_ids(rows, columns, self.layer_name, (self.out_features, self.in_features), name)
+        self._checked[name] = stamp
+        self._others[name] = self._others_now(name)
+
+    def _others_now(self, name: str) -> torch.Tensor | None:
+        if name in self.row_sft_delta and name in self.row_sft_column_delta:
+            return other_rows(self.row_sft_ids[name], self.out_features)
+        return None
 
     # Everything that looks at the base weight from outside ------------------------------------------------------------
 
@@ -180,7 +207,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if not self.merged:
             self.restore()
-        for held in (*self.adapter_layer_names, "row_sft_ids"):
+        for held in (*self.adapter_layer_names, "row_sft_ids", "row_sft_column_ids"):
             for name, tensor in getattr(self, held).items():
                 self._check_fits(state_dict, f"{prefix}{held}.{name}", tensor)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -206,7 +233,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         return {name: value for name, value in self.__dict__.items() if name != "_graphs"}
 
     def __setstate__(self, state):
-        super().__setstate__({**state, "_graphs": WeakSet(), "_checked_ids": {}})
+        super().__setstate__({**state, "_graphs": WeakSet(), "_checked": {}})
         if self._patch is not None:
             self._patch.renew_stamp(self._tensors())
 
@@ -215,12 +242,5 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         return super().train(mode)
 
 
-def check_row_ids(ids: torch.Tensor, layer_name: str, units: int) -> None:
-    """Refuse row ids (k,) that are not different rows of a layer of `units` rows."""
-    if len(ids) and (ids.min() < 0 or ids.max() >= units):
-        raise UserError(
-            f"row ids of layer {layer_name} run from {ids.min()} to {ids.max()}, but it has rows 0 to {units - 1}; "
-            "use the base model that the rows were chosen on"
-        )
-    if len(ids.unique()) != len(ids):
-        raise UserError(f"row ids of layer {layer_name} name a row twice; give each row once")
+def _get(held: nn.Module, name: str) -> torch.Tensor | None:
+    return held[name] if name in held else None  # noqa: SIM401 (a ParameterDict and a BufferDict have no common get)

@@ -1,4 +1,4 @@
-"""A linear layer whose chosen rows are trained: forward, and merging."""
+"""A linear layer whose chosen rows and columns are trained: forward, and merging."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
 from torch.func import functional_call
+from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
 
+from .compiled import as_autocast, register_layer, written_linear
 from .config import RowSFTConfig
+from .ids import LayerIds
 from .layer import RowSFTLayer
-from .patch import Patch, Update
+from .patch import Patch
+from .update import Update
 
 
 class Linear(RowSFTLayer):
@@ -25,12 +29,13 @@ class Linear(RowSFTLayer):
         adapter_name: str,
         config: RowSFTConfig,
         layer_name: str,
-        ids: torch.Tensor,
+        ids: LayerIds,
         shared: bool,
     ):
-        super().__init__(base_layer, config.channel, layer_name, shared)
+        super().__init__(base_layer, layer_name, shared)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, ids, config)
+        register_layer(self)
 
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """x (..., d_in) -> (..., d_out)."""
@@ -38,16 +43,23 @@ class Linear(RowSFTLayer):
             self.unmerge()
         if self.merged:
             return self.base_layer(x, *args, **kwargs)
-        names = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.row_sft_delta]
-        if names and (self._drops_inputs(names) or not self._is_writable()):
+        names = self._running()
+        if self._takes_second_product(names):
             return self._add_updates(self._base_output([], x, *args, **kwargs), x, names)
         return self._attach_gradients(self._base_output(names, x, *args, **kwargs), x, names)
 
-    def _drops_inputs(self, names: list[str]) -> bool:
-        return self.training and any(isinstance(self.row_sft_dropout[name], nn.Dropout) for name in names)
+    def _running(self) -> list[str]:
+        """The adapters that take part in a forward."""
+        return [] if self.disable_adapters else self._adapters(self.active_adapters)
+
+    def _takes_second_product(self, names: list[str]) -> bool:
+        drops_inputs = self.training and any(isinstance(self.row_sft_dropout[name], nn.Dropout) for name in names)
+        return bool(names) and (drops_inputs or not self._is_writable())
 
     def _base_output(self, names: list[str], x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        """The base layer's output with the named adapters' rows in its weight."""
+        """The base layer's output with the named adapters' updates in its weight."""
+        if torch.compiler.is_compiling() and self._suits_operator():
+            return written_linear(as_autocast(x), self.base_layer.weight, isinstance(self.base_layer, Conv1D))
         if self._patch is not None and self._graphs and not self._patch.fits(self._updates(names)):
             # An earlier forward still waits for its backward and has saved the weight as it is now, as when a reference
             # model is run by disabling the adapters between a policy's forward and its backward.
@@ -55,32 +67,50 @@ class Linear(RowSFTLayer):
         self._write(names)
         return self.base_layer(x, *args, **kwargs)
 
+    def _suits_operator(self) -> bool:
+        """Whether the operator can stand for the base layer: a plain frozen one that is found by its weight."""
+        return (
+            type(self.base_layer) in (nn.Linear, Conv1D)
+            and not self.shared
+            and self._is_plain()
+            and not any(tensor.requires_grad for tensor in self._tensors().values())
+        )
+
+    def operator_output(self, x: torch.Tensor) -> torch.Tensor:
+        """What `rowsft::written_linear` computes: the base layer's output with the active updates in its weight."""
+        names = self._running()
+        self._mark_outdated()
+        return self._base_output([] if self._takes_second_product(names) else names, x)
+
     def _attach_gradients(self, y: torch.Tensor, x: torch.Tensor, names: list[str]) -> torch.Tensor:
         if not torch.is_grad_enabled():
             return y
         for update in self._updates(names):
-            if update.delta.requires_grad or (update.bias is not None and update.bias.requires_grad):
-                y = self.channel.with_gradient(y, x, update.ids, update.delta, update.bias, self._mark_outdated)
+            if not update.trains:
+                continue
+            if torch.compiler.is_compiling():
+                y = update.with_gradient(y, x)
+            else:
+                y = update.with_gradient(y, x, self._mark_outdated)
                 self._graphs.add(y.grad_fn)
         return y
 
     def _add_updates(self, y: torch.Tensor, x: torch.Tensor, names: list[str]) -> torch.Tensor:
         for name, update in zip(names, self._updates(names), strict=True):
-            dropped = self.row_sft_dropout[name](x)
-            y = self.channel.with_update(y, dropped, update.ids, update.delta, update.bias)
+            y = update.added_to(y, self.row_sft_dropout[name](x))
         return y
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Leave the adapters' rows in the base weight until `unmerge`, which puts the originals back bit for bit.
+        """Leave the adapters' updates in the base weight until `unmerge`, which puts the originals back bit for bit.
 
         Args:
-            safe_merge: refuse, with a ValueError and nothing changed, when a merged row would not be finite.
+            safe_merge: refuse, with a ValueError and nothing changed, when a merged entry would not be finite.
             adapter_names: the adapters to merge; the active ones by default.
 
         Raises:
             UserError: when the base weight is quantised, sharded or on the meta device.
         """
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.row_sft_delta]
+        names = self._adapters(check_adapters_to_merge(self, adapter_names))
         if not names:
             return
         if not self._is_plain():
@@ -106,16 +136,16 @@ class Linear(RowSFTLayer):
 
     def _merged_values(self, updates: list[Update]):
         private = self._private_copy([]) if self._patch is not None else self._tensors()
-        return Patch(self.channel, private, updates).values(updates)
+        return Patch(self.get_base_layer(), private, updates).values(updates)
 
     def _untie(self) -> None:
-        """Give this layer its own tensors while merged: other modules share them and must not see the rows."""
+        """Give this layer its own tensors while merged: other modules share them and must not see the updates."""
         self._tied = self._tensors()
         for name, tensor in self._tied.items():
             setattr(self.get_base_layer(), name, nn.Parameter(tensor.detach().clone(), requires_grad=False))
 
     def unmerge(self) -> None:
-        """Put the original rows back, bit for bit."""
+        """Put the originals back, bit for bit."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
@@ -128,7 +158,7 @@ class Linear(RowSFTLayer):
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """The plain base layer, merged or with its original rows; called by `merge_and_unload` and `unload`."""
+        """The plain base layer, merged or as it was; called by `merge_and_unload` and `unload`."""
         if merge:
             self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
         elif self.merged:

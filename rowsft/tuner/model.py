@@ -1,4 +1,4 @@
-"""The tuner: finds the target layers, settles how many and which rows each one trains, and wraps them."""
+"""The tuner: finds the target layers, settles which rows and columns each one trains, and wraps them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from rowsft.errors import UserError
 
 from .channel import CHANNELS
 from .config import RowSFTConfig
-from .layer import PLACEHOLDER_ID, RowSFTLayer, check_row_ids
+from .ids import LayerIds, check_ids, placeholders
+from .layer import RowSFTLayer
 from .linear import Linear
+from .matrix import as_matrix, shape_of
 
 
 class RowSFTModel(BaseTuner):
-    """Row-SFT (Li and Bhaskara, arXiv 2502.11439): train the most important rows of every target layer, nothing else.
+    """Row-SFT (Li and Bhaskara, arXiv 2502.11439): train the most important rows (or columns) of every target layer.
 
     Args:
         model (`torch.nn.Module`): the base model.
@@ -44,27 +46,28 @@ class RowSFTModel(BaseTuner):
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def restore_base_weights(self) -> None:
-        """Write the original rows back into every base weight; the next forward writes the active adapters' again."""
+        """Write the originals back into every base weight; the next forward writes the active adapters' again."""
         for module in self.model.modules():
             if isinstance(module, RowSFTLayer) and not module.merged:
                 module.restore()
 
     def _prepare_model(self, peft_config: RowSFTConfig, model: nn.Module) -> None:
-        """Settle every layer's rows before the first one is wrapped, so that bad input leaves the model as it was."""
+        """Settle every layer's ids before the first one is wrapped, so that bad input leaves the model as it was."""
         peft_config = _maybe_include_all_linear_layers(peft_config, model)
         targets = self._targets(peft_config, model)
-        if peft_config.row_ids is not None and _has_no_size(peft_config):
-            peft_config.rows_pattern = {name: len(peft_config.row_ids.get(name, ())) for name in targets}
-        for setting in ("rows_pattern", "row_ids"):
+        _take_sizes_from_ids(peft_config, targets)
+        for setting in ("rows_pattern", "columns_pattern", "row_ids", "column_ids"):
             if unknown := set(getattr(peft_config, setting) or {}) - set(targets):
                 raise UserError(
                     f"{setting} names {sorted(unknown)[0]}, which target_modules does not select in this model; "
                     "use full layer names such as model.layers.0.self_attn.q_proj"
                 )
         self._shared = _shared_tensors(model)
-        self._planned = {name: self._choose_rows(peft_config, name, layer) for name, layer in targets.items()}
-        if targets and not any(len(ids) for ids in self._planned.values()):
-            raise UserError("every target layer is left with 0 rows, nothing would be trained; raise the budget")
+        self._planned = {name: self._choose(peft_config, name, layer) for name, layer in targets.items()}
+        if targets and not any(len(ids.rows) + len(ids.columns) for ids in self._planned.values()):
+            raise UserError(
+                "every target layer is left with 0 rows and 0 columns, nothing would be trained; raise the budget"
+            )
 
     def _targets(self, config: RowSFTConfig, model: nn.Module) -> dict[str, nn.Module]:
         """The layers that the config selects, by full name; layers wrapped by another adapter give their base layer."""
@@ -77,52 +80,56 @@ class RowSFTModel(BaseTuner):
                 module = module.get_base_layer()
             if not isinstance(module, (nn.Linear, Conv1D)):
                 raise UserError(
-                    f"target_modules selects {name}, a {type(module).__name__}; row-SFT trains rows of nn.Linear and "
+                    f"target_modules selects {name}, a {type(module).__name__}; row-SFT trains nn.Linear and "
                     "Conv1D layers: name those, or list this one in exclude_modules"
                 )
             targets[name] = module
         return targets
 
-    def _choose_rows(self, config: RowSFTConfig, name: str, layer: nn.Module) -> torch.Tensor:
-        """Row ids (k,) int64 of one layer: given, placeholders until a checkpoint brings them, or scored here."""
-        units = CHANNELS[config.channel](layer).units
-        rows = config.rows_of(name, units)
-        if config.row_ids is not None:
-            ids = torch.as_tensor(config.row_ids.get(name, ()), dtype=torch.int64, device="cpu").flatten()
-            if len(ids) != rows:
-                raise UserError(f"row_ids has {len(ids)} ids for layer {name}, but its size is set to {rows} rows")
-            check_row_ids(ids, name, units)
-            return ids
-        if config.rows_in_checkpoint or rows == 0:
-            return torch.full((rows,), PLACEHOLDER_ID)
-        return self._score_rows(config, name, layer, rows)
+    def _choose(self, config: RowSFTConfig, name: str, layer: nn.Module) -> LayerIds:
+        """Ids of one layer: given, placeholders until a checkpoint brings them, or scored here."""
+        shape = shape_of(layer)
+        sizes = config.sizes_of(name, *shape)
+        if config.row_ids is not None or config.column_ids is not None:
+            return LayerIds(
+                _given_ids(config.row_ids, "row", name, sizes[0], shape[0]),
+                _given_ids(config.column_ids, "column", name, sizes[1], shape[1]),
+            )
+        if config.rows_in_checkpoint:
+            return LayerIds(*map(placeholders, sizes))
+        if CHANNELS[config.channel].split is None or config.scope != "layer" or config.attention != "linear":
+            raise UserError(
+                f"channel={config.channel!r} with scope={config.scope!r} and attention={config.attention!r} cannot be "
+                "settled layer by layer; use rowsft.attach, or pass row_ids and column_ids"
+            )
+        return LayerIds(*(self._score(config, name, layer, axis, size) for axis, size in enumerate(sizes)))
 
-    def _score_rows(self, config: RowSFTConfig, name: str, layer: nn.Module, rows: int) -> torch.Tensor:
+    def _score(self, config: RowSFTConfig, name: str, layer: nn.Module, axis: int, size: int) -> torch.Tensor:
+        """The most important rows (axis 0) or columns (axis 1) of one layer, ascending, by a metric without data."""
         # Imported here because these import peft, and importing peft imports this module.
         from rowsft.importance import layer_generator, score_weights
-        from rowsft.selection import choose, rows_of
+        from rowsft.selection import choose
 
-        if config.scope != "layer" or config.attention != "linear":
-            raise UserError(
-                f"scope={config.scope!r} with attention={config.attention!r} cannot be settled layer by layer; "
-                "use rowsft.attach, or pass row_ids"
-            )
+        if not size:
+            return placeholders(0)
         if layer.weight.is_meta or not layer.weight.is_floating_point():
             raise UserError(
                 f"layer {name} has no weights that can be scored ({layer.weight.dtype} on {layer.weight.device}); "
-                "pass row_ids"
+                "pass row_ids and column_ids"
             )
-        weight = rows_of(layer, layer.weight.detach())
-        scores = score_weights(weight, config.importance, layer_generator(config.seed, name))
-        return choose({name: scores}, {name: rows})[name].cpu()
+        matrix = as_matrix(layer, layer.weight.detach())
+        # The columns of W are the rows of its transpose; metrics that draw must not draw the same for both.
+        matrix, drawn_for = (matrix.t(), f"{name}:in") if axis else (matrix, name)
+        scores = score_weights(matrix, config.importance, layer_generator(config.seed, drawn_for))
+        return choose({name: scores}, {name: size})[name].cpu()
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
         base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         # Injection from a state dict may select layers that the config does not.
         ids = self._planned.get(current_key)
         if ids is None:
-            ids = self._choose_rows(peft_config, current_key, base_layer)
-        if not len(ids):
+            ids = self._choose(peft_config, current_key, base_layer)
+        if not len(ids.rows) + len(ids.columns):
             return
         if isinstance(target, RowSFTLayer):
             target.update_layer(adapter_name, ids, peft_config)
@@ -142,14 +149,32 @@ class RowSFTModel(BaseTuner):
             layer, prefix, _ = key.rpartition(f".{cls.prefix}")
             if prefix and key not in known:
                 raise UserError(
-                    f"the checkpoint has rows of {layer}, which adapter {adapter_name!r} does not adapt in this model; "
-                    "load the adapter on the base model, and with the config, that it was trained with"
+                    f"the checkpoint has {key.removeprefix(f'{layer}.')} of {layer}, which adapter {adapter_name!r} "
+                    "does not train in this model; load the adapter on the base model, and with the config, that it "
+                    "was trained with"
                 )
         return remapped
 
 
-def _has_no_size(config: RowSFTConfig) -> bool:
-    return config.rows is None and config.ratio is None and config.rows_pattern is None
+def _take_sizes_from_ids(config: RowSFTConfig, targets: dict[str, nn.Module]) -> None:
+    """Given ids settle the sizes where nothing else does: with no size, and where a size is none of a single layer."""
+    channel = CHANNELS[config.channel]
+    if not config.has_no_size and channel.split is not None and config.scope == "layer":
+        return
+    if config.row_ids is None and config.column_ids is None:
+        return
+    if channel.has_rows and config.rows_pattern is None:
+        config.rows_pattern = {name: len((config.row_ids or {}).get(name, ())) for name in targets}
+    if channel.has_columns and config.columns_pattern is None:
+        config.columns_pattern = {name: len((config.column_ids or {}).get(name, ())) for name in targets}
+
+
+def _given_ids(given, axis: str, name: str, size: int, most: int) -> torch.Tensor:
+    ids = torch.as_tensor((given or {}).get(name, ()), dtype=torch.int64, device="cpu").flatten()
+    if len(ids) != size:
+        raise UserError(f"{axis}_ids has {len(ids)} ids for layer {name}, but its size is set to {size} {axis}s")
+    check_ids(ids, axis, name, most)
+    return ids
 
 
 def _shared_tensors(model: nn.Module) -> Counter:

@@ -7,7 +7,25 @@ import pickle
 import pytest
 import torch
 from peft import get_peft_model
-from rows import FAMILIES, adapt, family, logits, out_rows, random_rows, same, shake, train, weights
+from rows import (
+    CHANNELS,
+    FAMILIES,
+    adapt,
+    add_update,
+    chosen_entries,
+    family,
+    layer_ids,
+    logits,
+    others_of,
+    out_rows,
+    random_ids,
+    random_rows,
+    row_layers,
+    same,
+    shake,
+    train,
+    weights,
+)
 from torch import nn
 
 from rowsft import RowSFTConfig
@@ -15,64 +33,94 @@ from rowsft.errors import UserError
 from rowsft.tuner import RowSFTLayer
 
 families = pytest.mark.parametrize("name", FAMILIES)
+channels = pytest.mark.parametrize("channel", CHANNELS)
 
 
-def two_adapters(name, dtype=torch.float64):
-    """Adapters `default` (seed 0) and `other` (seed 1) with overlapping rows, both away from zero."""
+PAIRS = (("out", "out"), ("in", "in"), ("half", "half"), ("out", "in"), ("in", "half"), ("half", "neuron"))
+pairs = pytest.mark.parametrize("pair", PAIRS)
+
+
+def two_adapters(name, pair=("out", "out"), dtype=torch.float64):
+    """Adapters `default` and `other` of these channels, away from zero, that share some rows and some columns."""
     model, batch, targets = family(name, dtype)
-    mine = random_rows(model, targets, 8, 0)
-    apart = {name: torch.arange(16)[~torch.isin(torch.arange(16), rows)] for name, rows in mine.items()}
-    other = {name: torch.cat([apart[name][:3], rows[[5, 0, 3]]]) for name, rows in mine.items()}
-    ids = {"default": mine, "other": other}
     plain = copy.deepcopy(model)
-    tuned = adapt(model, targets, rows=8)
-    tuned.add_adapter("other", RowSFTConfig(target_modules=targets, row_ids=ids["other"]))
+    mine = random_ids(model, targets, "half", 8, 0)
+    configs = {}
+    for adapter, channel in zip(("default", "other"), pair, strict=True):
+        ids = random_ids(model, targets, channel, 6, 1)
+        for kind in ids:
+            for layer in ids[kind]:
+                own, lent = ids[kind][layer], mine[kind][layer]
+                overlapping = torch.cat([own[~torch.isin(own, lent)][:3], lent[[5, 0, 3]]])
+                ids[kind][layer] = lent if adapter == "default" else overlapping
+        configs[adapter] = RowSFTConfig(target_modules=targets, channel=channel, **ids)
+    tuned = get_peft_model(model, configs["default"])
+    tuned.add_adapter("other", configs["other"])
     shake(tuned, "default", 2)
     shake(tuned, "other", 3)
-    return plain, tuned, batch, ids
+    return plain, tuned, batch
 
 
-def summed(plain, tuned, ids, names):
+def summed(plain, tuned, names):
     """The plain model with the named adapters' updates added by hand."""
     dense = copy.deepcopy(plain)
-    wrapped = {module.layer_name: module for module in tuned.modules() if isinstance(module, RowSFTLayer)}
-    with torch.no_grad():
+    for layer_name, layer in row_layers(tuned).items():
         for adapter in names:
-            for layer_name, rows in ids[adapter].items():
-                layer = dense.get_submodule(layer_name)
-                out_rows(layer)[rows] += wrapped[layer_name].row_sft_delta[adapter]
-                if adapter in wrapped[layer_name].row_sft_bias:
-                    layer.bias[rows] += wrapped[layer_name].row_sft_bias[adapter]
+            add_update(dense.get_submodule(layer_name), layer, adapter)
     return dense
 
 
-def test_forward_and_gradients_of_two_active_adapters():
-    plain, tuned, batch, ids = two_adapters("bert")
+@pairs
+def test_forward_and_gradients_of_two_active_adapters(pair):
+    plain, tuned, batch = two_adapters("bert", pair)
     tuned.base_model.set_adapter(["default", "other"])
-    dense = summed(plain, tuned, ids, ["default", "other"])
+    dense = summed(plain, tuned, ["default", "other"])
     loss, dense_loss = tuned(**batch).loss, dense(**batch).loss
     torch.testing.assert_close(loss, dense_loss, rtol=1e-13, atol=0)
     loss.backward()
     dense_loss.backward()
-    for module in tuned.modules():
-        if isinstance(module, RowSFTLayer):
-            layer = dense.get_submodule(module.layer_name)
-            for adapter in ("default", "other"):
-                rows = ids[adapter][module.layer_name]
-                full = out_rows(layer, layer.weight.grad)[rows]
-                torch.testing.assert_close(module.row_sft_delta[adapter].grad, full, rtol=1e-9, atol=1e-14)
-                torch.testing.assert_close(
-                    module.row_sft_bias[adapter].grad, layer.bias.grad[rows], rtol=1e-9, atol=1e-14
-                )
+    for layer_name, module in row_layers(tuned).items():
+        layer = dense.get_submodule(layer_name)
+        full = out_rows(layer, layer.weight.grad)
+        for adapter in ("default", "other"):
+            rows, columns = layer_ids(module, adapter)
+            expected = {
+                "row_sft_delta": full[rows],
+                "row_sft_bias": layer.bias.grad[rows],
+                "row_sft_column_delta": full[others_of(rows, len(full))][:, columns],
+            }
+            for kind, reference in expected.items():
+                if adapter in getattr(module, kind):
+                    grad = getattr(module, kind)[adapter].grad
+                    torch.testing.assert_close(grad, reference, rtol=1e-9, atol=1e-14)
 
 
-@families
-def test_switching_disabling_and_deleting(name):
-    plain, tuned, batch, ids = two_adapters(name)
+@pairs
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_crossing_updates_are_summed_wide_and_restored_bit_for_bit(dtype, pair):
+    plain, tuned, batch = two_adapters("gpt2", pair, dtype)
+    before = weights(plain)
+    tuned.base_model.set_adapter(["default", "other"])
+    logits(tuned, batch)
+    wide = summed(plain.double(), tuned, ["default", "other"])
+    for layer_name, layer in row_layers(tuned).items():
+        written, exact = layer.get_base_layer().weight, wide.get_submodule(layer_name).weight
+        # One rounding is half a unit in the last place; two would show as more.
+        assert ((written.double() - exact).abs() <= 0.51 * torch.finfo(dtype).eps * exact.abs() + 1e-8).all()
+        touched = chosen_entries(layer, "default") | chosen_entries(layer, "other")
+        base = before[f"{layer_name}.weight"]
+        assert not (out_rows(layer.get_base_layer(), written != base) & ~touched).any()
+    assert same(weights(tuned.unload()), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "pair"), [*(("gpt2", pair) for pair in PAIRS), ("llama", ("half", "half")), ("bert", ("half", "neuron"))]
+)
+def test_switching_disabling_and_deleting(name, pair):
+    plain, tuned, batch = two_adapters(name, pair)
     base = logits(plain, batch)
     expected = {
-        names: logits(summed(plain, tuned, ids, names), batch)
-        for names in (("default",), ("other",), ("default", "other"))
+        names: logits(summed(plain, tuned, names), batch) for names in (("default",), ("other",), ("default", "other"))
     }
     assert not torch.allclose(expected[("default",)], expected[("other",)])
     for names in (("default",), ("other",), ("default", "other"), ("other",), ("default",)):
@@ -88,25 +136,26 @@ def test_switching_disabling_and_deleting(name):
 
 
 def test_switching_between_a_forward_and_its_backward():
-    plain, tuned, batch, ids = two_adapters("llama")
+    plain, tuned, batch = two_adapters("llama")
     tuned.base_model.set_adapter(["default"])
     parameters = [p for p in tuned.parameters() if p.requires_grad]
     expected = torch.autograd.grad(tuned(**batch).loss, parameters)
     loss = tuned(**batch).loss
     tuned.base_model.set_adapter(["other"])
     other = logits(tuned, batch)
-    torch.testing.assert_close(other, logits(summed(plain, tuned, ids, ["other"]), batch), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(other, logits(summed(plain, tuned, ["other"]), batch), rtol=1e-12, atol=1e-13)
     tuned.base_model.set_adapter(["default"])
     for grad, reference in zip(torch.autograd.grad(loss, parameters), expected, strict=True):
         torch.testing.assert_close(grad, reference, rtol=1e-12, atol=1e-16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@channels
 @families
-def test_merge_and_unmerge_are_exact(name, dtype):
+def test_merge_and_unmerge_are_exact(name, dtype, channel):
     model, batch, targets = family(name, dtype)
     before = weights(model)
-    tuned = adapt(model, targets)
+    tuned = adapt(model, targets, channel=channel)
     shake(tuned)
     unmerged = logits(tuned, batch)
     assert not torch.equal(unmerged, logits(family(name, dtype)[0], batch))
@@ -125,11 +174,11 @@ def test_merge_and_unmerge_are_exact(name, dtype):
 
 
 def test_merging_one_adapter_after_the_other():
-    plain, tuned, batch, ids = two_adapters("llama")
+    plain, tuned, batch = two_adapters("llama")
     tuned.merge_adapter(["default"])
     tuned.merge_adapter(["other"])
     torch.testing.assert_close(
-        logits(tuned, batch), logits(summed(plain, tuned, ids, ["default", "other"]), batch), rtol=1e-12, atol=1e-13
+        logits(tuned, batch), logits(summed(plain, tuned, ["default", "other"]), batch), rtol=1e-12, atol=1e-13
     )
     with tuned.disable_adapter():
         assert torch.equal(logits(tuned, batch), logits(plain, batch))
@@ -149,11 +198,12 @@ def test_safe_merge_refuses_and_changes_nothing():
     assert same(weights(tuned.unload()), before)
 
 
+@channels
 @families
-def test_get_delta_weight_is_what_merging_adds(name):
+def test_get_delta_weight_is_what_merging_adds(name, channel):
     model, _, targets = family(name, torch.float64)
     before = weights(model)
-    tuned = adapt(model, targets, train_bias=False)
+    tuned = adapt(model, targets, train_bias=False, channel=channel)
     shake(tuned)
     deltas = {
         module.layer_name: module.get_delta_weight("default")
@@ -165,17 +215,18 @@ def test_get_delta_weight_is_what_merging_adds(name):
         torch.testing.assert_close(before[f"{layer}.weight"] + delta, after[f"{layer}.weight"], rtol=0, atol=0)
 
 
+@channels
 @families
-def test_conversion_to_lora_is_exact(name):
+def test_conversion_to_lora_is_exact(name, channel):
     from peft import LoraConfig, set_peft_model_state_dict
     from peft.tuners.lora.conversion import convert_to_lora
 
     model, batch, targets = family(name, torch.float64)
     plain = copy.deepcopy(model)
-    tuned = adapt(model, targets, rows=3, train_bias=False)
+    tuned = adapt(model, targets, rows=3, train_bias=False, channel=channel)
     shake(tuned)
     assert tuned.supports_lora_conversion()
-    config, state = convert_to_lora(tuned, rank=3)
+    config, state = convert_to_lora(tuned, rank=8)
     lora = get_peft_model(plain, LoraConfig(**config.to_dict()))
     set_peft_model_state_dict(lora, state)
     torch.testing.assert_close(logits(lora, batch), logits(tuned, batch), rtol=1e-5, atol=1e-6)
@@ -188,10 +239,11 @@ def test_trained_biases_cannot_become_lora():
 
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
-def test_copies_are_independent(how, merged):
+@channels
+def test_copies_are_independent(how, merged, channel):
     model, batch, targets = family("bert")
     before = weights(model)
-    tuned = adapt(model, targets)
+    tuned = adapt(model, targets, channel=channel)
     shake(tuned)
     expected = logits(tuned, batch)
     tuned(**batch).loss.backward()
@@ -218,17 +270,18 @@ def test_copies_are_independent(how, merged):
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_changing_dtype_while_rows_are_written(merged):
+@channels
+def test_changing_dtype_while_values_are_written(merged, channel):
     model, batch, targets = family("llama")
     reference = weights(copy.deepcopy(model).double())
-    tuned = adapt(model, targets)
+    tuned = adapt(model, targets, channel=channel)
     shake(tuned)
     logits(tuned, batch)
     if merged:
         tuned.merge_adapter()
     tuned.double()
     converted = logits(tuned, batch)
-    twin = adapt(family("llama")[0].double(), targets)
+    twin = adapt(family("llama")[0].double(), targets, channel=channel)
     twin.load_state_dict(tuned.state_dict()) if not merged else shake(twin)
     torch.testing.assert_close(converted, logits(twin, batch), rtol=1e-6, atol=1e-7)
     assert same(weights(tuned.unload()), reference)
@@ -295,11 +348,12 @@ def test_restore_base_weights_allows_changes_from_outside():
     assert torch.equal(changed, logits(twin, batch))
 
 
+@channels
 @families
-def test_disable_after_training_is_the_base_bit_for_bit(name):
+def test_disable_after_training_is_the_base_bit_for_bit(name, channel):
     model, batch, targets = family(name)
     base = logits(model, batch)
-    tuned = adapt(model, targets).train()
+    tuned = adapt(model, targets, channel=channel).train()
     train(tuned, batch)
     tuned.eval()
     trained = logits(tuned, batch)

@@ -48,7 +48,7 @@ def test_bad_settings_are_refused_in_one_line(settings, message):
         ({}, "no size is set"),
         ({"rows": 33}, r"rows=33 exceeds layer model.layers.0.self_attn.q_proj \(32 rows\); lower budget.rows"),
         ({"rows": 2, "rows_pattern": {"layers.0.self_attn.q_proj": 3}}, "rows_pattern names layers.0"),
-        ({"rows_pattern": {"model.layers.0.self_attn.q_proj": 0}}, "0 rows, nothing would be trained"),
+        ({"rows_pattern": {"model.layers.0.self_attn.q_proj": 0}}, "0 rows and 0 columns, nothing would be trained"),
         ({"row_ids": {"model.layers.9.self_attn.q_proj": [1]}}, "row_ids names model.layers.9"),
         ({"row_ids": {"model.layers.0.self_attn.q_proj": [32]}}, "rows 0 to 31"),
         ({"row_ids": {"model.layers.0.self_attn.q_proj": [3, 3]}}, "twice"),

@@ -14,7 +14,7 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
-from rows import FAMILIES, adapt, family, logits, random_rows, shake, train
+from rows import CHANNELS, FAMILIES, adapt, family, logits, random_rows, shake, train
 from safetensors.torch import load_file
 from tiny import tiny_llama
 from transformers import AutoModelForCausalLM
@@ -24,6 +24,7 @@ from rowsft.errors import UserError
 from rowsft.tuner import RowSFTLayer
 
 families = pytest.mark.parametrize("name", FAMILIES)
+channels = pytest.mark.parametrize("channel", CHANNELS)
 
 
 @pytest.fixture
@@ -41,11 +42,12 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+@channels
 @families
-def test_peft_round_trip(name, low_cpu_mem_usage, tmp_path):
+def test_peft_round_trip(name, low_cpu_mem_usage, channel, tmp_path):
     model, batch, targets = family(name)
     base = logits(model, batch)
-    tuned = adapt(model, targets).train()
+    tuned = adapt(model, targets, channel=channel).train()
     train(tuned, batch)
     tuned.eval()
     expected = logits(tuned, batch)
@@ -125,10 +127,11 @@ def test_the_adapter_file_holds_ids_deltas_and_biases_only(tmp_path):
         assert torch.equal(saved, rows)
 
 
-def test_modules_to_save(tmp_path):
+@channels
+def test_modules_to_save(tmp_path, channel):
     model, batch, targets = family("bert")
     head = model.classifier.weight.detach().clone()
-    tuned = adapt(model, targets, modules_to_save=["classifier"]).train()
+    tuned = adapt(model, targets, modules_to_save=["classifier"], channel=channel).train()
     assert {n for n, p in tuned.named_parameters() if p.requires_grad and "row_sft_" not in n} == {
         "base_model.model.classifier.modules_to_save.default.weight",
         "base_model.model.classifier.modules_to_save.default.bias",
@@ -192,7 +195,7 @@ def test_loading_on_another_base(saved, tmp_path):
 def test_rows_of_layers_that_the_model_lacks_are_refused(tmp_path):
     config = RowSFTConfig(rows=2, target_modules=["q_proj"])
     get_peft_model(tiny_llama(), config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"has rows of base_model\.model\.model\.layers\.1\.self_attn\.q_proj"):
+    with pytest.raises(UserError, match=r"has row_sft_\w+\S* of .*layers\.1\.self_attn\.q_proj"):
         PeftModel.from_pretrained(tiny_llama(num_hidden_layers=1), tmp_path)
     deeper = PeftModel.from_pretrained(tiny_llama(num_hidden_layers=3), tmp_path)
     with pytest.raises(UserError, match=r"no row ids for layer model\.layers\.2"):
@@ -236,14 +239,15 @@ def test_sizes_taken_from_row_ids_survive_saving(tmp_path):
     assert sum(p.numel() for n, p in loaded.named_parameters() if "row_sft_" in n) == 32 + 3 * 32
 
 
-def test_injection_from_a_state_dict():
+@pytest.mark.parametrize(("channel", "size"), [("out", 3), ("in", 4)])
+def test_injection_from_a_state_dict(channel, size):
     model, batch, targets = family("llama")
-    tuned = adapt(model, targets)
+    tuned = adapt(model, targets, channel=channel)
     shake(tuned)
     state = get_peft_model_state_dict(tuned)
     bare = {key.removeprefix("base_model.model."): value for key, value in state.items()}
     plain = family("llama")[0]
-    config = RowSFTConfig(rows=3, target_modules=["q_proj"], rows_in_checkpoint=True)
+    config = RowSFTConfig(rows=size, channel=channel, target_modules=["q_proj"], rows_in_checkpoint=True)
     with pytest.warns(RuntimeWarning, match="additional target modules"):
         inject_adapter_in_model(config, plain, state_dict=bare)
     set_peft_model_state_dict(plain, state)

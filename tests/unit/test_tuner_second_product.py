@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from peft import get_peft_model
-from rows import FAMILIES, adapt, family, logits, random_rows, same, shake, weights
+from rows import CHANNELS, FAMILIES, adapt, family, logits, random_ids, random_rows, same, shake, weights
 from tiny import causal_batch, tiny_llama
 from torch import nn
 
@@ -14,6 +14,7 @@ from rowsft.errors import UserError
 from rowsft.tuner import RowSFTLayer
 
 families = pytest.mark.parametrize("name", FAMILIES)
+channels = pytest.mark.parametrize("channel", CHANNELS)
 
 
 def forbid_writing(model):
@@ -24,10 +25,11 @@ def forbid_writing(model):
             weight.data = torch.cat([weight.data.flatten(), weight.data.flatten()[:1]])[:-1].view_as(weight)
 
 
+@channels
 @families
-def test_second_product_equals_written_rows(name):
+def test_second_product_equals_written_values(name, channel):
     model, batch, targets = family(name, torch.float64)
-    tuned = adapt(model, targets)
+    tuned = adapt(model, targets, channel=channel)
     shake(tuned)
     parameters = [p for p in tuned.parameters() if p.requires_grad]
     written = tuned(**batch)
@@ -75,6 +77,33 @@ def test_dropout_acts_on_the_update_only_and_only_in_training():
     tuned.train()
     mean = torch.stack([tuned(x).detach() for _ in range(4000)]).mean(0)
     torch.testing.assert_close(mean, whole, rtol=0, atol=0.2)
+    assert torch.equal(layer.get_base_layer().weight, plain.weight)
+
+
+def test_dropout_on_rows_and_columns_together():
+    linear = nn.Linear(6, 5, dtype=torch.float64)
+    plain = copy.deepcopy(linear)
+    config = RowSFTConfig(
+        target_modules=["0"], channel="half", row_ids={"0": [3, 1]}, column_ids={"0": [5, 0, 2]}, dropout=0.4
+    )
+    tuned = get_peft_model(nn.Sequential(linear), config).train()
+    shake(tuned, scale=1.0)
+    layer = tuned.base_model.model[0]
+    x = torch.randn(7, 6, dtype=torch.float64)
+    torch.manual_seed(3)
+    y = tuned(x)
+    torch.manual_seed(3)
+    kept = nn.functional.dropout(x, 0.4)
+    delta, columns = layer.row_sft_delta["default"].detach(), layer.row_sft_column_delta["default"].detach()
+    expected = plain(x).detach()
+    expected[:, [3, 1]] += kept @ delta.t() + layer.row_sft_bias["default"].detach()
+    expected[:, [0, 2, 4]] += kept[:, [5, 0, 2]] @ columns.t()
+    torch.testing.assert_close(y, expected)
+    upstream = torch.randn_like(y)
+    y.backward(upstream)
+    torch.testing.assert_close(layer.row_sft_delta["default"].grad, upstream[:, [3, 1]].t() @ kept)
+    expected = upstream[:, [0, 2, 4]].t() @ kept[:, [5, 0, 2]]
+    torch.testing.assert_close(layer.row_sft_column_delta["default"].grad, expected)
     assert torch.equal(layer.get_base_layer().weight, plain.weight)
 
 
@@ -176,7 +205,8 @@ class QuantisedLinear(nn.Linear):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_quantised_base(dtype):
+@channels
+def test_quantised_base(dtype, channel):
     model, batch, targets = family("llama", dtype)
     ids = random_rows(model, targets)
     for name in ids:
@@ -184,13 +214,11 @@ def test_quantised_base(dtype):
         setattr(model.get_submodule(parent), child, QuantisedLinear(model.get_submodule(name)))
     base = logits(model, batch)
     before = weights(model)
-    tuned = adapt(model, targets)
+    tuned = adapt(model, targets, channel=channel)
     assert torch.equal(logits(tuned, batch), base)
     assert {p.dtype for p in tuned.parameters() if p.requires_grad} == {torch.float32}
     tuned(**batch).loss.backward()
-    for module in tuned.modules():
-        if isinstance(module, RowSFTLayer):
-            assert module.row_sft_delta["default"].grad.abs().max() > 0
+    assert all(p.grad.abs().max() > 0 for p in tuned.parameters() if p.requires_grad)
     shake(tuned, scale=0.5)
     assert not torch.equal(logits(tuned, batch), base)
     with pytest.raises(UserError, match="cannot merge into layer model.layers.0.self_attn.q_proj"):
@@ -198,10 +226,11 @@ def test_quantised_base(dtype):
     assert same(weights(tuned.unload()), before)
 
 
-def test_forward_and_backward_on_the_meta_device():
+@channels
+def test_forward_and_backward_on_the_meta_device(channel):
     model, batch, targets = family("llama")
-    ids = random_rows(model, targets)
-    tuned = get_peft_model(model.to("meta"), RowSFTConfig(target_modules=targets, row_ids=ids))
+    config = RowSFTConfig(target_modules=targets, channel=channel, **random_ids(model, targets, channel))
+    tuned = get_peft_model(model.to("meta"), config)
     loss = tuned(**{key: batch[key].to("meta") for key in ("input_ids", "labels")}).loss
     loss.backward()
     assert all(p.grad.shape == p.shape for p in tuned.parameters() if p.requires_grad)

@@ -1,94 +1,107 @@
-"""Forward and backward of the row channel against a plain model's own gradients."""
+"""Forward and backward of every channel against a plain model's own gradients."""
 
 import copy
 
 import pytest
 import torch
 from peft import get_peft_model
-from rows import FAMILIES, adapt, family, logits, out_rows, random_rows, same, shake, train, weights
+from rows import (
+    CHANNELS,
+    FAMILIES,
+    adapt,
+    add_update,
+    chosen_entries,
+    family,
+    layer_ids,
+    logits,
+    others_of,
+    out_rows,
+    random_ids,
+    row_layers,
+    same,
+    shake,
+    train,
+    weights,
+)
 
 from rowsft import RowSFTConfig
-from rowsft.tuner import RowSFTLayer
 
 families = pytest.mark.parametrize("name", FAMILIES)
+channels = pytest.mark.parametrize("channel", CHANNELS)
 
 
-def dense_model(name, ids, deltas, biases):
-    """The plain model with W[ids] += delta done by hand, every parameter trainable."""
+def dense_model(name, tuned):
+    """The plain model with the adapter's values added by hand, every parameter trainable."""
     model, _, _ = family(name, torch.float64)
-    with torch.no_grad():
-        for layer_name, rows in ids.items():
-            layer = model.get_submodule(layer_name)
-            out_rows(layer)[rows] += deltas[layer_name]
-            if layer_name in biases:
-                layer.bias[rows] += biases[layer_name]
+    for layer_name, layer in row_layers(tuned).items():
+        add_update(model.get_submodule(layer_name), layer)
     return model
 
 
-def row_layers(model):
-    return {module.layer_name: module for module in model.modules() if isinstance(module, RowSFTLayer)}
-
-
-def compare_gradients(name, tuned, ids, batch):
-    """Every delta's and bias's gradient equals the chosen rows of the dense model's full gradient."""
-    layers = row_layers(tuned)
-    assert layers.keys() == ids.keys()
-    deltas = {key: layer.row_sft_delta["default"].detach() for key, layer in layers.items()}
-    biases = {key: layer.row_sft_bias["default"].detach() for key, layer in layers.items() if layer.row_sft_bias}
-    dense = dense_model(name, ids, deltas, biases).train(tuned.training)
+def compare_gradients(name, tuned, batch):
+    """Every value's gradient equals the same entries of the dense model's full gradient."""
+    dense = dense_model(name, tuned).train(tuned.training)
     dense_loss, loss = dense(**batch).loss, tuned(**batch).loss
     torch.testing.assert_close(loss, dense_loss, rtol=1e-13, atol=0)
     dense_loss.backward()
     loss.backward()
-    for key, rows in ids.items():
+    compared = 0
+    for key, layer in row_layers(tuned).items():
         reference = dense.get_submodule(key)
-        full = out_rows(reference, reference.weight.grad)[rows]
-        assert full.abs().max() > 0
-        torch.testing.assert_close(layers[key].row_sft_delta["default"].grad, full, rtol=1e-10, atol=1e-14)
-        if reference.bias is not None:
-            torch.testing.assert_close(
-                layers[key].row_sft_bias["default"].grad, reference.bias.grad[rows], rtol=1e-10, atol=1e-14
-            )
+        full = out_rows(reference, reference.weight.grad)
+        rows, columns = layer_ids(layer)
+        expected = {
+            "row_sft_delta": full[rows],
+            "row_sft_bias": None if reference.bias is None else reference.bias.grad[rows],
+            "row_sft_column_delta": full[others_of(rows, len(full))][:, columns],
+        }
+        for kind, reference_grad in expected.items():
+            if "default" in getattr(layer, kind):
+                assert reference_grad.abs().max() > 0
+                grad = getattr(layer, kind)["default"].grad
+                torch.testing.assert_close(grad, reference_grad, rtol=1e-10, atol=1e-14)
+                compared += 1
+    assert compared == len([p for p in tuned.parameters() if p.requires_grad])
 
 
+@channels
 @families
-def test_step_zero_is_the_base_model_bit_for_bit(name):
+def test_step_zero_is_the_base_model_bit_for_bit(name, channel):
     model, batch, targets = family(name)
     before = logits(model, batch)
-    tuned = adapt(model, targets)
+    tuned = adapt(model, targets, channel=channel)
     assert torch.equal(logits(tuned, batch), before)
     assert torch.equal(tuned.train()(**batch).logits, before)
 
 
+@channels
 @families
-def test_gradients_are_the_rows_of_the_full_gradient(name):
+def test_gradients_are_entries_of_the_full_gradient(name, channel):
     model, batch, targets = family(name, torch.float64)
-    ids = random_rows(model, targets)
-    tuned = adapt(model, targets)
+    tuned = adapt(model, targets, channel=channel)
     shake(tuned)
-    compare_gradients(name, tuned, ids, batch)
+    compare_gradients(name, tuned, batch)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
+@channels
 @families
-def test_gradients_under_checkpointing(name, reentrant):
+def test_gradients_under_checkpointing(name, channel, reentrant):
     model, batch, targets = family(name, torch.float64)
-    ids = random_rows(model, targets)
-    tuned = adapt(model, targets).train()
+    tuned = adapt(model, targets, channel=channel).train()
     tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     tuned.enable_input_require_grads()
     assert model.is_gradient_checkpointing
     shake(tuned)
-    compare_gradients(name, tuned, ids, batch)
+    compare_gradients(name, tuned, batch)
 
 
-def test_gradient_flows_to_inputs_through_the_written_weight():
+@channels
+def test_gradient_flows_to_inputs_through_the_written_weight(channel):
     model, batch, targets = family("llama", torch.float64)
-    ids = random_rows(model, targets)
-    tuned = adapt(model, targets)
+    tuned = adapt(model, targets, channel=channel)
     shake(tuned)
-    deltas = {key: layer.row_sft_delta["default"].detach() for key, layer in row_layers(tuned).items()}
-    dense = dense_model("llama", ids, deltas, {})
+    dense = dense_model("llama", tuned)
     grads = []
     for each in (tuned, dense):
         embeds = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
@@ -97,22 +110,23 @@ def test_gradient_flows_to_inputs_through_the_written_weight():
     torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-14)
 
 
+@channels
 @families
-def test_training_equals_dense_training_of_the_same_rows(name):
+def test_training_equals_dense_training_of_the_same_entries(name, channel):
     """Three SGD steps give the logits of a dense model whose other gradients are masked by hand."""
     model, batch, targets = family(name, torch.float64)
-    ids = random_rows(model, targets)
     dense = copy.deepcopy(model)
-    tuned = adapt(model, targets)
+    tuned = adapt(model, targets, channel=channel)
     chosen = {}
     for parameter in dense.parameters():
         parameter.requires_grad_(False)
-    for key, rows in ids.items():
+    for key, wrapped in row_layers(tuned).items():
         layer = dense.get_submodule(key)
-        for tensor in layer.parameters():
-            mask = torch.zeros_like(tensor)
-            (mask if tensor.ndim == 1 else out_rows(layer, mask))[rows] = 1
-            chosen[tensor.requires_grad_()] = mask
+        chosen[layer.weight.requires_grad_()] = out_rows(layer, chosen_entries(wrapped).to(torch.float64))
+        if layer.bias is not None:
+            chosen[layer.bias.requires_grad_()] = torch.zeros_like(layer.bias).index_fill_(
+                0, torch.tensor(layer_ids(wrapped)[0], dtype=torch.int64), 1
+            )
     sgd = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.1)
     for _ in range(3):
         tuned(**batch).loss.backward()
@@ -123,21 +137,26 @@ def test_training_equals_dense_training_of_the_same_rows(name):
     torch.testing.assert_close(logits(tuned, batch), logits(dense, batch), rtol=1e-11, atol=1e-13)
 
 
+@channels
 @families
-def test_exactly_the_chosen_rows_change(name):
+def test_exactly_the_chosen_entries_change(name, channel):
     model, batch, targets = family(name)
-    before, ids = weights(model), random_rows(model, targets)
-    tuned = adapt(model, targets).train()
+    before = weights(model)
+    tuned = adapt(model, targets, channel=channel).train()
+    layers = row_layers(tuned)
+    expected = {
+        f"{key}.weight": out_rows(layer.get_base_layer(), chosen_entries(layer)) for key, layer in layers.items()
+    }
+    for key, layer in layers.items():
+        if f"{key}.bias" in before and layer_ids(layer)[0]:
+            expected[f"{key}.bias"] = torch.zeros(layer.out_features, dtype=torch.bool)
+            expected[f"{key}.bias"][layer_ids(layer)[0]] = True
+    assert any("bias" in key for key in expected) == (name != "llama" and channel != "in")
     train(tuned, batch)
     after = tuned.merge_and_unload().state_dict()
-    expected = {f"{layer}.weight" for layer in ids} | {f"{layer}.bias" for layer in ids if f"{layer}.bias" in before}
-    assert {key for key in before if not torch.equal(before[key], after[key])} == expected
-    for layer, rows in ids.items():
-        changed = out_rows(model.get_submodule(layer), before[f"{layer}.weight"] != after[f"{layer}.weight"])
-        assert torch.equal(changed.any(1).nonzero().flatten(), rows.sort().values)
-        if f"{layer}.bias" in before:
-            changed = before[f"{layer}.bias"] != after[f"{layer}.bias"]
-            assert torch.equal(changed.nonzero().flatten(), rows.sort().values)
+    assert {key for key in before if not torch.equal(before[key], after[key])} == expected.keys()
+    for key, mask in expected.items():
+        assert torch.equal(before[key] != after[key], mask)
 
 
 def test_train_bias_false_leaves_biases_alone():
@@ -149,9 +168,10 @@ def test_train_bias_false_leaves_biases_alone():
     assert all(torch.equal(before[key], after[key]) for key in before if key.endswith(".bias"))
 
 
-def test_accumulated_micro_batches_equal_the_big_batch():
+@channels
+def test_accumulated_micro_batches_equal_the_big_batch(channel):
     model, batch, targets = family("bert", torch.float64)
-    tuned = adapt(model, targets)
+    tuned = adapt(model, targets, channel=channel)
     shake(tuned)
     parameters = [p for p in tuned.parameters() if p.requires_grad]
     whole = torch.autograd.grad(tuned(**batch).loss, parameters)
@@ -161,65 +181,11 @@ def test_accumulated_micro_batches_equal_the_big_batch():
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-9, atol=1e-14)
 
 
-def test_no_tensor_of_weight_shape_and_only_inputs_are_saved():
-    """Against the frozen model: new saved tensors are layer inputs and row ids, once each, never (d_out, d_in)."""
-    model, batch, targets = family("llama")
-    model.requires_grad_(False)
-    model.enable_input_require_grads()
-    tuned_inputs = {}
-    hooks = [
-        model.get_submodule(name).register_forward_hook(lambda m, args, out, n=name: tuned_inputs.update({n: args[0]}))
-        for name in random_rows(model, targets)
-    ]
-
-    def saved(run):
-        seen = {}
-
-        def pack(tensor):
-            seen.setdefault(tensor.data_ptr(), tensor)
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            run(**batch).loss.backward()
-        return seen
-
-    frozen = saved(model)
-    tuned = adapt(model, targets)
-    assert len(hooks) == 14
-    base_storages = {tensor.data_ptr() for tensor in model.parameters()}
-    new = [t for t in saved(tuned).values() if t.data_ptr() not in base_storages]
-    shapes = {tuple(t.shape) for t in new}
-    for layer in row_layers(tuned).values():
-        assert (layer.out_features, layer.in_features) not in shapes
-    extra = sum(t.nbytes for t in new) - sum(t.nbytes for p, t in frozen.items() if p not in base_storages)
-    inputs = sum({x.data_ptr(): x.nbytes for x in tuned_inputs.values()}.values())
-    ids = sum(layer.row_sft_ids["default"].nbytes for layer in row_layers(tuned).values())
-    assert 0 < extra <= inputs + ids
-
-
-def test_inputs_are_saved_only_for_a_trained_delta():
-    """With the deltas frozen and the biases trained, the attention output, an input of one layer only, is not kept."""
-    model, batch, targets = family("bert")
-    tuned = adapt(model, targets)
-    layer = row_layers(tuned)["bert.encoder.layer.0.attention.output.dense"]
-    inputs = []
-    layer.register_forward_hook(lambda module, args, output: inputs.append(args[0].data_ptr()))
-
-    def saved():
-        seen = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append((t.data_ptr(), t)) or t, lambda t: t):
-            tuned(**batch)
-        return [address for address, _ in seen].count(inputs[-1])
-
-    trained = saved()
-    layer.row_sft_delta["default"].requires_grad_(False)
-    assert saved() == trained - 1
-
-
+@channels
 @pytest.mark.parametrize("variant", [{}, {"foreach": True}, {"fused": True}])
-def test_every_optimizer_step_reaches_the_forward(variant):
+def test_every_optimizer_step_reaches_the_forward(variant, channel):
     model, batch, targets = family("llama")
-    tuned = adapt(model, targets)
+    tuned = adapt(model, targets, channel=channel)
     optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-2, **variant)
     losses = []
     for _ in range(4):
@@ -322,12 +288,13 @@ def test_second_derivatives_are_refused():
         grad.sum().backward()
 
 
+@channels
 @pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bit_base_has_thirty_two_bit_rows(dtype, autocast_adapter_dtype):
+def test_sixteen_bit_base_has_thirty_two_bit_values(dtype, autocast_adapter_dtype, channel):
     model, batch, targets = family("llama", dtype)
-    before, ids = weights(model), random_rows(model, targets)
-    config = RowSFTConfig(target_modules=targets, row_ids=ids)
+    plain = copy.deepcopy(model).float()
+    config = RowSFTConfig(target_modules=targets, channel=channel, **random_ids(model, targets, channel))
     tuned = get_peft_model(model, config, autocast_adapter_dtype=autocast_adapter_dtype)
     trainable = [p for p in tuned.parameters() if p.requires_grad]
     assert {p.dtype for p in trainable} == {torch.float32}
@@ -338,17 +305,16 @@ def test_sixteen_bit_base_has_thirty_two_bit_rows(dtype, autocast_adapter_dtype)
         tuned.zero_grad()
     assert {p.dtype for p in trainable} == {torch.float32}
     unmerged = logits(tuned, batch)
-    for name, rows in ids.items():
-        layer = row_layers(tuned)[name]
-        expected = before[f"{name}.weight"].clone()
-        expected[rows] = (expected[rows].float() + layer.row_sft_delta["default"].detach()).to(dtype)
-        assert torch.equal(layer.get_base_layer().weight, expected)
+    for name, layer in row_layers(tuned).items():
+        add_update(plain.get_submodule(name), layer)
+        assert torch.equal(layer.get_base_layer().weight, plain.get_submodule(name).weight.to(dtype))
     assert torch.equal(logits(tuned.merge_and_unload(), batch), unmerged)
 
 
-def test_autocast_on_a_thirty_two_bit_base():
+@channels
+def test_autocast_on_a_thirty_two_bit_base(channel):
     model, batch, targets = family("llama")
-    tuned = adapt(model, targets)
+    tuned = adapt(model, targets, channel=channel)
     shake(tuned)
     parameters = [p for p in tuned.parameters() if p.requires_grad]
     exact = torch.autograd.grad(tuned(**batch).loss, parameters)
@@ -360,10 +326,11 @@ def test_autocast_on_a_thirty_two_bit_base():
         assert torch.nn.functional.cosine_similarity(parameter.grad.flatten(), grad.flatten(), dim=0) > 0.99
 
 
-def test_state_dict_in_mid_training_is_pristine():
+@channels
+def test_state_dict_in_mid_training_is_pristine(channel):
     model, batch, targets = family("llama")
     before = weights(model)
-    tuned = adapt(model, targets)
+    tuned = adapt(model, targets, channel=channel)
     train(tuned, batch)
     logits(tuned, batch)
     state = weights(tuned)

@@ -1,0 +1,27 @@
+"""A weight as the matrix W (d_out, d_in), whichever way round its layer stores it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+
+def shape_of(layer: nn.Module) -> tuple[int, int]:
+    """(d_out, d_in) of a linear layer; quantised layers, whose weight has another shape, say so themselves."""
+    if isinstance(layer, Conv1D):
+        return layer.weight.shape[1], layer.weight.shape[0]
+    d_out, d_in = layer.weight.shape if layer.weight.ndim == 2 else (None, None)
+    return getattr(layer, "out_features", d_out), getattr(layer, "in_features", d_in)
+
+
+def as_matrix(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    """`weight`, laid out as the layer stores it, as a view (d_out, d_in); Conv1D stores W transposed."""
+    return weight.t() if isinstance(layer, Conv1D) else weight
+
+
+def other_rows(rows: torch.Tensor, d_out: int) -> torch.Tensor:
+    """The ids (d_out - k,), ascending, of the rows that are not among `rows` (k,)."""
+    chosen = torch.zeros(d_out, dtype=torch.bool, device=rows.device).index_fill_(0, rows, True)
+    # A stable sort rather than nonzero(): its shape is known beforehand, on the meta device and when compiled.
+    return chosen.to(torch.uint8).argsort(stable=True)[: d_out - len(rows)]

@@ -1,0 +1,75 @@
+"""One adapter's part of a layer: chosen rows and chosen columns with their trained values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from .autograd import UpdateGradient
+
+
+@dataclass(frozen=True)
+class Update:
+    """W[rows] += delta, b[rows] += bias, and W[others, columns] += column_delta.
+
+    rows (kr,) int64 with delta (kr, d_in) and bias (kr,); columns (kc,) int64 with column_delta (d_out - kr, kc).
+    others (d_out - kr,) int64: the rows that are not chosen, so that crossing entries are trained once, by the rows;
+    None stands for all rows. Whatever a layer does not train is None.
+    """
+
+    rows: torch.Tensor | None = None
+    delta: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    columns: torch.Tensor | None = None
+    column_delta: torch.Tensor | None = None
+    others: torch.Tensor | None = None
+
+    @property
+    def place(self) -> tuple:
+        """Where the update goes; a patch serves as long as this stays the same."""
+        return _stamp(self.rows), _stamp(self.columns), self.bias is None
+
+    @property
+    def state(self) -> tuple:
+        """What the update holds, as far as autograd's version counters can tell."""
+        return _stamp(self.delta), _stamp(self.bias), _stamp(self.column_delta)
+
+    @property
+    def trains(self) -> bool:
+        """Whether any of its values requires a gradient."""
+        values = (self.delta, self.bias, self.column_delta)
+        return any(value is not None and value.requires_grad for value in values)
+
+    def with_gradient(self, y: torch.Tensor, x: torch.Tensor, after_backward=None) -> torch.Tensor:
+        """`y` (..., d_out) unchanged, with the gradient of the values, which are in the weight already, attached."""
+        return UpdateGradient.apply(
+            y, x, self.rows, self.delta, self.bias, self.columns, self.column_delta, self.others, after_backward
+        )
+
+    def added_to(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """`y` (..., d_out) plus the update's own product with `x` (..., d_in), kr rows and kc columns wide."""
+        if self.rows is not None:
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            product = functional.linear(x, self.delta.to(x.dtype), bias)
+            y = y.index_add(-1, self.rows, product.to(y.dtype))
+        if self.columns is not None:
+            product = functional.linear(x.index_select(-1, self.columns), self.column_delta.to(x.dtype)).to(y.dtype)
+            y = y + product if self.others is None else y.index_add(-1, self.others, product)
+        return y
+
+    def dense(self, d_out: int, d_in: int) -> torch.Tensor:
+        """The update as a matrix (d_out, d_in), zero where nothing is trained."""
+        value = self.delta if self.delta is not None else self.column_delta
+        full = value.new_zeros(d_out, d_in)
+        if self.columns is not None:
+            others = slice(None) if self.others is None else self.others[:, None]
+            full[others, self.columns] = self.column_delta
+        if self.rows is not None:
+            full[self.rows] = self.delta
+        return full
+
+
+def _stamp(tensor: torch.Tensor | None) -> tuple:
+    return () if tensor is None else (tensor.data_ptr(), tensor._version)
