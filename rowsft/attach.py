@@ -8,7 +8,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from rowsft.errors import UserError
-from rowsft.importance import Context, score_layers
+from rowsft.importance import Context, as_batches, score_layers
 from rowsft.importance.registry import no_progress
 from rowsft.selection import Targets, choose, eligible_layers, layer_shape
 from rowsft.tuner import RowSFTConfig
@@ -17,31 +17,33 @@ from rowsft.tuner import RowSFTConfig
 def score(
     model: nn.Module,
     importance: str,
-    calibration: Sequence[dict] = (),
+    calibration: Iterable[dict] = (),
     target_modules: str | Sequence[str] = "all-linear",
     exclude_modules: str | Sequence[str] | None = None,
     layers_to_transform: int | Sequence[int] | None = None,
     head_modules: Sequence[str] = (),
     seed: int = 0,
     group_bytes: int | None = None,
+    draws: int = 256,
     progress: Callable[..., Iterable] = no_progress,
 ) -> dict[str, Tensor]:
     """Score every row of the eligible layers of a plain (not PEFT-wrapped) model, which is left exactly as it was.
 
     importance: a metric's name. calibration: training batches (dicts of tensors that model.forward accepts, with
-    labels) for metrics that need them. The next four say which layers, as in `rowsft.selection.Targets`. seed: of
-    metrics that draw. group_bytes: bytes of 32-bit gradients held at a time; None keeps the peak under that of a
-    training step. progress: wraps an iterable of batches, called with (items, total).
+    labels) for metrics that need them; any iterable, gone through once. The next four say which layers, as in
+    `rowsft.selection.Targets`. seed: of metrics that draw. group_bytes: bytes of gradients and layer inputs held at a
+    time; None keeps the peak under that of a training step. draws: perturbations that zo_taylor averages over.
+    progress: wraps an iterable of batches, called with (items, total).
 
     Returns full layer name -> float32 tensor (d_out,) on the CPU, in the model's order. Raises UserError for an
     unknown metric, missing batches, no eligible layer, and losses or scores that are not finite.
     """
     targets = Targets(target_modules, exclude_modules, layers_to_transform, head_modules)
-    context = Context(model, list(calibration), seed, group_bytes, progress)
-    return score_layers(eligible_layers(model, targets), importance, context)
+    context = Context(model, as_batches(calibration), seed, group_bytes, draws, progress)
+    return score_layers(eligible_layers(model, targets), importance, context)["out"]
 
 
-def attach(base: nn.Module, config: RowSFTConfig, calibration: Sequence[dict] | None = None) -> PeftModel:
+def attach(base: nn.Module, config: RowSFTConfig, calibration: Iterable[dict] | None = None) -> PeftModel:
     """Wrap `base` for row-SFT as `config` says: score, choose the rows, `peft.get_peft_model`. Any metric works.
 
     Rows given by `config.row_ids` are taken as they are. `config` itself is not changed. calibration: see `score`.
@@ -61,7 +63,8 @@ def attach(base: nn.Module, config: RowSFTConfig, calibration: Sequence[dict] | 
     )
     layers = eligible_layers(base, targets)
     counts = {name: config.rows_of(name, layer_shape(layer)[0]) for name, layer in layers.items()}
-    scores = score_layers(layers, config.importance, Context(base, list(calibration or ()), config.seed))
+    context = Context(base, as_batches(calibration), config.seed)
+    scores = score_layers(layers, config.importance, context)["out"]
     chosen = copy.copy(config)
     chosen.row_ids = choose(scores, counts, config.scope)
     chosen.target_modules = set(layers)

@@ -99,8 +99,8 @@ class RowSFTModel(BaseTuner):
 
     def _score_rows(self, config: RowSFTConfig, name: str, layer: nn.Module, rows: int) -> torch.Tensor:
         # Imported here because these import peft, and importing peft imports this module.
-        from rowsft.importance import layer_generator, score_weights
-        from rowsft.selection import choose, rows_of
+        from rowsft.importance import Context, score_layers
+        from rowsft.selection import choose
 
         if config.scope != "layer" or config.attention != "linear":
             raise UserError(
@@ -112,9 +112,8 @@ class RowSFTModel(BaseTuner):
                 f"layer {name} has no weights that can be scored ({layer.weight.dtype} on {layer.weight.device}); "
                 "pass row_ids"
             )
-        weight = rows_of(layer, layer.weight.detach())
-        scores = score_weights(weight, config.importance, layer_generator(config.seed, name))
-        return choose({name: scores}, {name: rows})[name].cpu()
+        context = Context(self.model, seed=config.seed)
+        return choose(score_layers({name: layer}, config.importance, context)["out"], {name: rows})[name]
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
         base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
