@@ -35,6 +35,10 @@ class Calibration(list):
         return scores
 
 
+class Rehearsal(list):
+    """Batches that are scored for the memory it takes alone: two perturbations show what hundreds would."""
+
+
 def as_batches(calibration: Iterable[Mapping] | None) -> Sequence[Mapping]:
     """The batches as a sequence; an iterator is used up once. Raises UserError for what is no collection of batches."""
     if isinstance(calibration, Mapping):

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from rowsft.errors import UserError
-from rowsft.importance.calibration import Calibration
+from rowsft.importance.calibration import Calibration, Rehearsal
 from rowsft.importance.reduction import Axis, Scores, sums, weight_of
 from rowsft.importance.seeding import layer_generator
 from rowsft.selection import layer_shape
@@ -129,6 +129,8 @@ def score_layers(
             f"importance={importance} needs training batches and calibration is empty; give calibration=[...] to "
             f"rowsft.score or rowsft.attach, or use a metric that needs none ({', '.join(free)})"
         )
+    if isinstance(context.calibration, Rehearsal):
+        context = replace(context, draws=min(context.draws, 2))
     if chosen.needs_data and isinstance(context.calibration, Calibration):
         batches, asked = context.calibration, _asked(layers, chosen, context, axes)
         return batches.cached(asked, lambda: _computed(layers, chosen, context, axes))
