@@ -17,12 +17,14 @@ from rowsft import measure, training
 from rowsft.budget import Budget
 from rowsft.errors import UserError
 from rowsft.identity import RunPlan
+from rowsft.importance.calibration import Calibration, Rehearsal, on_device
 from rowsft.method import Knobs, Method, Targets
 from rowsft.models import Loaded, load
 from rowsft.progress import bar
 from rowsft.settings import TrainerSettings
 from rowsft.store import Attempt, Store
 from rowsft.store.attempt import error_fields, state_of
+from rowsft.store.score_cache import ScoreCache
 from rowsft.tasks import Task
 from rowsft.track import Tracker, final_numbers, tracking
 
@@ -179,10 +181,15 @@ def _select(job: Job) -> None:
         sizes = job.knobs
         with measure.watched(job.memory, "select", job.device):
             job.knobs = job.method.select(job.model, sizes, calibration)
+    if calibration:
+        job.attempt.update(scores_from_cache=calibration.was_read)
+        if calibration.was_read and not _probing(job):
+            # Nothing was scored, so nothing was measured.
+            job.memory["select"] = None
     if calibration and _probing(job):
         largest = max(calibration, key=lambda batch: batch["input_ids"].numel())
         with job.clock.phase("measure"):
-            _probe(job, "select", lambda: job.method.select(job.model, sizes, [largest]))
+            _probe(job, "select", lambda: job.method.select(job.model, sizes, Rehearsal([largest])))
     _say_budget(job)
 
 
@@ -300,17 +307,26 @@ def _evaluate_examples(job: Job, examples: list[dict], title: str | None):
         )
 
 
-def _calibration(job: Job) -> list[dict[str, torch.Tensor]]:
-    """The first `calibration_batches` batches of the training order, on the model's device."""
+def _calibration(job: Job) -> Calibration:
+    """The first `calibration_batches` batches of the training order, on the model's device; their scores are kept."""
     size = job.settings.batch_size
     needed = min(len(job.encoded), job.settings.calibration_batches * size)
     order = training.data_order(len(job.encoded), needed, job.seed)
     collate = job.task.collator(job.loaded.tokenizer, job.model)
     batches = [collate([dict(job.encoded[i]) for i in order[k : k + size]]) for k in range(0, needed, size)]
-    return [
-        {key: value.to(job.device) if torch.is_tensor(value) else value for key, value in batch.items()}
-        for batch in batches
-    ]
+    return Calibration((on_device(batch, job.device) for batch in batches), ScoreCache(job.plan.store), _scored(job))
+
+
+def _scored(job: Job) -> dict:
+    """What determines model and calibration batches: kept scores are those of this."""
+    config = job.plan.config
+    return {
+        **{key: config[key] for key in ("model", "task", "revisions", "seed")},
+        "loaded_revision": job.loaded.revision,
+        "batch_size": job.settings.batch_size,
+        "calibration_batches": job.settings.calibration_batches,
+        "device": job.device.type,
+    }
 
 
 def _targets(job: Job) -> Targets:

@@ -31,7 +31,7 @@ class RowSFT(PeftMethod):
     native: ClassVar[tuple[str, ...]] = ("rows", "ratio")
 
     def __post_init__(self):
-        self.needs_calibration = metric(self.importance).needs == "gradients"
+        self.needs_calibration = metric(self.importance).needs_data
 
     def units(self, layers: dict[str, nn.Module]) -> dict[str, Unit]:
         """A row costs d_in, and its bias entry where there is one and `train_bias` is on."""
@@ -46,9 +46,8 @@ class RowSFT(PeftMethod):
         values = knobs.values
         layers = {name: model.get_submodule(name) for name in values["target_modules"]}
         progress = bar(f"scoring {self.importance}")
-        scores = score_layers(
-            layers, self.importance, Context(model, calibration, self.seed, self.group_bytes, progress)
-        )
+        context = Context(model, calibration, self.seed, self.group_bytes, progress=progress)
+        scores = score_layers(layers, self.importance, context)["out"]
         counts = {name: values["rows_pattern"].get(name, values["rows"]) for name in layers}
         return replace(knobs, row_ids=choose(scores, counts, values["scope"]))
 

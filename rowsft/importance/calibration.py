@@ -1,6 +1,7 @@
-"""What a calibration batch weighs, and how it reaches the model."""
+"""What a calibration batch weighs, how it reaches the model, and what its loss must be."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,42 +12,134 @@ IGNORED = -100
 _SHIFTED = (None, "ForCausalLM", "ForConditionalGeneration")
 
 
-def batch_weights(model: nn.Module, batches: Sequence[dict]) -> list[float]:
+class Calibration(list):
+    """Calibration batches whose scores are kept: a list of batches, a cache, and what identifies the batches.
+
+    cache: `get(key) -> scores | None` and `put(key, scores)`, see `rowsft.store.score_cache`. identity: JSON-able; all
+    that determines model and batches. was_read: whether the latest scores came from the cache.
+    """
+
+    def __init__(self, batches: Iterable[dict], cache, identity: dict):
+        super().__init__(batches)
+        self.cache, self.identity = cache, identity
+        self.was_read = False
+
+    def cached(self, asked: dict, compute: Callable[[], dict]) -> dict:
+        """The scores kept for `asked`; else those of `compute()`, which are then kept."""
+        key = {**self.identity, **asked}
+        scores = self.cache.get(key)
+        self.was_read = scores is not None
+        if scores is None:
+            scores = compute()
+            self.cache.put(key, scores)
+        return scores
+
+
+class Rehearsal(list):
+    """Batches that are scored for the memory it takes alone: two perturbations show what hundreds would."""
+
+
+def as_batches(calibration: Iterable[Mapping] | None) -> Sequence[Mapping]:
+    """The batches as a sequence; an iterator is used up once. Raises UserError for what is no collection of batches."""
+    if isinstance(calibration, Mapping):
+        raise UserError(
+            f"calibration is a single batch ({', '.join(map(str, calibration))}); expected a list of batches: "
+            "calibration=[batch]"
+        )
+    batches = calibration if isinstance(calibration, list) else list(calibration or ())
+    for index, batch in enumerate(batches):
+        if not isinstance(batch, Mapping):
+            raise UserError(
+                f"calibration batch {index} is a {type(batch).__name__}; expected a dict of tensors that the model's "
+                "forward accepts"
+            )
+    return batches
+
+
+def batch_weights(model: nn.Module, batches: Sequence[Mapping]) -> list[float]:
     """Each batch's share of all labelled tokens (or examples): so weighted, mean losses add up to the overall mean.
 
-    Raises UserError for no batches at all, and for a batch without labels.
+    Raises UserError for a batch without labels, or with none that counts.
     """
-    if not batches:
-        raise UserError("calibration is empty; give at least one training batch with labels (calibration=[...])")
-    counts = [_labelled(model, batch, index) for index, batch in enumerate(batches)]
+    counts = [sum(labelled(model, batch, index)) for index, batch in enumerate(batches)]
     return [count / sum(counts) for count in counts]
 
 
-def on_device(batch: dict, device: torch.device) -> dict:
-    """The batch with its tensors on `device`."""
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+def labelled(model: nn.Module, batch: Mapping, index: int) -> list[int]:
+    """Labelled tokens of every sample of a batch; 1 or 0 where a sample has one label or a vector of numbers.
 
-
-def largest_batch_tokens(batches: Sequence[dict]) -> int:
-    """Padded tokens of the largest batch; its examples where there are no input ids."""
-    return max(batch["input_ids" if "input_ids" in batch else "labels"].numel() for batch in batches)
-
-
-def _labelled(model: nn.Module, batch: dict, index: int) -> int:
+    Raises UserError naming the batch (`index`) when it has no labels or none that counts.
+    """
     labels = batch.get("labels")
     if labels is None:
         raise UserError(
             f"calibration batch {index} has no labels, only {', '.join(batch)}; scoring needs the model's own loss"
         )
     if labels.is_floating_point():
-        count = len(labels)
+        counts = [1] * len(labels)
     else:
         # A causal language model shifts labels inside: the first one is never predicted.
         shifted = labels.dim() > 1 and _shifts_labels(model)
-        count = int((labels[..., 1:] if shifted else labels).ne(IGNORED).sum())
-    if count == 0:
+        counts = (labels[..., 1:] if shifted else labels).ne(IGNORED).reshape(len(labels), -1).sum(dim=1).tolist()
+    if not any(counts):
         raise UserError(f"calibration batch {index} has no labelled token; drop it or label its answers")
-    return count
+    return counts
+
+
+def select_samples(batch: Mapping, samples: slice | Tensor) -> dict:
+    """Some samples of a batch: every tensor whose first dimension counts samples is cut, all else stays."""
+    size = len(batch["labels"])
+    return {
+        key: value[samples] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
+        for key, value in batch.items()
+    }
+
+
+def on_device(batch: Mapping, device: torch.device) -> dict:
+    """The batch with its tensors on `device`."""
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model takes its inputs."""
+    return next(model.parameters()).device
+
+
+def largest_batch(batches: Sequence[Mapping]) -> Mapping:
+    """The batch with the most (padded) tokens, or entries of its largest tensor where there are no input ids."""
+    return max(batches, key=_entries)
+
+
+def loss_of(model: nn.Module, batch: Mapping, index: int) -> Tensor:
+    """The model's own loss on a batch. Raises UserError naming the batch (`index`) for no loss or one not finite."""
+    loss = getattr(model(**on_device(batch, device_of(model))), "loss", None)
+    if loss is None:
+        raise UserError(
+            f"{type(model).__name__} returns no loss for calibration batch {index}; load the model with its task head, "
+            "as in AutoModelForCausalLM"
+        )
+    if not math.isfinite(loss.item()):
+        raise UserError(
+            f"calibration batch {index} has loss {loss.item()}; expected a finite number; "
+            "check its labels, or load the model in float32"
+        )
+    return loss
+
+
+def check_finite(values: Mapping[str, Tensor], index: int, what: str) -> None:
+    """Raise UserError naming layer and batch (`index`) for a value (layer name -> scalar) that is not finite."""
+    if values and not torch.isfinite(torch.stack([value.float() for value in values.values()])).all():
+        name = next(name for name, value in values.items() if not torch.isfinite(value))
+        raise UserError(
+            f"calibration batch {index}: the {what} of layer {name} is not finite; drop the batch, or load the model "
+            "in float32"
+        )
+
+
+def _entries(batch: Mapping) -> int:
+    if "input_ids" in batch:
+        return batch["input_ids"].numel()
+    return max(value.numel() for value in batch.values() if isinstance(value, Tensor))
 
 
 def _shifts_labels(model: nn.Module) -> bool:

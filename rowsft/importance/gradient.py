@@ -2,132 +2,148 @@
 
 A metric that is nonlinear in the mean gradient cannot be summed up batch by batch: the gradient itself must be
 accumulated. To never hold the whole model's, layers are taken in groups and the batches are gone through once for
-each group.
+each group. taylor_row is linear up to its last step and forms no gradient: see `rowsft.importance.contribution`.
 """
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rowsft.errors import UserError
-from rowsft.importance.calibration import batch_weights, largest_batch_tokens, on_device
+from rowsft.importance.calibration import batch_weights, check_finite, loss_of
+from rowsft.importance.grouping import Pass, groups_of
+from rowsft.importance.reduction import Axis, Scores, blocks, one_per_weight, sums, wide
 from rowsft.importance.registry import Context, register
 from rowsft.importance.untouched import untouched
-from rowsft.selection import layer_shape, rows_of
 
 
 @register("taylor", needs="gradients")
-def taylor(layers: dict[str, nn.Module], context: Context) -> dict[str, Tensor]:
-    """Sum over j of abs(w_ij g_ij), g the gradient of the mean loss over all labelled tokens of the calibration set.
+def taylor(layers: dict[str, nn.Module], context: Context, axes: Sequence[Axis]) -> Scores:
+    """abs(w_ij g_ij), g the gradient of the mean loss over all labelled tokens of the calibration set.
 
     First-order Taylor estimate of what removing single weights does to the loss (Molchanov et al., arXiv 1611.06440),
-    summed over a row.
+    summed over a row or column.
     """
+    return _of_mean_gradient(layers, context, axes, lambda weight, gradient: (weight * gradient).abs())
+
+
+@register("grad2", needs="gradients")
+def grad2(layers: dict[str, nn.Module], context: Context, axes: Sequence[Axis]) -> Scores:
+    """g_ij squared, g as in taylor: how fast the loss falls, to first order, by a gradient step on the row."""
+    return _of_mean_gradient(layers, context, axes, lambda weight, gradient: gradient.square())
+
+
+def _of_mean_gradient(
+    layers: dict[str, nn.Module],
+    context: Context,
+    axes: Sequence[Axis],
+    term: Callable[[Tensor, Tensor], Tensor],
+) -> Scores:
     scores = {}
     for group, gradients in mean_gradients(layers, context):
-        for name, layer in group.items():
-            scores[name] = rows_of(layer, gradients.pop(name) * layer.weight.detach()).abs().sum(dim=1)
-    return scores
+        for layer in group.values():
+            scores[layer.weight] = sums(layer, axes, term, layer.weight.detach(), gradients.pop(layer.weight))
+    return {name: scores[layer.weight] for name, layer in layers.items()}
 
 
 def mean_gradients(
     layers: dict[str, nn.Module], context: Context
-) -> Iterator[tuple[dict[str, nn.Module], dict[str, Tensor]]]:
-    """Yield (group of layers, layer name -> mean gradient, laid out as the weight, in 32 bit or wider), group by group.
+) -> Iterator[tuple[dict[str, nn.Module], dict[Tensor, Tensor]]]:
+    """Yield (group of layers, weight -> mean gradient, laid out as the weight, in 32 bit or wider), group by group.
 
     Batches count by their labelled tokens (examples, for sequence labels), as the model's own loss does within a
-    batch. The model is in eval mode, and is given back untouched after each group. Raises UserError for an empty
-    calibration set, a loss that is not finite (naming the batch) and a weight that cannot have a gradient.
+    batch. A weight that layers share comes once, with the gradient of all its uses. Take the gradients out: the next
+    group's are summed up while the dictionary lives. The model is in eval mode, and is given back untouched after
+    each group. Raises UserError for a loss or gradient that is not finite (naming the batch) and a weight that cannot
+    have a gradient.
     """
     weights = batch_weights(context.model, context.calibration)
-    for name, layer in layers.items():
-        if not layer.weight.is_floating_point():
-            raise UserError(
-                f"layer {name} holds {layer.weight.dtype} weights, which have no gradient; use l1, l2 or random instead"
-            )
-    size = default_group_bytes(layers, context) if context.group_bytes is None else context.group_bytes
-    groups = grouped(layers, size)
-    passes = len(groups) * len(weights)
-    ticks = iter(context.progress(range(passes), passes))
-    for group in groups:
+    check_differentiable(layers)
+    groups = groups_of(one_per_weight(layers), context, Pass(accumulators=1))
+    for group, ticks in passes(groups, len(weights), context):
         with untouched(context.model):
             gradients = _accumulate(group, context, zip(weights, ticks, strict=False))
         yield group, gradients
+
+
+def passes(
+    groups: list[dict[str, nn.Module]], steps: int, context: Context
+) -> Iterator[tuple[dict[str, nn.Module], Iterator]]:
+    """Yield (group, ticks) with `context.progress` counting all steps of all groups; take one tick a step."""
+    total = len(groups) * steps
+    ticks = iter(context.progress(range(total), total))
+    for group in groups:
+        yield group, ticks
+    # Lets a bar that counts what has been taken come to its end.
     next(ticks, None)
 
 
-def grouped(layers: dict[str, nn.Module], group_bytes: int) -> list[dict[str, nn.Module]]:
-    """Consecutive layers whose accumulated gradients fit in `group_bytes` together; a larger one stands alone."""
-    groups: list[dict[str, nn.Module]] = []
-    room = 0
+def check_differentiable(layers: dict[str, nn.Module]) -> None:
+    """Raise UserError naming a layer whose weight can have no gradient and cannot be perturbed."""
     for name, layer in layers.items():
-        size = _accumulator_bytes(layer)
-        if not groups or size > room:
-            groups.append({})
-            room = group_bytes
-        groups[-1][name] = layer
-        room -= size
-    return groups
+        if not layer.weight.is_floating_point():
+            raise UserError(
+                f"layer {name} holds {layer.weight.dtype} weights, which have no gradient; use taylor_row, wanda, l1, "
+                "l2 or random instead"
+            )
 
 
-def default_group_bytes(layers: dict[str, nn.Module], context: Context) -> int:
-    """Bytes of accumulated gradients at which scoring stays below a training step of the row channel at the same batch.
+class GradientHooks:
+    """Context manager: inside, every backward hands each weight's gradient to take(weight, gradient) and drops it.
 
-    That step keeps X, the input of every layer (layers of one block and width share it). A pass over a group keeps
-    its own inputs only, X * group / all, next to the group's accumulators and one layer's gradient on its way: so the
-    group may have (X - gradient) / (1 + X / all). Both backpropagate through the frozen rest alike.
+    The gradients of a whole group never exist at once. The model must be frozen and its `.grad`s empty.
+    `check(batch index)` raises UserError for a gradient of the latest backward that was not finite.
     """
-    tokens = largest_batch_tokens(context.calibration)
-    inputs = {
-        (name.rpartition(".")[0], layer_shape(layer)[1]): layer.weight.element_size() * layer_shape(layer)[1]
-        for name, layer in layers.items()
-    }
-    kept = tokens * sum(inputs.values())
-    everything = sum(_accumulator_bytes(layer) for layer in layers.values())
-    one_gradient = max(layer.weight.numel() * layer.weight.element_size() for layer in layers.values())
-    return max(0, int((kept - one_gradient) / (1 + kept / everything)))
+
+    def __init__(self, group: dict[str, nn.Module], take: Callable[[Tensor, Tensor], None]):
+        # By identity: layers that share one weight share its gradient.
+        self._names = {layer.weight: name for name, layer in reversed(group.items())}
+        self._take = take
+        self._largest: dict[str, Tensor] = {}
+
+    def __enter__(self) -> "GradientHooks":
+        self._handles = [
+            weight.requires_grad_(True).register_post_accumulate_grad_hook(self._pass_on) for weight in self._names
+        ]
+        return self
+
+    def __exit__(self, *raised) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _pass_on(self, weight: nn.Parameter) -> None:
+        gradient, weight.grad = weight.grad, None
+        self._largest[self._names[weight]] = torch.linalg.vector_norm(gradient, ord=torch.inf)
+        self._take(weight, gradient)
+
+    def check(self, index: int) -> None:
+        """Raise UserError naming layer and batch for a gradient that was not finite."""
+        check_finite(self._largest, index, "gradient")
+        self._largest.clear()
 
 
 def _accumulate(
     group: dict[str, nn.Module], context: Context, weighted: Iterable[tuple[float, int]]
-) -> dict[str, Tensor]:
-    """One pass over the calibration batches for one group; the model must be frozen and its `.grad`s empty."""
-    # By identity: layers that share one weight share its gradient.
-    sums = {layer.weight: torch.zeros_like(layer.weight, dtype=_wide(layer.weight)) for layer in group.values()}
+) -> dict[Tensor, Tensor]:
+    """One pass over the calibration batches for one group."""
+    gradients = {
+        layer.weight: torch.zeros_like(layer.weight, dtype=wide(layer.weight.dtype)) for layer in group.values()
+    }
     share = 0.0  # of the batch at hand
 
-    def add(weight: nn.Parameter) -> None:
-        # Taken up and dropped as soon as it is there: the gradients of a whole group never exist at once.
-        sums[weight].add_(weight.grad, alpha=share)
-        weight.grad = None
+    def add(weight: Tensor, gradient: Tensor) -> None:
+        add_to(gradients[weight], gradient, share)
 
-    hooks = [weight.requires_grad_(True).register_post_accumulate_grad_hook(add) for weight in sums]
-    device = next(context.model.parameters()).device
-    try:
+    with GradientHooks(group, add) as hooks:
         for index, (weight_of_batch, _) in enumerate(weighted):
             share = weight_of_batch
-            _loss(context.model, on_device(context.calibration[index], device), index).backward()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: sums[layer.weight] for name, layer in group.items()}
+            loss_of(context.model, context.calibration[index], index).backward()
+            hooks.check(index)
+    return gradients
 
 
-def _loss(model: nn.Module, batch: dict, index: int) -> Tensor:
-    loss = model(**batch).loss
-    if not math.isfinite(loss.item()):
-        raise UserError(
-            f"calibration batch {index} has loss {loss.item()}; expected a finite number; "
-            "check its labels, or load the model in float32"
-        )
-    return loss
-
-
-def _wide(weight: Tensor) -> torch.dtype:
-    return torch.promote_types(weight.dtype, torch.float32)
-
-
-def _accumulator_bytes(layer: nn.Module) -> int:
-    return layer.weight.numel() * _wide(layer.weight).itemsize
+def add_to(total: Tensor, values: Tensor, factor: float) -> None:
+    """total += factor * values, block by block: an addition of two dtypes copies the narrow one first."""
+    for rows in blocks(values):
+        total[rows].add_(values[rows].to(total.dtype), alpha=factor)

@@ -7,6 +7,6 @@ from rowsft.importance.registry import register
 
 
 @register("random", needs="nothing")
-def random(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform numbers in [0, 1), one per row, drawn on the CPU so that every device chooses the same rows."""
-    return torch.rand(weight.shape[0], generator=generator)
+def random(count: int, generator: torch.Generator) -> Tensor:
+    """Uniform numbers in [0, 1), one per row or column, drawn on the CPU so that every device chooses the same ones."""
+    return torch.rand(count, generator=generator)

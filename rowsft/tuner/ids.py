@@ -11,7 +11,7 @@ from rowsft.errors import UserError
 PLACEHOLDER_ID = -1
 
 
-class LayerIds(NamedTuple):
+class Chosen(NamedTuple):
     """rows (kr,) and columns (kc,), int64; empty where the layer trains none."""
 
     rows: torch.Tensor

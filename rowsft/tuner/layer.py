@@ -12,7 +12,7 @@ from torch import nn
 from rowsft.errors import UserError
 
 from .config import RowSFTConfig
-from .ids import LayerIds, check_layer_ids
+from .ids import Chosen, check_layer_ids
 from .matrix import as_matrix, other_rows, shape_of
 from .patch import Patch
 from .update import Update
@@ -51,7 +51,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         self._others: dict[str, torch.Tensor | None] = {}
         self._tied: dict[str, nn.Parameter] = {}
 
-    def update_layer(self, adapter_name: str, ids: LayerIds, config: RowSFTConfig) -> None:
+    def update_layer(self, adapter_name: str, ids: Chosen, config: RowSFTConfig) -> None:
         """Add an adapter that trains the given rows and columns of this layer, starting at zero change."""
         weight = self.get_base_layer().weight
         dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32

@@ -14,7 +14,7 @@ from rowsft.errors import UserError
 
 from .compiled import as_autocast, register_layer, written_linear
 from .config import RowSFTConfig
-from .ids import LayerIds
+from .ids import Chosen
 from .layer import RowSFTLayer
 from .patch import Patch
 from .update import Update
@@ -29,7 +29,7 @@ class Linear(RowSFTLayer):
         adapter_name: str,
         config: RowSFTConfig,
         layer_name: str,
-        ids: LayerIds,
+        ids: Chosen,
         shared: bool,
     ):
         super().__init__(base_layer, layer_name, shared)

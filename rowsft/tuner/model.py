@@ -14,10 +14,10 @@ from rowsft.errors import UserError
 
 from .channel import CHANNELS
 from .config import RowSFTConfig
-from .ids import LayerIds, check_ids, placeholders
+from .ids import Chosen, check_ids, placeholders
 from .layer import RowSFTLayer
 from .linear import Linear
-from .matrix import as_matrix, shape_of
+from .matrix import shape_of
 
 
 class RowSFTModel(BaseTuner):
@@ -63,7 +63,7 @@ class RowSFTModel(BaseTuner):
                     "use full layer names such as model.layers.0.self_attn.q_proj"
                 )
         self._shared = _shared_tensors(model)
-        self._planned = {name: self._choose(peft_config, name, layer) for name, layer in targets.items()}
+        self._planned = self._plan(peft_config, model, targets)
         if targets and not any(len(ids.rows) + len(ids.columns) for ids in self._planned.values()):
             raise UserError(
                 "every target layer is left with 0 rows and 0 columns, nothing would be trained; raise the budget"
@@ -86,49 +86,34 @@ class RowSFTModel(BaseTuner):
             targets[name] = module
         return targets
 
-    def _choose(self, config: RowSFTConfig, name: str, layer: nn.Module) -> LayerIds:
-        """Ids of one layer: given, placeholders until a checkpoint brings them, or scored here."""
-        shape = shape_of(layer)
-        sizes = config.sizes_of(name, *shape)
+    def _plan(self, config: RowSFTConfig, model: nn.Module, targets: dict[str, nn.Module]) -> dict[str, Chosen]:
+        """Ids of the layers: given, placeholders until a checkpoint brings them, or chosen here by a data-free metric."""
         if config.row_ids is not None or config.column_ids is not None:
-            return LayerIds(
-                _given_ids(config.row_ids, "row", name, sizes[0], shape[0]),
-                _given_ids(config.column_ids, "column", name, sizes[1], shape[1]),
-            )
+            return {name: _given(config, name, layer) for name, layer in targets.items()}
         if config.rows_in_checkpoint:
-            return LayerIds(*map(placeholders, sizes))
-        if CHANNELS[config.channel].split is None or config.scope != "layer" or config.attention != "linear":
-            raise UserError(
-                f"channel={config.channel!r} with scope={config.scope!r} and attention={config.attention!r} cannot be "
-                "settled layer by layer; use rowsft.attach, or pass row_ids and column_ids"
-            )
-        return LayerIds(*(self._score(config, name, layer, axis, size) for axis, size in enumerate(sizes)))
+            sizes = {name: config.sizes_of(name, *shape_of(layer)) for name, layer in targets.items()}
+            return {name: Chosen(*map(placeholders, size)) for name, size in sizes.items()}
+        # Imported here because it imports peft, and importing peft imports this module.
+        from rowsft.attach import plan_rows
 
-    def _score(self, config: RowSFTConfig, name: str, layer: nn.Module, axis: int, size: int) -> torch.Tensor:
-        """The most important rows (axis 0) or columns (axis 1) of one layer, ascending, by a metric without data."""
-        # Imported here because these import peft, and importing peft imports this module.
-        from rowsft.importance import layer_generator, score_weights
-        from rowsft.selection import choose
-
-        if not size:
-            return placeholders(0)
-        if layer.weight.is_meta or not layer.weight.is_floating_point():
-            raise UserError(
-                f"layer {name} has no weights that can be scored ({layer.weight.dtype} on {layer.weight.device}); "
-                "pass row_ids and column_ids"
-            )
-        matrix = as_matrix(layer, layer.weight.detach())
-        # The columns of W are the rows of its transpose; metrics that draw must not draw the same for both.
-        matrix, drawn_for = (matrix.t(), f"{name}:in") if axis else (matrix, name)
-        scores = score_weights(matrix, config.importance, layer_generator(config.seed, drawn_for))
-        return choose({name: scores}, {name: size})[name].cpu()
+        for name, layer in targets.items():
+            if layer.weight.is_meta or not layer.weight.is_floating_point():
+                raise UserError(
+                    f"layer {name} has no weights that can be scored ({layer.weight.dtype} on {layer.weight.device}); "
+                    "pass row_ids and column_ids"
+                )
+        for module in model.modules():
+            # What is scored is the base model, not an earlier adapter's rows in it.
+            if isinstance(module, RowSFTLayer) and not module.merged:
+                module.restore()
+        return plan_rows(model, targets, config)
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
         base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         # Injection from a state dict may select layers that the config does not.
         ids = self._planned.get(current_key)
         if ids is None:
-            ids = self._choose(peft_config, current_key, base_layer)
+            ids = self._plan(peft_config, self.model, {current_key: base_layer})[current_key]
         if not len(ids.rows) + len(ids.columns):
             return
         if isinstance(target, RowSFTLayer):
@@ -167,6 +152,15 @@ def _take_sizes_from_ids(config: RowSFTConfig, targets: dict[str, nn.Module]) ->
         config.rows_pattern = {name: len((config.row_ids or {}).get(name, ())) for name in targets}
     if channel.has_columns and config.columns_pattern is None:
         config.columns_pattern = {name: len((config.column_ids or {}).get(name, ())) for name in targets}
+
+
+def _given(config: RowSFTConfig, name: str, layer: nn.Module) -> Chosen:
+    shape = shape_of(layer)
+    rows, columns = config.sizes_of(name, *shape)
+    return Chosen(
+        _given_ids(config.row_ids, "row", name, rows, shape[0]),
+        _given_ids(config.column_ids, "column", name, columns, shape[1]),
+    )
 
 
 def _given_ids(given, axis: str, name: str, size: int, most: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Scores against plain autograd in float64, and the promise that scoring changes nothing."""
+"""The contract of scoring: what it weighs, that it changes nothing, and how bad input is refused."""
 
 import random
 from copy import deepcopy
@@ -6,77 +6,18 @@ from copy import deepcopy
 import numpy
 import pytest
 import torch
-from tiny import causal_batch, classification_batch, tiny_bert, tiny_gpt2, tiny_llama
-from transformers.pytorch_utils import Conv1D
+from scoring import CASES, causal_batches, classification_batches, close, same, snapshot
+from tiny import causal_batch, tiny_bert, tiny_llama
+from torch import nn
 
 from rowsft.attach import attach, score
 from rowsft.errors import UserError
-from rowsft.importance import layer_generator, score_weights
-from rowsft.importance.gradient import default_group_bytes, grouped
-from rowsft.importance.registry import Context
+from rowsft.importance import layer_generator
+from rowsft.importance.reduction import sums
 from rowsft.selection import Targets, eligible_layers
 from rowsft.tuner import RowSFTConfig
 
-
-def causal_batches():
-    """Three batches with very different numbers of labelled tokens."""
-    batches = [causal_batch(2, 9, seed=1), causal_batch(3, 17, seed=2), causal_batch(2, 5, seed=3)]
-    batches[0]["labels"][:, :6] = -100
-    return batches
-
-
-def classification_batches():
-    return [classification_batch(5, 9, seed=1), classification_batch(2, 7, seed=2)]
-
-
-CASES = {
-    "llama": (tiny_llama, causal_batches),
-    "gpt2": (tiny_gpt2, causal_batches),
-    "bert": (tiny_bert, classification_batches),
-}
-
-
-def brute_force_taylor(model, batches, names):
-    """abs(w g) summed over rows, g the gradient of the summed loss over all labelled items by their number."""
-    total, count = 0.0, 0
-    for batch in batches:
-        logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
-        labels = batch["labels"]
-        if labels.dim() == 2:
-            logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        kept = labels != -100
-        chosen = torch.log_softmax(logits[kept], dim=-1)[torch.arange(int(kept.sum())), labels[kept]]
-        total, count = total - chosen.sum(), count + int(kept.sum())
-    weights = [model.get_submodule(name).weight for name in names]
-    gradients = torch.autograd.grad(total / count, weights)
-    scores = {}
-    for name, weight, gradient in zip(names, weights, gradients, strict=True):
-        product = (weight * gradient).abs()
-        scores[name] = product.sum(0 if isinstance(model.get_submodule(name), Conv1D) else 1).detach()
-    return scores
-
-
-def close(scores, expected, rtol=1e-6):
-    assert scores.keys() == expected.keys()
-    for name in scores:
-        assert scores[name].dtype == torch.float32
-        torch.testing.assert_close(scores[name], expected[name].float(), rtol=rtol, atol=0)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_taylor_is_the_gradient_of_the_mean_over_all_labelled_items(case):
-    build, make = CASES[case]
-    model, batches = build(torch.float64), make()
-    names = list(eligible_layers(model, Targets()))
-    close(score(model, "taylor", batches), brute_force_taylor(model, batches, names))
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_taylor_in_float32_is_close_to_float64(case):
-    build, make = CASES[case]
-    names = list(eligible_layers(build(), Targets()))
-    reference = build().double()
-    close(score(build(), "taylor", make()), brute_force_taylor(reference, make(), names), rtol=1e-3)
+DATA_METRICS = ["taylor", "taylor_row", "grad2", "fisher", "taylor2", "wanda", "zo_taylor"]
 
 
 def test_taylor_of_bfloat16_accumulates_in_float32():
@@ -102,41 +43,8 @@ def test_taylor_weighs_regression_batches_by_examples():
     close(score(model, "taylor", batches), expected)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("group_bytes", [0, 5000, 10**9])
-def test_groups_do_not_change_scores(case, group_bytes):
-    build, make = CASES[case]
-    model = build(torch.float64)
-    whole, parts = (
-        score(model, "taylor", make(), group_bytes=10**9),
-        score(model, "taylor", make(), group_bytes=group_bytes),
-    )
-    close(parts, whole)
-
-
-def test_a_group_never_exceeds_its_bytes_but_for_a_single_layer():
-    layers = eligible_layers(tiny_llama(), Targets())
-    for size in (0, 9000, 30000, 10**9):
-        groups = grouped(layers, size)
-        assert [name for group in groups for name in group] == list(layers)
-        assert all(len(g) == 1 or sum(m.weight.numel() * 4 for m in g.values()) <= size for g in groups)
-    assert len(grouped(layers, 0)) == len(layers)
-    assert len(grouped(layers, 10**9)) == 1
-
-
-def test_default_group_stays_below_the_inputs_that_a_row_step_keeps():
-    model = tiny_llama()
-    layers = eligible_layers(model, Targets())
-    batch = causal_batch(4, 32)
-    size = default_group_bytes(layers, Context(model, [batch]))
-    kept = 4 * 32 * 4 * 2 * (32 + 32 + 64)
-    everything = sum(layer.weight.numel() * 4 for layer in layers.values())
-    assert size > 0
-    assert size + size / everything * kept + 32 * 64 * 4 <= kept
-
-
-@pytest.mark.parametrize("metric", ["taylor", "l2", "random"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("metric", [*DATA_METRICS, "l2", "random"])
+@pytest.mark.parametrize("case", ["llama", "bert"])
 def test_scoring_leaves_everything_bit_identical(case, metric):
     build, make = CASES[case]
     model = build()
@@ -147,49 +55,43 @@ def test_scoring_leaves_everything_bit_identical(case, metric):
         parameter.requires_grad_(index % 3 != 0)
         parameter.grad = torch.full_like(parameter, float(index)) if index % 2 else None
     before = snapshot(model)
-    score(model, metric, make(), group_bytes=5000)
+    score(model, metric, make(), group_bytes=20000, draws=2)
     after = snapshot(model)
     assert [p.grad is None for p in parameters] == [bool(1 - i % 2) for i in range(len(parameters))]
     assert same(before, after)
 
 
-def test_scoring_restores_the_model_when_a_batch_is_bad():
-    model = tiny_llama()
+@pytest.mark.parametrize("metric", [*DATA_METRICS, "lowest(taylor)"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scoring_restores_the_model_when_a_batch_is_bad(metric, dtype):
+    model = tiny_llama(dtype)
     model.train()
-    batches = causal_batches()
     before = snapshot(model)
-    bad = {"inputs_embeds": torch.full((2, 9, 32), torch.nan), "labels": batches[0]["labels"]}
-    with pytest.raises(UserError, match="calibration batch 3 has loss nan"):
-        score(model, "taylor", [*batches, bad])
+    bad = {"inputs_embeds": torch.full((2, 9, 32), torch.nan, dtype=dtype), "labels": causal_batch()["labels"]}
+    message = "calibration batch 1: the input of layer" if metric == "wanda" else "calibration batch 1 has loss nan"
+    with pytest.raises(UserError, match=message):
+        score(model, metric, [causal_batch(), bad], draws=4)
     assert same(before, snapshot(model))
 
 
-def snapshot(model):
-    return {
-        "tensors": {name: tensor.clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]},
-        "addresses": [tensor.data_ptr() for tensor in [*model.parameters(), *model.buffers()]],
-        "grads": {
-            n: None if p.grad is None else (p.grad.data_ptr(), p.grad.clone()) for n, p in model.named_parameters()
-        },
-        "requires_grad": [p.requires_grad for p in model.parameters()],
-        "hooks": [len(p._post_accumulate_grad_hooks or ()) for p in model.parameters()],
-        "training": [module.training for module in model.modules()],
-        "torch": torch.get_rng_state(),
-        "numpy": numpy.random.get_state(),
-        "python": random.getstate(),
-    }
+@pytest.mark.parametrize("metric", DATA_METRICS)
+def test_scoring_restores_the_model_when_its_forward_raises(metric):
+    class Failing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.calls = tiny_llama(torch.bfloat16), 0
 
+        def forward(self, **batch):
+            self.calls += 1
+            if self.calls == 3:
+                self.inner.model.layers[1].mlp.down_proj(torch.ones(2, 5))
+            return self.inner(**batch)
 
-def same(left, right):
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
-    if isinstance(left, torch.Tensor):
-        return torch.equal(left, right)
-    if isinstance(left, numpy.ndarray):
-        return numpy.array_equal(left, right)
-    return left == right
+    model = Failing()
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match="shape|dtype"):
+        score(model, metric, causal_batches() + causal_batches(), draws=4)
+    assert same(before, snapshot(model))
 
 
 def test_scoring_restores_random_streams_and_buffers_that_a_model_uses_in_eval_mode():
@@ -222,21 +124,22 @@ def test_scoring_works_under_no_grad():
     close(inside, score(tiny_llama(), "taylor", causal_batches()), rtol=0)
 
 
-@pytest.mark.parametrize("build", [tiny_llama, tiny_bert, tiny_gpt2])
-@pytest.mark.parametrize(("metric", "power"), [("l1", 1), ("l2", 2)])
-def test_norms_row_by_row(build, metric, power):
-    model = build(torch.float64)
-    for name, scores in score(model, metric).items():
-        layer = model.get_submodule(name)
-        weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
-        rows = [sum(abs(w) ** power for w in row) for row in weight.tolist()]
-        torch.testing.assert_close(scores, torch.tensor(rows), rtol=1e-6, atol=0)
-
-
 def test_norms_of_bfloat16_accumulate_in_float32():
-    weight = torch.full((2, 4096), 1.0, dtype=torch.bfloat16)
-    weight[1, 0] = 3.0
-    assert score_weights(weight, "l1", layer_generator(0, "x")).tolist() == [4096.0, 4098.0]
+    layer = nn.Linear(4096, 2, dtype=torch.bfloat16)
+    nn.init.ones_(layer.weight)
+    layer.weight.data[1, 0] = 3.0
+    assert score(nn.Sequential(layer), "l1")["0"].tolist() == [4096.0, 4098.0]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5000), (5000, 3), (700, 40)])
+def test_sums_cover_every_block_once(shape):
+    rows, columns = shape
+    layer = nn.Linear(columns, rows).double()
+    values = torch.arange(rows * columns, dtype=torch.float64).view(rows, columns)
+    found = sums(layer, ("out", "in"), lambda a, b: a * b, layer.weight.detach(), values)
+    product = layer.weight.detach() * values
+    torch.testing.assert_close(found["out"], product.sum(1))
+    torch.testing.assert_close(found["in"], product.sum(0))
 
 
 def test_random_depends_on_seed_and_layer_name_alone():
@@ -247,8 +150,8 @@ def test_random_depends_on_seed_and_layer_name_alone():
     names = [name for name in scores if name.endswith(("k_proj", "v_proj"))]
     assert not torch.equal(scores[names[0]], scores[names[1]])
     assert not torch.equal(scores[names[0]], score(model, "random", seed=4)[names[0]])
-    direct = score_weights(model.get_submodule(names[0]).weight, "random", layer_generator(3, names[0]))
-    assert torch.equal(direct, scores[names[0]])
+    rows = len(scores[names[0]])
+    assert torch.equal(torch.rand(rows, generator=layer_generator(3, names[0])), scores[names[0]])
 
 
 def test_lowest_turns_the_sign():
@@ -256,16 +159,6 @@ def test_lowest_turns_the_sign():
     for metric in ("l2", "taylor"):
         plain, turned = score(model, metric, batches), score(model, f"lowest({metric})", batches)
         close({name: -scores for name, scores in turned.items()}, plain, rtol=0)
-
-
-def test_shared_weight_gets_the_gradient_of_both_uses():
-    model = tiny_llama(torch.float64)
-    a, b = (model.get_submodule(f"model.layers.{i}.self_attn.q_proj") for i in (0, 1))
-    b.weight = a.weight
-    names = ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"]
-    scores = score(model, "taylor", causal_batches(), target_modules=["q_proj"])
-    expected = brute_force_taylor(model, causal_batches(), names[:1])[names[0]]
-    close(scores, dict.fromkeys(names, expected))
 
 
 def test_progress_counts_every_batch_of_every_group():
@@ -281,24 +174,76 @@ def test_progress_counts_every_batch_of_every_group():
     assert seen == [(index, 3 * layers) for index in range(3 * layers)]
 
 
+NO_LABELS = {"input_ids": torch.ones(1, 3, dtype=torch.long)}
+UNLABELLED = {**causal_batch(), "labels": torch.full((2, 9), -100)}
+
+
 @pytest.mark.parametrize(
     ("metric", "batches", "message"),
     [
-        ("l3", [], r"importance=l3: unknown metric; use one of l1, l2, random, taylor"),
-        ("lowest(l3)", [], r"importance=l3"),
-        ("taylor", [], "calibration is empty"),
-        ("taylor", [{"input_ids": torch.ones(1, 3, dtype=torch.long)}], "calibration batch 0 has no labels"),
         (
-            "taylor",
-            [causal_batch(), {**causal_batch(), "labels": torch.full((2, 9), -100)}],
-            "calibration batch 1 has no labelled token",
+            "l3",
+            [],
+            r"importance=l3: unknown metric; use one of fisher, grad2, l1, l2, random, taylor, taylor2, taylor_row, "
+            r"wanda, zo_taylor, lowest\(metric\) or labelwise\(metric, aggregator\)",
         ),
+        ("lowest(l3)", [], "importance=l3"),
+        ("highest(l1)", [], r"importance=highest\(l1\): unknown"),
+        ("taylor", [], "calibration is empty"),
+        ("taylor", causal_batch(), r"single batch \(input_ids, .*calibration=\[batch\]"),
+        ("taylor", [torch.ones(2, 3)], "calibration batch 0 is a Tensor; expected a dict"),
+        ("taylor", [NO_LABELS], "calibration batch 0 has no labels"),
+        ("fisher", [NO_LABELS], "calibration batch 0 has no labels"),
+        ("taylor_row", [NO_LABELS], "calibration batch 0 has no labels"),
+        ("zo_taylor", [NO_LABELS], "calibration batch 0 has no labels"),
+        ("taylor", [causal_batch(), UNLABELLED], "calibration batch 1 has no labelled token"),
+        ("fisher", [causal_batch(), UNLABELLED], "calibration batch 1 has no labelled token"),
     ],
 )
 def test_bad_input_is_named(metric, batches, message):
     with pytest.raises(UserError, match=message) as caught:
         score(tiny_llama(), metric, batches)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_a_loss_is_named():
+    with pytest.raises(UserError, match="LossLess returns no loss for calibration batch 0"):
+        score(LossLess(), "taylor", [causal_batch()])
+
+
+class LossLess(nn.Module):
+    """A model without a head: it takes labels and makes nothing of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = tiny_llama().model
+
+    def forward(self, labels, **batch):
+        return self.inner(**batch)
+
+
+@pytest.mark.parametrize("metric", ["taylor", "fisher", "taylor2", "grad2", "taylor_row"])
+def test_a_gradient_that_is_not_finite_names_layer_and_batch(metric):
+    model, name = tiny_llama(), "model.layers.1.mlp.up_proj"
+
+    def spoil(layer, args, output):
+        if args[0].shape[1] == 5 and output.requires_grad:
+            output.register_hook(lambda gradient: gradient * torch.nan)
+
+    model.get_submodule(name).register_forward_hook(spoil)
+    with pytest.raises(UserError, match=rf"calibration batch 2: the .* of layer {name} is not finite"):
+        score(model, metric, causal_batches(), target_modules=["up_proj"], layers_to_transform=[1])
+
+
+@pytest.mark.parametrize("metric", ["taylor", "l1", "wanda"])
+def test_calibration_may_be_an_iterator(metric):
+    config = RowSFTConfig(rows=3, importance=metric, target_modules=["q_proj"])
+    once = score(tiny_llama(), metric, (batch for batch in causal_batches()), target_modules=["q_proj"])
+    close(once, score(tiny_llama(), metric, causal_batches(), target_modules=["q_proj"]), rtol=0)
+    first, second = attach(tiny_llama(), config, iter(causal_batches())), attach(tiny_llama(), config, causal_batches())
+    name = "model.layers.0.self_attn.q_proj"
+    ids = [wrapped.base_model.model.get_submodule(name).row_sft_ids["default"] for wrapped in (first, second)]
+    assert torch.equal(*ids)
 
 
 def test_scores_that_are_not_finite_name_the_layer():
@@ -308,11 +253,6 @@ def test_scores_that_are_not_finite_name_the_layer():
         model.get_submodule(name).weight[3, 4] = torch.inf
     with pytest.raises(UserError, match=rf"{name} is not finite in 1 of 64 rows"):
         score(model, "l1")
-
-
-def test_data_free_scoring_refuses_a_metric_that_needs_data():
-    with pytest.raises(UserError, match="rowsft.attach"):
-        score_weights(torch.ones(2, 2), "taylor", layer_generator(0, "x"))
 
 
 @pytest.mark.parametrize("metric", ["taylor", "l1", "random"])

@@ -1,0 +1,90 @@
+"""taylor_row: the first-order effect of removing a whole row or column, from activations alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rowsft.importance.calibration import batch_weights, check_finite, loss_of
+from rowsft.importance.gradient import passes
+from rowsft.importance.grouping import Pass, groups_of, hooked, layer_input
+from rowsft.importance.reduction import Axis, Scores, blocks, stored_dim, weight_of, zero_scores
+from rowsft.importance.registry import Context, register
+from rowsft.importance.untouched import untouched
+
+
+@register("taylor_row", needs="gradients")
+def taylor_row(layers: dict[str, nn.Module], context: Context, axes: Sequence[Axis]) -> Scores:
+    """abs(sum of w_ij g_ij over the row or column), g as in taylor ("multivariable", Li and Bhaskara).
+
+    With Y = X Wᵀ + b over all tokens t, the sum over a row is that of (Y_ti - b_i) dY_ti, over a column that of
+    x_tj (dY W)_tj: no gradient of a weight is formed. Y - b is computed again from X in the backward pass: keeping X
+    is what a row step does, and layers that read the same X share it. Calls of a layer, and of layers that share a
+    weight, are added up before the absolute value is taken.
+    """
+    weights = batch_weights(context.model, context.calibration)
+    signed = {layer.weight: zero_scores(layer, axes) for layer in layers.values()}
+    groups = groups_of(layers, context, Pass(accumulators=0, gradients=False))
+    for group, ticks in passes(groups, len(weights), context):
+        # A weight's layers may lie in two groups: each adds its own calls.
+        with untouched(context.model):
+            for index, (share, _) in enumerate(zip(weights, ticks, strict=False)):
+                _add_batch(group, signed, context, index, share)
+    return {name: {axis: total.abs() for axis, total in signed[layer.weight].items()} for name, layer in layers.items()}
+
+
+def _add_batch(
+    group: dict[str, nn.Module], signed: dict[Tensor, dict[Axis, Tensor]], context: Context, index: int, share: float
+) -> None:
+    anchor = torch.zeros((), requires_grad=True)
+
+    def attach(layer: nn.Module, args: tuple, kwargs: Mapping, output: Tensor) -> Tensor:
+        def take(inputs: Tensor, output_gradient: Tensor) -> None:
+            _add_call(layer, inputs, output_gradient, signed[layer.weight], share)
+
+        return _Contribution.apply(output, layer_input(args, kwargs), anchor, take)
+
+    with hooked(group, attach):
+        loss = loss_of(context.model, context.calibration[index], index)
+        if loss.requires_grad:
+            loss.backward()
+    totals = {name: sum(t.sum() for t in signed[layer.weight].values()) for name, layer in group.items()}
+    check_finite(totals, index, "sum of weight times gradient")
+
+
+class _Contribution(torch.autograd.Function):
+    """The layer's output unchanged; its gradient is shown to `take` together with the layer's input.
+
+    `anchor` makes the graph begin here: no parameter requires a gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, output: Tensor, inputs: Tensor, anchor: Tensor, take: Callable[[Tensor, Tensor], None]) -> Tensor:
+        ctx.save_for_backward(inputs)
+        ctx.take = take
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, output_gradient: Tensor):
+        ctx.take(ctx.saved_tensors[0], output_gradient)
+        return output_gradient, None, None, None
+
+
+@torch.no_grad()
+def _add_call(
+    layer: nn.Module, inputs: Tensor, output_gradient: Tensor, totals: dict[Axis, Tensor], share: float
+) -> None:
+    left, right = output_gradient.flatten(0, -2), inputs.flatten(0, -2)
+    weight = weight_of(layer)
+    weight = weight if stored_dim(layer, "out") == 0 else weight.t()
+    if "out" in totals:
+        _add_products(totals["out"], left, right, weight, share)
+    if "in" in totals:
+        _add_products(totals["in"], right, left, weight.t(), share)
+
+
+def _add_products(total: Tensor, left: Tensor, right: Tensor, matrix: Tensor, share: float) -> None:
+    """total_i += share * sum over t of left_ti (right matrixᵀ)_ti, for left (t, a), right (t, b), matrix (a, b)."""
+    for part in blocks(left.t()):
+        product = (right @ matrix[part].t()).to(total.dtype)
+        total[part].add_(product.mul_(left[:, part]).sum(dim=0), alpha=share)

@@ -1,0 +1,132 @@
+"""How many layers one pass may serve, so that scoring's peak stays below that of a training step of the row channel.
+
+That step backpropagates through the frozen network and keeps the input of every target layer for it. A pass of a
+metric does the same for its group of layers alone, so what the other layers' inputs would have taken is free for
+accumulated gradients and for the one gradient on its way. What an input costs is measured in one forward pass: layers
+that read the same tensor share it, and one that the network keeps anyway (as attention keeps its output) costs nothing.
+
+The bound: a layer stands alone where it does not fit with another, so a pass needs at least the accumulators and the
+gradient of one layer. Only where those alone exceed all kept inputs (a batch of fewer tokens than a layer is wide) can
+scoring's peak exceed the step's.
+"""
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rowsft.importance.calibration import device_of, largest_batch, on_device
+from rowsft.importance.reduction import block_bytes, wide
+from rowsft.importance.registry import Context
+from rowsft.importance.untouched import untouched
+
+#: Layer name -> {a number for each tensor that its calls keep: bytes}.
+Kept = dict[str, dict[int, int]]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a metric's pass over a group holds. accumulators: wide tensors per weight. gradients: whether autograd
+    forms the weight's gradient. share: of the largest batch that goes through at once."""
+
+    accumulators: int
+    gradients: bool = True
+    share: float = 1.0
+
+
+def groups_of(layers: dict[str, nn.Module], context: Context, holds: Pass) -> list[dict[str, nn.Module]]:
+    """Consecutive layers that one pass may serve together within `context.group_bytes`, in their order.
+
+    None takes all that a row step keeps (`kept_bytes`) on the largest calibration batch. A layer that does not fit
+    with others stands alone.
+    """
+    kept = kept_inputs(layers, context)
+    room = kept_bytes(kept) if context.group_bytes is None else context.group_bytes
+    room -= sum(_score_bytes(layer) for layer in layers.values())
+    groups: list[dict[str, nn.Module]] = []
+    for name, layer in layers.items():
+        if not groups or _pass_bytes({**groups[-1], name: layer}, kept, holds) > room:
+            groups.append({})
+        groups[-1][name] = layer
+    return groups
+
+
+def kept_bytes(kept: Kept) -> int:
+    """Bytes of all distinct tensors kept."""
+    return sum({number: size for tensors in kept.values() for number, size in tensors.items()}.values())
+
+
+def kept_inputs(layers: dict[str, nn.Module], context: Context) -> Kept:
+    """Inputs of `layers` that the largest calibration batch makes a row step keep on top of the frozen network's own.
+
+    One forward pass that keeps nothing itself. The model is given back untouched.
+    """
+    numbers = _Numbers()
+    inputs: Kept = {name: {} for name in layers}
+    saved: set[int] = set()
+    names = {layer: name for name, layer in layers.items()}
+
+    def note(layer: nn.Module, args: tuple, kwargs: Mapping, output: Tensor) -> Tensor:
+        tensor = layer_input(args, kwargs)
+        inputs[names[layer]][numbers[tensor]] = tensor.untyped_storage().nbytes()
+        # The graph begins at the first target layer, as it does in training.
+        return output if output.requires_grad else output.detach().requires_grad_().view_as(output)
+
+    count = torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.add(numbers[tensor]), lambda nothing: None)
+    with untouched(context.model), hooked(layers, note), count:
+        context.model(**on_device(largest_batch(context.calibration), device_of(context.model)))
+    return {
+        name: {number: size for number, size in tensors.items() if number not in saved}
+        for name, tensors in inputs.items()
+    }
+
+
+def layer_input(args: tuple, kwargs: Mapping) -> Tensor:
+    """The one input of a linear layer's call."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+@contextmanager
+def hooked(layers: dict[str, nn.Module], hook) -> Iterator[None]:
+    """Call hook(layer, args, kwargs, output) after every forward of `layers`; what it returns replaces the output."""
+    handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in dict.fromkeys(layers.values())]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Numbers:
+    """A number for every storage, which is not given again once the storage is gone: its address may be."""
+
+    def __init__(self):
+        self._live: dict[int, int] = {}
+        self._next = 0
+
+    def __getitem__(self, tensor: Tensor) -> int:
+        storage = tensor.untyped_storage()
+        address = storage._cdata
+        if address not in self._live:
+            self._live[address] = self._next
+            self._next += 1
+            weakref.finalize(storage, self._live.pop, address, None)
+        return self._live[address]
+
+
+def _pass_bytes(group: dict[str, nn.Module], kept: Kept, holds: Pass) -> int:
+    weights = {layer.weight: layer for layer in group.values()}
+    accumulated = sum(weight.numel() * wide(weight.dtype).itemsize for weight in weights) * holds.accumulators
+    on_its_way = max(
+        (weight.numel() * weight.element_size() if holds.gradients else 0) + 2 * block_bytes(weight)
+        for weight in weights
+    )
+    inputs = kept_bytes({name: kept[name] for name in group}) * holds.share
+    return int(accumulated + on_its_way + inputs)
+
+
+def _score_bytes(layer: nn.Module) -> int:
+    return sum(layer.weight.shape) * wide(layer.weight.dtype).itemsize

@@ -1,0 +1,106 @@
+"""zo_taylor: Taylor scores from forward passes alone, with the gradient estimated from random perturbations (SPSA)."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rowsft.errors import UserError
+from rowsft.importance.calibration import batch_weights, loss_of
+from rowsft.importance.gradient import check_differentiable
+from rowsft.importance.reduction import Axis, Scores, blocks, one_per_weight, sums_of_blocks, wide
+from rowsft.importance.registry import Context, register
+from rowsft.importance.untouched import untouched
+from rowsft.importance.widening import widened
+
+EPSILON = 1e-3
+
+
+@register("zo_taylor", needs="losses")
+def zo_taylor(layers: dict[str, nn.Module], context: Context, axes: Sequence[Axis]) -> Scores:
+    """abs(w_ij ĝ_ij), ĝ the mean over `context.draws` of (L(θ+εz) - L(θ-εz)) / 2ε * z, z ~ N(0, 1), ε = 1e-3.
+
+    SPSA (Spall 1992), as Malladi et al. (arXiv 2305.17333) use it. θ are the weights of `layers`. Only one number a
+    draw is kept: z comes again from its seed, layer by layer. The perturbed weight is a 32-bit copy that lives during
+    its layer's forward, so a 16-bit base is perturbed exactly and never written.
+
+    Each draw reads one calibration batch, all in turn, rather than every batch: with E[z zᵀ] = 1 the mean is unbiased
+    either way once batches are weighed, and its variance is governed by the number of draws, not by the batches behind
+    a draw, so many cheap draws beat few dear ones. With fewer draws than batches only that many batches are read.
+    """
+    check_differentiable(layers)
+    if context.draws < 1:
+        raise UserError(f"draws={context.draws}: zo_taylor averages over at least 1 perturbation; raise draws")
+    owners = one_per_weight(layers)
+    slopes = directional_slopes(owners, context)
+    shares = draw_weights(batch_weights(context.model, context.calibration), context.draws)
+    factors = [slope * share for slope, share in zip(slopes, shares, strict=True)]
+    scores = {layer.weight: _score(name, layer, context, axes, factors) for name, layer in owners.items()}
+    return {name: scores[layer.weight] for name, layer in layers.items()}
+
+
+def directional_slopes(layers: dict[str, nn.Module], context: Context) -> list[float]:
+    """(L(θ+εz) - L(θ-εz)) / 2ε for every draw, L the loss of that draw's batch (draw number modulo batches)."""
+    names = {layer.weight: name for name, layer in layers.items()}
+    users = {module: names[module.weight] for module in context.model.modules() if _weight(module) in names}
+    at = (0, EPSILON)  # the draw and the step of the forward pass at hand
+
+    def perturbed(module: nn.Module) -> Tensor | None:
+        if module not in users:
+            return None
+        weight = module._parameters["weight"].detach()
+        shifted = torch.empty_like(weight, dtype=wide(weight.dtype))
+        draw, step = at
+        for rows in blocks(weight):
+            perturbation(shifted[rows], context.seed, draw, users[module], rows.start)
+            shifted[rows].mul_(step).add_(weight[rows])
+        return shifted
+
+    slopes = []
+    with untouched(context.model), torch.no_grad(), widened(context.model, perturbed):
+        for draw in context.progress(range(context.draws), context.draws):
+            index = draw % len(context.calibration)
+            losses = []
+            for step in (EPSILON, -EPSILON):
+                at = (draw, step)
+                losses.append(loss_of(context.model, context.calibration[index], index).item())
+            slopes.append((losses[0] - losses[1]) / (2 * EPSILON))
+    return slopes
+
+
+def perturbation(into: Tensor, seed: int, draw: int, layer_name: str, first_row: int) -> None:
+    """Fill one block of a layer's z, which starts at stored row `first_row`, from a generator of its own.
+
+    On the tensor's device: CPU and GPU draw different numbers.
+    """
+    digest = hashlib.sha256(f"{seed}:{draw}:{layer_name}:{first_row}".encode()).digest()
+    into.normal_(generator=torch.Generator(into.device).manual_seed(int.from_bytes(digest[:8], "big")))
+
+
+def draw_weights(batch_shares: Sequence[float], draws: int) -> list[float]:
+    """What each draw counts, adding up to 1: its batch's share of those read, split among the draws that read it."""
+    readers = Counter(draw % len(batch_shares) for draw in range(draws))
+    read = sum(batch_shares[batch] for batch in readers)
+    return [batch_shares[d % len(batch_shares)] / read / readers[d % len(batch_shares)] for d in range(draws)]
+
+
+def _score(
+    name: str, layer: nn.Module, context: Context, axes: Sequence[Axis], factors: Sequence[float]
+) -> dict[Axis, Tensor]:
+    weight = layer.weight.detach()
+
+    def products(rows: slice) -> Tensor:
+        z = torch.empty_like(weight[rows], dtype=wide(weight.dtype))
+        gradient = torch.zeros_like(z)
+        for draw, factor in enumerate(factors):
+            perturbation(z, context.seed, draw, name, rows.start)
+            gradient.add_(z, alpha=factor)
+        return gradient.mul_(weight[rows]).abs_()
+
+    return sums_of_blocks(layer, axes, weight, products)
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    return module._parameters.get("weight")

@@ -1,0 +1,64 @@
+"""Importance scores kept in the store, so that a sweep over budgets scores once: `<store>/scores/<hash>.safetensors`.
+
+Imports torch only where scores are read or written.
+"""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rowsft.store.files import explained, write_atomic
+from rowsft.store.identity import RESULTS_VERSION
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+class ScoreCache:
+    """Scores by what determines them. A file is whole or absent: processes may read and write one key at once."""
+
+    def __init__(self, store: str | Path):
+        self.folder = Path(store) / "scores"
+
+    def path(self, key: dict) -> Path:
+        """Where scores of `key` (JSON-able) are kept; a new results version has places of its own."""
+        return self.folder / f"{hashlib.sha256(_text(key).encode()).hexdigest()[:24]}.safetensors"
+
+    def get(self, key: dict) -> "dict[str, dict[str, Tensor]] | None":
+        """The scores put for `key`, axis -> layer name -> tensor; None when there are none or the file is damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self.path(key)
+        scores: dict[str, dict[str, Tensor]] = {}
+        try:
+            with safe_open(path, framework="pt") as file:
+                if (file.metadata() or {}).get("key") != _text(key):
+                    log.warning("%s holds scores of something else; scored again", path)
+                    return None
+                for name in file.keys():  # noqa: SIM118 (no mapping: it has no iterator)
+                    axis, _, layer = name.partition("/")
+                    scores.setdefault(axis, {})[layer] = file.get_tensor(name)
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError) as error:
+            log.warning("%s cannot be read (%s); scored again", path, error)
+            return None
+        return scores
+
+    def put(self, key: dict, scores: "dict[str, dict[str, Tensor]]") -> None:
+        """Keep `scores`, in place of what stood there. Raises UserError when the folder is full or not writable."""
+        from safetensors.torch import save
+
+        tensors = {f"{axis}/{name}": t.contiguous() for axis, layers in scores.items() for name, t in layers.items()}
+        with explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.path(key), save(tensors, metadata={"key": _text(key)}))
+
+
+def _text(key: dict) -> str:
+    whole = {"results_version": RESULTS_VERSION, **key}
+    return json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
