@@ -102,17 +102,23 @@ def score_weights(weight: Tensor, importance: str, generator: torch.Generator) -
     return chosen.function(weight, generator).float()
 
 
-def score_layers(layers: dict[str, nn.Module], importance: str, context: Context) -> dict[str, Tensor]:
-    """Scores of every row of every layer: full layer name -> float32 tensor (d_out,) on the CPU.
+def score_layers(
+    layers: dict[str, nn.Module], importance: str, context: Context, axes: Sequence[str] = ("out",)
+) -> dict[str, dict[str, Tensor]]:
+    """Scores by axis ("out": rows, "in": columns) and full layer name: float32 tensors on the CPU.
 
     Raises UserError for an unknown metric, a metric that needs batches and got none, and scores that are not finite.
     """
+    return {axis: _score_axis(layers, importance, context, axis) for axis in axes}
+
+
+def _score_axis(layers: dict[str, nn.Module], importance: str, context: Context, axis: str) -> dict[str, Tensor]:
     chosen = metric(importance)
     if chosen.needs == "gradients":
         scores = chosen.function(layers, context)
     else:
         scores = {
-            name: score_weights(rows_of(layer, layer.weight), importance, layer_generator(context.seed, name))
+            name: score_weights(_along(axis, layer), importance, layer_generator(context.seed, name))
             for name, layer in layers.items()
         }
     for name, score in scores.items():
@@ -122,3 +128,8 @@ def score_layers(layers: dict[str, nn.Module], importance: str, context: Context
                 f"{len(score)} rows; check the model's weights or load it in float32"
             )
     return {name: score.float().cpu() for name, score in scores.items()}
+
+
+def _along(axis: str, layer: nn.Module) -> Tensor:
+    weight = rows_of(layer, layer.weight)
+    return weight if axis == "out" else weight.T

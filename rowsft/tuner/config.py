@@ -12,8 +12,6 @@ from peft.utils import PeftType
 
 from rowsft.errors import UserError
 
-from .channel import CHANNELS
-
 SCOPES = ("layer", "global")
 ATTENTION = ("linear", "grouped", "skip")
 
@@ -63,6 +61,8 @@ class RowSFTConfig(PeftConfig):
     seed: int = 0
     row_ids: Mapping[str, Sequence[int]] | None = field(default=None, repr=False, compare=False)
     rows_in_checkpoint: bool = False
+    columns_pattern: dict[str, int] | None = None
+    column_ids: Mapping[str, Sequence[int]] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -86,7 +86,7 @@ class RowSFTConfig(PeftConfig):
                 raise UserError(f"rows_pattern[{name!r}]={rows!r} is not a row count; give a whole number, 0 to freeze")
 
     def _check_choices(self) -> None:
-        for name, known in (("channel", tuple(CHANNELS)), ("scope", SCOPES), ("attention", ATTENTION)):
+        for name, known in (("channel", ("out", "in", "half", "neuron")), ("scope", SCOPES), ("attention", ATTENTION)):
             if getattr(self, name) not in known:
                 raise UserError(f"{name}={getattr(self, name)!r} is not known; choose from: {', '.join(known)}")
         if not (isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1):
@@ -128,9 +128,9 @@ class RowSFTConfig(PeftConfig):
     def to_dict(self) -> dict:
         """The configuration as plain JSON values: sets become sorted lists, the runtime-only `row_ids` is left out."""
         bare = copy.copy(self)
-        bare.row_ids = None
+        bare.row_ids = bare.column_ids = None
         values = super(RowSFTConfig, bare).to_dict()
-        del values["row_ids"]
+        del values["row_ids"], values["column_ids"]
         return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:

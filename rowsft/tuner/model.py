@@ -99,8 +99,10 @@ class RowSFTModel(BaseTuner):
 
     def _score_rows(self, config: RowSFTConfig, name: str, layer: nn.Module, rows: int) -> torch.Tensor:
         # Imported here because these import peft, and importing peft imports this module.
+        from rowsft.choosing import choose
         from rowsft.importance import layer_generator, score_weights
-        from rowsft.selection import choose, rows_of
+        from rowsft.pools import plain_pool
+        from rowsft.selection import rows_of
 
         if config.scope != "layer" or config.attention != "linear":
             raise UserError(
@@ -114,7 +116,7 @@ class RowSFTModel(BaseTuner):
             )
         weight = rows_of(layer, layer.weight.detach())
         scores = score_weights(weight, config.importance, layer_generator(config.seed, name))
-        return choose({name: scores}, {name: rows})[name].cpu()
+        return choose([plain_pool(name, layer, "out")], {name: layer}, {"out": {name: scores}}, [rows])[name].rows
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
         base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
