@@ -7,14 +7,14 @@ from peft import PeftModel, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
-from rowsft.budget import Dial, proportional, uniform
+from rowsft.budget import Dial, uniform
 from rowsft.choosing import choose, choose_globally, pools_for, row_price
 from rowsft.errors import UserError
-from rowsft.importance import Context, metric, score_layers
+from rowsft.importance import Context, as_batches, score_layers
 from rowsft.importance.registry import no_progress
 from rowsft.pools import Pool
 from rowsft.selection import Chosen, Targets, eligible_layers
-from rowsft.spending import pool_units, steps_of
+from rowsft.spending import pool_units, share_of, steps_of
 from rowsft.tuner import RowSFTConfig
 
 
@@ -28,15 +28,17 @@ def score(
     head_modules: Sequence[str] = (),
     seed: int = 0,
     group_bytes: int | None = None,
+    draws: int = 256,
     progress: Callable[..., Iterable] = no_progress,
     channel: str = "out",
 ) -> dict[str, Tensor] | dict[str, dict[str, Tensor]]:
     """Score the eligible layers of a plain (not PEFT-wrapped) model, which is left exactly as it was.
 
     importance: a metric's name. calibration: training batches (dicts of tensors that model.forward accepts, with
-    labels) for metrics that need them. The next four say which layers, as in `rowsft.selection.Targets`. seed: of
-    metrics that draw. group_bytes: bytes of 32-bit gradients held at a time; None keeps the peak under that of a
-    training step. progress: wraps an iterable of batches, called with (items, total).
+    labels) for metrics that need them; any iterable, gone through once. The next four say which layers, as in
+    `rowsft.selection.Targets`. seed: of metrics that draw. group_bytes: bytes of gradients and layer inputs held at a
+    time; None keeps the peak under that of a training step. draws: perturbations that zo_taylor averages over.
+    progress: wraps an iterable of batches, called with (items, total).
 
     Returns, in the model's order and on the CPU, for channel
     - "out": full layer name -> scores of its rows, float32 (d_out,);
@@ -51,7 +53,9 @@ def score(
     targets = Targets(target_modules, exclude_modules, layers_to_transform, head_modules)
     layers = eligible_layers(model, targets)
     pools = pools_for(model, layers, channel, "linear")
-    scores = score_pools(pools, layers, importance, Context(model, list(calibration), seed, group_bytes, progress))
+    scores = score_pools(
+        pools, layers, importance, Context(model, as_batches(calibration), seed, group_bytes, draws, progress)
+    )
     if channel == "neuron":
         return {pool.name: pool.unit_scores(scores, compared=True) for pool in pools}
     return scores if channel == "half" else scores[channel]
@@ -74,7 +78,7 @@ def attach(base: nn.Module, config: RowSFTConfig, calibration: Iterable[dict] | 
         config.layers_pattern,
     )
     layers = eligible_layers(base, targets)
-    chosen = plan_rows(base, layers, config, () if calibration is None else calibration)
+    chosen = plan_rows(base, layers, config, calibration)
     return get_peft_model(base, with_choice(config, chosen))
 
 
@@ -86,23 +90,18 @@ def plan_rows(
     model: the plain model, whose config tells its family and heads (for channel "neuron" and attention "grouped").
     layers: the layers to choose in, full name -> base layer, in the model's order. config: its size (rows, ratio,
     rows_pattern, columns_pattern), channel, importance, scope, attention and seed are read. calibration: training
-    batches; None where there are none to be had, so that only metrics without data will do.
+    batches, for metrics that need them.
 
     Scope "global" keeps the total that the sizes add up to, and a layer whose size is 0 out. Returns layer name ->
-    `Chosen` for all `layers`; one that stays frozen has no ids. Raises UserError for a metric that needs batches and
-    got None, sizes that are missing or larger than a layer, and as `score` does.
+    `Chosen` for all `layers`; one that stays frozen has no ids. Raises UserError for sizes that are missing or
+    larger than a layer, and as `score` does.
     """
-    if calibration is None and metric(config.importance).needs not in ("nothing", "weights"):
-        raise UserError(
-            f"importance={config.importance} needs training batches: use rowsft.attach(model, config, "
-            "calibration=batches), or a metric that needs none (random, l1, l2)"
-        )
     pools = pools_for(model, layers, config.channel, config.attention)
     steps = _configured_steps(pools, layers, config)
     if not any(steps):
         raise UserError("every target layer is left with nothing to train; raise rows, ratio or the patterns")
     pools, steps = zip(*[(pool, count) for pool, count in zip(pools, steps, strict=True) if count], strict=True)
-    scores = score_pools(pools, layers, config.importance, Context(model, list(calibration or ()), config.seed))
+    scores = score_pools(pools, layers, config.importance, Context(model, as_batches(calibration), config.seed))
     if config.scope == "global":
         price = row_price(pools)
         return choose_globally(pools, layers, scores, price(steps), price)
@@ -134,16 +133,16 @@ def with_choice(config: RowSFTConfig, chosen: Mapping[str, Chosen]) -> RowSFTCon
 def _configured_steps(pools: Sequence[Pool], layers: Mapping[str, nn.Module], config: RowSFTConfig) -> list[int]:
     """Steps of each pool as the config's sizes and patterns say."""
     patterns = {"out": config.rows_pattern, "in": config.columns_pattern}
-    units = pool_units(pools, layers, config.train_bias)
     if config.rows is not None:
+        units = pool_units(pools, layers, config.train_bias)
         counts, _ = uniform(units, Dial("rows", config.rows, "rows"), clip=False, instead="give a pattern for it")
+        steps = steps_of(pools, counts)
     elif config.ratio is not None:
-        counts, _ = proportional(units, config.ratio)
+        steps, _ = share_of(pools, layers, config.ratio, config.train_bias)
     elif any(pattern is not None for pattern in patterns.values()):
-        counts = dict.fromkeys(units, 0)
+        steps = [0] * len(pools)
     else:
         raise UserError("no size is set; give rows, ratio, rows_pattern, columns_pattern, or row_ids or column_ids")
-    steps = steps_of(pools, counts)
     for index, pool in enumerate(pools):
         for axis, setting in (("out", "rows_pattern"), ("in", "columns_pattern")):
             named = [member.layer for member in pool.members if member.layer in (patterns[axis] or {})]

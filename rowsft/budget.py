@@ -91,11 +91,6 @@ class Unit:
         """Parameters of `count` of them."""
         return count * self.cost + (self.first if count else 0)
 
-    @property
-    def whole(self) -> int:
-        """What a ratio is a share of."""
-        return self.most
-
     def capped(self, count: int) -> int:
         """`count`, or as many as there are."""
         return count if self.most is None else min(count, self.most)
@@ -118,8 +113,7 @@ def uniform(
     Raises UserError where a layer has fewer; `instead` is what the message suggests besides a lower number.
     """
     wanted = {
-        name: dial.value if unit.per_row == 1 else max(1, int(dial.value * unit.per_row + 0.5))
-        for name, unit in units.items()
+        name: dial.value if unit.per_row == 1 else nearest(unit.per_row, dial.value) for name, unit in units.items()
     }
     for name, unit in units.items():
         if unit.capped(wanted[name]) < wanted[name] and not clip:
@@ -133,8 +127,13 @@ def uniform(
 
 def proportional(units: Mapping[str, Unit], ratio: float) -> tuple[dict[str, int], int]:
     """The nearest count to `ratio` of every layer, at least 1 unless ratio is 0, and the parameters asked."""
-    counts = {name: unit.capped(max(1, int(ratio * unit.whole + 0.5))) if ratio else 0 for name, unit in units.items()}
-    return counts, round(sum(unit.total(float(ratio * unit.whole)) for unit in units.values()))
+    counts = {name: nearest(ratio, unit.most) if ratio else 0 for name, unit in units.items()}
+    return counts, round(sum(ratio * unit.most * unit.cost for unit in units.values()))
+
+
+def nearest(ratio: float, most: int) -> int:
+    """The whole number nearest to `ratio` of `most`, at least 1."""
+    return max(1, int(ratio * most + 0.5))
 
 
 def fit(units: Mapping[str, Unit], params: int, clip: bool, source: str) -> dict[str, int]:
@@ -158,9 +157,10 @@ def check_affordable(units: Mapping[str, Unit], params: int, clip: bool, source:
         everything = sum(unit.total(unit.most) for unit in units.values())
         if params > everything and not clip:
             nouns = {unit.noun for unit in units.values()}
+            noun = nouns.pop() if len(nouns) == 1 else "units"
             raise UserError(
-                f"{source} asks for {params} parameters, but all {nouns.pop() if len(nouns) == 1 else 'units'} of the {len(units)} "
-                f"layers have {everything}; lower the budget or set budget.clip=true"
+                f"{source} asks for {params} parameters, but all {noun} of the {len(units)} layers "
+                f"have {everything}; lower the budget or set budget.clip=true"
             )
 
 

@@ -1,7 +1,7 @@
 """What a method is to the rest of the suite, and what methods built on PEFT share."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -43,7 +43,7 @@ class Method(Protocol):
     def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> Knobs:
         """Turn the budget into sizes. Reads shapes only: a model on the meta device will do. Raises UserError."""
 
-    def select(self, model: nn.Module, knobs: Knobs, calibration: Iterable[dict]) -> Knobs:
+    def select(self, model: nn.Module, knobs: Knobs, calibration: Sequence[dict]) -> Knobs:
         """Settle what needs scores on training batches (none unless needs_calibration). The model is left as it was."""
 
     def attach(self, model: nn.Module, knobs: Knobs) -> nn.Module:
@@ -168,7 +168,7 @@ class PeftMethod:
                 f"{dial.source} leaves {self.name} nothing to train; raise it, or use method=head or method=none"
             )
 
-    def select(self, model: nn.Module, knobs: Knobs, calibration: Iterable[dict]) -> Knobs:
+    def select(self, model: nn.Module, knobs: Knobs, calibration: Sequence[dict]) -> Knobs:
         """See `Method.select`: nothing needs scores."""
         return knobs
 
@@ -213,7 +213,7 @@ class PlainMethod:
     needs_calibration: ClassVar[bool] = False
     sizes: ClassVar[tuple[str, ...]] = ()
 
-    def select(self, model: nn.Module, knobs: Knobs, calibration: Iterable[dict]) -> Knobs:
+    def select(self, model: nn.Module, knobs: Knobs, calibration: Sequence[dict]) -> Knobs:
         """See `Method.select`: nothing to select."""
         return knobs
 

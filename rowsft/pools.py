@@ -91,9 +91,9 @@ def plain_pool(name: str, layer: nn.Module, axis: str, noun: str | None = None) 
     return Pool(name, noun or ("rows" if axis == "out" else "columns"), (Member(name, axis, ids),))
 
 
-def layer_counts(pools: Sequence[Pool], steps: Sequence[int]) -> dict[str, tuple[int, int]]:
+def layer_counts(pools: Sequence[Pool], steps: Sequence[float]) -> dict[str, tuple[float, float]]:
     """Layer name -> (rows, columns) that so many steps of each pool take; layers that get none are left out."""
-    counts: dict[str, list[int]] = {}
+    counts: dict[str, list[float]] = {}
     for pool, count in zip(pools, steps, strict=True):
         if count:
             for layer, axis, width in pool.widths():
@@ -101,7 +101,7 @@ def layer_counts(pools: Sequence[Pool], steps: Sequence[int]) -> dict[str, tuple
     return {layer: (rows, columns) for layer, (rows, columns) in counts.items()}
 
 
-def parameters(layers: Mapping[str, nn.Module], counts: Mapping[str, tuple[int, int]], train_bias: bool) -> int:
+def parameters(layers: Mapping[str, nn.Module], counts: Mapping[str, tuple[float, float]], train_bias: bool) -> float:
     """Trainable parameters of so many rows and columns of each layer.
 
     A row costs d_in, and one more where the layer's bias is trained along; a column costs what the rows leave of it:

@@ -129,8 +129,9 @@ def grouped_pools(model: nn.Module, layers: dict[str, nn.Module], axis: str) -> 
             pools.append(Pool(name, "shared columns", tuple(Member(p, "in", columns) for p in producers)))
             continue
         heads, groups, size = _geometry(model, layers, producers)
-        offsets = torch.arange(heads * size, device="cpu").view(heads, groups, size).transpose(1, 2)
-        rows = [offsets.reshape(-1, groups), *[torch.arange(heads * size, device="cpu").unsqueeze(1)] * 2]
+        queries = torch.arange(heads * groups * size, device="cpu").view(heads, groups, size)
+        keys = torch.arange(heads * size, device="cpu").unsqueeze(1)
+        rows = [queries.transpose(1, 2).reshape(-1, groups), keys, keys]
         pools.append(Pool(name, "shared rows a head", _placed(producers, rows), parts=heads))
     return pools
 

@@ -1,7 +1,6 @@
 """Row-SFT as a method of the suite: solve the budget, score, choose, attach the tuner."""
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,7 +15,7 @@ from rowsft.method import Knobs, PeftMethod, counts_for
 from rowsft.pools import layer_counts, parameters
 from rowsft.progress import bar
 from rowsft.selection import Targets, eligible_layers, head_names
-from rowsft.spending import fit_pools, pool_units, steps_from, steps_of
+from rowsft.spending import fit_pools, pool_units, share_of, steps_from, steps_of
 from rowsft.tuner import RowSFTConfig
 
 
@@ -44,7 +43,7 @@ class RowSFT(PeftMethod):
             if getattr(self, setting) not in known:
                 names = ", ".join(name for name in known if name)
                 raise UserError(f"method.{setting}={getattr(self, setting)}: unknown; use one of {names}")
-        self.needs_calibration = metric(self.importance).needs not in ("nothing", "weights")
+        self.needs_calibration = metric(self.importance).needs_data
 
     def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> Knobs:
         """See `Method.solve`. With scope global, sizes and `achieved` are those of an even choice until `select`."""
@@ -52,13 +51,15 @@ class RowSFT(PeftMethod):
         pools = pools_for(model, layers, self.channel, self.attention)
         units = pool_units(pools, layers, self.train_bias)
         dial = self.own_size() or budget.dial()
-        counts, asked = counts_for(units, dial, self.native, budget.clip, model, targets, fit_pools)
-        steps = steps_of(pools, counts)
+        if dial.kind == "ratio":
+            steps, asked = share_of(pools, layers, dial.value, self.train_bias)
+        else:
+            counts, asked = counts_for(units, dial, self.native, budget.clip, model, targets, fit_pools)
+            steps = steps_of(pools, counts)
         sizes = layer_counts(pools, steps)
         self.check_something(sizes, dial)
         scope = self.scope or budget.scope
-        common = Counter(count for count in counts.values() if count).most_common(1)[0][0]
-        values = {"rows": common, "channel": self.channel, "attention": self.attention, "scope": scope}
+        values = {"channel": self.channel, "attention": self.attention, "scope": scope}
         values |= {"importance": self.importance, "train_bias": self.train_bias}
         if scope == "global":
             in_rows = dial.kind in self.native
@@ -71,13 +72,13 @@ class RowSFT(PeftMethod):
         values["head_modules"] = head_names(model, targets.head_modules)
         return Knobs(values, asked, parameters(layers, sizes, self.train_bias), dial.source)
 
-    def select(self, model: nn.Module, knobs: Knobs, calibration: Iterable[dict]) -> Knobs:
+    def select(self, model: nn.Module, knobs: Knobs, calibration: Sequence[dict]) -> Knobs:
         """Score the target layers and choose in them; the model is left exactly as it was."""
         values = knobs.values
         layers = {name: model.get_submodule(name) for name in values["target_modules"]}
         pools = pools_for(model, layers, self.channel, self.attention)
         progress = bar(f"scoring {self.importance}")
-        context = Context(model, list(calibration), self.seed, self.group_bytes, progress)
+        context = Context(model, calibration, self.seed, self.group_bytes, progress=progress)
         scores = score_pools(pools, layers, self.importance, context)
         if values["scope"] == "layer":
             steps = steps_from(pools, values["rows_pattern"], values["columns_pattern"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rowsft.budget import Unit, check_affordable, spread
+from rowsft.budget import Unit, check_affordable, nearest, spread
 from rowsft.pools import Pool, has_trained_bias, layer_counts, parameters
 from rowsft.selection import layer_shape
 
@@ -17,15 +17,10 @@ class HalfUnit(Unit):
 
     d_out: int = 0
 
-    def total(self, count: float) -> float:
+    def total(self, count: int) -> int:
         """Parameters of ceil(count/2) rows and floor(count/2) columns: entries where they cross are counted once."""
-        rows, columns = _split(count) if isinstance(count, int) else (count / 2, count / 2)
+        rows, columns = _split(count)
         return rows * self.cost + columns * (self.d_out - rows)
-
-    @property
-    def whole(self) -> int:
-        """What a ratio is a share of: the rows of the layer."""
-        return self.d_out
 
 
 def pool_units(pools: Sequence[Pool], layers: Mapping[str, nn.Module], train_bias: bool) -> dict[str, Unit]:
@@ -54,8 +49,19 @@ SHARED = ("shared rows a head", "shared columns")
 
 def steps_of(pools: Sequence[Pool], counts: Mapping[str, int]) -> list[int]:
     """Steps of each pool for pool name -> count. In channel half the odd one is a row."""
-    halved = len({pool.name for pool in pools}) < len(pools)
-    return [_split(counts[pool.name])[pool.axis == "in"] if halved else counts[pool.name] for pool in pools]
+    return _dealt(pools, [counts[pool.name] for pool in pools])
+
+
+def share_of(
+    pools: Sequence[Pool], layers: Mapping[str, nn.Module], ratio: float, train_bias: bool
+) -> tuple[list[int], int]:
+    """(steps of each pool, parameters asked) for a share of all rows, columns or units, in channel half half of it each.
+
+    Counts are the nearest, at least 1 unless ratio is 0.
+    """
+    exact = [ratio * pool.size / (2 if _halved(pools) else 1) for pool in pools]
+    asked = round(parameters(layers, layer_counts(pools, exact), train_bias))
+    return _dealt(pools, [nearest(ratio, pool.size) if ratio else 0 for pool in pools]), asked
 
 
 def steps_from(pools: Sequence[Pool], rows: Mapping[str, int], columns: Mapping[str, int]) -> list[int]:
@@ -122,6 +128,17 @@ def _half(layer: nn.Module, train_bias: bool) -> HalfUnit:
     # Past these nothing is left to train: every row is, or every column.
     most = min(2 * d_out - 1, 2 * d_in)
     return HalfUnit(d_in + has_trained_bias(layer, train_bias), most=most, noun="rows and columns", d_out=d_out)
+
+
+def _dealt(pools: Sequence[Pool], counts: Sequence[int]) -> list[int]:
+    """Counts as they are, in channel half the part of them that the pool's axis gets."""
+    if not _halved(pools):
+        return list(counts)
+    return [_split(count)[pool.axis == "in"] for pool, count in zip(pools, counts, strict=True)]
+
+
+def _halved(pools: Sequence[Pool]) -> bool:
+    return len({pool.name for pool in pools}) < len(pools)
 
 
 def _split(count: int) -> tuple[int, int]:

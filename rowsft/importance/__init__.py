@@ -3,10 +3,11 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
+from rowsft.importance.calibration import as_batches
 from rowsft.importance.registry import Context, Metric, metric, register, score_layers, score_weights
 from rowsft.importance.seeding import layer_generator
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Context", "Metric", "layer_generator", "metric", "register", "score_layers", "score_weights"]
+__all__ = ["Context", "as_batches", "Metric", "layer_generator", "metric", "register", "score_layers", "score_weights"]

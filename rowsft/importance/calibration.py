@@ -52,3 +52,8 @@ def _labelled(model: nn.Module, batch: dict, index: int) -> int:
 def _shifts_labels(model: nn.Module) -> bool:
     encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     return getattr(model, "loss_type", "") in _SHIFTED and not encoder_decoder
+
+
+def as_batches(calibration) -> list[dict]:
+    """Any iterable of batches as a list."""
+    return list(calibration or ())

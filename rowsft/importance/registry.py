@@ -33,6 +33,7 @@ class Context:
     calibration: Sequence[dict] = ()
     seed: int = 0
     group_bytes: int | None = None
+    draws: int = 256
     progress: Callable[..., Iterable] = no_progress
 
 
@@ -43,6 +44,11 @@ class Metric:
     name: str
     needs: Needs
     function: Callable
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether scoring reads calibration batches."""
+        return self.needs not in ("nothing", "weights")
 
 
 _METRICS: dict[str, Metric] = {}
