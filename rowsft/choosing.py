@@ -79,6 +79,7 @@ def choose_globally(
     steps = torch.zeros(len(pools), dtype=torch.int64, device="cpu")
     rankings = [pool.ranking(scores, compared=True) for pool in pools]
     order = _global_order(pools, [values for _, values in rankings])
+    first = int(order[0])
     while len(order):
 
         def after(count: int, order: Tensor = order, taken: Tensor = steps) -> list[int]:
@@ -91,6 +92,11 @@ def choose_globally(
         closed = pools[order[fitting]].noun
         still_open = torch.tensor([pool.noun != closed for pool in pools], device="cpu")
         order = order[fitting:][still_open[order[fitting:]]]
+    if not steps.any():
+        raise UserError(
+            f"scope=global: a limit of {limit} allows nothing, the first choice in {pools[first].name} costs "
+            f"{price([int(index == first) for index in range(len(pools))])}; raise the budget, or set scope=layer"
+        )
     return _gather(pools, layers, [ids[:, :count] for (ids, _), count in zip(rankings, steps.tolist(), strict=True)])
 
 

@@ -55,7 +55,7 @@ def steps_of(pools: Sequence[Pool], counts: Mapping[str, int]) -> list[int]:
 def share_of(
     pools: Sequence[Pool], layers: Mapping[str, nn.Module], ratio: float, train_bias: bool
 ) -> tuple[list[int], int]:
-    """(steps of each pool, parameters asked) for a share of all rows, columns or units, in channel half half of it each.
+    """(steps of each pool, parameters asked) for a share of all rows, columns or units; in channel half, half of each.
 
     Counts are the nearest, at least 1 unless ratio is 0.
     """
