@@ -1,4 +1,4 @@
-"""Budgets of every channel against closed forms and counts of single entries, on real shapes held on the meta device."""
+"""Budgets of every channel against closed forms and counts of single entries, real shapes on the meta device."""
 
 import json
 
@@ -99,7 +99,7 @@ def test_the_parameters_of_lora_are_met_within_one_percent(models, model, channe
     assert json.loads(json.dumps(knobs.values)) == knobs.values
 
 
-@pytest.mark.parametrize("share", [0.003, 0.05, 0.4, 0.97])
+@pytest.mark.parametrize("share", [0.006, 0.05, 0.4, 0.97])
 @pytest.mark.parametrize(("channel", "attention"), MODES)
 @pytest.mark.parametrize("build", [tiny_llama, tiny_bert, tiny_gpt2])
 def test_what_is_left_over_is_less_than_the_dearest_single_step(build, channel, attention, share):
@@ -193,7 +193,7 @@ def test_a_ratio_is_a_share_of_what_the_channel_counts(channel, sizes):
             33,
             r"rows=33 exceeds layer model.layers.0.self_attn.q_proj \(32 columns\); lower budget.rows",
         ),
-        ("half", "linear", 32, r"rows=32 exceeds layer model.layers.0.self_attn.k_proj \(31 rows and columns\)"),
+        ("half", "linear", 40, r"rows=40 exceeds layer model.layers.0.self_attn.k_proj \(31 rows and columns\)"),
         ("neuron", "linear", 3, r"rows=3 exceeds module model.layers.0.self_attn \(2 heads\); .* budget.clip=true"),
         ("neuron", "skip", 65, r"rows=65 exceeds module model.layers.0.mlp \(64 hidden units\)"),
         ("out", "grouped", 40, r"rows=40 exceeds module model.layers.0.self_attn \(8 shared rows a head\)"),
