@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from rowsft.choosing import SCOPES
 from rowsft.errors import UserError
-from rowsft.selection import SCOPES, layer_shape
+from rowsft.selection import layer_shape
 
 DIALS = ("rows", "ratio", "params", "like")
 
@@ -32,10 +33,10 @@ class Dial:
 class Budget:
     """How much is trained, the task head not counted. At most one of the first four is set; with none, `default` holds.
 
-    rows: rows in every eligible layer. ratio: share of each layer's rows, 0 to 1. params: trainable parameters in
-    total. like: the parameters of another method's setting, {method: lora, r: 8}. default: {dial: value}, used when
-    none is set. scope: "layer" (each layer chooses its own rows). clip: take all there is where more is asked,
-    instead of refusing.
+    rows: rows (columns, coupled units) in every eligible layer. ratio: share of each layer's, 0 to 1. params: trainable
+    parameters in total. like: the parameters of another method's setting, {method: lora, r: 8}. default: {dial: value},
+    used when none is set. scope: "layer" (each layer chooses its own) or "global" (one threshold over all layers), for
+    methods that choose. clip: take all there is where more is asked, instead of refusing.
 
     Raises UserError for two dials, a value out of range, or an unknown scope.
     """
@@ -54,7 +55,7 @@ class Budget:
             named = " and ".join(f"budget.{kind}={getattr(self, kind)}" for kind in given)
             raise UserError(f"{named} are set together; expected one dial: set the others to null")
         if self.scope not in SCOPES:
-            raise UserError(f"budget.scope={self.scope}: unknown; use one of {', '.join(sorted(SCOPES))}")
+            raise UserError(f"budget.scope={self.scope}: unknown; use one of {', '.join(SCOPES)}")
         if not isinstance(self.clip, bool):
             raise UserError(f"budget.clip={self.clip}: expected true or false")
         check_dial(self.dial())
@@ -75,13 +76,18 @@ class Unit:
     """What one more row (or rank) of a layer costs in parameters.
 
     first: what the first one costs on top (DoRA's magnitude vector). most: how many there can be; None: no limit.
+    noun, place: what errors call them, and what holds them. per_row: how many a size of one row in every layer means;
+    below 1 where one of them is a bundle of rows.
     """
 
     cost: int
     first: int = 0
     most: int | None = None
+    noun: str = "rows"
+    place: str = "layer"
+    per_row: float = 1.0
 
-    def total(self, count: int) -> int:
+    def total(self, count: float) -> float:
         """Parameters of `count` of them."""
         return count * self.cost + (self.first if count else 0)
 
@@ -99,44 +105,71 @@ def row_units(layers: Mapping[str, nn.Module], train_bias: bool = True) -> dict[
     return units
 
 
-def uniform(units: Mapping[str, Unit], dial: Dial, clip: bool) -> tuple[dict[str, int], int]:
-    """The dial's count in every layer, and the parameters asked. Raises UserError where a layer has fewer."""
-    count = dial.value
+def uniform(
+    units: Mapping[str, Unit], dial: Dial, clip: bool, instead: str = "set budget.clip=true"
+) -> tuple[dict[str, int], int]:
+    """The dial's count in every layer, and the parameters asked. A bundle of rows takes the nearest, at least 1.
+
+    Raises UserError where a layer has fewer; `instead` is what the message suggests besides a lower number.
+    """
+    wanted = {
+        name: dial.value if unit.per_row == 1 else nearest(unit.per_row, dial.value) for name, unit in units.items()
+    }
     for name, unit in units.items():
-        if unit.capped(count) < count and not clip:
+        if unit.capped(wanted[name]) < wanted[name] and not clip:
             raise UserError(
-                f"{dial.kind}={count} exceeds layer {name} ({unit.most} rows); lower {dial.key} or set budget.clip=true"
+                f"{dial.kind}={dial.value} exceeds {unit.place} {name} ({unit.most} {unit.noun}); "
+                f"lower {dial.key} or {instead}"
             )
-    asked = sum(unit.total(count) for unit in units.values())
-    return {name: unit.capped(count) for name, unit in units.items()}, asked
+    asked = sum(unit.total(dial.value if unit.per_row == 1 else dial.value * unit.per_row) for unit in units.values())
+    return {name: unit.capped(wanted[name]) for name, unit in units.items()}, round(asked)
 
 
 def proportional(units: Mapping[str, Unit], ratio: float) -> tuple[dict[str, int], int]:
     """The nearest count to `ratio` of every layer, at least 1 unless ratio is 0, and the parameters asked."""
-    counts = {name: max(1, int(ratio * unit.most + 0.5)) if ratio else 0 for name, unit in units.items()}
+    counts = {name: nearest(ratio, unit.most) if ratio else 0 for name, unit in units.items()}
     return counts, round(sum(ratio * unit.most * unit.cost for unit in units.values()))
+
+
+def nearest(ratio: float, most: int) -> int:
+    """The whole number nearest to `ratio` of `most`, at least 1."""
+    return max(1, int(ratio * most + 0.5))
 
 
 def fit(units: Mapping[str, Unit], params: int, clip: bool, source: str) -> dict[str, int]:
     """Layer name -> count: as many parameters as fit in `params`, as evenly as possible, never more.
 
-    The largest count that every layer can have (a smaller layer gives what it has), then one more layer by layer in
-    the model's order while it fits: what is left over is less than one row of any layer that could still grow. Raises
-    UserError when not even one fits, or when all there is falls short of `params` and `clip` is not set.
+    Raises UserError when not even one fits, or when all there is falls short of `params` and `clip` is not set.
     """
+    check_affordable(units, params, clip, source)
+    return spread(units, params)
+
+
+def check_affordable(units: Mapping[str, Unit], params: int, clip: bool, source: str) -> None:
+    """Raise UserError when `params` buys nothing, or more than there is and `clip` is not set."""
     cheapest = min(units, key=lambda name: units[name].total(1))
     if params < units[cheapest].total(1):
         raise UserError(
             f"{source} allows {params} parameters, less than the {units[cheapest].total(1)} that the smallest step "
-            f"costs (layer {cheapest}); raise the budget"
+            f"costs ({units[cheapest].place} {cheapest}); raise the budget"
         )
     if all(unit.most is not None for unit in units.values()):
         everything = sum(unit.total(unit.most) for unit in units.values())
         if params > everything and not clip:
+            nouns = {unit.noun for unit in units.values()}
+            noun = nouns.pop() if len(nouns) == 1 else "units"
             raise UserError(
-                f"{source} asks for {params} parameters, but all rows of the {len(units)} layers have {everything}; "
-                "lower the budget or set budget.clip=true"
+                f"{source} asks for {params} parameters, but all {noun} of the {len(units)} layers "
+                f"have {everything}; lower the budget or set budget.clip=true"
             )
+
+
+def spread(units: Mapping[str, Unit], params: int) -> dict[str, int]:
+    """The largest count that every layer can have within `params` (a smaller layer gives what it has), maybe 0.
+
+    Then one more layer by layer in the model's order while it fits: counts differ by one at most, but for layers that
+    have no more.
+    """
 
     def evenly(count: int) -> int:
         return sum(unit.total(unit.capped(count)) for unit in units.values())

@@ -10,12 +10,12 @@ from typing import ClassVar, Protocol
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 
 import baselines
 from rowsft.budget import Budget, Dial, Unit, check_dial, fit, proportional, row_units, uniform
 from rowsft.errors import UserError
-from rowsft.selection import Targets, eligible_layers, head_names
+from rowsft.selection import Chosen, Targets, eligible_layers, head_names
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Knobs:
     """A method's settings once the budget is solved.
 
     values: what was settled, JSON-able. asked, achieved: trainable parameters without the task head (None: no budget
-    applies). source: the setting that decided. row_ids: full layer name -> chosen rows (k,), not serialised.
+    applies). source: the setting that decided. chosen: full layer name -> its rows and columns, not serialised.
     """
 
     values: dict
     asked: int | None = None
     achieved: int | None = None
     source: str = "not applicable"
-    row_ids: dict[str, Tensor] | None = None
+    chosen: dict[str, Chosen] | None = None
 
 
 class Method(Protocol):
@@ -84,12 +84,18 @@ def like_parameters(like: Mapping, source: str, clip: bool, model: nn.Module, ta
 
 
 def counts_for(
-    units: dict[str, Unit], dial: Dial, native: Sequence[str], clip: bool, model: nn.Module, targets: Targets
+    units: dict[str, Unit],
+    dial: Dial,
+    native: Sequence[str],
+    clip: bool,
+    model: nn.Module,
+    targets: Targets,
+    fit: Callable[..., dict[str, int]] = fit,
 ) -> tuple[dict[str, int], int]:
-    """Solve a dial for a method: (layer name -> count, parameters asked).
+    """Solve a dial for a method: (name of each of `units` -> count, parameters asked).
 
     `native` are the dials that set the method's counts directly; any other becomes a number of parameters first, rows
-    and ratio by what row-SFT would train, biases along.
+    and ratio by what row-SFT would train, biases along. fit: spends such a number, as `rowsft.budget.fit` does.
     """
     if dial.kind in native:
         return proportional(units, dial.value) if dial.kind == "ratio" else uniform(units, dial, clip)
@@ -108,7 +114,7 @@ class PeftMethod:
     """A method that wraps eligible layers through `peft.get_peft_model`; the head goes through modules_to_save.
 
     Subclasses are dataclasses with a `name`, one field for each of `sizes`, and the three methods below that raise
-    here.
+    here; `units` and `values` serve `solve` alone.
     """
 
     trains: ClassVar[bool] = True
@@ -146,18 +152,21 @@ class PeftMethod:
         counts, asked = counts_for(units, dial, self.native, budget.clip, model, targets)
         achieved = sum(units[name].total(count) for name, count in counts.items())
         tuned = {name: count for name, count in counts.items() if count}
-        if not tuned:
-            raise UserError(
-                f"{dial.source} leaves {self.name} nothing to train; raise it, or use method=head or method=none"
-            )
+        self.check_something(tuned, dial)
         common = Counter(tuned.values()).most_common(1)[0][0]
         values = {
             **self.values(common, {name: count for name, count in tuned.items() if count != common}),
-            "scope": budget.scope,
             "target_modules": list(tuned),
             "head_modules": head_names(model, targets.head_modules),
         }
         return Knobs(values, asked, achieved, dial.source)
+
+    def check_something(self, tuned: Mapping, dial: Dial) -> None:
+        """Raise UserError where the dial leaves no layer to tune."""
+        if not tuned:
+            raise UserError(
+                f"{dial.source} leaves {self.name} nothing to train; raise it, or use method=head or method=none"
+            )
 
     def select(self, model: nn.Module, knobs: Knobs, calibration: Sequence[dict]) -> Knobs:
         """See `Method.select`: nothing needs scores."""

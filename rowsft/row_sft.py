@@ -1,4 +1,4 @@
-"""Row-SFT as a method of the suite: solve the budget for rows, score, choose, attach the tuner."""
+"""Row-SFT as a method of the suite: solve the budget, score, choose, attach the tuner."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,21 +6,29 @@ from typing import ClassVar
 
 from torch import nn
 
-from rowsft.budget import Unit, row_units
-from rowsft.importance import Context, metric, score_layers
-from rowsft.method import Knobs, PeftMethod
+from rowsft.attach import score_pools, with_choice
+from rowsft.budget import Budget
+from rowsft.choosing import ATTENTION, CHANNELS, SCOPES, choose, choose_globally, pools_for, row_price
+from rowsft.errors import UserError
+from rowsft.importance import Context, metric
+from rowsft.method import Knobs, PeftMethod, counts_for
+from rowsft.pools import layer_counts, parameters
 from rowsft.progress import bar
-from rowsft.selection import choose
+from rowsft.selection import Targets, eligible_layers, head_names
+from rowsft.spending import fit_pools, pool_units, share_of, steps_from, steps_of
 from rowsft.tuner import RowSFTConfig
 
 
 @dataclass
 class RowSFT(PeftMethod):
-    """Train the most important rows of every eligible layer. The keys are explained in conf/method/row_sft.yaml."""
+    """Train the most important rows (columns, coupled units). The keys are explained in conf/method/row_sft.yaml."""
 
     name: str = "row_sft"
     rows: int | None = None
     ratio: float | None = None
+    channel: str = "out"
+    attention: str = "linear"
+    scope: str | None = None
     importance: str = "taylor"
     train_bias: bool = True
     dropout: float = 0.0
@@ -31,38 +39,82 @@ class RowSFT(PeftMethod):
     native: ClassVar[tuple[str, ...]] = ("rows", "ratio")
 
     def __post_init__(self):
+        for setting, known in (("channel", CHANNELS), ("attention", ATTENTION), ("scope", (None, *SCOPES))):
+            if getattr(self, setting) not in known:
+                names = ", ".join(name for name in known if name)
+                raise UserError(f"method.{setting}={getattr(self, setting)}: unknown; use one of {names}")
         self.needs_calibration = metric(self.importance).needs_data
 
-    def units(self, layers: dict[str, nn.Module]) -> dict[str, Unit]:
-        """A row costs d_in, and its bias entry where there is one and `train_bias` is on."""
-        return row_units(layers, self.train_bias)
-
-    def values(self, common: int, pattern: dict[str, int]) -> dict:
-        """rows, and rows_pattern for the layers that differ."""
-        return {"rows": common, "rows_pattern": pattern, "importance": self.importance, "train_bias": self.train_bias}
+    def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> Knobs:
+        """See `Method.solve`. With scope global, sizes and `achieved` are those of an even choice until `select`."""
+        layers = eligible_layers(model, targets)
+        pools = pools_for(model, layers, self.channel, self.attention)
+        units = pool_units(pools, layers, self.train_bias)
+        dial = self.own_size() or budget.dial()
+        if dial.kind == "ratio":
+            steps, asked = share_of(pools, layers, dial.value, self.train_bias)
+        else:
+            counts, asked = counts_for(units, dial, self.native, budget.clip, model, targets, fit_pools)
+            steps = steps_of(pools, counts)
+        sizes = layer_counts(pools, steps)
+        self.check_something(sizes, dial)
+        scope = self.scope or budget.scope
+        values = {"channel": self.channel, "attention": self.attention, "scope": scope}
+        values |= {"importance": self.importance, "train_bias": self.train_bias}
+        if scope == "global":
+            in_rows = dial.kind in self.native
+            values["limit"] = {"rows": row_price(pools)(steps)} if in_rows else {"parameters": asked}
+            tuned = {name for pool in pools for name in pool.layers}
+        else:
+            tuned = set(sizes)
+        values |= _patterns(sizes)
+        values["target_modules"] = [name for name in layers if name in tuned]
+        values["head_modules"] = head_names(model, targets.head_modules)
+        return Knobs(values, asked, parameters(layers, sizes, self.train_bias), dial.source)
 
     def select(self, model: nn.Module, knobs: Knobs, calibration: Sequence[dict]) -> Knobs:
-        """Score the target layers and choose each one's rows; the model is left exactly as it was."""
+        """Score the target layers and choose in them; the model is left exactly as it was."""
         values = knobs.values
         layers = {name: model.get_submodule(name) for name in values["target_modules"]}
+        pools = pools_for(model, layers, self.channel, self.attention)
         progress = bar(f"scoring {self.importance}")
         context = Context(model, calibration, self.seed, self.group_bytes, progress=progress)
-        scores = score_layers(layers, self.importance, context)["out"]
-        counts = {name: values["rows_pattern"].get(name, values["rows"]) for name in layers}
-        return replace(knobs, row_ids=choose(scores, counts, values["scope"]))
+        scores = score_pools(pools, layers, self.importance, context)
+        if values["scope"] == "layer":
+            steps = steps_from(pools, values["rows_pattern"], values["columns_pattern"])
+            return replace(knobs, chosen=choose(pools, layers, scores, steps))
+
+        def price_in_parameters(steps):
+            return parameters(layers, layer_counts(pools, steps), self.train_bias)
+
+        [(unit, limit)] = values["limit"].items()
+        price = row_price(pools) if unit == "rows" else price_in_parameters
+        chosen = choose_globally(pools, layers, scores, limit, price)
+        chosen = {name: choice for name, choice in chosen.items() if len(choice.rows) or len(choice.columns)}
+        sizes = {name: (len(choice.rows), len(choice.columns)) for name, choice in chosen.items()}
+        values = {**values, **_patterns(sizes), "target_modules": list(chosen)}
+        return replace(knobs, values=values, achieved=parameters(layers, sizes, self.train_bias), chosen=chosen)
 
     def peft_config(self, model: nn.Module, knobs: Knobs) -> RowSFTConfig:
-        """The tuner's configuration with the chosen rows."""
-        return RowSFTConfig(
-            rows=knobs.values["rows"],
-            rows_pattern=knobs.values["rows_pattern"],
-            importance=self.importance,
+        """The tuner's configuration with what was chosen."""
+        config = RowSFTConfig(
+            channel=self.channel,
+            attention=self.attention,
             scope=knobs.values["scope"],
+            importance=self.importance,
             train_bias=self.train_bias,
             dropout=self.dropout,
             seed=self.seed,
-            row_ids=knobs.row_ids,
         )
+        return with_choice(config, knobs.chosen)
+
+
+def _patterns(sizes: dict[str, tuple[int, int]]) -> dict:
+    """The sizes as knobs: layer name -> rows, layer name -> columns, those without left out."""
+    return {
+        "rows_pattern": {name: rows for name, (rows, _) in sizes.items() if rows},
+        "columns_pattern": {name: columns for name, (_, columns) in sizes.items() if columns},
+    }
 
 
 METHOD = RowSFT

@@ -1,16 +1,18 @@
-"""Which layers may be tuned, and which rows of them a set of scores chooses."""
+"""Which layers may be tuned, and what a choice of rows and columns of a layer is."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
+from rowsft.tuner.ids import Chosen
+
+__all__ = ["Chosen", "Targets", "eligible_layers", "head_names", "layer_shape", "rows_of"]
 
 # Conventional names of output layers and task heads; PEFT's "all-linear" leaves out only some of them.
 HEAD_NAMES = frozenset(
@@ -25,6 +27,7 @@ class Targets:
     target_modules: "all-linear", one regular expression over full names, or a list of name endings.
     exclude_modules: names or one regular expression left out, as in PEFT.
     layers_to_transform: indices of the blocks to adapt (None: all). Unlike PEFT this also works with "all-linear".
+    layers_pattern: names of the module lists that these indices count in, as in PEFT.
     head_modules: names of the modules that every method trains in full; they are never adapted nor counted.
     """
 
@@ -32,6 +35,20 @@ class Targets:
     exclude_modules: str | Sequence[str] | None = None
     layers_to_transform: int | Sequence[int] | None = None
     head_modules: Sequence[str] = ()
+    layers_pattern: str | Sequence[str] | None = None
+
+    def __post_init__(self):
+        """Raises UserError for target_modules or exclude_modules that are neither names nor a regular expression."""
+        for setting, value in (("target_modules", self.target_modules), ("exclude_modules", self.exclude_modules)):
+            if not (isinstance(value, str | Sequence | Set) or (value is None and setting == "exclude_modules")):
+                raise UserError(
+                    f"{setting}={_shown(value)}: expected names of layers or one regular expression; "
+                    'set it, e.g. to "all-linear" or ["q_proj", "v_proj"]'
+                    if setting == "target_modules"
+                    else f"{setting}={_shown(value)}: expected names of layers, one regular expression, or null"
+                )
+            if isinstance(value, str):
+                _check_expression(setting, value)
 
 
 def eligible_layers(model: nn.Module, targets: Targets) -> dict[str, nn.Module]:
@@ -83,30 +100,6 @@ def head_names(model: nn.Module, head_modules: Sequence[str]) -> list[str]:
     return found
 
 
-def choose(scores: dict[str, Tensor], counts: dict[str, int], scope: str = "layer") -> dict[str, Tensor]:
-    """The rows with the largest scores, ties to the lower index.
-
-    scores: layer name -> (d_out,). counts: layer name -> how many rows to take.
-    Returns layer name -> ascending ids, an int64 tensor (count,). Raises UserError for an unknown scope.
-    """
-    if scope not in SCOPES:
-        raise UserError(f"scope={scope}: unknown; use one of {', '.join(sorted(SCOPES))}")
-    return SCOPES[scope](scores, counts)
-
-
-def _top_of_each_layer(scores: dict[str, Tensor], counts: dict[str, int]) -> dict[str, Tensor]:
-    chosen = {}
-    for name, count in counts.items():
-        if not 0 <= count <= len(scores[name]):
-            raise UserError(f"rows={count} for layer {name}: expected 0 to {len(scores[name])}; lower budget.rows")
-        order = torch.sort(scores[name], descending=True, stable=True).indices
-        chosen[name] = order[:count].sort().values.cpu()
-    return chosen
-
-
-SCOPES = {"layer": _top_of_each_layer}
-
-
 def _matches(name: str, targets: Targets) -> bool:
     wanted = targets.target_modules
     if isinstance(wanted, str):
@@ -119,7 +112,7 @@ def _matches(name: str, targets: Targets) -> bool:
         exclude_modules=targets.exclude_modules,
         modules_to_save=[re.escape(head) for head in targets.head_modules or ()],
         layers_to_transform=_plain(targets.layers_to_transform),
-        layers_pattern=None,
+        layers_pattern=targets.layers_pattern,
     )
     return bool(check_target_module_exists(rules, name))
 
@@ -143,6 +136,15 @@ def _check_entries(linears: dict[str, nn.Module], targets: Targets) -> None:
             raise UserError(
                 f"target_modules: {entry} matches no linear layer; linear layers of this model: {_examples(linears)}"
             )
+
+
+def _check_expression(setting: str, expression: str) -> None:
+    try:
+        re.compile(expression)
+    except re.error as error:
+        raise UserError(
+            f"{setting}={expression} is no regular expression ({error}); mend it, or give a list of layer names"
+        ) from None
 
 
 def _examples(linears: dict[str, nn.Module]) -> str:

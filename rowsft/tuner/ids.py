@@ -12,7 +12,10 @@ PLACEHOLDER_ID = -1
 
 
 class Chosen(NamedTuple):
-    """rows (kr,) and columns (kc,), int64; empty where the layer trains none."""
+    """The trained part of a layer: `rows` (kr,) and `columns` (kc,), int64 ids, each maybe empty.
+
+    Rows are trained whole (kr, d_in), columns without the entries that the rows have already: (d_out - kr, kc).
+    """
 
     rows: torch.Tensor
     columns: torch.Tensor

@@ -87,7 +87,7 @@ class RowSFTModel(BaseTuner):
         return targets
 
     def _plan(self, config: RowSFTConfig, model: nn.Module, targets: dict[str, nn.Module]) -> dict[str, Chosen]:
-        """Ids of the layers: given, placeholders until a checkpoint brings them, or chosen here by a data-free metric."""
+        """Ids of the layers: given, placeholders until a checkpoint brings them, or chosen by a metric without data."""
         if config.row_ids is not None or config.column_ids is not None:
             return {name: _given(config, name, layer) for name, layer in targets.items()}
         if config.rows_in_checkpoint:

@@ -209,9 +209,10 @@ def test_selection_repeats_and_fits_the_knobs(importance):
     method = RowSFT(importance=importance, seed=7)
     assert method.needs_calibration is (importance == "taylor")
     knobs = method.solve(Budget(rows=4), model, Targets())
-    first, second = (method.select(model, knobs, [batch]).row_ids for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert {name: len(ids) for name, ids in first.items()} == dict.fromkeys(eligible_layers(model, Targets()), 4)
+    first, second = (method.select(model, knobs, [batch]).chosen for _ in range(2))
+    assert all(torch.equal(first[name].rows, second[name].rows) for name in first)
+    sizes = {name: (len(choice.rows), len(choice.columns)) for name, choice in first.items()}
+    assert sizes == dict.fromkeys(eligible_layers(model, Targets()), (4, 0))
 
 
 def test_an_own_size_wins_over_the_budget():

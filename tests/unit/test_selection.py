@@ -1,4 +1,4 @@
-"""Which layers are eligible, held against what PEFT wraps, and which rows a set of scores chooses."""
+"""Which layers are eligible, held against what PEFT wraps."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from tiny import tiny_bert, tiny_gpt2, tiny_llama
 
 from rowsft.errors import UserError
-from rowsft.selection import Targets, choose, eligible_layers, head_names, layer_shape, rows_of
+from rowsft.selection import Targets, eligible_layers, head_names, layer_shape, rows_of
 
 
 def wrapped_by_peft(model, **targets):
@@ -92,18 +92,22 @@ def test_head_names():
         head_names(tiny_bert(), ["score"])
 
 
-def test_choose_takes_the_largest_and_breaks_ties_by_index():
-    scores = {"a": torch.tensor([1.0, 3.0, 3.0, 0.0, 3.0]), "b": torch.zeros(70)}
-    chosen = choose(scores, {"a": 2, "b": 40})
-    assert chosen["a"].tolist() == [1, 2]
-    assert chosen["b"].tolist() == list(range(40))
-    assert chosen["a"].dtype == torch.int64
-    assert choose(scores, {"a": 4, "b": 0})["a"].tolist() == [0, 1, 2, 4]
-    assert choose(scores, {"b": 0})["b"].tolist() == []
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ({"target_modules": None}, r'target_modules=None: expected names of layers .* set it, e.g. to "all-linear"'),
+        ({"target_modules": 7}, "target_modules=7: expected names of layers or one regular expression"),
+        ({"target_modules": "*.q_proj"}, r"target_modules=\*\.q_proj is no regular expression \(nothing to repeat"),
+        ({"exclude_modules": "(k_proj"}, r"exclude_modules=\(k_proj is no regular expression \(missing \)"),
+        ({"exclude_modules": 3}, "exclude_modules=3: expected names of layers, one regular expression, or null"),
+    ],
+)
+def test_targets_that_name_nothing_are_refused_in_one_line(targets, message):
+    with pytest.raises(UserError, match=message) as caught:
+        Targets(**targets)
+    assert "\n" not in str(caught.value)
 
 
-def test_choose_refuses_too_many_rows_and_unknown_scopes():
-    with pytest.raises(UserError, match="rows=4 for layer a: expected 0 to 3"):
-        choose({"a": torch.zeros(3)}, {"a": 4})
-    with pytest.raises(UserError, match="scope=everywhere: unknown; use one of layer"):
-        choose({"a": torch.zeros(3)}, {"a": 1}, "everywhere")
+def test_layers_pattern_says_where_the_indices_count():
+    targets = {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": "layers"}
+    assert list(eligible_layers(tiny_llama(), Targets(**targets))) == wrapped_by_peft(tiny_llama(), **targets)
