@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from rowsft.choosing import SCOPES
 from rowsft.errors import UserError
 from rowsft.selection import layer_shape
+from rowsft.tuner.config import SCOPES
 
 DIALS = ("rows", "ratio", "params", "like")
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from rowsft.attach import score_pools, with_choice
 from rowsft.budget import Budget
-from rowsft.choosing import ATTENTION, CHANNELS, SCOPES, choose, choose_globally, pools_for, row_price
+from rowsft.choosing import CHANNELS, choose, choose_globally, pools_for, row_price
 from rowsft.errors import UserError
 from rowsft.importance import Context, metric
 from rowsft.method import Knobs, PeftMethod, counts_for
@@ -17,6 +17,7 @@ from rowsft.progress import bar
 from rowsft.selection import Targets, eligible_layers, head_names
 from rowsft.spending import fit_pools, pool_units, share_of, steps_from, steps_of
 from rowsft.tuner import RowSFTConfig
+from rowsft.tuner.config import ATTENTION, SCOPES
 
 
 @dataclass
