@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 from peft import PeftConfig, get_peft_model
-from rows import family, random_rows
-from tiny import tiny_bert, tiny_llama
+from rows import family, random_rows, shake
+from tiny import causal_batch, tiny_bert, tiny_llama
 
-from rowsft import RowSFTConfig
+from rowsft import RowSFTConfig, attach
 from rowsft.errors import UserError
 from rowsft.tuner import RowSFTLayer
 
@@ -46,17 +46,19 @@ def test_bad_settings_are_refused_in_one_line(settings, message):
     ("settings", "message"),
     [
         ({}, "no size is set"),
-        ({"rows": 33}, r"rows=33 exceeds layer model.layers.0.self_attn.q_proj \(32 rows\); lower budget.rows"),
+        (
+            {"rows": 33},
+            r"rows=33 exceeds layer model.layers.0.self_attn.q_proj \(32 rows\); lower rows or give a pattern",
+        ),
         ({"rows": 2, "rows_pattern": {"layers.0.self_attn.q_proj": 3}}, "rows_pattern names layers.0"),
-        ({"rows_pattern": {"model.layers.0.self_attn.q_proj": 0}}, "0 rows and 0 columns, nothing would be trained"),
+        ({"rows_pattern": {"model.layers.0.self_attn.q_proj": 0}}, "nothing to train"),
         ({"row_ids": {"model.layers.9.self_attn.q_proj": [1]}}, "row_ids names model.layers.9"),
         ({"row_ids": {"model.layers.0.self_attn.q_proj": [32]}}, "rows 0 to 31"),
         ({"row_ids": {"model.layers.0.self_attn.q_proj": [3, 3]}}, "twice"),
         ({"rows": 2, "row_ids": {"model.layers.0.self_attn.q_proj": [3]}}, "has 1 ids .* set to 2 rows"),
         ({"rows": 2, "importance": "taylor"}, r"rowsft\.attach"),
         ({"rows": 2, "importance": "no_such_metric"}, "no_such_metric"),
-        ({"rows": 2, "scope": "global"}, r"rowsft\.attach"),
-        ({"rows": 2, "attention": "grouped"}, r"rowsft\.attach"),
+        ({"rows": 2, "attention": "grouped"}, "selects .*q_proj without .*k_proj"),
         ({"rows": 2, "target_modules": ["embed_tokens"]}, "embed_tokens, a Embedding"),
     ],
 )
@@ -146,3 +148,25 @@ def test_row_ids_are_never_written_down(tmp_path):
     assert "row_ids" not in written
     assert written["peft_type"] == "ROW_SFT"
     assert PeftConfig.from_pretrained(tmp_path).row_ids is None
+
+
+@pytest.mark.parametrize(
+    "settings", [{"scope": "global"}, {"attention": "grouped"}, {"channel": "neuron"}, {"channel": "half"}]
+)
+def test_peft_alone_chooses_as_attach_does_where_no_data_are_needed(settings):
+    config = RowSFTConfig(rows=2, importance="l2", target_modules="all-linear", **settings)
+    models = [get_peft_model(tiny_llama(), copy.copy(config)), attach(tiny_llama(), copy.copy(config))]
+    ids = [{name: t for name, t in model.state_dict().items() if name.endswith("ids.default")} for model in models]
+    assert ids[0] and ids[0].keys() == ids[1].keys()
+    assert all(torch.equal(ids[0][name], ids[1][name]) for name in ids[0])
+
+
+def test_a_second_adapter_is_chosen_on_the_base_and_not_on_the_first_ones_rows():
+    model = get_peft_model(tiny_llama(), RowSFTConfig(rows=2, importance="l2", target_modules=["q_proj"]))
+    alone = {name: t.clone() for name, t in model.state_dict().items() if name.endswith("ids.default")}
+    shake(model, scale=100.0)
+    with torch.no_grad():
+        model(**causal_batch())
+    model.add_adapter("other", RowSFTConfig(rows=2, importance="l2", target_modules=["q_proj"]))
+    for name, ids in alone.items():
+        assert torch.equal(model.state_dict()[name.replace("default", "other")], ids)
