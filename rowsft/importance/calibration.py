@@ -26,7 +26,7 @@ class Calibration(list):
 
     def cached(self, asked: dict, compute: Callable[[], dict]) -> dict:
         """The scores kept for `asked`; else those of `compute()`, which are then kept."""
-        key = {**self.identity, **asked}
+        key = {"of": self.identity, **asked}
         scores = self.cache.get(key)
         self.was_read = scores is not None
         if scores is None:

@@ -22,6 +22,7 @@ from rowsft.importance.calibration import device_of, largest_batch, on_device
 from rowsft.importance.reduction import block_bytes, wide
 from rowsft.importance.registry import Context
 from rowsft.importance.untouched import untouched
+from rowsft.selection import layer_shape
 
 #: Layer name -> {a number for each tensor that its calls keep: bytes}.
 Kept = dict[str, dict[int, int]]
@@ -129,4 +130,4 @@ def _pass_bytes(group: dict[str, nn.Module], kept: Kept, holds: Pass) -> int:
 
 
 def _score_bytes(layer: nn.Module) -> int:
-    return sum(layer.weight.shape) * wide(layer.weight.dtype).itemsize
+    return sum(layer_shape(layer)) * wide(layer.weight.dtype).itemsize
