@@ -143,6 +143,13 @@ def _configured_steps(pools: Sequence[Pool], layers: Mapping[str, nn.Module], co
         steps = [0] * len(pools)
     else:
         raise UserError("no size is set; give rows, ratio, rows_pattern, columns_pattern, or row_ids or column_ids")
+    eligible = {name for pool in pools for name in pool.layers}
+    for axis, setting in (("out", "rows_pattern"), ("in", "columns_pattern")):
+        if unknown := sorted(set(patterns[axis] or {}) - eligible):
+            raise UserError(
+                f"{setting} names {unknown[0]}, which target_modules and attention={config.attention} do not select in "
+                f"this model; use full layer names such as {min(eligible)}"
+            )
     for index, pool in enumerate(pools):
         for axis, setting in (("out", "rows_pattern"), ("in", "columns_pattern")):
             named = [member.layer for member in pool.members if member.layer in (patterns[axis] or {})]

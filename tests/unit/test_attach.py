@@ -166,6 +166,10 @@ def test_calibration_may_be_any_iterable():
             {"channel": "neuron", "rows_pattern": {"model.layers.0.mlp.up_proj": 3}},
             "rows_pattern names model.layers.0.mlp.up_proj, which shares its units with other layers",
         ),
+        (
+            {"rows": 1, "rows_pattern": {"up_proj": 3}},
+            "rows_pattern names up_proj, which .* such as model.layers",
+        ),
         ({"rows_pattern": {"model.layers.0.mlp.up_proj": 0}}, "every target layer is left with nothing to train"),
     ],
 )
