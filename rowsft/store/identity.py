@@ -7,7 +7,7 @@ import math
 from rowsft.errors import UserError
 
 #: Raised by one whenever a change of the code changes results: old runs then keep their ids and new ones get their own.
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 #: Top-level keys that say where a run is shown, kept, grouped or explained, never what it computes.
 PRESENTATION = frozenset(
