@@ -27,6 +27,8 @@ def run(workshop, family, method, name, *more):
 
 def export(workshop, capsys, run, *arguments):
     """The command line in this process: its exit status, last line of output and whole error output."""
+    # What recording the run has said.
+    capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         cli.main(["export", run, "--store", str(workshop.folder / "runs"), *arguments])
     said = capsys.readouterr()
