@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets quickstart demo test lint bench tune-quickstart tune-demo importance clean
+.PHONY: help setup assets quickstart demo test test-peft-versions lint bench tune-quickstart tune-demo importance clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ demo: assets ## STS-B on MiniLM and Social IQA on SmolLM2-135M, within 90 minute
 
 test: setup ## run the tests that every change must pass
 	@$(BIN)/python -m pytest
+
+test-peft-versions: setup ## run the tuner's contract tests on the oldest and the newest peft that pyproject.toml admits
+	@$(BIN)/python tests/peft_versions.py
 
 lint: setup ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

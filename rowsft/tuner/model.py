@@ -53,7 +53,7 @@ class RowSFTModel(BaseTuner):
 
     def _prepare_model(self, peft_config: RowSFTConfig, model: nn.Module) -> None:
         """Settle every layer's ids before the first one is wrapped, so that bad input leaves the model as it was."""
-        peft_config = _maybe_include_all_linear_layers(peft_config, model)
+        _expand_all_linear(peft_config, model)
         targets = self._targets(peft_config, model)
         _take_sizes_from_ids(peft_config, targets)
         for setting in ("rows_pattern", "columns_pattern", "row_ids", "column_ids"):
@@ -139,6 +139,16 @@ class RowSFTModel(BaseTuner):
                     "was trained with"
                 )
         return remapped
+
+
+def _expand_all_linear(config: RowSFTConfig, model: nn.Module) -> None:
+    """Put names for "all-linear": PEFT's own, less the task heads and poolers that every method trains in full."""
+    from rowsft.selection import HEAD_NAMES
+
+    if isinstance(config.target_modules, str) and config.target_modules.lower() == "all-linear":
+        _maybe_include_all_linear_layers(config, model)
+        linears = config.target_modules
+        config.target_modules = {name for name in linears if HEAD_NAMES.isdisjoint(name.split("."))} or linears
 
 
 def _take_sizes_from_ids(config: RowSFTConfig, targets: dict[str, nn.Module]) -> None:

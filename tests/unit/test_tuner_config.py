@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from peft import PeftConfig, get_peft_model
-from rows import family, random_rows, shake
+from rows import family, layer_ids, out_rows, random_rows, row_layers, shake
 from tiny import causal_batch, tiny_bert, tiny_llama
 
 from rowsft import RowSFTConfig, attach
@@ -28,7 +28,14 @@ def sizes(model):
         ({"ratio": 1.5}, "ratio=1.5"),
         ({"rows": 4, "ratio": 0.1}, "rows=4 and ratio=0.1 are both set"),
         ({"rows_pattern": {"a": -1}}, r"rows_pattern\['a'\]=-1"),
-        ({"rows": 4, "channel": "diagonal"}, "channel='diagonal' is not known; choose from: out"),
+        ({"columns_pattern": {"a": 1.5}, "channel": "in"}, r"columns_pattern\['a'\]=1.5 is not a column count"),
+        ({"ratio": True}, "ratio=True"),
+        ({"rows": 4, "train_bias": "yes"}, "train_bias='yes' is not a switch"),
+        ({"rows": 4, "seed": 1.5}, "seed=1.5 is not a seed"),
+        ({"rows": 4, "seed": None}, "seed=None is not a seed"),
+        ({"column_ids": {"a": [1]}}, "column_ids is set, but channel='out' trains no columns; .*: in, half, neuron"),
+        ({"rows_pattern": {"a": 1}, "channel": "in"}, "rows_pattern is set, but channel='in' trains no rows"),
+        ({"rows": 4, "channel": "diagonal"}, "channel='diagonal' is not known; choose from: out, in, half, neuron"),
         ({"rows": 4, "scope": "block"}, "scope='block'"),
         ({"rows": 4, "attention": "none"}, "attention='none'"),
         ({"rows": 4, "dropout": 1.0}, "dropout=1.0"),
@@ -56,6 +63,17 @@ def test_bad_settings_are_refused_in_one_line(settings, message):
         ({"row_ids": {"model.layers.0.self_attn.q_proj": [32]}}, "rows 0 to 31"),
         ({"row_ids": {"model.layers.0.self_attn.q_proj": [3, 3]}}, "twice"),
         ({"rows": 2, "row_ids": {"model.layers.0.self_attn.q_proj": [3]}}, "has 1 ids .* set to 2 rows"),
+        ({"channel": "in", "rows": 33}, r"columns=33 exceeds layer model.layers.0.self_attn.q_proj \(32 columns\)"),
+        ({"channel": "half", "rows": 64}, r"rows=32 are all rows of layer .*q_proj, so its columns=32 would have no"),
+        ({"channel": "half", "rows": 66}, r"rows=33 exceeds layer model.layers.0.self_attn.q_proj \(32 rows\)"),
+        ({"channel": "in", "column_ids": {"model.layers.0.self_attn.q_proj": [32]}}, "columns 0 to 31"),
+        ({"channel": "in", "column_ids": {"model.layers.0.self_attn.q_proj": [3, 3]}}, "name a column twice"),
+        ({"channel": "in", "column_ids": {"q_proj": [3]}}, "column_ids names q_proj"),
+        (
+            {"channel": "half", "rows": 4, "row_ids": {"model.layers.0.self_attn.q_proj": [3, 1]}},
+            "column_ids has 0 ids",
+        ),
+        ({"channel": "neuron", "rows": 4}, "selects .*q_proj without .*k_proj"),
         ({"rows": 2, "importance": "taylor"}, r"rowsft\.attach"),
         ({"rows": 2, "importance": "no_such_metric"}, "no_such_metric"),
         ({"rows": 2, "attention": "grouped"}, "selects .*q_proj without .*k_proj"),
@@ -117,6 +135,47 @@ def test_data_free_metrics_choose_the_largest_rows(metric, family_name):
             assert set(module.row_sft_ids["default"].tolist()) == set(norms.topk(4).indices.tolist())
             checked += 1
     assert checked == len(random_rows(family(family_name)[0], targets))
+
+
+@pytest.mark.parametrize("family_name", ["llama", "gpt2"])
+@pytest.mark.parametrize(("channel", "rows", "columns"), [("in", 0, 5), ("half", 3, 2)])
+def test_data_free_metrics_choose_the_largest_columns_too(channel, rows, columns, family_name):
+    model, _, targets = family(family_name)
+    tuned = get_peft_model(model, RowSFTConfig(rows=5, channel=channel, importance="l1", target_modules=targets))
+    for layer in row_layers(tuned).values():
+        weight = out_rows(layer.get_base_layer()).detach().abs()
+        chosen_rows, chosen_columns = layer_ids(layer)
+        assert set(chosen_rows) == set(weight.sum(1).topk(rows).indices.tolist())
+        assert set(chosen_columns) == set(weight.sum(0).topk(columns).indices.tolist())
+
+
+def test_sizes_of_the_channels():
+    def sizes(**settings):
+        return RowSFTConfig(**settings).sizes_of("layer", 40, 20)
+
+    assert sizes(rows=5) == (5, 0)
+    assert sizes(rows=5, channel="in") == (0, 5)
+    assert sizes(rows=5, channel="half") == (3, 2)
+    assert sizes(rows=1, channel="half") == (1, 0)
+    assert sizes(ratio=0.1) == (4, 0)
+    assert sizes(ratio=0.1, channel="in") == (0, 2)
+    assert sizes(ratio=0.1, channel="half") == (2, 1)
+    assert sizes(rows=5, channel="half", columns_pattern={"layer": 7}) == (3, 7)
+    assert sizes(rows=5, channel="neuron", rows_pattern={"layer": 2}) == (2, 0)
+
+
+def test_random_rows_and_columns_are_drawn_apart():
+    config = RowSFTConfig(rows=16, channel="half", importance="random", target_modules=["q_proj"])
+    tuned = get_peft_model(tiny_llama(), config)
+    assert all(rows != columns for rows, columns in map(layer_ids, row_layers(tuned).values()))
+
+
+def test_a_layer_carries_no_empty_tensors():
+    for channel, kinds in {"out": {"delta", "bias"}, "in": {"column_delta"}}.items():
+        tuned = get_peft_model(tiny_bert(), RowSFTConfig(rows=2, channel=channel, target_modules=["query"]))
+        names = {name.partition("row_sft_")[2] for name, _ in tuned.named_parameters() if "row_sft_" in name}
+        assert names == {f"{kind}.default" for kind in kinds}
+        assert all(tensor.numel() for tensor in tuned.state_dict().values())
 
 
 def test_random_rows_follow_the_seed_and_leave_the_global_stream_alone():
