@@ -13,6 +13,8 @@ from rowsft import RowSFTConfig, attach
 from rowsft.errors import UserError
 from rowsft.tuner import RowSFTLayer
 
+Q = "model.layers.0.self_attn.q_proj"
+
 
 def sizes(model):
     return {m.layer_name: len(m.row_sft_ids["default"]) for m in model.modules() if isinstance(m, RowSFTLayer)}
@@ -63,9 +65,12 @@ def test_bad_settings_are_refused_in_one_line(settings, message):
         ({"row_ids": {"model.layers.0.self_attn.q_proj": [32]}}, "rows 0 to 31"),
         ({"row_ids": {"model.layers.0.self_attn.q_proj": [3, 3]}}, "twice"),
         ({"rows": 2, "row_ids": {"model.layers.0.self_attn.q_proj": [3]}}, "has 1 ids .* set to 2 rows"),
-        ({"channel": "in", "rows": 33}, r"columns=33 exceeds layer model.layers.0.self_attn.q_proj \(32 columns\)"),
-        ({"channel": "half", "rows": 64}, r"rows=32 are all rows of layer .*q_proj, so its columns=32 would have no"),
-        ({"channel": "half", "rows": 66}, r"rows=33 exceeds layer model.layers.0.self_attn.q_proj \(32 rows\)"),
+        ({"channel": "in", "rows": 33}, r"rows=33 exceeds layer model.layers.0.self_attn.q_proj \(32 columns\)"),
+        ({"channel": "half", "rows": 64}, r"rows=64 exceeds layer .*q_proj \(63 rows and columns\)"),
+        (
+            {"channel": "half", "rows_pattern": {Q: 32}, "columns_pattern": {Q: 1}, "row_ids": {Q: range(32)}},
+            "rows=32 are all rows of layer .*q_proj, so its columns=1 would have no entry",
+        ),
         ({"channel": "in", "column_ids": {"model.layers.0.self_attn.q_proj": [32]}}, "columns 0 to 31"),
         ({"channel": "in", "column_ids": {"model.layers.0.self_attn.q_proj": [3, 3]}}, "name a column twice"),
         ({"channel": "in", "column_ids": {"q_proj": [3]}}, "column_ids names q_proj"),
