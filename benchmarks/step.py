@@ -47,8 +47,11 @@ class Worker:
 
     def seconds(self, steps: int) -> list[float]:
         """Seconds of each of `steps` training steps."""
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(f"{steps}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise WorkerError(f"process ended with status {self.process.wait()}") from error
         return self._answer()
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ FLOPs are those of forward and backward as torch's FlopCounterMode counts them; 
 product out, for every method alike. Step peak: new allocations at once in a warm forward and backward. Total peak: the
 whole step with weights, gradients and AdamW's state. Both are exact (on a CPU every allocation is replayed) and repeat.
 Times: median and 95th percentile over all timed steps, which run apart from the measured ones; their ratios are taken
-round by round: median [lowest, highest]. Every method trains weights only, no biases, without dropout."""
+round by round: median [lowest, highest]. There is no dropout, and only full trains biases."""
 
 
 def rows(

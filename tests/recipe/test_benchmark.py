@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("alone", [False, True], ids=["side by side", "alone"])
 def test_two_methods_side_by_side(tmp_path, alone):
-    # Rows of the tiny encoder: a second family, and biases that no method trains.
     options = ["--shape", "tiny_bert", "--methods", "floor", "rows", "--rounds", "2", "--steps", "2"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "step.py"), *options, "--out", str(tmp_path), *["--alone"] * alone],
