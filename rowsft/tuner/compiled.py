@@ -5,6 +5,9 @@ changed since), which a graph cannot carry. The operator `rowsft::written_linear
 the graph runs, so compiled and uncompiled calls may alternate, and the graph has no break. The operator writes only
 entries of a weight that nothing else in the graph reads; it is not declared as a mutation, because the compiler would
 then copy the weight. It is kept out of CUDA graphs, whose replay would run no Python.
+
+One thing uncompiled calls allow and compiled ones do not: running other adapters, or none, between a compiled forward
+and its backward. That changes the weight which the backward needs, and autograd's version check refuses the backward.
 """
 
 from __future__ import annotations
@@ -20,6 +23,12 @@ _layer_at: WeakValueDictionary = WeakValueDictionary()
 def register_layer(layer) -> None:
     """Make `layer` known to the operator, which finds it by its base weight."""
     _layers.add(layer)
+
+
+def forget_layer(layer) -> None:
+    """Take back `register_layer`: the base weight may get another layer while this one still lives somewhere."""
+    _layers.discard(layer)
+    _layer_at.clear()
 
 
 def as_autocast(x: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 from rowsft.errors import UserError
 
+from .compiled import register_layer
 from .config import RowSFTConfig
 from .ids import Chosen, check_layer_ids
 from .matrix import as_matrix, other_rows, shape_of
@@ -50,6 +51,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         self._checked: dict[str, tuple] = {}
         self._others: dict[str, torch.Tensor | None] = {}
         self._tied: dict[str, nn.Parameter] = {}
+        register_layer(self)
 
     def update_layer(self, adapter_name: str, ids: Chosen, config: RowSFTConfig) -> None:
         """Add an adapter that trains the given rows and columns of this layer, starting at zero change."""
@@ -234,6 +236,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
 
     def __setstate__(self, state):
         super().__setstate__({**state, "_graphs": WeakSet(), "_checked": {}})
+        register_layer(self)
         if self._patch is not None:
             self._patch.renew_stamp(self._tensors())
 

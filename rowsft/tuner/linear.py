@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
 
-from .compiled import as_autocast, register_layer, written_linear
+from .compiled import as_autocast, forget_layer, written_linear
 from .config import RowSFTConfig
 from .ids import Chosen
 from .layer import RowSFTLayer
@@ -35,7 +35,6 @@ class Linear(RowSFTLayer):
         super().__init__(base_layer, layer_name, shared)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, ids, config)
-        register_layer(self)
 
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """x (..., d_in) -> (..., d_out)."""
@@ -165,6 +164,7 @@ class Linear(RowSFTLayer):
             self.unmerge()
         if not self.merged:
             self.restore()
+        forget_layer(self)
         return self.get_base_layer()
 
     def __repr__(self) -> str:

@@ -62,4 +62,6 @@ def test_compiled_and_uncompiled_calls_alternate():
     with tuned.disable_adapter():
         assert torch.equal(logits(tuned, batch), base)
     torch.testing.assert_close(logits(compiled, batch), expected)
+    copied = copy.deepcopy(tuned)
+    torch.testing.assert_close(logits(torch.compile(copied, backend="aot_eager", fullgraph=True), batch), expected)
     assert torch.equal(logits(tuned.unload(), batch), base)
