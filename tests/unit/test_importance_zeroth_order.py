@@ -54,9 +54,10 @@ def test_slopes_are_those_of_weights_written_in_float64(case, dtype):
     found = directional_slopes(layers_of(model), Context(model, batches, seed=3, draws=4))
     assert same(before, snapshot(model))
     expected = reference_slopes(model, batches, 3, 4)
-    # A loss near 5 in float32 is known to 2.4e-7, so a slope to about 2.4e-4.
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-3, atol=1e-3)
-    assert max(map(abs, expected)) > 0.1
+    # Losses are known to float32's resolution, which the small step magnifies.
+    resolution = 4 * torch.finfo(torch.float32).eps * mean_loss(model.double(), batches[0]) / (2 * EPSILON)
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-3, atol=resolution)
+    assert max(map(abs, expected)) > 10 * resolution
 
 
 @pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
@@ -104,8 +105,8 @@ def test_the_mean_over_draws_tends_to_the_gradient():
     total = sum((model.layer(b["x"]) * b["labels"]).mean() * len(b["x"]) for b in batches) / 6
     gradient = torch.autograd.grad(total, model.layer.weight)[0]
     expected = (model.layer.weight * gradient).abs().sum(1).detach().float()
-    found = score_axes(model, "zo_taylor", batches, draws=4000)["out"]["layer"]
-    torch.testing.assert_close(found, expected, rtol=0.15, atol=0.02)
+    found = score_axes(model, "zo_taylor", batches, draws=1000)["out"]["layer"]
+    torch.testing.assert_close(found, expected, rtol=0.2, atol=0.02)
 
 
 def test_perturbations_depend_on_seed_draw_layer_and_block():
