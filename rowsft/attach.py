@@ -134,8 +134,10 @@ def _configured_steps(pools: Sequence[Pool], layers: Mapping[str, nn.Module], co
     """Steps of each pool as the config's sizes and patterns say."""
     patterns = {"out": config.rows_pattern, "in": config.columns_pattern}
     if config.rows is not None:
-        units = pool_units(pools, layers, config.train_bias)
-        counts, _ = uniform(units, Dial("rows", config.rows, "rows"), clip=False, instead="give a pattern for it")
+        units, dial = pool_units(pools, layers, config.train_bias), Dial("rows", config.rows, "rows")
+        apart = {name for pattern in patterns.values() for name in pattern or {}}
+        counts, _ = uniform(units, dial, clip=True)
+        uniform({n: unit for n, unit in units.items() if n not in apart}, dial, clip=False, instead="exclude it")
         steps = steps_of(pools, counts)
     elif config.ratio is not None:
         steps, _ = share_of(pools, layers, config.ratio, config.train_bias)

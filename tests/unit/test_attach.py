@@ -158,7 +158,7 @@ def test_calibration_may_be_any_iterable():
     [
         (
             {"rows": 33},
-            r"rows=33 exceeds layer model.layers.0.self_attn.q_proj \(32 rows\); lower rows or give a pattern",
+            r"rows=33 exceeds layer model.layers.0.self_attn.q_proj \(32 rows\); lower rows or exclude",
         ),
         ({"rows": 3, "channel": "neuron"}, r"rows=3 exceeds module model.layers.0.self_attn \(2 heads\); lower rows"),
         ({}, "no size is set; give rows, ratio, rows_pattern"),
@@ -188,3 +188,12 @@ def test_patterns_set_the_sizes_of_single_layers():
     sizes = {name: (len(choice.rows), len(choice.columns)) for name, choice in chosen.items()}
     assert (sizes.pop(q), sizes.pop(up)) == ((0, 1), (5, 2))
     assert set(sizes.values()) == {(2, 1)}
+
+
+def test_a_pattern_may_size_a_layer_that_is_smaller_than_the_rest():
+    model, small = tiny_llama(), "self_attn.k_proj"
+    patterns = {f"model.layers.{block}.{small}": 16 for block in range(2)}
+    config = RowSFTConfig(rows=20, rows_pattern=patterns, importance="l1")
+    layers = eligible_layers(model, Targets(["q_proj", "k_proj"]))
+    chosen = plan_rows(model, layers, config)
+    assert [len(choice.rows) for choice in chosen.values()] == [20, 16, 20, 16]
