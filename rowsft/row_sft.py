@@ -35,6 +35,7 @@ class RowSFT(PeftMethod):
     dropout: float = 0.0
     seed: int = 0
     group_bytes: int | None = None
+    draws: int = 256
 
     sizes: ClassVar[tuple[str, ...]] = ("rows", "ratio")
     native: ClassVar[tuple[str, ...]] = ("rows", "ratio")
@@ -79,7 +80,7 @@ class RowSFT(PeftMethod):
         layers = {name: model.get_submodule(name) for name in values["target_modules"]}
         pools = pools_for(model, layers, self.channel, self.attention)
         progress = bar(f"scoring {self.importance}")
-        context = Context(model, calibration, self.seed, self.group_bytes, progress=progress)
+        context = Context(model, calibration, self.seed, self.group_bytes, self.draws, progress)
         scores = score_pools(pools, layers, self.importance, context)
         if values["scope"] == "layer":
             steps = steps_from(pools, values["rows_pattern"], values["columns_pattern"])

@@ -63,13 +63,13 @@ def labelwise(form: str) -> Metric:
         )
 
     def score(layers: dict[str, nn.Module], context: Context, axes: Sequence[Axis]) -> Scores:
+        classes = batches_of_classes(context.calibration)
         # Room is what a step on a whole batch leaves, not one on a batch of a single class.
         if inner.needs == "gradients" and context.group_bytes is None:
             room = kept_bytes(kept_inputs(one_per_weight(layers), context))
             context = replace(context, group_bytes=room)
         of_classes = [
-            inner.function(layers, replace(context, calibration=batches), axes)
-            for batches in batches_of_classes(context.calibration).values()
+            inner.function(layers, replace(context, calibration=batches), axes) for batches in classes.values()
         ]
         return {
             name: {axis: AGGREGATORS[aggregator](torch.stack([s[name][axis] for s in of_classes])) for axis in axes}

@@ -97,7 +97,7 @@ def metric(name: str) -> Metric:
         return _COMPOSITIONS[composed[1]][1](composed[2])
     if name.strip() not in _METRICS:
         forms = " or ".join(f"{outer}({form})" for outer, (form, _) in sorted(_COMPOSITIONS.items(), reverse=True))
-        raise UserError(f"importance={name}: unknown metric; use one of {', '.join(sorted(_METRICS))}, or {forms}")
+        raise UserError(f"importance={name}: unknown metric; use one of {', '.join(sorted(_METRICS))}, {forms}")
     return _METRICS[name.strip()]
 
 

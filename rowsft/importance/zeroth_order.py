@@ -34,8 +34,8 @@ def zo_taylor(layers: dict[str, nn.Module], context: Context, axes: Sequence[Axi
     if context.draws < 1:
         raise UserError(f"draws={context.draws}: zo_taylor averages over at least 1 perturbation; raise draws")
     owners = one_per_weight(layers)
-    slopes = directional_slopes(owners, context)
     shares = draw_weights(batch_weights(context.model, context.calibration), context.draws)
+    slopes = directional_slopes(owners, context)
     factors = [slope * share for slope, share in zip(slopes, shares, strict=True)]
     scores = {layer.weight: _score(name, layer, context, axes, factors) for name, layer in owners.items()}
     return {name: scores[layer.weight] for name, layer in layers.items()}

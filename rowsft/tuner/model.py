@@ -106,7 +106,13 @@ class RowSFTModel(BaseTuner):
             # What is scored is the base model, not an earlier adapter's rows in it.
             if isinstance(module, RowSFTLayer) and not module.merged:
                 module.restore()
-        return plan_rows(model, targets, config)
+        chosen = plan_rows(model, targets, config)
+        if CHANNELS[config.channel].split is None or config.scope != "layer" or config.attention != "linear":
+            # Sizes that do not follow from the layer alone: a saved adapter must find them in its config.
+            config.rows_pattern = {name: len(each.rows) for name, each in chosen.items() if len(each.rows)}
+            config.columns_pattern = {name: len(each.columns) for name, each in chosen.items() if len(each.columns)}
+            config.rows = config.ratio = None
+        return chosen
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
         base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target

@@ -75,7 +75,7 @@ def counted(method, model, knobs):
         layer = model.get_submodule(name)
         d_out, d_in = layer_shape(layer)
         if isinstance(method, RowSFT):
-            total += values["rows_pattern"].get(name, values["rows"]) * (d_in + (layer.bias is not None))
+            total += values["rows_pattern"].get(name, 0) * (d_in + (layer.bias is not None))
         else:
             total += values["rank_pattern"].get(name, values["r"]) * (d_in + d_out)
             total += d_out if isinstance(method, Dora) else 0
@@ -96,7 +96,7 @@ def test_params_are_met_within_one_percent_and_never_exceeded(method, model, row
     assert 0.99 * asked <= knobs.achieved <= asked
     assert knobs.achieved == counted(method, model, knobs)
     pattern = knobs.values["rows_pattern" if isinstance(method, RowSFT) else "rank_pattern"]
-    common = knobs.values["rows" if isinstance(method, RowSFT) else "r"]
+    common = 0 if isinstance(method, RowSFT) else knobs.values["r"]
     sizes = [pattern.get(name, common) if name in knobs.values["target_modules"] else 0 for name in layers]
     assert max(sizes) - min(sizes) <= 1
 

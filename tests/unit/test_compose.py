@@ -16,7 +16,7 @@ from rowsft.errors import UserError
 from rowsft.identity import plan_run
 from rowsft.settings import trainer_settings
 
-METHODS = {"row_sft", "lora", "dora", "full", "head", "none"}
+METHODS = {"row_sft", "lora", "dora", "shira", "full", "head", "none"}
 MODELS = {
     *("minilm", "smollm2_135m", "llama2_7b", "llama3_8b", "mistral_7b", "gemma_7b"),
     *("bert_base", "bert_large", "deberta_v3_base", "deberta_v3_large"),

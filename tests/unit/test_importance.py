@@ -226,11 +226,12 @@ class LossLess(nn.Module):
 def test_a_gradient_that_is_not_finite_names_layer_and_batch(metric):
     model, name = tiny_llama(), "model.layers.1.mlp.up_proj"
 
-    def spoil(layer, args, output):
-        if args[0].shape[1] == 5 and output.requires_grad:
-            output.register_hook(lambda gradient: gradient * torch.nan)
+    def spoil(layer, args):
+        if args[0].shape[1] == 5 and args[0].requires_grad:
+            args[0].register_hook(lambda gradient: gradient * torch.nan)
 
-    model.get_submodule(name).register_forward_hook(spoil)
+    # In front of the next layer, so that the gradient is spoilt before the scored one sees it.
+    model.get_submodule("model.layers.1.mlp.down_proj").register_forward_pre_hook(spoil)
     with pytest.raises(UserError, match=rf"calibration batch 2: the .* of layer {name} is not finite"):
         score(model, metric, causal_batches(), target_modules=["up_proj"], layers_to_transform=[1])
 

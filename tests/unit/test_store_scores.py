@@ -80,7 +80,8 @@ def select(tmp_path, rows, identity=None, batches=None, **settings):
     method = RowSFT(**{"importance": "taylor", **settings})
     knobs = method.solve(Budget(rows=rows), model, Targets())
     given = Calibration(causal_batches(), ScoreCache(tmp_path), identity or {"model": "tiny"})
-    return method.select(model, knobs, given if batches is None else batches).row_ids, len(passes), given.was_read
+    chosen = method.select(model, knobs, given if batches is None else batches).chosen
+    return {name: each.rows for name, each in chosen.items()}, len(passes), given.was_read
 
 
 def test_a_sweep_over_budgets_scores_once(tmp_path):

@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from peft import PeftConfig, get_peft_model
-from rows import family, layer_ids, out_rows, random_rows, row_layers, shake
+from peft import PeftConfig, PeftModel, get_peft_model
+from rows import family, layer_ids, logits, out_rows, random_rows, row_layers, shake
 from tiny import causal_batch, tiny_bert, tiny_llama
 
 from rowsft import RowSFTConfig, attach
@@ -215,14 +215,26 @@ def test_row_ids_are_never_written_down(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"scope": "global"}, {"attention": "grouped"}, {"channel": "neuron"}, {"channel": "half"}]
+    "settings",
+    [
+        {"scope": "global"},
+        {"attention": "grouped"},
+        {"attention": "skip"},
+        {"channel": "neuron"},
+        {"channel": "half"},
+        {"channel": "in", "scope": "global"},
+    ],
 )
-def test_peft_alone_chooses_as_attach_does_where_no_data_are_needed(settings):
+def test_peft_alone_chooses_as_attach_does_where_no_data_are_needed(settings, tmp_path):
     config = RowSFTConfig(rows=2, importance="l2", target_modules="all-linear", **settings)
     models = [get_peft_model(tiny_llama(), copy.copy(config)), attach(tiny_llama(), copy.copy(config))]
     ids = [{name: t for name, t in model.state_dict().items() if name.endswith("ids.default")} for model in models]
     assert ids[0] and ids[0].keys() == ids[1].keys()
     assert all(torch.equal(ids[0][name], ids[1][name]) for name in ids[0])
+    shake(models[0])
+    models[0].save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path)
+    assert torch.equal(logits(loaded, causal_batch()), logits(models[0], causal_batch()))
 
 
 def test_a_second_adapter_is_chosen_on_the_base_and_not_on_the_first_ones_rows():
