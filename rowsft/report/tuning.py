@@ -13,7 +13,7 @@ DIVERGED = float("-inf")
 def best_learning_rates(root: Path, experiment: str) -> str:
     """A text table of validation scores by method and learning rate, then the `tuned:` block for an experiment's YAML.
 
-    Seeds are averaged; a run that failed counts as the worst. Raises UserError when the store has no such runs.
+    Seeds are averaged; a run that failed counts as the worst; of equal rates the lower one is taken. Raises UserError when the store has no such runs.
     """
     store = Store(root)
     records = store.runs(experiment)
@@ -30,7 +30,7 @@ def best_learning_rates(root: Path, experiment: str) -> str:
     for method, row in table.items():
         lines.append(f"{method:<10}" + "".join(_cell(row.get(rate)) for rate in rates))
     lines += ["", "tuned:", "  learning_rate:"]
-    lines += [f"    {method}: {max(row, key=row.get):g}" for method, row in table.items()]
+    lines += [f"    {method}: {max(row, key=lambda rate: (row[rate], -rate)):g}" for method, row in table.items()]
     return "\n".join(lines)
 
 
