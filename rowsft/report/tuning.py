@@ -13,7 +13,8 @@ DIVERGED = float("-inf")
 def best_learning_rates(root: Path, experiment: str) -> str:
     """A text table of validation scores by method and learning rate, then the `tuned:` block for an experiment's YAML.
 
-    Seeds are averaged; a run that failed counts as the worst; of equal rates the lower one is taken. Raises UserError when the store has no such runs.
+    Seeds are averaged; a run that failed counts as the worst; of equal rates the lower one is taken. Raises UserError
+    when the store has no such runs.
     """
     store = Store(root)
     records = store.runs(experiment)
