@@ -20,7 +20,7 @@ from rowsft.importance import registry
 from rowsft.selection import Targets, eligible_layers, layer_shape
 
 CPU = torch.device("cpu")
-TRAINED = ["rows", "lora", "dora", "shira", "dense_mask", "released"]
+TRAINED = ["rows", "columns", "half", "neuron", "lora", "dora", "shira", "dense_mask", "released"]
 
 
 def trial(method, shape="tiny_llama", **settings):
@@ -41,7 +41,9 @@ def test_every_contender_starts_at_the_plain_model_and_trains_its_budget(method,
     layers = eligible_layers(plain, Targets()).values()
     lora = SHAPES[shape].rank * sum(sum(layer_shape(layer)) for layer in layers)
     expected = {"floor": 0, "full": plain.num_parameters()}.get(method, lora)
-    assert 0.99 * expected <= ready.trainable_parameters <= 1.01 * expected
+    # One more unit of so small a model, or one more row and column, is more than 1 %.
+    lowest = 0.98 if method in ("half", "neuron") else 0.99
+    assert lowest * expected <= ready.trainable_parameters <= 1.01 * expected
     before = ready.model(**ready.batch).loss.item()
     ready.optimizer = ready.optimizer and torch.optim.AdamW(
         [parameter for parameter in ready.model.parameters() if parameter.requires_grad], lr=1e-2
@@ -119,4 +121,4 @@ def test_every_registered_metric_has_a_row(tmp_path, capsys):
 def test_a_metric_that_fails_is_a_row_that_says_so():
     model = build(SHAPES["tiny_llama"], CPU, torch.float32)
     row = selection.scored(model, "taylor", [], 1)
-    assert row["error"].startswith("UserError: calibration is empty")
+    assert row["error"].startswith("UserError: importance=taylor needs training batches")

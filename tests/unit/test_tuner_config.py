@@ -57,7 +57,7 @@ def test_bad_settings_are_refused_in_one_line(settings, message):
         ({}, "no size is set"),
         (
             {"rows": 33},
-            r"rows=33 exceeds layer model.layers.0.self_attn.q_proj \(32 rows\); lower rows or give a pattern",
+            r"rows=33 exceeds layer model.layers.0.self_attn.q_proj \(32 rows\); lower rows or exclude it",
         ),
         ({"rows": 2, "rows_pattern": {"layers.0.self_attn.q_proj": 3}}, "rows_pattern names layers.0"),
         ({"rows_pattern": {"model.layers.0.self_attn.q_proj": 0}}, "nothing to train"),
