@@ -4,6 +4,8 @@ That step backpropagates through the frozen network and keeps the input of every
 metric does the same for its group of layers alone, so what the other layers' inputs would have taken is free for
 accumulated gradients and for the one gradient on its way. What an input costs is measured in one forward pass: layers
 that read the same tensor share it, and one that the network keeps anyway (as attention keeps its output) costs nothing.
+Nor does one that is still in use when the last layer runs, as a residual is: there, where a step's forward peaks, the frozen
+network holds it too.
 
 The bound: a layer stands alone where it does not fit with another, so a pass needs at least the accumulators and the
 gradient of one layer. Only where those alone exceed all kept inputs (a batch of fewer tokens than a layer is wide) can
@@ -68,11 +70,14 @@ def kept_inputs(layers: dict[str, nn.Module], context: Context) -> Kept:
     numbers = _Numbers()
     inputs: Kept = {name: {} for name in layers}
     saved: set[int] = set()
+    in_use: set[int] = set()
     names = {layer: name for name, layer in layers.items()}
 
     def note(layer: nn.Module, args: tuple, kwargs: Mapping, output: Tensor) -> Tensor:
         tensor = layer_input(args, kwargs)
         inputs[names[layer]][numbers[tensor]] = tensor.untyped_storage().nbytes()
+        in_use.clear()
+        in_use.update(numbers.live())
         # The graph begins at the first target layer, as it does in training.
         return output if output.requires_grad else output.detach().requires_grad_().view_as(output)
 
@@ -80,7 +85,7 @@ def kept_inputs(layers: dict[str, nn.Module], context: Context) -> Kept:
     with untouched(context.model), hooked(layers, note), count:
         context.model(**on_device(largest_batch(context.calibration), device_of(context.model)))
     return {
-        name: {number: size for number, size in tensors.items() if number not in saved}
+        name: {number: size for number, size in tensors.items() if number not in saved | in_use}
         for name, tensors in inputs.items()
     }
 
@@ -107,6 +112,10 @@ class _Numbers:
     def __init__(self):
         self._live: dict[int, int] = {}
         self._next = 0
+
+    def live(self) -> list[int]:
+        """Numbers of the storages that still exist."""
+        return list(self._live.values())
 
     def __getitem__(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
