@@ -4,8 +4,8 @@ That step backpropagates through the frozen network and keeps the input of every
 metric does the same for its group of layers alone, so what the other layers' inputs would have taken is free for
 accumulated gradients and for the one gradient on its way. What an input costs is measured in one forward pass: layers
 that read the same tensor share it, and one that the network keeps anyway (as attention keeps its output) costs nothing.
-Nor does one that is still in use when the last layer runs, as a residual is: there, where a step's forward peaks, the frozen
-network holds it too.
+Nor does one that is still in use when the last layer runs, as a residual is: there, where a step's forward peaks, the
+frozen network holds it too.
 
 The bound: a layer stands alone where it does not fit with another, so a pass needs at least the accumulators and the
 gradient of one layer. Only where those alone exceed all kept inputs (a batch of fewer tokens than a layer is wide) can
