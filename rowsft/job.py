@@ -314,7 +314,9 @@ def _calibration(job: Job) -> Calibration:
     order = training.data_order(len(job.encoded), needed, job.seed)
     collate = job.task.collator(job.loaded.tokenizer, job.model)
     batches = [collate([dict(job.encoded[i]) for i in order[k : k + size]]) for k in range(0, needed, size)]
-    return Calibration((on_device(batch, job.device) for batch in batches), ScoreCache(job.plan.store), _scored(job))
+    moved = (on_device(batch, job.device) for batch in batches)
+    # A repetition measures what the first attempt did, scoring too.
+    return Calibration(moved, ScoreCache(job.plan.store), _scored(job), anew=job.attempt.number > 1)
 
 
 def _scored(job: Job) -> dict:

@@ -16,18 +16,19 @@ class Calibration(list):
     """Calibration batches whose scores are kept: a list of batches, a cache, and what identifies the batches.
 
     cache: `get(key) -> scores | None` and `put(key, scores)`, see `rowsft.store.score_cache`. identity: JSON-able; all
-    that determines model and batches. was_read: whether the latest scores came from the cache.
+    that determines model and batches. anew: score even where scores are kept. was_read: whether the latest scores came
+    from the cache.
     """
 
-    def __init__(self, batches: Iterable[dict], cache, identity: dict):
+    def __init__(self, batches: Iterable[dict], cache, identity: dict, anew: bool = False):
         super().__init__(batches)
-        self.cache, self.identity = cache, identity
+        self.cache, self.identity, self.anew = cache, identity, anew
         self.was_read = False
 
     def cached(self, asked: dict, compute: Callable[[], dict]) -> dict:
         """The scores kept for `asked`; else those of `compute()`, which are then kept."""
         key = {"of": self.identity, **asked}
-        scores = self.cache.get(key)
+        scores = None if self.anew else self.cache.get(key)
         self.was_read = scores is not None
         if scores is None:
             scores = compute()

@@ -3,7 +3,7 @@
 from statistics import fmean, median
 
 from rowsft.report.predictions import Difference, difference
-from rowsft.report.rows import Row, Table, differing, short
+from rowsft.report.rows import Row, Table, differing, dig, short
 
 #: Every other row is held against these, on the same test examples and in cost.
 REFERENCES = ("lora", "full")
@@ -134,7 +134,8 @@ def _numbers(table: Table, row: Row) -> dict:
         "step_median_seconds": _median(row, "step_seconds", "median"),
         "step_p95_seconds": _median(row, "step_seconds", "p95"),
         "tokens_per_second": _median(row, "tokens_per_second"),
-        **{f"{phase}_seconds": _median(row, "seconds", phase) for phase in ("select", "train", "evaluate", "total")},
+        "select_seconds": _scored_seconds(row),
+        **{f"{phase}_seconds": _median(row, "seconds", phase) for phase in ("train", "evaluate", "total")},
         "learning_rate": row.learning_rate,
         **_other_metrics(row),
     }
@@ -158,6 +159,13 @@ def _difference_fields(prefix: str, found: Difference | None) -> dict:
 
 def _first(row: Row, *path: str):
     return next(iter(row.values(*path)), None)
+
+
+def _scored_seconds(row: Row) -> float | None:
+    """Median seconds of selection over the runs that scored: reading kept scores would hide what scoring costs."""
+    scored = [result for result in row.results if not result.get("scores_from_cache")]
+    seconds = [found for result in scored if (found := dig(result, "seconds", "select")) is not None]
+    return median(seconds) if seconds else None
 
 
 def _median(row: Row, *path: str) -> float | None:

@@ -123,6 +123,8 @@ def notes(table: Table, numbers: list[dict]) -> list[str]:
     kinds = memory_kinds(table)
     if kinds:
         found.append("Memory: " + "; ".join(MEMORY_KINDS.get(kind, kind) for kind in kinds) + ".")
+    if any(result.get("scores_from_cache") for row in table.rows for result in row.results):
+        found.append("Seconds of selection: of the runs that scored; others read the scores that those had kept.")
     zero = references(table)
     if zero:
         found.append(

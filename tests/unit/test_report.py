@@ -383,3 +383,16 @@ def test_a_repetition_that_did_not_finish_leaves_the_run_done(tmp_path):
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(listing.runs_table(store))
     assert f"{listed['metric']} {listed['value']:.4f}; attempt 2 interrupted" in console.export_text()
+
+
+def test_selection_costs_what_scoring_cost_and_not_reading_kept_scores(tmp_path):
+    store = Store(tmp_path / "runs")
+    for seed, kept in ((1, False), (2, True)):
+        finish(store, classification("row_sft", seed), method="row_sft", seed=seed, task="sentiment")
+        record = next(record for record in store.runs() if record.config["seed"] == seed)
+        with store._reopen(record.id) as run:
+            run._raw["attempts"][-1] |= {"scores_from_cache": kept, "seconds": {"select": 0.01 if kept else 7.0}}
+            run.write()
+    (section,) = report.sections(tmp_path / "runs", "demo")
+    assert section.lines[0]["select_seconds"] == 7.0 and section.lines[0]["seeds"] == 2
+    assert "read the scores that those had kept" in tables.markdown(section)
