@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from rowsft.errors import UserError
-from rowsft.store import SCHEMA_VERSION, Store, identity, run_id
+from rowsft.store import RESULTS_VERSION, SCHEMA_VERSION, Store, identity, run_id
 
 
 def config(**changes):
@@ -40,7 +40,7 @@ def finished(store, **changes):
 
 def test_id_is_the_hash_of_the_canonical_json_of_the_identity():
     text = (
-        '{"method":{"_target_":"baselines.lora.LoRA","name":"lora","r":8},"results_version":1,'
+        f'{{"method":{{"_target_":"baselines.lora.LoRA","name":"lora","r":8}},"results_version":{RESULTS_VERSION},'
         '"seed":1,"trainer":{"learning_rate":0.0001,"weight_decay":0}}'
     )
     assert run_id(config()) == hashlib.sha256(text.encode()).hexdigest()[:12]
