@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from rowsft import measure, training
 from rowsft.budget import Budget
+from rowsft.calibrating import TrainingBatches
 from rowsft.errors import UserError
 from rowsft.identity import RunPlan
-from rowsft.importance.calibration import Calibration, Rehearsal, on_device
+from rowsft.importance.calibration import Calibration, Rehearsal
 from rowsft.method import Knobs, Method, Targets
 from rowsft.models import Loaded, load
 from rowsft.progress import bar
 from rowsft.settings import TrainerSettings
 from rowsft.store import Attempt, Store
 from rowsft.store.attempt import error_fields, state_of
-from rowsft.store.score_cache import ScoreCache
 from rowsft.tasks import Task
 from rowsft.track import Tracker, final_numbers, tracking
+from rowsft.warm_head import warmed_head
 
 # Examples between two moves of the tokenising bar.
 ENCODED_AT_ONCE = 1000
@@ -308,27 +310,22 @@ def _evaluate_examples(job: Job, examples: list[dict], title: str | None):
 
 
 def _calibration(job: Job) -> Calibration:
-    """The first `calibration_batches` batches of the training order, on the model's device; their scores are kept."""
-    size = job.settings.batch_size
-    needed = min(len(job.encoded), job.settings.calibration_batches * size)
-    order = training.data_order(len(job.encoded), needed, job.seed)
     collate = job.task.collator(job.loaded.tokenizer, job.model)
-    batches = [collate([dict(job.encoded[i]) for i in order[k : k + size]]) for k in range(0, needed, size)]
-    moved = (on_device(batch, job.device) for batch in batches)
+    batches = TrainingBatches(job.encoded, collate, job.settings, job.seed, job.device)
     # A repetition measures what the first attempt did, scoring too.
-    return Calibration(moved, ScoreCache(job.plan.store), _scored(job), anew=job.attempt.number > 1)
+    again, revision = job.attempt.number > 1, job.loaded.revision
+    return batches.calibration(job.plan.store, job.plan.config, revision, again, lambda: _warmed(job, batches))
 
 
-def _scored(job: Job) -> dict:
-    """What determines model and calibration batches: kept scores are those of this."""
-    config = job.plan.config
-    return {
-        **{key: config[key] for key in ("model", "task", "revisions", "seed")},
-        "loaded_revision": job.loaded.revision,
-        "batch_size": job.settings.batch_size,
-        "calibration_batches": job.settings.calibration_batches,
-        "device": job.device.type,
-    }
+@contextmanager
+def _warmed(job: Job, batches: TrainingBatches) -> Iterator[None]:
+    """The block scores under a head trained for trainer.warm_head steps; every method trains from the fresh one."""
+    steps = job.settings.warm_head
+    job.say(f"  warming the head for {steps} steps")
+    warming = bar("warming the head")(batches.first(steps, repeat=True), total=steps)
+    with warmed_head(job.model, job.knobs.values["head_modules"], warming, job.settings.learning_rate) as losses:
+        job.attempt.update(warm_head={"steps": steps, "loss_first": losses[0], "loss_last": losses[-1]})
+        yield
 
 
 def _targets(job: Job) -> Targets:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
 from rowsft.tuner.ids import Chosen
 
-__all__ = ["Chosen", "Targets", "eligible_layers", "head_names", "layer_shape", "rows_of"]
+__all__ = ["Chosen", "Targets", "eligible_layers", "head_names", "layer_shape"]
 
 # Conventional names of output layers and task heads; PEFT's "all-linear" leaves out only some of them.
 HEAD_NAMES = frozenset(
@@ -80,11 +80,6 @@ def eligible_layers(model: nn.Module, targets: Targets) -> dict[str, nn.Module]:
 def layer_shape(layer: nn.Module) -> tuple[int, int]:
     """(d_out, d_in) of a linear layer, whichever way round it stores its weight."""
     return (layer.nf, layer.nx) if isinstance(layer, Conv1D) else (layer.out_features, layer.in_features)
-
-
-def rows_of(layer: nn.Module, tensor: Tensor) -> Tensor:
-    """`tensor`, laid out as the layer's weight, as a view (d_out, d_in): Conv1D stores it transposed."""
-    return tensor.T if isinstance(layer, Conv1D) else tensor
 
 
 def head_names(model: nn.Module, head_modules: Sequence[str]) -> list[str]:

@@ -31,6 +31,7 @@ class TrainerSettings:
     eval_batch_size: int = 64
     evaluate: list[str] = field(default_factory=lambda: ["validation", "test"])
     calibration_batches: int = 50
+    warm_head: int = 0
     timing_warmup_steps: int = 10
     memory_probe_steps: int = 2
     logging_steps: int = 1
@@ -56,7 +57,7 @@ def _check(settings: TrainerSettings) -> None:
     counts = "batch_size gradient_accumulation eval_batch_size calibration_batches logging_steps"
     for name in f"learning_rate scheduler_gamma {counts}".split():
         _require(getattr(settings, name) > 0, name, settings, "a number above 0")
-    for name in ["weight_decay", "max_grad_norm", "timing_warmup_steps", "memory_probe_steps"]:
+    for name in ["weight_decay", "max_grad_norm", "warm_head", "timing_warmup_steps", "memory_probe_steps"]:
         _require(getattr(settings, name) >= 0, name, settings, "0 or more")
     if settings.steps is None:
         _require(settings.epochs is not None and settings.epochs > 0, "epochs", settings, "above 0 where steps is null")

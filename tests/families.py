@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from tiny import PAD, VOCAB, _build, causal_batch, classification_batch, tiny_bert, tiny_gpt2, tiny_llama
+from tiny import PAD, VOCAB, build, causal_batch, classification_batch, tiny_bert, tiny_gpt2, tiny_llama
 from torch import nn
 from transformers import (
     DebertaV2Config,
@@ -60,7 +60,7 @@ class Family:
 
 
 def _model(model_class, config, **settings) -> Callable[[torch.dtype], nn.Module]:
-    return lambda dtype: _build(model_class, config(**settings), dtype, seed=0)
+    return lambda dtype: build(model_class, config(**settings), dtype, seed=0)
 
 
 def _tokens(batch) -> Callable[[torch.dtype], dict[str, torch.Tensor]]:

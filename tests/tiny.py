@@ -15,7 +15,7 @@ VOCAB = 128
 PAD = 0
 
 
-def _build(model_class: type[PreTrainedModel], config, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+def build(model_class: type[PreTrainedModel], config, dtype: torch.dtype, seed: int) -> PreTrainedModel:
     """Build in eval mode with the global random stream left as it was; 1-D parameters get noise too.
 
     A fresh model has zero biases and unit norms, which would hide a bias that is dropped or added twice.
@@ -45,7 +45,7 @@ def tiny_llama(dtype: torch.dtype = torch.float32, seed: int = 0, **overrides) -
         "eos_token_id": 2,
         "tie_word_embeddings": False,
     }
-    return _build(LlamaForCausalLM, LlamaConfig(**{**settings, **overrides}), dtype, seed)
+    return build(LlamaForCausalLM, LlamaConfig(**{**settings, **overrides}), dtype, seed)
 
 
 def tiny_bert(
@@ -64,7 +64,7 @@ def tiny_bert(
         "attention_probs_dropout_prob": 0.0,
         "num_labels": num_labels,
     }
-    return _build(BertForSequenceClassification, BertConfig(**{**settings, **overrides}), dtype, seed)
+    return build(BertForSequenceClassification, BertConfig(**{**settings, **overrides}), dtype, seed)
 
 
 def tiny_gpt2(dtype: torch.dtype = torch.float32, seed: int = 0, **overrides) -> GPT2LMHeadModel:
@@ -83,7 +83,7 @@ def tiny_gpt2(dtype: torch.dtype = torch.float32, seed: int = 0, **overrides) ->
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    return _build(GPT2LMHeadModel, GPT2Config(**{**settings, **overrides}), dtype, seed)
+    return build(GPT2LMHeadModel, GPT2Config(**{**settings, **overrides}), dtype, seed)
 
 
 def causal_batch(batch: int = 2, length: int = 9, seed: int = 1) -> dict[str, torch.Tensor]:

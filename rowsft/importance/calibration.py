@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,20 @@ class Calibration(list):
     """Calibration batches whose scores are kept: a list of batches, a cache, and what identifies the batches.
 
     cache: `get(key) -> scores | None` and `put(key, scores)`, see `rowsft.store.score_cache`. identity: JSON-able; all
-    that determines model and batches. anew: score even where scores are kept. was_read: whether the latest scores came
-    from the cache.
+    that determines model and batches. anew: score even where scores are kept. around: makes the context that scores
+    are computed in. was_read: whether the latest scores came from the cache.
     """
 
-    def __init__(self, batches: Iterable[dict], cache, identity: dict, anew: bool = False):
+    def __init__(
+        self,
+        batches: Iterable[dict],
+        cache,
+        identity: dict,
+        anew: bool = False,
+        around: Callable[[], AbstractContextManager] = nullcontext,
+    ):
         super().__init__(batches)
-        self.cache, self.identity, self.anew = cache, identity, anew
+        self.cache, self.identity, self.anew, self.around = cache, identity, anew, around
         self.was_read = False
 
     def cached(self, asked: dict, compute: Callable[[], dict]) -> dict:
@@ -31,7 +39,8 @@ class Calibration(list):
         scores = None if self.anew else self.cache.get(key)
         self.was_read = scores is not None
         if scores is None:
-            scores = compute()
+            with self.around():
+                scores = compute()
             self.cache.put(key, scores)
         return scores
 

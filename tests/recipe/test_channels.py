@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from safetensors.torch import load_file
 
 from rowsft.store import Store
 
@@ -30,3 +31,20 @@ def test_a_channel_end_to_end(workshop, family, settings):
         assert knobs["limit"] == {"rows": 2 * 4}
     saved = json.loads((record.file("adapter") / "adapter_config.json").read_text())
     assert (saved["channel"], saved["columns_pattern"]) == (channel, knobs["columns_pattern"])
+
+
+def test_a_warm_head_changes_what_is_chosen_and_not_where_training_starts(workshop):
+    overrides = [*workshop.overrides("bert"), "method=row_sft", "experiment_name=warm", "budget.rows=2"]
+    for steps in (0, 8):
+        done = workshop.rowsft("run", *overrides, f"trainer.warm_head={steps}", "trainer.learning_rate=0.05")
+        assert done.returncode == 0, done.stderr
+    records = Store(workshop.folder / "runs").runs("warm")
+    cold, warm = sorted(records, key=lambda record: record.config["trainer"]["warm_head"])
+    assert "warm_head" not in cold.result
+    assert warm.result["warm_head"]["steps"] == 8
+    first = [json.loads(record.file("curve").read_text().splitlines()[0])["loss"] for record in (cold, warm)]
+    assert first[0] == first[1]
+    chosen = [load_file(record.file("adapter") / "adapter_model.safetensors") for record in (cold, warm)]
+    ids = [name for name in chosen[0] if "row_sft_ids" in name]
+    assert ids
+    assert any(chosen[0][name].tolist() != chosen[1][name].tolist() for name in ids)

@@ -10,11 +10,12 @@ from transformers import (
     OPTConfig,
     OPTForCausalLM,
 )
+from transformers.pytorch_utils import Conv1D
 
 from rowsft.choosing import pools_for
 from rowsft.errors import UserError
 from rowsft.roles import FAMILIES, is_attention
-from rowsft.selection import Targets, eligible_layers, layer_shape, rows_of
+from rowsft.selection import Targets, eligible_layers, layer_shape
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
 DECODERS = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
@@ -52,7 +53,7 @@ def outputs_without(model, batch, cuts):
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for name, axis, ids in cuts:
         layer = model.get_submodule(name)
-        weight = rows_of(layer, layer.weight)
+        weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
         if axis == "in":
             weight[:, ids] = 0
         else:
