@@ -1,4 +1,4 @@
-"""The command line: rowsft run | sweep | report | runs | tune | export | fetch."""
+"""The command line: rowsft run | sweep | plan | report | runs | tune | export | fetch."""
 
 import argparse
 import json
@@ -16,6 +16,7 @@ examples:
   rowsft run method=row_sft budget.rows=32 trainer.steps=50      another size, fewer steps
   rowsft sweep experiment=quickstart                             the runs of an experiment, a fresh process each
   rowsft sweep method=lora,row_sft seed=1,2,3                    any Hydra sweep
+  rowsft plan model=llama3_8b method=row_sft budget.rows=128     what a run would need, before it is run
   rowsft report --experiment quickstart --out reports/quickstart tables, picture and page
   rowsft export 3f2a --to lora                                   a run's adapter, to be served without rowsft
 """
@@ -49,6 +50,7 @@ def _dispatch(arguments: list[str]) -> int:
     commands = {
         "run": _run,
         "sweep": _sweep,
+        "plan": _plan,
         "report": _report,
         "runs": _runs,
         "fetch": _fetch,
@@ -79,6 +81,17 @@ def _parser(groups: str | None) -> argparse.ArgumentParser:
     sweep.description = "Runs that are done are skipped; a failed run does not stop the others."
     sweep.add_argument("overrides", nargs="*", metavar="group=name|key=a,b,c", help="Hydra overrides; commas sweep")
     sweep.add_argument("--rerun", action="store_true", help="make new attempts of runs that are done")
+
+    plan = commands.add_parser(
+        "plan", formatter_class=raw, help="memory, FLOPs and time, without running", epilog=groups
+    )
+    plan.description = (
+        "What `rowsft run` with the same overrides would need: parameters, bytes by part at the peak, FLOPs, which\n"
+        "cards hold it. Needs no weights and no GPU. Plans for a GPU unless trainer.device=cpu."
+    )
+    plan.add_argument("overrides", nargs="*", metavar="group=name|key=value", help="Hydra overrides")
+    plan.add_argument("--json", action="store_true", help="print JSON for programs; sizes in bytes")
+    plan.add_argument("--card", type=float, metavar="GB", help="the card that it has to fit (default: the largest)")
 
     report = commands.add_parser("report", help="tables, picture and page from the recorded runs")
     report.add_argument("--store", type=Path, default=Path("runs"), help="the store to read (default: runs)")
@@ -164,6 +177,18 @@ def _sweep(parsed: argparse.Namespace) -> int:
         raise KeyboardInterrupt
     print(f"{len(codes)} job{'s' * (len(codes) != 1)}: {len(codes) - bad} done, {bad} not")
     return 1 if bad else 0
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    from rowsft.compose import compose
+    from rowsft.settings import trainer_settings
+
+    config = compose(parsed.overrides)
+    settings = trainer_settings(config)
+    warnings.filterwarnings("ignore")
+    from rowsft.plan.command import run
+
+    return run(config, settings, parsed.json, parsed.card)
 
 
 def _report(parsed: argparse.Namespace) -> int:

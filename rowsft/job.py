@@ -20,8 +20,8 @@ from rowsft.calibrating import TrainingBatches
 from rowsft.errors import UserError
 from rowsft.identity import RunPlan
 from rowsft.importance.calibration import Calibration, Rehearsal
-from rowsft.method import Knobs, Method, Targets
-from rowsft.models import Loaded, load
+from rowsft.method import Knobs, Method
+from rowsft.models import Loaded, load, targets_of
 from rowsft.progress import bar
 from rowsft.settings import TrainerSettings
 from rowsft.store import Attempt, Store
@@ -176,7 +176,7 @@ def _encode(job: Job, examples: list[dict]) -> list[dict]:
 
 def _select(job: Job) -> None:
     """Solve the budget and choose what to train. Only training data are shown to the importance metric."""
-    targets = _targets(job)
+    targets = targets_of(job.plan.config["model"], job.task.head)
     with job.clock.phase("select"):
         job.knobs = job.method.solve(job.budget, job.model, targets)
         calibration = _calibration(job) if job.method.needs_calibration else []
@@ -326,17 +326,6 @@ def _warmed(job: Job, batches: TrainingBatches) -> Iterator[None]:
     with warmed_head(job.model, job.knobs.values["head_modules"], warming, job.settings.learning_rate) as losses:
         job.attempt.update(warm_head={"steps": steps, "loss_first": losses[0], "loss_last": losses[-1]})
         yield
-
-
-def _targets(job: Job) -> Targets:
-    model = job.plan.config["model"]
-    has_head = job.task.head == "sequence_classification"
-    return Targets(
-        target_modules=model["target_modules"],
-        exclude_modules=model.get("exclude_modules"),
-        layers_to_transform=model.get("layers_to_transform"),
-        head_modules=list(model.get("head_modules") or []) if has_head else [],
-    )
 
 
 def _say_budget(job: Job) -> None:

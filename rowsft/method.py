@@ -46,6 +46,9 @@ class Method(Protocol):
     def select(self, model: nn.Module, knobs: Knobs, calibration: Sequence[dict]) -> Knobs:
         """Settle what needs scores on training batches (none unless needs_calibration). The model is left as it was."""
 
+    def assume(self, model: nn.Module, knobs: Knobs) -> dict[str, Knobs]:
+        """What `select` could come to, without scores or weights, for a plan: a name for each extreme -> its knobs."""
+
     def attach(self, model: nn.Module, knobs: Knobs) -> nn.Module:
         """Freeze, wrap, and make the task head trainable as it is. The result computes what `model` computed."""
 
@@ -172,6 +175,10 @@ class PeftMethod:
         """See `Method.select`: nothing needs scores."""
         return knobs
 
+    def assume(self, model: nn.Module, knobs: Knobs) -> dict[str, Knobs]:
+        """See `Method.assume`: there is one way."""
+        return {"": knobs}
+
     def attach(self, model: nn.Module, knobs: Knobs) -> PeftModel:
         """See `Method.attach`. Raises UserError where PEFT would train other modules than the head named."""
         config = self.peft_config(model, knobs)
@@ -216,6 +223,10 @@ class PlainMethod:
     def select(self, model: nn.Module, knobs: Knobs, calibration: Sequence[dict]) -> Knobs:
         """See `Method.select`: nothing to select."""
         return knobs
+
+    def assume(self, model: nn.Module, knobs: Knobs) -> dict[str, Knobs]:
+        """See `Method.assume`: there is one way."""
+        return {"": knobs}
 
     def merge(self, model: nn.Module) -> nn.Module:
         """See `Method.merge`: the model itself."""

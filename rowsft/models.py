@@ -1,6 +1,7 @@
 """Model and tokenizer from a package, a local folder or the hub: one code path once the source is resolved."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -22,10 +23,14 @@ from transformers.utils import logging
 
 from rowsft import assets
 from rowsft.errors import UserError
+from rowsft.selection import Targets
 
 Head = Literal["causal_lm", "sequence_classification"]
 _CLASSES = {"causal_lm": AutoModelForCausalLM, "sequence_classification": AutoModelForSequenceClassification}
 _DTYPES = ("float32", "bfloat16", "float16")
+SHIPPED_CONFIGS = Path(__file__).parent / "plan" / "configs"
+# What a configuration has to say before a model can be built from it.
+_SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -106,9 +111,57 @@ def skeleton(model_cfg: Mapping[str, Any], head: Head) -> PreTrainedModel:
         return _CLASSES[head].from_config(config, trust_remote_code=options["trust_remote_code"])
 
 
+def blueprint(model_cfg: Mapping[str, Any], head: Head, num_labels: int | None = None) -> PreTrainedModel:
+    """`skeleton` in the dtype and with the attention kernel of `model_cfg`, and without a network where it can be.
+
+    Configurations of the models in conf/model that a licence or a network stands before come along with the package
+    (`SHIPPED_CONFIGS`). Raises UserError for a source that cannot be read and a configuration without sizes.
+    """
+    source = str(model_cfg["source"])
+    shipped = SHIPPED_CONFIGS / f"{re.sub('[:/]', '--', source)}.json"
+    trusted = bool(model_cfg.get("trust_remote_code", False))
+    with _readable(source):
+        if shipped.is_file():
+            config = AutoConfig.for_model(**json.loads(shipped.read_text()))
+        else:
+            place, options = _resolve(source, model_cfg)
+            config = AutoConfig.from_pretrained(place, **options)
+    missing = [name for name in _SIZES if not isinstance(getattr(config.get_text_config(), name, None), int)]
+    if missing:
+        raise UserError(
+            f"model.source={source}: its configuration ({config.model_type}) does not say {', '.join(missing)}; a plan "
+            "needs the sizes, so give a folder or repository with a whole config.json"
+        )
+    if head == "sequence_classification":
+        config.num_labels = num_labels
+    text = config.get_text_config()
+    if text.pad_token_id is None:
+        text.pad_token_id = 0
+    dtype = _dtype(model_cfg.get("dtype"))
+    kernel = model_cfg.get("attn_implementation")
+    options = {} if kernel is None else {"attn_implementation": kernel}
+    with torch.device("meta"), _attention(model_cfg):
+        return _CLASSES[head].from_config(
+            config,
+            dtype=(config.dtype or torch.float32) if dtype == "auto" else dtype,
+            trust_remote_code=trusted,
+            **options,
+        )
+
+
 def head_modules(model_cfg: Mapping[str, Any], head: Head) -> list[str]:
     """Names of the modules that form the task head: trained in full by every method; none for a language model."""
     return list(model_cfg.get("head_modules") or []) if head == "sequence_classification" else []
+
+
+def targets_of(model_cfg: Mapping[str, Any], head: Head) -> Targets:
+    """Which layers of a model every method adapts, and which modules are its task head."""
+    return Targets(
+        target_modules=model_cfg["target_modules"],
+        exclude_modules=model_cfg.get("exclude_modules"),
+        layers_to_transform=model_cfg.get("layers_to_transform"),
+        head_modules=head_modules(model_cfg, head),
+    )
 
 
 def _resolve(source: str, model_cfg: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -1,9 +1,10 @@
 """Row-SFT as a method of the suite: solve the budget, score, choose, attach the tuner."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from rowsft.attach import score_pools, with_choice
@@ -12,12 +13,14 @@ from rowsft.choosing import CHANNELS, choose, choose_globally, pools_for, row_pr
 from rowsft.errors import UserError
 from rowsft.importance import Context, metric
 from rowsft.method import Knobs, PeftMethod, counts_for
-from rowsft.pools import layer_counts, parameters
+from rowsft.pools import Pool, Scores, layer_counts, parameters
 from rowsft.progress import bar
-from rowsft.selection import Targets, eligible_layers, head_names
+from rowsft.selection import Targets, eligible_layers, head_names, layer_shape
 from rowsft.spending import fit_pools, pool_units, share_of, steps_from, steps_of
 from rowsft.tuner import RowSFTConfig
 from rowsft.tuner.config import ATTENTION, SCOPES
+
+AXES = ("out", "in")
 
 
 @dataclass
@@ -76,12 +79,44 @@ class RowSFT(PeftMethod):
 
     def select(self, model: nn.Module, knobs: Knobs, calibration: Sequence[dict]) -> Knobs:
         """Score the target layers and choose in them; the model is left exactly as it was."""
-        values = knobs.values
-        layers = {name: model.get_submodule(name) for name in values["target_modules"]}
-        pools = pools_for(model, layers, self.channel, self.attention)
-        progress = bar(f"scoring {self.importance}")
+        pools, layers = self._pools(model, knobs)
+        return self._chosen(knobs, pools, layers, self.scores(model, knobs, calibration))
+
+    def scores(
+        self,
+        model: nn.Module,
+        knobs: Knobs,
+        calibration: Sequence[dict],
+        progress: Callable[..., Iterable] | None = None,
+    ) -> Scores:
+        """Scores of the target layers along the axes that the channel needs; `progress` as in `rowsft.score`."""
+        pools, layers = self._pools(model, knobs)
+        progress = progress or bar(f"scoring {self.importance}")
         context = Context(model, calibration, self.seed, self.group_bytes, self.draws, progress)
-        scores = score_pools(pools, layers, self.importance, context)
+        return score_pools(pools, layers, self.importance, context)
+
+    def assume(self, model: nn.Module, knobs: Knobs) -> dict[str, Knobs]:
+        """See `Method.assume`: with scope global an even choice, the last layers first, the costliest layers first."""
+        values = knobs.values
+        pools, layers = self._pools(model, knobs)
+        sizes = {name: layer_shape(layer) for name, layer in layers.items()}
+        # Where all score alike, the pool that comes first is chosen first.
+        alike = {axis: {name: torch.ones(size[i]) for name, size in sizes.items()} for i, axis in enumerate(AXES)}
+        even = replace(knobs, values={**values, "scope": "layer"})
+        found = {"": self._chosen(even, pools, layers, alike)}
+        if values["scope"] == "global":
+            costly = sorted(pools, key=lambda pool: -parameters(layers, layer_counts([pool], [1]), self.train_bias))
+            found = {"even": found[""]}
+            found["last layers"] = self._chosen(knobs, pools[::-1], layers, alike)
+            found["costliest layers"] = self._chosen(knobs, costly, layers, alike)
+        return found
+
+    def _pools(self, model: nn.Module, knobs: Knobs) -> tuple[list[Pool], dict[str, nn.Module]]:
+        layers = {name: model.get_submodule(name) for name in knobs.values["target_modules"]}
+        return pools_for(model, layers, self.channel, self.attention), layers
+
+    def _chosen(self, knobs: Knobs, pools: Sequence[Pool], layers: dict[str, nn.Module], scores: Scores) -> Knobs:
+        values = knobs.values
         if values["scope"] == "layer":
             steps = steps_from(pools, values["rows_pattern"], values["columns_pattern"])
             return replace(knobs, chosen=choose(pools, layers, scores, steps))

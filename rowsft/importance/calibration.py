@@ -85,7 +85,10 @@ def labelled(model: nn.Module, batch: Mapping, index: int) -> list[int]:
         raise UserError(
             f"calibration batch {index} has no labels, only {', '.join(batch)}; scoring needs the model's own loss"
         )
-    if labels.is_floating_point():
+    if labels.is_meta:
+        # A plan's batch has no data; all its tokens count.
+        counts = [labels[0].numel()] * len(labels)
+    elif labels.is_floating_point():
         counts = [1] * len(labels)
     else:
         # A causal language model shifts labels inside: the first one is never predicted.
@@ -138,6 +141,7 @@ def loss_of(model: nn.Module, batch: Mapping, index: int) -> Tensor:
 
 def check_finite(values: Mapping[str, Tensor], index: int, what: str) -> None:
     """Raise UserError naming layer and batch (`index`) for a value (layer name -> scalar) that is not finite."""
+    values = {name: value for name, value in values.items() if not value.is_meta}
     if values and not torch.isfinite(torch.stack([value.float() for value in values.values()])).all():
         name = next(name for name, value in values.items() if not torch.isfinite(value))
         raise UserError(

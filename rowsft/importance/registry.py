@@ -143,12 +143,16 @@ def _computed(
     scores = chosen.function(layers, context, axes)
     for name, of_layer in scores.items():
         for axis, score in of_layer.items():
-            if bad := int((~torch.isfinite(score)).sum()):
+            if not score.is_meta and (bad := int((~torch.isfinite(score)).sum())):
                 raise UserError(
                     f"importance={chosen.name} of layer {name} is not finite in {bad} of {len(score)} "
                     f"{'rows' if axis == 'out' else 'columns'}; check the model's weights or load it in float32"
                 )
-    return {axis: {name: scores[name][axis].float().cpu() for name in layers} for axis in axes}
+    return {axis: {name: _on_cpu(scores[name][axis].float()) for name in layers} for axis in axes}
+
+
+def _on_cpu(score: Tensor) -> Tensor:
+    return score if score.is_meta else score.cpu()
 
 
 def _asked(layers: dict[str, nn.Module], chosen: Metric, context: Context, axes: Sequence[Axis]) -> dict:

@@ -107,18 +107,31 @@ def resident_tensor_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | N
     state. total_bytes: their sum. A storage that falls in two groups counts in the first of trainable, base, gradient,
     optimizer.
     """
+    seen: set[int] = set()
+    sizes = {name: _new_storage_bytes(tensors, seen) for name, tensors in resident_groups(model, optimizer).items()}
+    names = {
+        "trainable_weights": "trainable_bytes",
+        "base_weights": "base_bytes",
+        "gradients": "gradient_bytes",
+        "optimizer_state": "optimizer_bytes",
+    }
+    return {**{names[part]: size for part, size in sizes.items()}, "total_bytes": sum(sizes.values())}
+
+
+def resident_groups(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, list[torch.Tensor]]:
+    """What a model and its optimizer keep between steps: part of the memory -> tensors.
+
+    base_weights has whatever is frozen: parameters, buffers, and what modules keep in plain attributes.
+    """
     parameters = list(model.parameters())
-    groups = {
-        "trainable_bytes": [parameter for parameter in parameters if parameter.requires_grad],
-        "base_bytes": [parameter for parameter in parameters if not parameter.requires_grad]
+    return {
+        "trainable_weights": [parameter for parameter in parameters if parameter.requires_grad],
+        "base_weights": [parameter for parameter in parameters if not parameter.requires_grad]
         + list(model.buffers())
         + list(_plain_tensors(model)),
-        "gradient_bytes": [parameter.grad for parameter in parameters if parameter.grad is not None],
-        "optimizer_bytes": list(_tensors_in([*optimizer.state.values()])) if optimizer is not None else [],
+        "gradients": [parameter.grad for parameter in parameters if parameter.grad is not None],
+        "optimizer_state": list(_tensors_in([*optimizer.state.values()])) if optimizer is not None else [],
     }
-    seen: set[int] = set()
-    sizes = {name: _new_storage_bytes(tensors, seen) for name, tensors in groups.items()}
-    return {**sizes, "total_bytes": sum(sizes.values())}
 
 
 def peak_of(events: Iterable[tuple[int, int]]) -> int:

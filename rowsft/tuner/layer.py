@@ -149,8 +149,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
     def _is_plain(self) -> bool:
         """Whether the base tensors are ordinary ones; the exact type leaves out quantised and sharded weights."""
         return all(
-            type(tensor) is nn.Parameter and tensor.dtype in _WRITABLE_DTYPES and not tensor.is_meta
-            for tensor in self._tensors().values()
+            type(tensor) is nn.Parameter and tensor.dtype in _WRITABLE_DTYPES for tensor in self._tensors().values()
         )
 
     @torch.compiler.assume_constant_result

@@ -131,10 +131,14 @@ class Patch:
 
 
 def _union(ids: list[torch.Tensor | None]) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
-    """The distinct ids of all updates, ascending, and where each update's own lie among them."""
+    """The distinct ids of all updates, and where each update's own lie among them."""
     given = [each for each in ids if each is not None]
     if not given:
         return None, [None] * len(ids)
+    if len(given) == 1:
+        # Distinct already; a copy, so that the originals go back to where they came from whatever becomes of the ids.
+        union = given[0].clone()
+        return union, [None if each is None else torch.arange(len(union), device=union.device) for each in ids]
     union = torch.cat(given).unique()
     return union, [None if each is None else torch.searchsorted(union, each) for each in ids]
 

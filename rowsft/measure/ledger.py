@@ -1,0 +1,184 @@
+"""A ledger of tensor memory: every storage that lives while a block runs, when it came, went, and what it was for."""
+
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rowsft.measure.memory import resident_groups
+
+PARTS = (
+    "base_weights",
+    "trainable_weights",
+    "gradients",
+    "optimizer_state",
+    "saved_activations",
+    "temporary",
+)
+# A GPU's caching allocator hands out multiples of this many bytes.
+CUDA_BLOCK_BYTES = 512
+_KEEPS_NUMBER = (torch.ops.aten.mul.Tensor, torch.ops.aten.div.Tensor)
+_NUMBER_BYTES = 8
+
+
+@dataclass
+class Entry:
+    """One storage: its size in bytes, and its part of the memory."""
+
+    size: int
+    part: str = "temporary"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Bytes by part at one time; `phase` is the phase that it fell in."""
+
+    phase: str
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts."""
+        return sum(self.parts.values())
+
+
+class Ledger(TorchDispatchMode):
+    """Context manager that enters every storage that operators of this thread, and autograd on its behalf, allocate.
+
+    Works on any device, the meta device too, where nothing is computed and the sizes are all there is. block_bytes:
+    what sizes are rounded up to. What exists before the block is entered by `hold`. `phase` may be set at any time;
+    while it is "forward", what happens inside a backward pass is entered under "backward".
+
+    Which part a storage belongs to follows from its life: what the forward pass leaves behind when a backward pass
+    begins was saved for it, and so is what a backward pass computes with gradients switched on (recomputation under
+    checkpointing); gradients and optimizer state are named by `hold` and `watch_gradients`. Buffers that one operator
+    allocates and frees inside itself are not seen.
+    """
+
+    def __init__(self, block_bytes: int = 1):
+        super().__init__()
+        self.block_bytes = block_bytes
+        self.phase = "forward"
+        self.entries: list[Entry] = []
+        # (entry, +1 or -1, phase) in the order of time.
+        self._events: list[tuple[int, int, str]] = []
+        # The storage's own address -> its entry, and the reference whose end tells of its release.
+        self._live: dict[int, tuple[int, weakref.ref]] = {}
+        self._left_by_forward: set[int] = set()
+        self._numbers: list[int] = []
+        self._hooks: list = []
+        self._closed = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        in_backward = _in_backward()
+        if in_backward and self._left_by_forward:
+            for entry in self._left_by_forward:
+                self.entries[entry].part = "saved_activations"
+            self._left_by_forward.clear()
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                entry = self._enter(leaf)
+                if entry is None:
+                    continue
+                if not in_backward:
+                    self._left_by_forward.add(entry)
+                elif torch.is_grad_enabled():
+                    self.entries[entry].part = "saved_activations"
+        if func in _KEEPS_NUMBER and not isinstance(args[1], torch.Tensor) and self.block_bytes == 1:
+            self._keep_number(args[0], in_backward)
+        return out
+
+    def __exit__(self, *raised):
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._closed = True
+        return super().__exit__(*raised)
+
+    def hold(self, part: str, tensors: Iterable[torch.Tensor]) -> None:
+        """Enter tensors that exist already, and say of these and of known ones that they are of `part`."""
+        for tensor in tensors:
+            self._enter(tensor)
+            entry, _ = self._live[tensor.untyped_storage()._cdata]
+            self.entries[entry].part = part
+            self._left_by_forward.discard(entry)
+
+    def hold_model(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """`hold` all that a model and its optimizer keep, each in its part; shared storages in the first that fits."""
+        for part, tensors in reversed(resident_groups(model, optimizer).items()):
+            self.hold(part, tensors)
+
+    def watch_gradients(self, model: nn.Module) -> None:
+        """Name the gradients of the trained parameters as they come, until the block ends."""
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                hook = parameter.register_post_accumulate_grad_hook(lambda p: self.hold("gradients", [p.grad]))
+                self._hooks.append(hook)
+
+    def moments(self) -> Iterator[Moment]:
+        """The bytes by part after every event, oldest first. The parts are those known now."""
+        parts = dict.fromkeys(PARTS, 0)
+        for entry, sign, phase in self._events:
+            held = self.entries[entry]
+            parts[held.part] += sign * held.size
+            yield Moment(phase, dict(parts))
+
+    def peaks(self) -> dict[str, Moment]:
+        """The largest moment of every phase, in the order in which phases began.
+
+        What a phase begins with counts as its first moment.
+        """
+        largest: dict[str, Moment] = {}
+        before: Moment | None = None
+        for moment in self.moments():
+            if moment.phase not in largest and before is not None:
+                largest[moment.phase] = Moment(moment.phase, before.parts)
+            best = largest.get(moment.phase)
+            if best is None or moment.total > best.total:
+                largest[moment.phase] = moment
+            before = moment
+        return largest
+
+    def _enter(self, tensor: torch.Tensor) -> int | None:
+        """The new entry of a tensor's storage; None where it has one."""
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):
+            # Sparse and other tensors without one storage: their parts are tensors of their own.
+            return None
+        address = storage._cdata
+        if address in self._live:
+            return None
+        size = -(-storage.nbytes() // self.block_bytes) * self.block_bytes
+        entry = len(self.entries)
+        self.entries.append(Entry(size))
+        self._live[address] = entry, weakref.ref(storage, lambda _: self._leave(address, entry))
+        self._events.append((entry, 1, self._phase_now()))
+        return entry
+
+    def _keep_number(self, factor: torch.Tensor, in_backward: bool) -> None:
+        """A number in a product is kept for the backward pass as a tensor that no operator makes, on the CPU."""
+        if not in_backward and factor.requires_grad:
+            self._numbers.append(len(self.entries))
+            self._events.append((len(self.entries), 1, self._phase_now()))
+            self.entries.append(Entry(_NUMBER_BYTES, "saved_activations"))
+        elif in_backward and self._numbers:
+            self._events.append((self._numbers.pop(), -1, self._phase_now()))
+
+    def _leave(self, address: int, entry: int) -> None:
+        if not self._closed:
+            self._left_by_forward.discard(entry)
+            del self._live[address]
+            self._events.append((entry, -1, self._phase_now()))
+
+    def _phase_now(self) -> str:
+        return "backward" if self.phase == "forward" and _in_backward() else self.phase
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1

@@ -1,0 +1,121 @@
+"""What a run would need, before it is run: its real code on tensors without data."""
+
+import gc
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from rowsft.errors import UserError
+from rowsft.plan.fit import Demand
+from rowsft.plan.scene import Scene, scene_of
+from rowsft.plan.scoring import selection_peak
+from rowsft.plan.step import StepPlan, plan_step
+from rowsft.plan.without_data import UnknownWithoutData
+from rowsft.settings import TrainerSettings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one configuration needs. bounds: where a part of the choice is not known before scores are, the peak in
+    bytes for each extreme; empty where there is one way. selection_bytes: the peak while rows are scored; None where
+    nothing is scored on data."""
+
+    scene: Scene
+    step: StepPlan
+    trainable: Counter
+    total: Counter
+    head_parameters: int
+    bounds: dict[str, int]
+    selection_bytes: int | None
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes of all tensors at the largest moment of training."""
+        return self.step.peak.total
+
+    @property
+    def demand(self) -> Demand:
+        """What a device has to hold."""
+        return Demand(max(self.peak_bytes, *self.bounds.values(), self.selection_bytes or 0))
+
+
+def plan(config: DictConfig, settings: TrainerSettings, changes: Mapping[str, Any] | None = None) -> Plan:
+    """Plan the run that `config` (composed, with `settings` checked) describes.
+
+    changes: trainer settings that take the place of configured ones. Raises UserError for what cannot be planned.
+    """
+    scene = scene_of(config, settings, changes)
+    base = scene.base()
+    knobs = scene.sizes(base)
+    total = _by_kind(base, trained_only=False)
+    selection = None
+    if scene.method.needs_calibration:
+        selection = _told(scene, lambda: selection_peak(scene, base, knobs))
+    ways = scene.method.assume(base, knobs)
+    largest: tuple[StepPlan, nn.Module] | None = None
+    bounds = {}
+    for name, way in ways.items():
+        model = _told(scene, lambda way=way: scene.attached(way))
+        step = _told(scene, lambda model=model: step_of(scene, model))
+        bounds[name] = step.peak.total
+        if largest is None or step.peak.total > largest[0].peak.total:
+            largest = step, model
+        gc.collect()
+    step, model = largest
+    return Plan(
+        scene=scene,
+        step=step,
+        trainable=_by_kind(model, trained_only=True),
+        total=total,
+        head_parameters=scene.method.trainable(model)["head"],
+        bounds=bounds if len(bounds) > 1 else {},
+        selection_bytes=selection,
+    )
+
+
+def step_of(scene: Scene, model: nn.Module) -> StepPlan:
+    """The warm training step of an attached model."""
+    return plan_step(
+        model,
+        scene.batch(model),
+        scene.gpu,
+        scene.padded,
+        scene.settings.gradient_accumulation,
+        scene.settings.max_grad_norm,
+        scene.loss_arguments(),
+    )
+
+
+def _told(scene: Scene, work):
+    """Turn what the meta device cannot do into one error: no figure is made up."""
+    try:
+        return work()
+    except (UnknownWithoutData, NotImplementedError, RuntimeError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"method={scene.method.name} with model={scene.config.model.name} cannot be planned: it needs values that "
+            f"only a run has ({type(error).__name__}: {first}); measure it with rowsft run trainer.steps=3"
+        ) from error
+
+
+def _by_kind(model: nn.Module, trained_only: bool) -> Counter:
+    """Parameters by the kind of layer they belong to: the last name that is no part of an adapter."""
+    counts: Counter = Counter()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad or not trained_only:
+            counts[_kind(name)] += parameter.numel()
+    return counts
+
+
+_ADAPTER_WORDS = ("weight", "bias", "default", "base_layer", "modules_to_save", "original_module")
+
+
+def _kind(name: str) -> str:
+    parts = [part for part in name.split(".") if part not in _ADAPTER_WORDS and not part.isdigit()]
+    while len(parts) > 1 and parts[-1].startswith(("row_sft_", "lora_", "shira_")):
+        parts.pop()
+    return parts[-1]

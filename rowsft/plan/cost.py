@@ -1,0 +1,78 @@
+"""Operations and bytes moved, operator by operator: what a roofline is made of."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+aten = torch.ops.aten
+# Operators that only look at memory in another way.
+_FREE = ("view", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze", "detach", "alias")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device by its data sheet: dense operations a second by dtype, and bytes a second of its memory."""
+
+    name: str
+    flops: dict[torch.dtype, float]
+    bytes_per_second: float
+
+
+class Costs(TorchDispatchMode):
+    """Context manager that enters every operator's floating-point operations (a multiplication and an addition are
+    two, as in torch's FlopCounterMode; attention's products are counted on every device) and the bytes that it has to
+    read and write if nothing stays in a cache."""
+
+    def __init__(self):
+        super().__init__()
+        #: (operations, bytes, dtype) of every operator.
+        self.operators: list[tuple[int, int, torch.dtype]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        packet = func._overloadpacket
+        if packet.__name__.strip("_") not in _FREE:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
+            if tensors:
+                moved = sum({id(t): t.numel() * t.element_size() for t in tensors}.values())
+                self.operators.append((_operations(packet, args, kwargs, out), moved, tensors[0].dtype))
+        return out
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of all operators."""
+        return sum(flops for flops, _, _ in self.operators)
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes that all operators read and write."""
+        return sum(moved for _, moved, _ in self.operators)
+
+    def seconds(self, device: Device) -> float:
+        """The roofline: each operator as fast as arithmetic or memory allows, whichever is slower. A lower bound."""
+        fastest = max(device.flops.values())
+        return sum(
+            max(flops / device.flops.get(dtype, fastest), moved / device.bytes_per_second)
+            for flops, moved, dtype in self.operators
+        )
+
+
+def _operations(packet, args, kwargs, out) -> int:
+    if packet is aten._scaled_dot_product_flash_attention_for_cpu:
+        query, key, value = (tensor.shape for tensor in args[:3])
+        return sdpa_flop_count(query, _with_heads(key, query), _with_heads(value, query))
+    if packet is aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        gradient, query, key, value = (tensor.shape for tensor in args[:4])
+        return sdpa_backward_flop_count(gradient, query, _with_heads(key, query), _with_heads(value, query))
+    count = flop_registry.get(packet)
+    return count(*args, **kwargs, out_val=out) if count else 0
+
+
+def _with_heads(shape: torch.Size, like: torch.Size) -> torch.Size:
+    """The shape with as many heads as the queries have: grouped heads are shared, not saved."""
+    return torch.Size((shape[0], like[1], *shape[2:]))

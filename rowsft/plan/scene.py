@@ -1,0 +1,115 @@
+"""What a configuration would train, put together on the meta device by the code that runs it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from rowsft.budget import Budget
+from rowsft.errors import UserError
+from rowsft.method import Knobs, Method
+from rowsft.models import blueprint, targets_of
+from rowsft.settings import TrainerSettings
+from rowsft.tasks import Task
+
+
+@dataclass
+class Scene:
+    """A configuration and what follows from it alone. length: padded tokens of every example. padded: whether the
+    batch has padding, which a mask of all pairs of tokens then tells. assumptions: what the configuration left open."""
+
+    config: DictConfig
+    settings: TrainerSettings
+    method: Method
+    task: Task
+    length: int
+    padded: bool
+    gpu: bool
+    assumptions: list[str] = field(default_factory=list)
+    labels: int | None = None
+
+    def base(self) -> nn.Module:
+        """The base model with its head on the meta device, in train mode, and with checkpointing as configured."""
+        model = blueprint(self.config.model, self.task.head, self.labels)
+        if self.settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model.train()
+
+    def sizes(self, model: nn.Module) -> Knobs:
+        """The budget, solved for the method on `model`."""
+        budget = Budget(**OmegaConf.to_container(self.config.budget))
+        return self.method.solve(budget, model, targets_of(self.config.model, self.task.head))
+
+    def attached(self, knobs: Knobs) -> nn.Module:
+        """A new base model with the method on it."""
+        model = self.base()
+        # What the method adds is made on the meta device, too.
+        with torch.device("meta"):
+            return self.method.attach(model, knobs)
+
+    def batch(self, model: nn.Module) -> dict[str, Tensor]:
+        """One micro-batch of meta tensors, as the task's collator would make it for `model`."""
+        size = self.settings.batch_size, self.length
+
+        def ids() -> Tensor:
+            return torch.empty(size, dtype=torch.int64, device="meta")
+
+        batch = {"input_ids": ids(), "attention_mask": ids()}
+        if self.task.head == "causal_lm":
+            return {**batch, "labels": ids()}
+        if getattr(model.config, "type_vocab_size", 0) > 1:
+            # BERT's tokenizer tells the texts of a pair apart.
+            batch["token_type_ids"] = ids()
+        kind = torch.float32 if self.labels == 1 else torch.int64
+        return {**batch, "labels": torch.empty(size[0], dtype=kind, device="meta")}
+
+    def loss_arguments(self) -> dict[str, Any]:
+        """What the trainer gives the model's forward besides the batch."""
+        if self.task.head == "causal_lm":
+            return {"num_items_in_batch": torch.empty((), dtype=torch.int64, device="meta")}
+        return {}
+
+
+def scene_of(config: DictConfig, settings: TrainerSettings, overrides: Mapping[str, Any] | None = None) -> Scene:
+    """The scene of a composed configuration. overrides: trainer settings that take the place of configured ones.
+
+    Raises UserError for what cannot be planned.
+    """
+    settings = TrainerSettings(**{**vars(settings), **(overrides or {})})
+    if settings.autocast:
+        raise UserError(
+            f"trainer.autocast={settings.autocast}: what autocast converts and keeps is decided on real tensors, so it "
+            "cannot be planned; plan with trainer.autocast=null and model.dtype=bfloat16, or measure a run"
+        )
+    task = instantiate(config.task)
+    length = task.max_length
+    scene = Scene(
+        config=config,
+        settings=settings,
+        method=instantiate(config.method),
+        task=task,
+        length=length,
+        padded=settings.batch_size > 1,
+        gpu=settings.device != "cpu",
+    )
+    scene.assumptions.append(f"every example has task.max_length={length} tokens, {_padding(scene.padded)}")
+    if task.head == "sequence_classification":
+        scene.labels, said = _labels(task)
+        scene.assumptions += said
+    return scene
+
+
+def _labels(task: Task) -> tuple[int, list[str]]:
+    try:
+        return task.num_labels, []
+    except UserError:
+        # The data, which know the classes, are not there yet.
+        return 2, ["two classes, since the data that would say how many are not read"]
+
+
+def _padding(padded: bool) -> str:
+    return "padding masks included" if padded else "without padding, as a batch of one has none"

@@ -1,0 +1,43 @@
+"""The memory of scoring: a metric's own passes on tensors without data."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from rowsft.importance.calibration import Rehearsal
+from rowsft.measure.ledger import CUDA_BLOCK_BYTES, Ledger
+from rowsft.method import Knobs
+from rowsft.plan.without_data import without_data
+
+if TYPE_CHECKING:
+    from rowsft.plan.scene import Scene
+
+
+# Passes differ in the layers that they serve; the first serves the lowest, so it runs back through the most.
+_PASSES = 2
+
+
+class _Enough(Exception):
+    """The passes that set the peak are through."""
+
+
+def selection_peak(scene: "Scene", base: nn.Module, knobs: Knobs) -> int:
+    """Bytes of tensors at the largest moment of the first passes that score `base`, on a batch of the training size."""
+    batch = scene.batch(base)
+    with without_data(scene.gpu, scene.padded):
+        ledger = Ledger(CUDA_BLOCK_BYTES if scene.gpu else 1)
+        ledger.phase = "select"
+        with ledger, suppress(_Enough):
+            ledger.hold_model(base)
+            ledger.hold("temporary", batch.values())
+            scene.method.scores(base, knobs, Rehearsal([batch]), progress=_first_passes)
+    return max(moment.total for moment in ledger.peaks().values())
+
+
+def _first_passes(items: Iterable, total: int | None = None) -> Iterator:
+    for index, item in enumerate(items):
+        if index == _PASSES:
+            raise _Enough
+        yield item

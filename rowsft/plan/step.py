@@ -1,0 +1,105 @@
+"""One training step on the meta device: what it holds, part by part, and what it computes."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from rowsft.measure.ledger import CUDA_BLOCK_BYTES, Ledger, Moment
+from rowsft.plan.cost import Costs
+from rowsft.plan.without_data import without_data
+
+PHASES = ("forward", "backward", "optimizer_step")
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one warm optimizer step needs. peaks: phase -> its largest moment, in bytes by part.
+
+    costs: operations and bytes moved of forward and backward, operator by operator.
+    """
+
+    peaks: dict[str, Moment]
+    costs: Costs
+    ledger: Ledger
+
+    @property
+    def peak(self) -> Moment:
+        """The largest moment of the step."""
+        return max(self.peaks.values(), key=lambda moment: moment.total)
+
+
+class StatefulAdamW(torch.optim.AdamW):
+    """AdamW as a GPU's fused kernel runs it: state, and no temporary copies. On the meta device nothing is updated."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Make the state that is missing."""
+        for group in self.param_groups:
+            self._init_group(group, [], [], [], [], [], [])
+
+
+def plan_step(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    gpu: bool,
+    padded: bool,
+    accumulation: int = 1,
+    max_grad_norm: float = 0.0,
+    loss_arguments: Mapping | None = None,
+) -> StepPlan:
+    """Two steps of `model`, which is attached and on the meta device; the second, warm one is planned.
+
+    batch: one micro-batch of meta tensors; accumulation: micro-batches of a step. loss_arguments: what the trainer
+    gives the model's forward besides.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = _optimizer(trained, gpu) if trained else None
+    settings = accumulation, max_grad_norm, loss_arguments or {}
+    with without_data(gpu, padded):
+        run_step(model, optimizer, batch, *settings)
+        ledger, costs = Ledger(CUDA_BLOCK_BYTES if gpu else 1), Costs()
+        with ledger:
+            ledger.hold_model(model, optimizer)
+            ledger.hold("temporary", batch.values())
+            ledger.watch_gradients(model)
+            run_step(model, optimizer, batch, *settings, ledger, costs)
+    return StepPlan(ledger.peaks(), costs, ledger)
+
+
+def run_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    batch: Mapping[str, Tensor],
+    accumulation: int = 1,
+    max_grad_norm: float = 0.0,
+    loss_arguments: Mapping = MappingProxyType({}),
+    ledger: Ledger | None = None,
+    costs: Costs | None = None,
+) -> None:
+    """One optimizer step as the trainer takes it, on any device; without an optimizer only the loss is computed."""
+    for _ in range(accumulation):
+        if ledger is not None:
+            ledger.phase = "forward"
+        with costs or nullcontext():
+            loss = model(**batch, **loss_arguments).loss
+            if optimizer is not None:
+                loss.backward()
+        del loss
+    if optimizer is not None:
+        if ledger is not None:
+            ledger.phase = "optimizer_step"
+        if max_grad_norm:
+            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _optimizer(trained: list[nn.Parameter], gpu: bool) -> torch.optim.Optimizer:
+    if gpu:
+        return StatefulAdamW(trained, lr=1e-4, weight_decay=0.0, foreach=False, capturable=True)
+    return torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, foreach=False)

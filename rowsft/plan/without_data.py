@@ -1,0 +1,112 @@
+"""Real model code on the meta device, with the kernels that a CPU or a GPU would run.
+
+Sizes are all that the meta device has. Left alone it takes other kernels than real devices do (attention spelled out,
+where they have fused ones), and code that looks at a value fails; both are seen to here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+_HALF = (torch.bfloat16, torch.float16)
+# The longest head that the fused attention kernels of a GPU take.
+_LONGEST_HEAD = 256
+
+
+class UnknownWithoutData(Exception):
+    """Something depends on values, which nobody has before the run."""
+
+
+@contextmanager
+def without_data(gpu: bool, padded: bool) -> Iterator[None]:
+    """The block runs on meta tensors as a GPU (or a CPU) would run it, on batches with padding or without.
+
+    Raises UnknownWithoutData where the code goes by other values than whether a mask has padding.
+    """
+    with _kernels(gpu), _Answers(padded):
+        yield
+
+
+@contextmanager
+def _kernels(gpu: bool) -> Iterator[None]:
+    """Attention and dropout as the fused operators that the device would run.
+
+    The functions are exchanged: a TorchFunctionMode would be off inside a backward pass, where checkpointing runs the
+    model's code again.
+    """
+    spelled_out, dropout = functional.scaled_dot_product_attention, functional.dropout
+
+    def attention(query: Tensor, *args, **kwargs) -> Tensor:
+        fused = _fused_attention(gpu, query, *args, **kwargs) if query.is_meta else None
+        return spelled_out(query, *args, **kwargs) if fused is None else fused
+
+    functional.scaled_dot_product_attention = attention
+    if gpu:
+        functional.dropout = _fused_dropout
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention, functional.dropout = spelled_out, dropout
+
+
+class _Answers(TorchDispatchMode):
+    """Whether a mask is full, and whether a loss is finite, is answered; any other look at a value is refused."""
+
+    def __init__(self, padded: bool):
+        super().__init__()
+        self.padded = padded
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is aten._local_scalar_dense.default and args[0].is_meta:
+            if args[0].dtype is torch.bool:
+                return not self.padded
+            if args[0].is_floating_point():
+                # A loss, looked at to see that it is finite.
+                return 1.0
+            raise UnknownWithoutData("the code reads a count or an index from a tensor")
+        if func is aten.equal.default and args[0].is_meta:
+            # Scoring sees to it that buffers are as they were.
+            return True
+        return func(*args, **(kwargs or {}))
+
+
+def _fused_attention(
+    gpu: bool,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor | None:
+    """What torch's own choice comes to: the fused operator's output, or None where attention is spelled out."""
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        additive = torch.zeros_like(attn_mask, dtype=query.dtype)
+        attn_mask = additive.masked_fill_(attn_mask.logical_not(), float("-inf"))
+    heads = query.shape[-3], key.shape[-3]
+    if not gpu:
+        if dropout_p or query.shape[-1] != value.shape[-1] or (heads[0] != heads[1] and not enable_gqa):
+            return None
+        return aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+        )[0]
+    if attn_mask is None and query.dtype in _HALF and query.shape[-1] == value.shape[-1] <= _LONGEST_HEAD:
+        return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
+    if heads[0] != heads[1]:
+        return None
+    if attn_mask is not None:
+        attn_mask = attn_mask.expand(query.shape[0], heads[0], query.shape[-2], key.shape[-2])
+    return aten._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, query.requires_grad, dropout_p, is_causal, scale=scale
+    )[0]
+
+
+def _fused_dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return torch.native_dropout(input, p, True)[0] if training and p else input
