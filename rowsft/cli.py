@@ -1,4 +1,4 @@
-"""The command line: rowsft run | sweep | plan | report | runs | tune | export | fetch."""
+"""The command line: rowsft run | sweep | plan | report | runs | compare | tune | export | fetch."""
 
 import argparse
 import json
@@ -19,6 +19,21 @@ examples:
   rowsft plan model=llama3_8b method=row_sft budget.rows=128     what a run would need, before it is run
   rowsft report --experiment quickstart --out reports/quickstart tables, picture and page
   rowsft export 3f2a --to lora                                   a run's adapter, to be served without rowsft
+  rowsft compare 3f2a 9c01 --max-change test.accuracy=-0.01      what differs, what moved; fails if too much
+"""
+
+COMPARE_EPILOG = """\
+limits:
+  --max-change test.accuracy=-0.01           fails if B is more than 0.01 below A
+  --max-change step_seconds.median=+10%      fails if B is more than 10 % above A
+  --max-change train.peak_allocated_bytes=+0 fails if B takes one byte more
+  --max-change '*.flops=0'                   every name that matches: fails if any differs
+
+NAME is a name of the table, or the end of one if no other ends so; . and _ count alike. With + a limit bounds a rise,
+with - a fall, without a sign both; with % it is relative to A, without it is in the unit of the name (bytes, seconds).
+A number that one side has not measured fails.
+
+exit status: 0 within the limits, 1 over one, 2 bad input
 """
 
 # Exit status of `run` when another process works on the same run.
@@ -26,7 +41,11 @@ HELD = 3
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Exit status: 0 done, 1 a run failed, 2 bad input, 3 another process has the run, 130 interrupted."""
+    """Entry point.
+
+    Exit status: 0 done, 1 a run failed or a comparison is over a limit, 2 bad input, 3 another process has the run, 130
+    interrupted.
+    """
     sys.exit(_guarded(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -53,6 +72,7 @@ def _dispatch(arguments: list[str]) -> int:
         "plan": _plan,
         "report": _report,
         "runs": _runs,
+        "compare": _compare,
         "fetch": _fetch,
         "tune": _tune,
         "export": _export,
@@ -106,6 +126,16 @@ def _parser(groups: str | None) -> argparse.ArgumentParser:
     runs.add_argument("--store", type=Path, default=Path("runs"), help="the store to read (default: runs)")
     runs.add_argument("--experiment", help="only this experiment's runs")
     runs.add_argument("--json", action="store_true", help="print JSON for programs")
+
+    compare = commands.add_parser(
+        "compare", formatter_class=raw, help="what differs between two runs or benchmark files", epilog=COMPARE_EPILOG
+    )
+    compare.description = "Print the settings that differ and by how much every number moved from A to B."
+    compare.add_argument("a", metavar="A", help="a run's id or its beginning, its folder, or a benchmark's JSON file")
+    compare.add_argument("b", metavar="B", help="what is held against it: another of the same kind")
+    compare.add_argument("--max-change", action="append", metavar="NAME=LIMIT", help="fail beyond it; may be repeated")
+    compare.add_argument("--store", type=Path, default=Path("runs"), help="the store to read (default: runs)")
+    compare.add_argument("--json", action="store_true", help="print JSON for programs")
 
     export = commands.add_parser("export", help="a finished run's adapter as a LoRA adapter or a merged checkpoint")
     export.add_argument("run", metavar="RUN", help="a run's id, or the folder of a saved adapter")
@@ -216,6 +246,19 @@ def _export(parsed: argparse.Namespace) -> int:
 
     print(export(parsed.run, parsed.to, parsed.out, parsed.store, parsed.biases, warn))
     return 0
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from rowsft.compare import compare, terminal
+
+    comparison = compare(parsed.a, parsed.b, parsed.store, parsed.max_change)
+    if parsed.json:
+        print(json.dumps(comparison.as_dict(), indent=1))
+    else:
+        terminal.show(comparison, Console(width=None if sys.stdout.isatty() else 160))
+    return 0 if comparison.within else 1
 
 
 def _runs(parsed: argparse.Namespace) -> int:

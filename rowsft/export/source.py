@@ -12,7 +12,8 @@ from torch import Tensor
 from rowsft.errors import UserError
 from rowsft.models import Head
 from rowsft.selection import HEAD_NAMES
-from rowsft.store import Record, Store
+from rowsft.store import Record
+from rowsft.store.finding import finished_run
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -54,20 +55,13 @@ def find(run: str, store: Path) -> Source:
     Raises UserError for an unknown or unfinished run, and for a method or folder without an adapter.
     """
     path = Path(run)
-    if (path / "record.json").is_file():
-        return _of_run(Store(path.parent).get(path.name))
-    if path.is_dir():
+    if path.is_dir() and not (path / "record.json").is_file():
         return _of_folder(path)
-    return _of_run(Store(store).get(run))
+    return _of_run(finished_run(run, store))
 
 
 def _of_run(record: Record) -> Source:
     method = record.config["method"]["name"]
-    if record.result is None:
-        raise UserError(
-            f"run {record.id} ({method}) is {record.state} and has no finished attempt; expected one that is done: "
-            "run its command again first"
-        )
     folder = record.file("adapter")
     if folder is None or not (folder / CONFIG).is_file():
         whole = folder is not None and (folder / "config.json").is_file()

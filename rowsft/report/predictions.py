@@ -1,4 +1,4 @@
-"""Per-example predictions of a run, and the primary metric recomputed from them on any subset of the examples.
+"""Per-example predictions of a run, and a metric recomputed from them on any subset of the examples.
 
 A line of predictions.jsonl has `id`, `split` (test where absent), `prediction` and `label`; a number under the metric's
 own name (or `correct`, for accuracy) is taken instead where it stands there.
@@ -53,19 +53,22 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 @dataclass(frozen=True)
 class Scored:
-    """A run's test examples, in order of id: `metric(rows)` is the primary metric of those row numbers."""
+    """A run's examples of one split, in order of id: `metric(rows)` is the metric of those row numbers."""
 
     ids: tuple[str, ...]
     metric: Callable[[np.ndarray], float]
     is_proportion: bool
 
 
-def scored(record: Record, split: str) -> Scored | None:
-    """The predictions of a run's result, or None when they are absent or do not give back the recorded metric."""
+def scored(record: Record, split: str, metric_name: str | None = None) -> Scored | None:
+    """The predictions of a run's result, or None when they are absent or do not give back the recorded metric.
+
+    metric_name: None is the primary metric.
+    """
     result, path = record.result, record.file("predictions")
     if path is None or not path.exists():
         return None
-    name = result["primary_metric"]
+    name = metric_name or result["primary_metric"]
     lines = [json.loads(line) for line in path.read_text().splitlines() if line]
     lines = sorted((line for line in lines if line.get("split", "test") == split), key=lambda line: str(line["id"]))
     found = _metric(lines, name)

@@ -26,7 +26,7 @@ def show(section: Section, console: Console) -> None:
         console.print("No run has finished yet.")
     if section.unfinished:
         console.print(Text("runs without a result", style="bold"))
-        console.print(_grid([state_columns(entry) for entry in section.unfinished]))
+        console.print(grid([state_columns(entry) for entry in section.unfinished]))
     for note in notes(table, section.lines):
         console.print(Text(note, style="dim"))
     console.print(_contract(section.conditions, section.remarks))
@@ -34,23 +34,24 @@ def show(section: Section, console: Console) -> None:
 
 def _print_main(console: Console, rows: list[dict[str, str]]) -> None:
     """In one piece where the terminal is wide enough, else what the methods give above what they cost."""
-    whole = _grid(rows)
+    whole = grid(rows)
     if console.measure(whole, options=console.options.update(max_width=1000)).maximum <= console.width:
         console.print(whole)
         return
-    console.print(_grid([{name: row[name] for name in row if name not in TERMINAL_COSTS} for row in rows]))
-    console.print(_grid([{name: row[name] for name in ("method", *TERMINAL_COSTS)} for row in rows]))
+    console.print(grid([{name: row[name] for name in row if name not in TERMINAL_COSTS} for row in rows]))
+    console.print(grid([{name: row[name] for name in ("method", *TERMINAL_COSTS)} for row in rows]))
 
 
-def _grid(rows: list[dict[str, str]]) -> Grid:
-    grid = Grid(box=None, header_style="bold", pad_edge=False)
+def grid(rows: list[dict[str, str]], words: tuple[str, ...] = _LEFT) -> Grid:
+    """One line a row, one column a key. Columns named in `words` stand left and fold, the others right and do not."""
+    table = Grid(box=None, header_style="bold", pad_edge=False)
     for name in rows[0]:
-        words = name in _LEFT
-        grid.add_column(Text(name.strip()), justify="left" if words else "right", no_wrap=not words, overflow="fold")
+        text = name in words
+        table.add_column(Text(name.strip()), justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for row in rows:
         # Text, not markup: cells may hold square brackets.
-        grid.add_row(*(Text(cell) for cell in row.values()))
-    return grid
+        table.add_row(*(Text(cell) for cell in row.values()))
+    return table
 
 
 def _contract(conditions: list[Condition], remarks: list[str]) -> Text:

@@ -1,0 +1,34 @@
+"""Metrics of two runs on the same examples: the paired interval of their difference."""
+
+from rowsft.errors import UserError
+from rowsft.report.predictions import Difference, Scored, difference, scored
+from rowsft.report.rows import dig
+from rowsft.store import Record
+
+
+def paired_differences(a: Record, b: Record) -> dict[str, Difference]:
+    """{"metrics.<split>.<metric>": b - a} of the metrics that can be computed again from the predictions of both runs.
+
+    A metric whose examples are not the same (by id) on both sides has none. Raises UserError for a damaged file.
+    """
+    found = {}
+    for split, metrics in (b.result.get("metrics") or {}).items():
+        for name in metrics or {}:
+            if dig(a.result, "metrics", split, name) is None:
+                continue
+            first, second = _scored(a, split, name), _scored(b, split, name)
+            # One pair: seeds may differ between the sides, and the pairing is over examples alone.
+            pair = difference({0: second}, {0: first}) if first is not None and second is not None else None
+            if pair is not None:
+                found[f"metrics.{split}.{name}"] = pair
+    return found
+
+
+def _scored(record: Record, split: str, name: str) -> Scored | None:
+    try:
+        return scored(record, split, name)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{record.file('predictions')} is damaged ({type(error).__name__}: {error}); expected one JSON object an "
+            "example: copy it anew, or remove it to compare without intervals"
+        ) from error

@@ -1,0 +1,39 @@
+"""One of the two things that are compared, brought to one form whether it is a run or a benchmark's file."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rowsft.store import Record
+
+
+@dataclass(frozen=True)
+class Side:
+    """What was asked for, where it was measured, and the numbers that came out, each flat: {"a.b": value}.
+
+    name: the run's folder or the file. numbers: None where a number was not measured, or came out as nan or infinite.
+    notes: one line each. record: the run; None for a benchmark's file.
+    """
+
+    kind: Literal["run", "benchmark"]
+    name: str
+    title: str
+    settings: dict[str, object]
+    environment: dict[str, object]
+    numbers: dict[str, float | int | None]
+    notes: list[str] = field(default_factory=list)
+    record: Record | None = None
+
+
+def numbers_in(values: dict[str, object]) -> dict[str, float | int | None]:
+    """The numbers among flat values, and what was not measured; texts and truth values are no numbers."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    }
+
+
+def not_finite_note(names: list[str]) -> list[str]:
+    """The note that these numbers came out as nan or infinite, which a comparison shows as not measured."""
+    return [f"nan or infinite: {', '.join(names)}"] if names else []

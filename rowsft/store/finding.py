@@ -1,0 +1,28 @@
+"""The finished run that a user means: by its id, the beginning of it, or its folder."""
+
+from pathlib import Path
+
+from rowsft.errors import UserError
+from rowsft.store import Record, Store
+
+
+def finished_run(run: str, store: str | Path) -> Record:
+    """The run of that id (or its beginning) in `store`, or of that run folder, which may lie anywhere.
+
+    Raises UserError for a run that is unknown, damaged or has no finished attempt, and for a beginning that several
+    ids share.
+    """
+    folder = Path(run)
+    if (folder / "record.json").is_file():
+        # A link to a run and `.` have names of their own; a record knows its folder by its id.
+        folder = folder.resolve()
+        record = Store(folder.parent).get(folder.name)
+    else:
+        record = Store(store).get(run)
+    if record.result is None:
+        method = (record.config.get("method") or {}).get("name")
+        raise UserError(
+            f"run {record.id} ({method}) is {record.state} and has no finished attempt; expected one that is done: "
+            "run its command again first"
+        )
+    return record
