@@ -74,15 +74,15 @@ def compare(case: Case) -> dict:
 def planned_bytes(case: Case) -> int:
     """Tensors at the peak of the step on the meta device."""
     with torch.device("meta"):
-        model = _attached(case)
-    batch = {name: tensor.to("meta") for name, tensor in _batch(case).items()}
+        model = attached(case)
+    batch = {name: tensor.to("meta") for name, tensor in batch_of(case).items()}
     return plan_step(model, batch, False, case.padded, max_grad_norm=MAX_GRAD_NORM).peak.total
 
 
 def measured_bytes(case: Case) -> int:
     """The same of a real step."""
     torch.manual_seed(0)
-    model, batch = _attached(case), _batch(case)
+    model, batch = attached(case), batch_of(case)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, foreach=False)
 
@@ -95,7 +95,8 @@ def measured_bytes(case: Case) -> int:
     return peak + sum(tensor.untyped_storage().nbytes() for tensor in batch.values())
 
 
-def _attached(case: Case) -> nn.Module:
+def attached(case: Case) -> nn.Module:
+    """The case's model with its method on it, on the default device."""
     model = _base(case)
     name, settings = case.method.split()[0], METHODS[case.method]
     method = method_class(name)(**settings)
@@ -126,7 +127,8 @@ def _base(case: Case) -> nn.Module:
     return model
 
 
-def _batch(case: Case) -> dict[str, Tensor]:
+def batch_of(case: Case) -> dict[str, Tensor]:
+    """input_ids, attention_mask (batch, length) and labels, on the CPU."""
     with torch.device("cpu"):
         ids = torch.randint(3, 512, (case.batch, case.length), generator=torch.Generator().manual_seed(0))
         mask = torch.ones_like(ids)

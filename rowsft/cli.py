@@ -114,9 +114,12 @@ def _parser(groups: str | None) -> argparse.ArgumentParser:
     plan.add_argument("--card", type=float, metavar="GB", help="the card that it has to fit (default: the largest)")
 
     report = commands.add_parser("report", help="tables, picture and page from the recorded runs")
+    report.add_argument(
+        "what", nargs="*", metavar="memory RUN", help="instead: one run's memory by part, with a picture of its step"
+    )
     report.add_argument("--store", type=Path, default=Path("runs"), help="the store to read (default: runs)")
     report.add_argument("--experiment", help="only this experiment's runs (default: every run)")
-    report.add_argument("--out", type=Path, help="folder to write (default: reports/<experiment>)")
+    report.add_argument("--out", type=Path, help="folder (of memory: file) to write (default: under reports/)")
 
     tune = commands.add_parser("tune", help="each method's best learning rate in a tuning grid, on validation")
     tune.add_argument("experiment", help="the grid's experiment name, e.g. quickstart_grid")
@@ -222,10 +225,25 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 
 def _report(parsed: argparse.Namespace) -> int:
+    if parsed.what:
+        return _report_memory(parsed)
     from rowsft import report
 
     files = report.build(parsed.store, parsed.experiment, parsed.out or Path("reports") / (parsed.experiment or "all"))
     report.print_tables(files)
+    return 0
+
+
+def _report_memory(parsed: argparse.Namespace) -> int:
+    if parsed.what[0] != "memory" or len(parsed.what) != 2:
+        raise UserError(f"report {' '.join(parsed.what)}: expected `rowsft report` or `rowsft report memory RUN`")
+    from rich.console import Console
+
+    from rowsft.report import memory
+
+    table, picture = memory.build(parsed.store, parsed.what[1], parsed.out)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print(f"picture: {picture}")
     return 0
 
 

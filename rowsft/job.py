@@ -14,12 +14,12 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rowsft import measure, training
+from rowsft import measure, probing, training
 from rowsft.budget import Budget
 from rowsft.calibrating import TrainingBatches
 from rowsft.errors import UserError
 from rowsft.identity import RunPlan
-from rowsft.importance.calibration import Calibration, Rehearsal
+from rowsft.importance.calibration import Calibration
 from rowsft.method import Knobs, Method
 from rowsft.models import Loaded, load, targets_of
 from rowsft.progress import bar
@@ -137,7 +137,7 @@ def _instantiate(group: str, config: DictConfig) -> Any:
 
 def _load(job: Job) -> None:
     config = OmegaConf.create(job.plan.config)
-    with job.clock.phase("load"):
+    with job.clock.phase("load"), measure.watched(job.memory, "load", job.device):
         job.say(f"loading {config.model.name} and {config.task.name}")
         job.splits = job.task.splits()
         job.loaded = load(
@@ -149,6 +149,7 @@ def _load(job: Job) -> None:
         )
         _check_length(job)
         job.model = job.loaded.model.to(job.device)
+        measure.account(job.memory, "load", lambda ledger: None, job.device, job.model)
         job.encoded = _encode(job, job.splits["train"])
         job.attempt.update(
             task_about=job.task.about(),
@@ -185,13 +186,12 @@ def _select(job: Job) -> None:
             job.knobs = job.method.select(job.model, sizes, calibration)
     if calibration:
         job.attempt.update(scores_from_cache=calibration.was_read)
-        if calibration.was_read and not _probing(job):
+        if calibration.was_read and not probing.wanted(job):
             # Nothing was scored, so nothing was measured.
             job.memory["select"] = None
-    if calibration and _probing(job):
-        largest = max(calibration, key=lambda batch: batch["input_ids"].numel())
-        with job.clock.phase("measure"):
-            _probe(job, "select", lambda: job.method.select(job.model, sizes, Rehearsal([largest])))
+        if probing.wanted(job):
+            with job.clock.phase("measure"):
+                probing.selection(job, sizes, calibration)
     _say_budget(job)
 
 
@@ -272,28 +272,11 @@ def _save(job: Job) -> None:
 
 
 def _probe_memory(job: Job) -> None:
-    """Peaks of training and evaluation on a CPU, from extra work under the profiler once everything is recorded.
-
-    The extra steps change the trained weights, so this comes last; a GPU's allocator has counted along for free.
-    """
-    if not _probing(job):
+    if not probing.wanted(job):
         return
     with job.clock.phase("measure"):
-        longest = sorted(job.splits[job.settings.evaluate[0]], key=lambda example: -len(str(example)))
-        examples = longest[: job.settings.eval_batch_size]
-        _probe(job, "evaluate", lambda: _evaluate_examples(job, examples, None))
-        if job.trainer is not None:
-            batch = training.largest_batch(job.trainer)
-            for _ in range(job.settings.memory_probe_steps):
-                _probe(job, "train", lambda: training.extra_step(job.trainer, batch), job.trainer.optimizer)
-
-
-def _probe(job: Job, phase: str, work: Callable[[], object], optimizer: torch.optim.Optimizer | None = None) -> None:
-    measure.probe(job.memory, phase, work, job.device, job.model, optimizer)
-
-
-def _probing(job: Job) -> bool:
-    return job.device.type == "cpu" and job.settings.memory_probe_steps > 0
+        probing.evaluation(job, lambda examples: _evaluate_examples(job, examples, None))
+        probing.training_step(job)
 
 
 def _evaluate_examples(job: Job, examples: list[dict], title: str | None):

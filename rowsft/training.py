@@ -210,14 +210,19 @@ def largest_batch(trainer: OrderedTrainer) -> list[dict]:
     return max(batches, key=lambda batch: len(batch) * max(len(example["input_ids"]) for example in batch))
 
 
-def extra_step(trainer: OrderedTrainer, batch: list[dict]) -> None:
-    """One more full optimizer step on `batch`, as the Trainer itself takes it. It changes the model: record first."""
+def extra_step(trainer: OrderedTrainer, batch: list[dict], enter: Callable[[str], None] = lambda phase: None) -> None:
+    """One more full optimizer step on `batch`, as the Trainer itself takes it. It changes the model: record first.
+
+    enter: told when "forward" (with its backward) and "optimizer_step" begin.
+    """
     micro = [trainer.data_collator([dict(example) for example in batch])] * trainer.settings.gradient_accumulation
     tokens = trainer._get_num_items_in_batch(micro, trainer.args.device)
     trainer.current_gradient_accumulation_steps = len(micro)
     for inputs in micro:
+        enter("forward")
         # Trainer's own step, not the counting one: no clock runs here.
         Trainer.training_step(trainer, trainer.model_wrapped, dict(inputs), tokens)
+    enter("optimizer_step")
     if trainer.settings.max_grad_norm > 0:
         trainer._clip_grad_norm(trainer.model_wrapped)
     trainer.optimizer.step()

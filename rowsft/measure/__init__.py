@@ -1,5 +1,6 @@
 """What a run costs: seconds by phase and step, exact allocation peaks, resident set, and the machine it ran on."""
 
+from rowsft.measure.account import account
 from rowsft.measure.clocks import PHASES, PhaseClock, StepClock
 from rowsft.measure.environment import collect
 from rowsft.measure.memory import KINDS, AllocationPeak, phase_memory, profile_peak, resident_tensor_bytes
@@ -13,6 +14,7 @@ __all__ = [
     "PhaseClock",
     "ResidentPeak",
     "StepClock",
+    "account",
     "collect",
     "phase_memory",
     "probe",

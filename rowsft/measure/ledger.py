@@ -62,16 +62,26 @@ class Ledger(TorchDispatchMode):
     def __init__(self, block_bytes: int = 1):
         super().__init__()
         self.block_bytes = block_bytes
-        self.phase = "forward"
+        self._phase = "forward"
         self.entries: list[Entry] = []
-        # (entry, +1 or -1, phase) in the order of time.
-        self._events: list[tuple[int, int, str]] = []
+        # (entry, +1 or -1, phase) in the order of time; a phase begins with (None, 0, phase).
+        self._events: list[tuple[int | None, int, str]] = []
         # The storage's own address -> its entry, and the reference whose end tells of its release.
         self._live: dict[int, tuple[int, weakref.ref]] = {}
         self._left_by_forward: set[int] = set()
         self._numbers: list[int] = []
         self._hooks: list = []
         self._closed = False
+
+    @property
+    def phase(self) -> str:
+        """What the step is doing."""
+        return self._phase
+
+    @phase.setter
+    def phase(self, name: str) -> None:
+        self._phase = name
+        self._events.append((None, 0, name))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -124,8 +134,9 @@ class Ledger(TorchDispatchMode):
         """The bytes by part after every event, oldest first. The parts are those known now."""
         parts = dict.fromkeys(PARTS, 0)
         for entry, sign, phase in self._events:
-            held = self.entries[entry]
-            parts[held.part] += sign * held.size
+            if entry is not None:
+                held = self.entries[entry]
+                parts[held.part] += sign * held.size
             yield Moment(phase, dict(parts))
 
     def peaks(self) -> dict[str, Moment]:
@@ -177,7 +188,7 @@ class Ledger(TorchDispatchMode):
             self._events.append((entry, -1, self._phase_now()))
 
     def _phase_now(self) -> str:
-        return "backward" if self.phase == "forward" and _in_backward() else self.phase
+        return "backward" if self._phase == "forward" and _in_backward() else self._phase
 
 
 def _in_backward() -> bool:

@@ -42,6 +42,10 @@ class Attempt:
         """Keep one line a logged step as curve.csv, entered with its sha256 under `files`."""
         self._enter("curve", "curve.csv", files.write_csv(self.path / "curve.csv", rows))
 
+    def write_memory(self, rows: list[dict]) -> None:
+        """Keep the memory of one training step over its events as memory.csv, entered with its sha256 under `files`."""
+        self._enter("memory", "memory.csv", files.write_csv(self.path / "memory.csv", rows))
+
     def write_folder(self, name: str, fill: Callable[[Path], object]) -> None:
         """Let `fill` write a folder `<name>/` (an adapter), entered with the sha256 of its contents under `files`.
 

@@ -1,4 +1,4 @@
-"""The finished run that a user means: by its id, the beginning of it, or its folder."""
+"""The run that a user means: by its id, the beginning of it, or its folder."""
 
 from pathlib import Path
 
@@ -6,19 +6,22 @@ from rowsft.errors import UserError
 from rowsft.store import Record, Store
 
 
-def finished_run(run: str, store: str | Path) -> Record:
+def find_run(run: str, store: str | Path) -> Record:
     """The run of that id (or its beginning) in `store`, or of that run folder, which may lie anywhere.
 
-    Raises UserError for a run that is unknown, damaged or has no finished attempt, and for a beginning that several
-    ids share.
+    Raises UserError for a run that is unknown or damaged, and for a beginning that several ids share.
     """
     folder = Path(run)
     if (folder / "record.json").is_file():
         # A link to a run and `.` have names of their own; a record knows its folder by its id.
         folder = folder.resolve()
-        record = Store(folder.parent).get(folder.name)
-    else:
-        record = Store(store).get(run)
+        return Store(folder.parent).get(folder.name)
+    return Store(store).get(run)
+
+
+def finished_run(run: str, store: str | Path) -> Record:
+    """`find_run`, and a UserError for a run that has no finished attempt."""
+    record = find_run(run, store)
     if record.result is None:
         method = (record.config.get("method") or {}).get("name")
         raise UserError(

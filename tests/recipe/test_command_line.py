@@ -86,6 +86,32 @@ def test_record_holds_what_the_report_needs(workshop):
     assert trained == attempt["parameters"]["total_trainable"]
 
 
+def test_the_memory_ledger_adds_up_to_what_was_measured(workshop):
+    name = "ledger"
+    done = workshop.rowsft("run", *workshop.overrides("llama"), "method=row_sft", f"experiment_name={name}")
+    assert done.returncode == 0, done.stderr
+    record = only_run(workshop, name)
+    memory = record.result["memory"]
+    assert list(memory["ledger"]) == ["load", "select", "evaluate", "forward", "backward", "optimizer_step"]
+    for phase, entry in memory["ledger"].items():
+        assert entry["peak_bytes"] == sum(entry["parts"].values()), phase
+    step = max((memory["ledger"][phase] for phase in ("forward", "backward", "optimizer_step")), key=measured)
+    assert step["measured_peak_bytes"] == memory["train"]["peak_allocated_bytes"]
+    for entry in (step, memory["ledger"]["select"], memory["ledger"]["evaluate"]):
+        assert 0 <= entry["unattributed_bytes"] <= 0.01 * entry["measured_peak_bytes"]
+        assert abs(entry["peak_bytes"] - entry["measured_peak_bytes"]) <= 0.01 * entry["measured_peak_bytes"]
+    trained = record.result["parameters"]["total_trainable"]
+    assert memory["ledger"]["backward"]["parts"]["trainable_weights"] == 4 * trained
+    shown = workshop.rowsft("report", "memory", record.id[:6], "--out", "memory.png")
+    assert shown.returncode == 0, shown.stderr
+    assert "saved activations" in shown.stdout
+    assert (workshop.folder / "memory.png").read_bytes().startswith(b"\x89PNG")
+
+
+def measured(entry):
+    return entry["measured_peak_bytes"] or 0
+
+
 def test_data_order_and_start_are_shared_by_all_methods(workshop):
     """Every method starts from the same loss on the same first batch: same head, same data, no change at step 0."""
     losses = {}

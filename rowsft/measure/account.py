@@ -1,0 +1,78 @@
+"""The ledger of a run: at every phase's peak, what each part of the memory held."""
+
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from rowsft.measure.device import device_kind
+from rowsft.measure.ledger import CUDA_BLOCK_BYTES, PARTS, Ledger, Moment
+
+# Points of the picture: enough for its width in pixels.
+_POINTS = 600
+
+
+def account(
+    memory: dict,
+    phase: str,
+    work: Callable[[Ledger], object],
+    device: torch.device,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    measured_phase: str | None = None,
+) -> list[dict]:
+    """Enter into `memory["ledger"]` every phase of `work`, called with the ledger, whose phase it may set.
+
+    phase: the one that it begins with. measured_phase: the section of `memory` whose measured peak, taken of the same
+    work without the ledger, the largest phase is held against. Returns the picture's points: phase, and bytes by part.
+    """
+    ledger = Ledger(CUDA_BLOCK_BYTES if device_kind(device) == "cuda" else 1)
+    ledger.phase = phase
+    with ledger, _steady_garbage():
+        ledger.hold_model(model, optimizer)
+        ledger.watch_gradients(model)
+        work(ledger)
+    peaks = ledger.peaks()
+    measured = (memory.get(measured_phase or "") or {}).get("peak_allocated_bytes")
+    largest = max(peaks.values(), key=lambda moment: moment.total)
+    for name, moment in peaks.items():
+        held_against = measured if moment is largest else None
+        memory.setdefault("ledger", {})[name] = entered(moment, held_against)
+    return points(ledger.moments())
+
+
+@contextmanager
+def _steady_garbage() -> Iterator[None]:
+    """No collection of cycles inside the block: when it comes depends on what the process did before."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def entered(moment: Moment, measured_bytes: int | None) -> dict:
+    """A phase's peak as the record keeps it; unattributed is what was measured beyond the parts, None if unmeasured."""
+    return {
+        "peak_bytes": moment.total,
+        "parts": dict(moment.parts),
+        "measured_peak_bytes": measured_bytes,
+        "unattributed_bytes": None if measured_bytes is None else max(0, measured_bytes - moment.total),
+    }
+
+
+def points(moments: Iterable[Moment]) -> list[dict]:
+    """The moments thinned out evenly, each stretch by its largest: {"event", "phase", and bytes by part}."""
+    every = list(moments)
+    stretch = max(1, -(-len(every) // _POINTS))
+    kept = []
+    for first in range(0, len(every), stretch):
+        index = max(range(first, min(first + stretch, len(every))), key=lambda i: every[i].total)
+        row = {"event": index, "phase": every[index].phase}
+        kept.append(row | {f"{part}_bytes": every[index].parts[part] for part in PARTS})
+    return kept

@@ -1,0 +1,57 @@
+"""Exact memory of a run's phases, from extra work once there is nothing left to disturb: peaks, and the ledger."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rowsft import measure, training
+from rowsft.importance.calibration import Calibration, Rehearsal
+from rowsft.measure.ledger import Ledger
+from rowsft.method import Knobs
+
+if TYPE_CHECKING:
+    import torch
+
+    from rowsft.job import Job
+
+
+def wanted(job: "Job") -> bool:
+    """Whether the run measures memory by extra work."""
+    return job.settings.memory_probe_steps > 0
+
+
+def selection(job: "Job", sizes: Knobs, calibration: Calibration) -> None:
+    """The memory of scoring, on the largest calibration batch."""
+    largest = max(calibration, key=lambda batch: batch["input_ids"].numel())
+    _measure(job, "select", lambda: job.method.select(job.model, sizes, Rehearsal([largest])))
+
+
+def evaluation(job: "Job", evaluate: Callable[[list[dict]], object]) -> None:
+    """The memory of evaluating the batch with the longest examples."""
+    longest = sorted(job.splits[job.settings.evaluate[0]], key=lambda example: -len(str(example)))
+    _measure(job, "evaluate", lambda: evaluate(longest[: job.settings.eval_batch_size]))
+
+
+def training_step(job: "Job") -> None:
+    """The memory of a training step on the largest batch. It changes the trained weights, so it comes last."""
+    if job.trainer is None:
+        return
+    batch, optimizer = training.largest_batch(job.trainer), job.trainer.optimizer
+    for _ in range(job.settings.memory_probe_steps):
+        _peak(job, "train", lambda: training.extra_step(job.trainer, batch), optimizer)
+
+    def step(ledger: Ledger) -> None:
+        training.extra_step(job.trainer, batch, lambda phase: setattr(ledger, "phase", phase))
+
+    points = measure.account(job.memory, "forward", step, job.device, job.model, optimizer, measured_phase="train")
+    job.attempt.write_memory(points)
+
+
+def _measure(job: "Job", phase: str, work: Callable[[], object]) -> None:
+    _peak(job, phase, work)
+    measure.account(job.memory, phase, lambda ledger: work(), job.device, job.model, measured_phase=phase)
+
+
+def _peak(job: "Job", phase: str, work: Callable[[], object], optimizer: "torch.optim.Optimizer | None" = None) -> None:
+    # A GPU's allocator has counted along for free while the phase ran.
+    if job.device.type == "cpu":
+        measure.probe(job.memory, phase, work, job.device, job.model, optimizer)

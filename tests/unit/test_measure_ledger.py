@@ -1,0 +1,84 @@
+"""The ledger of tensor memory: sizes in closed form, parts by what a storage was for."""
+
+import torch
+from torch import nn
+
+from rowsft.measure.ledger import Ledger
+
+ROWS, WIDTH, HIDDEN = 6, 8, 16
+FLOAT = 4
+
+
+def two_layers():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(WIDTH, HIDDEN, bias=False), nn.Tanh(), nn.Linear(HIDDEN, 1, bias=False))
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+def test_a_step_in_closed_form():
+    model = two_layers()
+    optimizer = torch.optim.SGD([model[2].weight], lr=0.1, momentum=0.9, foreach=False)
+    x = torch.randn(ROWS, WIDTH)
+    model(x).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    with Ledger() as ledger:
+        ledger.hold_model(model, optimizer)
+        ledger.hold("temporary", [x])
+        ledger.watch_gradients(model)
+        model(x).sum().backward()
+        ledger.phase = "optimizer_step"
+        optimizer.step()
+    peaks = ledger.peaks()
+    assert list(peaks) == ["forward", "backward", "optimizer_step"]
+    for moment in peaks.values():
+        assert moment.parts["base_weights"] == WIDTH * HIDDEN * FLOAT
+        assert moment.parts["trainable_weights"] == moment.parts["optimizer_state"] == HIDDEN * FLOAT
+        assert sum(moment.parts.values()) == moment.total
+    # tanh's output is all that the second weight's gradient needs; the loss and the one it starts from stand beside it.
+    assert peaks["backward"].parts["saved_activations"] == (ROWS * HIDDEN + 2) * FLOAT
+    assert peaks["optimizer_step"].parts["gradients"] == HIDDEN * FLOAT
+    assert peaks["optimizer_step"].parts["saved_activations"] == 0
+    # The product and its tanh live side by side for a moment.
+    assert peaks["forward"].parts["temporary"] == (ROWS * WIDTH + ROWS * HIDDEN) * FLOAT
+
+
+def test_the_meta_device_gives_the_same_ledger():
+    ledgers = []
+    for device in ("cpu", "meta"):
+        model, x = two_layers().to(device), torch.randn(ROWS, WIDTH).to(device)
+        with Ledger() as ledger:
+            ledger.hold_model(model)
+            ledger.watch_gradients(model)
+            model(x).sum().backward()
+        ledgers.append([(moment.phase, moment.parts) for moment in ledger.moments()])
+    assert ledgers[0] == ledgers[1]
+
+
+def test_sizes_are_rounded_up_to_blocks():
+    with Ledger(block_bytes=512) as ledger:
+        kept = [torch.empty(1), torch.empty(129)]
+    assert [entry.size for entry in ledger.entries] == [512, 1024]
+    assert len(kept) == 2
+
+
+def test_views_are_no_storages_of_their_own():
+    with Ledger() as ledger:
+        tensor = torch.zeros(4, 4)
+        views = tensor.t(), tensor[1:], tensor.view(16), tensor.add_(1)
+    assert len(ledger.entries) == 1
+    assert len(views) == 4
+
+
+def test_what_recomputation_makes_is_saved():
+    model = two_layers()
+    x = torch.randn(ROWS, WIDTH, requires_grad=True)
+    with Ledger() as ledger:
+        ledger.hold_model(model)
+        out = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False)
+        out.sum().backward()
+    saved = {moment.phase: moment.parts["saved_activations"] for moment in ledger.peaks().values()}
+    assert saved["backward"] >= ROWS * HIDDEN * FLOAT
+    # The forward pass leaves its output and the loss behind, and no activation of the checkpointed layers.
+    assert saved["forward"] <= 2 * ROWS * FLOAT

@@ -1,0 +1,171 @@
+"""A plan held against real steps, closed forms and torch's own counts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from plan_accuracy import Case, attached, batch_of, compare, grid, planned_bytes
+
+from rowsft.compose import compose
+from rowsft.errors import UserError
+from rowsft.models import SHIPPED_CONFIGS
+from rowsft.plan import plan
+from rowsft.plan.fit import Demand
+from rowsft.plan.step import plan_step
+from rowsft.settings import trainer_settings
+
+# Autograd sums a gradient of three numbers in another order there.
+NOT_EXACT = {("bert", "full")}
+
+
+def named(case):
+    return f"{case.family}-{case.method.replace(' ', '-')}"
+
+
+def planned(*overrides):
+    config = compose(list(overrides))
+    return plan(config, trainer_settings(config))
+
+
+SMALL = ["model=minilm", "task=sentiment", "trainer.device=cpu", "trainer.batch_size=2", "task.max_length=8"]
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in grid(False) if (case.family, case.method) not in NOT_EXACT], ids=named
+)
+def test_planned_bytes_are_the_measured_ones(case):
+    found = compare(case)
+    assert found["planned_bytes"] == found["measured_bytes"]
+
+
+def small_case(**changes):
+    settings = {"family": "llama", "method": "row_sft", "layers": 2, "width": 32, "batch": 2, "length": 16}
+    settings |= {"dtype": "float32", "attention": "sdpa", "checkpointing": False, "padded": True}
+    return Case(**{**settings, **changes})
+
+
+@pytest.mark.parametrize("changes", [{}, {"padded": False}, {"dtype": "bfloat16"}, {"checkpointing": True}])
+def test_fused_attention_is_planned_within_a_percent(changes):
+    assert abs(compare(small_case(**changes))["error"]) < 0.01
+
+
+def test_checkpointing_and_shorter_texts_save_memory():
+    usual = planned_bytes(small_case(layers=6))
+    assert planned_bytes(small_case(layers=6, checkpointing=True)) < usual
+    assert planned_bytes(small_case(layers=6, length=8)) < usual
+
+
+def test_flops_are_those_that_torch_counts():
+    case = small_case(attention="eager", padded=False)
+    model, batch = attached(case), batch_of(case)
+    with FlopCounterMode(display=False) as counted:
+        model(**batch).loss.backward()
+    with torch.device("meta"):
+        blank = attached(case)
+    step = plan_step(blank, {name: tensor.to("meta") for name, tensor in batch.items()}, False, False)
+    assert step.costs.flops == counted.get_total_flops()
+
+
+def test_parts_and_parameters_add_up():
+    result = planned(*SMALL, "method=row_sft", "method.importance=l2", "budget.rows=4")
+    # 4 rows with their biases of query, key, value and both outputs, and of the wide dense, in 6 layers.
+    assert result.trainable.total() - result.head_parameters == 6 * 4 * (5 * (384 + 1) + (1536 + 1))
+    peak = result.step.peak
+    assert sum(peak.parts.values()) == result.peak_bytes
+    assert peak.parts["trainable_weights"] == 4 * result.trainable.total()
+    assert peak.parts["optimizer_state"] >= 2 * peak.parts["trainable_weights"]
+
+
+def test_gpu_tensors_come_in_blocks():
+    result = planned(*SMALL, "trainer.device=auto", "method=lora", "budget.rows=4")
+    assert all(size % 512 == 0 for size in result.step.peak.parts.values())
+
+
+def test_a_global_choice_is_bounded():
+    result = planned(*SMALL, "method=row_sft", "method.importance=l2", "budget.rows=4", "method.scope=global")
+    assert set(result.bounds) == {"even", "last layers", "costliest layers"}
+    assert result.bounds["last layers"] < result.bounds["even"]
+    assert result.peak_bytes == max(result.bounds.values())
+
+
+@pytest.mark.parametrize("importance", ["taylor", "fisher", "wanda", "zo_taylor", "lowest(taylor_row)"])
+def test_scoring_is_planned(importance):
+    result = planned(*SMALL, "method=row_sft", f"method.importance={importance}", "budget.rows=4")
+    assert result.selection_bytes > result.step.peak.parts["base_weights"] / 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer=bf16"], r"trainer\.autocast=bf16: .*cannot be planned; plan with trainer\.autocast=null"),
+        (
+            ["method=row_sft", "method.importance=labelwise(taylor,max)"],
+            r"cannot be planned: it needs values.*measure it",
+        ),
+    ],
+)
+def test_what_cannot_be_known_is_said(overrides, message):
+    with pytest.raises(UserError, match=message):
+        planned(*SMALL, *overrides)
+
+
+def test_a_configuration_without_sizes_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": None}))
+    with pytest.raises(UserError, match=r"does not say num_hidden_layers"):
+        planned(*SMALL, f"model.source={tmp_path}")
+
+
+def test_a_card_holds_tensors_margin_and_context():
+    assert Demand(10 * 10**9).card_bytes == int(10.5 * 10**9) + 10**9
+    assert Demand(10 * 10**9).cards() == {16: True, 24: True, 40: True, 48: True, 80: True, 141: True}
+    assert Demand(15 * 10**9).cards()[16] is False
+
+
+@pytest.mark.parametrize("config", sorted(SHIPPED_CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_configurations_have_the_published_sizes(config):
+    published = {
+        "meta-llama--Llama-2-7b-hf": 6_738_415_616,
+        "meta-llama--Meta-Llama-3-8B": 8_030_261_248,
+        "mistralai--Mistral-7B-v0.1": 7_241_732_096,
+        "google--gemma-7b": 8_537_680_896,
+        "package--smollm2_135m": 134_515_008,
+    }
+    if config.stem not in published:
+        pytest.skip("an encoder: its published count has another head")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(config.read_text())))
+    assert model.num_parameters() == published[config.stem]
+
+
+def test_llama3_8b_for_programs_in_little_memory(tmp_path):
+    """The command as users type it: JSON alone on standard output, and no weight of 16 GB anywhere."""
+    overrides = ["model=llama3_8b", "method=row_sft", "budget.rows=128", "task=prompt_response", "trainer.batch_size=1"]
+    measured = "import resource, sys; from rowsft import cli\n"
+    measured += "try: cli.main(sys.argv[1:])\n"
+    measured += "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", measured, "plan", *overrides, "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["trainable_parameters"] == 128 * 1_245_184
+    assert told["total_parameters"] == 8_030_261_248
+    assert told["parts"]["base_weights"] >= 2 * 8_030_261_248
+    assert told["peak_bytes"] == sum(told["parts"].values())
+    assert told["fits_card_gb"]["80"]
+    assert not told["fits_card_gb"]["16"]
+    most_kib = int(done.stderr.splitlines()[-1])
+    assert most_kib < 2 * 2**20
