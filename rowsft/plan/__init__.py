@@ -43,17 +43,20 @@ class Plan:
         return Demand(max(self.peak_bytes, *self.bounds.values(), self.selection_bytes or 0))
 
 
-def plan(config: DictConfig, settings: TrainerSettings, changes: Mapping[str, Any] | None = None) -> Plan:
+def plan(
+    config: DictConfig, settings: TrainerSettings, changes: Mapping[str, Any] | None = None, scoring: bool = True
+) -> Plan:
     """Plan the run that `config` (composed, with `settings` checked) describes.
 
-    changes: trainer settings that take the place of configured ones. Raises UserError for what cannot be planned.
+    changes: trainer settings that take the place of configured ones. scoring: whether its memory is planned, too.
+    Raises UserError for what cannot be planned.
     """
     scene = scene_of(config, settings, changes)
     base = scene.base()
     knobs = scene.sizes(base)
     total = _by_kind(base, trained_only=False)
     selection = None
-    if scene.method.needs_calibration:
+    if scoring and scene.method.needs_calibration:
         selection = _told(scene, lambda: selection_peak(scene, base, knobs))
     ways = scene.method.assume(base, knobs)
     largest: tuple[StepPlan, nn.Module] | None = None

@@ -39,6 +39,11 @@ class Scene:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model.train()
 
+    @property
+    def positions(self) -> int | None:
+        """The longest text that the model has positions for; None where it sets no end."""
+        return getattr(self.base().config.get_text_config(), "max_position_embeddings", None)
+
     def sizes(self, model: nn.Module) -> Knobs:
         """The budget, solved for the method on `model`."""
         budget = Budget(**OmegaConf.to_container(self.config.budget))

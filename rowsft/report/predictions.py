@@ -1,7 +1,8 @@
 """Per-example predictions of a run, and a metric recomputed from them on any subset of the examples.
 
 A line of predictions.jsonl has `id`, `split` (test where absent), `prediction` and `label`; a number under the metric's
-own name (or `correct`, for accuracy) is taken instead where it stands there.
+own name (or `correct`, for accuracy) is taken instead where it stands there. Multiple choice has two accuracies:
+`prediction` is the option with the best score per character, `prediction_sum` the one with the best score in all.
 """
 
 import json
@@ -44,11 +45,15 @@ def matthews(prediction: np.ndarray, label: np.ndarray) -> float:
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": accuracy,
+    "accuracy_norm": accuracy,
+    "accuracy_sum": accuracy,
     "pearson": pearson,
     "spearman": spearman,
     "matthews": matthews,
     "matthews_correlation": matthews,
 }
+#: Where a metric's predictions stand, if not under `prediction`.
+_PREDICTED = {"accuracy_sum": "prediction_sum"}
 
 
 @dataclass(frozen=True)
@@ -125,10 +130,11 @@ def _metric(lines: list[dict], name: str) -> tuple[Callable[[np.ndarray], float]
     for key in (name, "correct") if name == "accuracy" else (name,):
         if all(isinstance(line.get(key), bool | int | float) for line in lines):
             return _mean_of(np.array([line[key] for line in lines], dtype=float))
-    if name not in METRICS or any(line.get("prediction") is None or line.get("label") is None for line in lines):
+    predicted = _PREDICTED.get(name, "prediction")
+    if name not in METRICS or any(line.get(predicted) is None or line.get("label") is None for line in lines):
         return None
-    prediction, label = (np.array([line[key] for line in lines]) for key in ("prediction", "label"))
-    return lambda rows: METRICS[name](prediction[rows], label[rows]), name == "accuracy"
+    prediction, label = (np.array([line[key] for line in lines]) for key in (predicted, "label"))
+    return lambda rows: METRICS[name](prediction[rows], label[rows]), METRICS[name] is accuracy
 
 
 def _mean_of(values: np.ndarray) -> tuple[Callable[[np.ndarray], float], bool]:

@@ -9,6 +9,7 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from rowsft.budget import Budget
 from rowsft.compose import CONFIG_FOLDER, compose, options, quoted
@@ -169,3 +170,12 @@ def test_values_that_hydra_cannot_read_bare_are_quoted(typed, read):
 
 def test_a_metric_of_a_metric_needs_no_quotes_on_the_command_line():
     assert compose(["method.importance=lowest(taylor)"]).method.importance == "lowest(taylor)"
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_what_an_experiment_says_of_itself_is_sentences(experiment):
+    """A colon inside an unquoted sentence makes a mapping of it, which the report would print as one."""
+    config = OmegaConf.to_container(compose([f"experiment={experiment}"]))
+    demonstration, fairness = config["demonstration"] or {}, config["fairness"] or {}
+    for sentence in [*demonstration.get("notes", []), *fairness.values()]:
+        assert isinstance(sentence, str)

@@ -73,6 +73,16 @@ def test_one_seed_gets_the_test_sets_interval(tmp_path):
     assert (found.low, found.high) == wilson(right, 400) and found.covers == OVER_EXAMPLES
 
 
+@pytest.mark.parametrize(("name", "column"), [("accuracy_norm", "prediction"), ("accuracy_sum", "prediction_sum")])
+def test_both_accuracies_of_multiple_choice_have_intervals(tmp_path, name, column):
+    rows = [{**line, "prediction_sum": line["label"]} for line in classification("lora", 1)]
+    record = scores_of(tmp_path, rows, task="sentiment")
+    right = sum(line[column] == line["label"] for line in rows)
+    record.result["metrics"]["test"][name] = right / 400
+    found = pred.over_examples(right / 400, pred.scored(record, "test", name))
+    assert (found.low, found.high) == wilson(right, 400) and found.covers == OVER_EXAMPLES
+
+
 def test_one_seed_of_a_correlation_is_close_to_fishers_interval(tmp_path):
     rows = regression("lora", 1, n=1000)
     scores = pred.scored(scores_of(tmp_path, rows), "test")
