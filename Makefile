@@ -10,7 +10,8 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets quickstart demo test test-peft-versions lint bench tune-quickstart tune-demo importance clean
+.PHONY: help setup assets quickstart demo test test-peft-versions lint bench tune-quickstart tune-demo importance plan-8b \
+	plan-accuracy clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -65,6 +66,13 @@ importance: assets ## does the choice of rows matter? eight metrics, two budgets
 bench: setup ## one step of every method side by side, and what choosing rows costs (20 minutes on two idle cores)
 	@$(BIN)/python benchmarks/step.py
 	@$(BIN)/python benchmarks/selection.py
+
+plan-8b: setup ## what every method needs for Llama-3-8B on an 80 GB card, planned offline, with a page
+	@$(BIN)/rowsft plan --compare model=llama3_8b task=prompt_response trainer.batch_size=1 \
+		'budget.like={method:lora,r:64}' --card 80 --out reports/plan-8b
+
+plan-accuracy: setup ## planned against measured peaks on a grid of small shapes
+	@$(BIN)/python benchmarks/plan_accuracy.py
 
 clean: ## remove the virtual environment, fetched assets and reports; recorded runs stay
 	rm -rf $(VENV) .assets reports benchmarks/out *.egg-info .pytest_cache .ruff_cache

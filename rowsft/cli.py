@@ -111,7 +111,10 @@ def _parser(groups: str | None) -> argparse.ArgumentParser:
     )
     plan.add_argument("overrides", nargs="*", metavar="group=name|key=value", help="Hydra overrides")
     plan.add_argument("--json", action="store_true", help="print JSON for programs; sizes in bytes")
-    plan.add_argument("--card", type=float, metavar="GB", help="the card that it has to fit (default: the largest)")
+    plan.add_argument("--card", type=float, metavar="GB", help="the card to fit (default: 141; with --compare 80)")
+    plan.add_argument("--compare", action="store_true", help="every method at equal budget, and what the card holds")
+    plan.add_argument("--sweep", metavar="KEY=A,B,...", help="peak against a setting, such as budget.rows=8,16,32")
+    plan.add_argument("--out", type=Path, help="folder for the page and picture of both (default: reports/plan)")
 
     report = commands.add_parser("report", help="tables, picture and page from the recorded runs")
     report.add_argument(
@@ -216,12 +219,12 @@ def _plan(parsed: argparse.Namespace) -> int:
     from rowsft.compose import compose
     from rowsft.settings import trainer_settings
 
-    config = compose(parsed.overrides)
-    settings = trainer_settings(config)
+    # Wrong names are told before torch is imported.
+    trainer_settings(compose(parsed.overrides))
     warnings.filterwarnings("ignore")
     from rowsft.plan.command import run
 
-    return run(config, settings, parsed.json, parsed.card)
+    return run(parsed)
 
 
 def _report(parsed: argparse.Namespace) -> int:

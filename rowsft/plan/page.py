@@ -1,0 +1,89 @@
+"""Plans side by side as a table, for the terminal, and for a page with a picture."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from rich.table import Table
+
+from rowsft.measure.ledger import PARTS
+from rowsft.plan import Plan
+from rowsft.plan.contest import Entry
+from rowsft.plan.fit import CONTEXT_BYTES, FRAGMENTATION
+
+GB = 10**9
+SEARCHED = "longest text: at the batch above, to within half a percent and up to the model's positions"
+
+
+def compared(entries: Sequence[Entry], card_gb: float) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of a comparison: parameters, GB by part at the peak, and what a card of that size holds."""
+    header = ["method", "trainable", *[part.replace("_", " ") for part in PARTS], "peak GB", "scoring GB", "card GB"]
+    header += [f"largest batch on {card_gb:g} GB", f"longest text on {card_gb:g} GB"]
+    return header, [
+        [entry.title, *_sizes(entry.plan), _or_none(entry.largest_batch), _or_none(entry.longest_tokens)]
+        for entry in entries
+    ]
+
+
+def swept(plans: dict[str, Plan]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of a sweep."""
+    header = ["setting", "trainable", *[part.replace("_", " ") for part in PARTS], "peak GB", "scoring GB", "card GB"]
+    return header, [[name, *_sizes(plan)] for name, plan in plans.items()]
+
+
+def terminal(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """The table for a terminal."""
+    table = Table(header[0])
+    for name in header[1:]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def notes(plan: Plan) -> list[str]:
+    """What holds for all plans beside `plan`."""
+    settings = plan.scene.settings
+    return [
+        f"one step of {settings.gradient_accumulation} x {settings.batch_size} examples of {plan.scene.length} tokens, "
+        f"gradient checkpointing {'on' if settings.gradient_checkpointing else 'off'}",
+        *plan.scene.assumptions,
+        f"card GB: the largest peak, scoring included, with {100 * FRAGMENTATION:.0f} % for fragmentation and "
+        f"{CONTEXT_BYTES / GB:.0f} GB for the device's context; GB of 10^9 bytes",
+    ]
+
+
+def write(
+    folder: Path, title: str, header: list[str], rows: list[list[str]], said: list[str], picture: bytes, command: str
+) -> Path:
+    """Write index.html (self-contained) and memory.png into `folder`; returns the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.png").write_bytes(picture)
+    environment = Environment(loader=PackageLoader("rowsft.plan", "."), autoescape=select_autoescape(["html", "j2"]))
+    page = environment.get_template("page.html.j2").render(
+        title=title,
+        setting=said[0] + ".",
+        header=header,
+        rows=rows,
+        notes=said[1:],
+        picture=base64.b64encode(picture).decode(),
+        command=command,
+    )
+    (folder / "index.html").write_text(page)
+    return folder / "index.html"
+
+
+def _sizes(plan: Plan) -> list[str]:
+    parts = [_gb(plan.step.peak.parts[part]) for part in PARTS]
+    scoring = "–" if plan.selection_bytes is None else _gb(plan.selection_bytes)
+    trained = plan.trainable.total() - plan.head_parameters
+    return [f"{trained:,}", *parts, _gb(plan.peak_bytes), scoring, _gb(plan.demand.card_bytes)]
+
+
+def _gb(size: int) -> str:
+    return f"{size / GB:.2f}"
+
+
+def _or_none(count: int | None) -> str:
+    return "none fits" if count is None else f"{count:,}"

@@ -1,0 +1,42 @@
+"""Planned peaks as stacked bars: one bar a plan, the parts of the memory in the colours of every memory picture."""
+
+import io
+from collections.abc import Mapping
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from rowsft.plan import Plan
+from rowsft.plan.fit import CARDS_GB
+from rowsft.report.memory import COLOURS
+
+GB = 10**9
+
+
+def bars(plans: Mapping[str, Plan], title: str) -> bytes:
+    """PNG bytes; `plans` by what stands under its bar. Cards that the bars come near are drawn as lines."""
+    figure = Figure(figsize=(max(6.4, 1.1 * len(plans) + 2.6), 4.6), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    below = [0.0] * len(plans)
+    for part, colour in COLOURS.items():
+        sizes = [plan.step.peak.parts[part] / GB for plan in plans.values()]
+        axis.bar(range(len(plans)), sizes, bottom=below, color=colour, label=part.replace("_", " "), width=0.7)
+        below = [low + size for low, size in zip(below, sizes, strict=True)]
+    top = max(below)
+    for x, height in enumerate(below):
+        axis.text(x, height + 0.015 * top, f"{height:.1f}", ha="center", fontsize=8)
+    for card in CARDS_GB:
+        if 0.2 * top < card < 1.15 * top:
+            axis.axhline(card, color="#1c2024", linewidth=0.6, linestyle=":")
+            axis.text(len(plans) - 0.45, card, f"{card} GB card", fontsize=7, va="bottom", ha="right")
+    axis.set_xticks(range(len(plans)), list(plans), fontsize=8, rotation=20 if len(plans) > 6 else 0)
+    axis.set(ylabel="GB of tensors at the peak", ylim=(0, 1.18 * top))
+    axis.set_title(title, fontsize=10)
+    handles, labels = axis.get_legend_handles_labels()
+    axis.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    return stream.getvalue()

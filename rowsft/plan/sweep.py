@@ -1,0 +1,25 @@
+"""Peak memory against a setting, planned for a list of values."""
+
+from collections.abc import Sequence
+
+from rowsft.compose import compose
+from rowsft.errors import UserError
+from rowsft.plan import Plan, plan
+from rowsft.progress import bar
+from rowsft.settings import trainer_settings
+
+
+def sweep(overrides: Sequence[str], setting: str) -> dict[str, Plan]:
+    """A plan for each value of `setting`, "key=a,b,c"; the scores' memory, which no budget changes, is left out.
+
+    Raises UserError for a setting without values.
+    """
+    key, sign, values = setting.partition("=")
+    wanted = [value.strip() for value in values.split(",") if value.strip()]
+    if not sign or not wanted:
+        raise UserError(f"--sweep {setting}: expected a key with values, such as budget.rows=8,16,32")
+    plans = {}
+    for value in bar("planning")(wanted):
+        config = compose([*overrides, f"{key}={value}"])
+        plans[f"{key}={value}"] = plan(config, trainer_settings(config), scoring=False)
+    return plans
