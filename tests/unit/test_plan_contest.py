@@ -1,0 +1,71 @@
+"""The search for what a card holds, against trying every count; and what a comparison refuses."""
+
+import pytest
+
+from rowsft.compose import compose
+from rowsft.errors import UserError
+from rowsft.plan import plan
+from rowsft.plan.contest import largest
+from rowsft.plan.page import compared
+from rowsft.plan.picture import bars
+from rowsft.plan.sweep import sweep
+from rowsft.settings import trainer_settings
+
+SMALL = ["model=minilm", "task=sentiment", "trainer.batch_size=2", "task.max_length=8", "budget.rows=4"]
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [
+        lambda count: 100 + 7 * count,
+        lambda count: max(500 + 3 * count, 20 * count),
+        lambda count: 40 + count * count // 50,
+        lambda count: 512 * (1 + count // 9),
+        lambda count: 300,
+    ],
+)
+@pytest.mark.parametrize("capacity", [99, 107, 511, 1000, 1777, 10**6])
+def test_the_largest_count_is_that_of_trying_all(cost, capacity):
+    calls = []
+
+    def counted(count):
+        calls.append(count)
+        return cost(count)
+
+    fitting = [count for count in range(1, 201) if cost(count) <= capacity]
+    expected = fitting[-1] if fitting else None
+    assert largest(counted, capacity, most=200) == expected
+    assert len(calls) == len(set(calls)) <= 24
+
+
+def test_long_texts_are_found_to_within_half_a_percent():
+    found = largest(lambda tokens: 10**6 + 777 * tokens, 10**8, most=2**20, least=8)
+    exact = (10**8 - 10**6) // 777
+    assert exact * 0.995 <= found <= exact
+
+
+def test_a_sweep_plans_every_value():
+    plans = sweep([*SMALL[:-1], "method=lora"], "budget.rows=2,8")
+    small, large = plans.values()
+    assert list(plans) == ["budget.rows=2", "budget.rows=8"]
+    assert large.trainable.total() - large.head_parameters > 3 * (small.trainable.total() - small.head_parameters)
+    assert large.peak_bytes > small.peak_bytes
+    assert bars(plans, "two budgets").startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="expected a key with values"):
+        sweep(SMALL, "budget.rows")
+
+
+def test_what_a_card_holds_of_a_small_model(monkeypatch):
+    from rowsft.plan import contest
+
+    monkeypatch.setattr(contest, "MOST_EXAMPLES", 8)
+    entry = contest.entry_of("LoRA", [*SMALL, "method=lora"], card_gb=1.2)
+    header, [row] = compared([entry], 1.2)
+    assert len(header) == len(row)
+    config = compose([*SMALL, "method=lora"])
+
+    def needs(**changes):
+        return plan(config, trainer_settings(config), changes, scoring=False).demand
+
+    assert needs(batch_size=entry.largest_batch).fits(1.2)
+    assert entry.largest_batch == 8 or not needs(batch_size=entry.largest_batch + 1).fits(1.2)
