@@ -4,8 +4,21 @@ import json
 from pathlib import Path
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from rowsft.report.labels import Point, place
 
 MIB = 2**20
+INK, OTHER = "#1c2024", "#7f7f7f"
+# Row-SFT's channels alike, and the others as in every picture of the suite.
+COLOURS = {
+    **dict.fromkeys(("rows", "columns", "half", "neuron"), "#D55E00"),
+    "lora": "#0072B2",
+    "dora": "#56B4E9",
+    "full": "#009E73",
+    "shira": "#CC79A7",
+}
 REFERENCES = ("floor", "lora")
 EXACT = ("flops", "step_peak_bytes", "total_peak_bytes")
 _COLUMNS = """\
@@ -128,24 +141,28 @@ def _ratio(value: float | dict | None) -> str:
 
 def _picture(found: list[dict], path: Path) -> None:
     """Step time against step peak, both over the floor; a panel a shape. Nothing where the floor was not measured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     known = [row for row in found if {"step_seconds_over_floor", "step_peak_bytes_over_floor"} <= row.keys()]
     shapes = list(dict.fromkeys(row["shape"] for row in known))
     if not shapes:
         return
-    figure, axes = pyplot.subplots(1, len(shapes), figsize=(6 * len(shapes), 4.5), squeeze=False)
-    for axis, shape in zip(axes[0], shapes, strict=True):
-        for row in [row for row in known if row["shape"] == shape]:
-            time, peak = row["step_seconds_over_floor"], row["step_peak_bytes_over_floor"]
-            spread = [[time["median"] - time["low"]], [time["high"] - time["median"]]]
-            axis.errorbar(peak, time["median"], yerr=spread, fmt="o", capsize=2)
-            axis.annotate(row["method"], (peak, time["median"]), xytext=(4, 4), textcoords="offset points")
+    figure = Figure(figsize=(6.6 * len(shapes), 4.8), dpi=150, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    drawn = []
+    for axis, shape in zip(figure.subplots(1, len(shapes), squeeze=False)[0], shapes, strict=True):
+        points = [_point(row) for row in known if row["shape"] == shape]
+        for point in points:
+            spread = [[point.y - point.low], [point.high - point.y]]
+            axis.errorbar(point.x, point.y, yerr=spread, fmt="o", capsize=2, color=point.colour)
         axis.set(title=shape, xlabel="step peak / floor", ylabel="step time / floor (range over rounds)")
+        axis.margins(0.16, 0.08)
         axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+        drawn.append((axis, points))
+    figure.draw_without_rendering()
+    for axis, points in drawn:
+        place(axis, canvas.get_renderer(), points, INK)
+    figure.savefig(path)
+
+
+def _point(row: dict) -> Point:
+    time, peak = row["step_seconds_over_floor"], row["step_peak_bytes_over_floor"]
+    return Point(row["method"], peak, time["median"], time["low"], time["high"], COLOURS.get(row["method"], OTHER))

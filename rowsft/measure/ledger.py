@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import nn
@@ -84,6 +85,7 @@ class Ledger(TorchDispatchMode):
         self._events.append((None, 0, name))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        casts = self._begin_casts(func, args)
         out = func(*args, **(kwargs or {}))
         in_backward = _in_backward()
         if in_backward and self._left_by_forward:
@@ -101,9 +103,19 @@ class Ledger(TorchDispatchMode):
                     self.entries[entry].part = "saved_activations"
         if func in _KEEPS_NUMBER and not isinstance(args[1], torch.Tensor) and self.block_bytes == 1:
             self._keep_number(args[0], in_backward)
+        for entry in casts:
+            self._events.append((entry, -1, self._phase_now()))
         return out
 
+    def __enter__(self):
+        # Checkpointing keeps the random state of every block in a tensor that no operator makes.
+        self._get_state = torch.get_rng_state
+        if self.block_bytes == 1:
+            torch.get_rng_state = self._entered_state
+        return super().__enter__()
+
     def __exit__(self, *raised):
+        torch.get_rng_state = self._get_state
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -171,6 +183,29 @@ class Ledger(TorchDispatchMode):
         self._live[address] = entry, weakref.ref(storage, lambda _: self._leave(address, entry))
         self._events.append((entry, 1, self._phase_now()))
         return entry
+
+    def _entered_state(self) -> torch.Tensor:
+        state = self._get_state()
+        entry = self._enter(state)
+        if entry is not None and not _in_backward():
+            self._left_by_forward.add(entry)
+        return state
+
+    def _begin_casts(self, func, args: tuple) -> list[int]:
+        """Entries of what a CPU's elementwise operator converts to the common dtype first, for as long as it runs."""
+        if self.block_bytes != 1 or torch.Tag.pointwise not in func.tags:
+            return []
+        tensors = [argument for argument in args if isinstance(argument, torch.Tensor) and argument.ndim]
+        if len({tensor.dtype for tensor in tensors}) < 2:
+            return []
+        common = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+        begun = []
+        for tensor in tensors:
+            if tensor.dtype != common:
+                begun.append(len(self.entries))
+                self._events.append((len(self.entries), 1, self._phase_now()))
+                self.entries.append(Entry(tensor.numel() * common.itemsize))
+        return begun
 
     def _keep_number(self, factor: torch.Tensor, in_backward: bool) -> None:
         """A number in a product is kept for the backward pass as a tensor that no operator makes, on the CPU."""
