@@ -39,16 +39,22 @@ def step_peak_bytes(shape: Shape, device: torch.device, dtype: torch.dtype) -> i
     return peak.new_peak_bytes
 
 
-def scored(model, metric: str, batches: list[dict], limit_bytes: int) -> dict:
-    """One row: peak_bytes, peak_over_step, seconds; `error` where the metric could not be computed."""
+def scored(model, metric: str, batches: list[dict], limit_bytes: int, draws: int = 8) -> dict:
+    """One row: peak_bytes, peak_over_step, seconds; `error` where the metric could not be computed.
+
+    draws: of zo_taylor, whose time is that many times the same thing and whose peak does not depend on them.
+    """
     device = model.device
-    row = {"metric": metric, "needs": registry.metric(metric).needs, "calibration_batches": len(batches)}
+    needs = registry.metric(metric).needs
+    row = {"metric": metric, "needs": needs, "calibration_batches": len(batches)}
+    if needs == "losses":
+        row["draws"] = draws
     try:
         with AllocationPeak(device) as peak:
-            score(model, metric, batches)
+            score(model, metric, batches, draws=draws)
         synchronize(device)
         begin = time.perf_counter()
-        score(model, metric, batches)
+        score(model, metric, batches, draws=draws)
         synchronize(device)
     except Exception as error:
         return {**row, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
@@ -69,7 +75,8 @@ def markdown(result: dict) -> str:
             lines.append(f"| {row['metric']} | {row['needs']} | failed: {row['error'].replace('|', '/')} | | |")
         else:
             numbers = f"{row['peak_bytes'] / MIB:.1f} | {row['peak_over_step']:.3f} | {row['seconds']:.2f}"
-            lines.append(f"| {row['metric']} | {row['needs']} | {numbers} |")
+            name = f"{row['metric']} ({row['draws']} draws)" if "draws" in row else row["metric"]
+            lines.append(f"| {name} | {row['needs']} | {numbers} |")
     about = (
         f"{result['shape']}, {result['calibration_batches']} calibration batches; a training step of the row channel "
         f"peaks at {result['step_peak_bytes'] / MIB:.1f} MiB. The seconds are those of one run. Commit "
@@ -85,6 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="llama", help="model to score")
     parser.add_argument("--batches", type=int, default=2, help="calibration batches of the shape's size")
+    parser.add_argument("--draws", type=int, default=8, help="of zo_taylor (a run's default is 256)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the model")
     parser.add_argument("--out", type=Path, default=HERE / "out", help="folder to write (default: benchmarks/out)")
@@ -94,8 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
     model = build(shape, device, DTYPES[options.dtype])
     batches = [batch(shape, device, index) for index in range(options.batches)]
     rows = []
-    for metric in sorted(registry._METRICS):
-        rows.append(scored(model, metric, batches, limit))
+    for metric in registry.names():
+        rows.append(scored(model, metric, batches, limit, options.draws))
         print(f"{options.shape}: {metric} scored", file=sys.stderr)
     environment = collect({"seed": SEED})
     result = {

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -122,11 +123,16 @@ def blueprint(model_cfg: Mapping[str, Any], head: Head, num_labels: int | None =
     trusted = bool(model_cfg.get("trust_remote_code", False))
     with _readable(source):
         if shipped.is_file():
-            config = AutoConfig.for_model(**json.loads(shipped.read_text()))
+            given = json.loads(shipped.read_text())
+            config = AutoConfig.for_model(**given)
         else:
             place, options = _resolve(source, model_cfg)
+            given, _ = PretrainedConfig.get_config_dict(place, **options)
             config = AutoConfig.from_pretrained(place, **options)
-    missing = [name for name in _SIZES if not isinstance(getattr(config.get_text_config(), name, None), int)]
+    # A class has sizes of its own for whatever is left out: they would be made up.
+    said = {**given, **given.get("text_config", {})}
+    other_names = config.get_text_config().attribute_map
+    missing = [name for name in _SIZES if name not in said and other_names.get(name) not in said]
     if missing:
         raise UserError(
             f"model.source={source}: its configuration ({config.model_type}) does not say {', '.join(missing)}; a plan "

@@ -22,6 +22,11 @@ def no_progress(items: Iterable, total: int | None = None) -> Iterable:
     return items
 
 
+def names() -> list[str]:
+    """The registered metrics, sorted."""
+    return sorted(_METRICS)
+
+
 @dataclass(frozen=True)
 class Context:
     """What a metric may use besides the layers themselves.

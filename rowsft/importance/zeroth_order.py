@@ -75,6 +75,9 @@ def perturbation(into: Tensor, seed: int, draw: int, layer_name: str, first_row:
 
     On the tensor's device: CPU and GPU draw different numbers.
     """
+    if into.is_meta:
+        # A plan draws nothing.
+        return
     digest = hashlib.sha256(f"{seed}:{draw}:{layer_name}:{first_row}".encode()).digest()
     into.normal_(generator=torch.Generator(into.device).manual_seed(int.from_bytes(digest[:8], "big")))
 

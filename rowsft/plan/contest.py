@@ -52,7 +52,7 @@ def entry_of(title: str, overrides: Sequence[str], card_gb: float) -> Entry:
 
     capacity = card_gb * 10**9
     positions = whole.scene.positions
-    longest = MOST_TOKENS if positions is None else positions
+    longest = min(MOST_TOKENS, positions or MOST_TOKENS)
     return Entry(
         title,
         whole,
@@ -64,7 +64,8 @@ def entry_of(title: str, overrides: Sequence[str], card_gb: float) -> Entry:
 def largest(cost: Callable[[int], int], capacity: float, most: int, least: int = 1) -> int | None:
     """The largest count from `least` to `most` whose cost stays within `capacity`; None where not even `least` does.
 
-    cost: grows with the count, nearly in proportion; so the search aims along a straight line and narrows from there.
+    cost: grows with the count, nearly in proportion; so the search aims along a straight line, and halves what is left
+    every other time, in case the cost has steps or bends.
     """
     low, high = least, most + 1
     known = {low: cost(low)}
@@ -77,8 +78,10 @@ def largest(cost: Callable[[int], int], capacity: float, most: int, least: int =
             high = reach
         else:
             low = reach
+    turn = 0
     while high - low > max(1, low // 256):
-        aim = _along_line(known, low, capacity)
+        aim = _along_line(known, low, capacity) if turn < 2 or turn % 2 else (low + high) // 2
+        turn += 1
         count = min(max(aim, low + 1), high - 1)
         known[count] = cost(count)
         if known[count] > capacity:

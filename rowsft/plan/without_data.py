@@ -69,10 +69,18 @@ class _Answers(TorchDispatchMode):
                 # A loss, looked at to see that it is finite.
                 return 1.0
             raise UnknownWithoutData("the code reads a count or an index from a tensor")
+        if func is aten.index.Tensor and args[0].is_meta and _is_mask(args[1]):
+            # As many as there can be: no token is padding.
+            (mask,) = args[1]
+            return args[0].new_empty((mask.numel(), *args[0].shape[mask.ndim :]))
         if func is aten.equal.default and args[0].is_meta:
             # Scoring sees to it that buffers are as they were.
             return True
         return func(*args, **(kwargs or {}))
+
+
+def _is_mask(indices: list) -> bool:
+    return len(indices) == 1 and indices[0] is not None and indices[0].dtype is torch.bool
 
 
 def _fused_attention(

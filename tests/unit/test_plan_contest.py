@@ -58,7 +58,8 @@ def test_a_sweep_plans_every_value():
 def test_what_a_card_holds_of_a_small_model(monkeypatch):
     from rowsft.plan import contest
 
-    monkeypatch.setattr(contest, "MOST_EXAMPLES", 8)
+    monkeypatch.setattr(contest, "MOST_EXAMPLES", 4)
+    monkeypatch.setattr(contest, "MOST_TOKENS", 16)
     entry = contest.entry_of("LoRA", [*SMALL, "method=lora"], card_gb=1.2)
     header, [row] = compared([entry], 1.2)
     assert len(header) == len(row)
@@ -68,4 +69,4 @@ def test_what_a_card_holds_of_a_small_model(monkeypatch):
         return plan(config, trainer_settings(config), changes, scoring=False).demand
 
     assert needs(batch_size=entry.largest_batch).fits(1.2)
-    assert entry.largest_batch == 8 or not needs(batch_size=entry.largest_batch + 1).fits(1.2)
+    assert entry.largest_batch == 4 or not needs(batch_size=entry.largest_batch + 1).fits(1.2)
