@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     result = {
         "rows": rows,
         "about": {name: CONTENDERS[name].about for name in options.methods},
-        "settings": {key: str(value) for key, value in vars(options).items()},
+        "settings": {key: str(value) for key, value in vars(options).items() if key != "out"},
         "environment": environment,
         "command": command,
         "commit": environment["git_commit"],
