@@ -1,5 +1,6 @@
 """Whole runs of row-SFT beyond rows: the settings reach the adapter, and the record adds up."""
 
+import csv
 import json
 
 import pytest
@@ -42,7 +43,7 @@ def test_a_warm_head_changes_what_is_chosen_and_not_where_training_starts(worksh
     cold, warm = sorted(records, key=lambda record: record.config["trainer"]["warm_head"])
     assert "warm_head" not in cold.result
     assert warm.result["warm_head"]["steps"] == 8
-    first = [json.loads(record.file("curve").read_text().splitlines()[0])["loss"] for record in (cold, warm)]
+    first = [next(csv.DictReader(record.file("curve").open()))["loss"] for record in (cold, warm)]
     assert first[0] == first[1]
     chosen = [load_file(record.file("adapter") / "adapter_model.safetensors") for record in (cold, warm)]
     ids = [name for name in chosen[0] if "row_sft_ids" in name]
