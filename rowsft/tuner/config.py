@@ -44,6 +44,8 @@ class RowSFTConfig(PeftConfig):
         dropout (`float`): LoRA-style input dropout on the update only; costs a second product of the update's size in
             training.
         seed (`int`): seed of the generator behind importance `random`.
+        init_weights (`bool`): start at zero change. False starts from standard normal values, as tests of adapters want
+            them; the model then computes something else from the start.
         row_ids, column_ids (`dict[str, sequence or tensor of int]`, *optional*): full layer name to the chosen rows
             (columns). Runtime only: the ids are saved as tensors of the adapter and never enter `adapter_config.json`.
             With channel `neuron` or scope `global` they settle the sizes of the layers.
@@ -70,6 +72,7 @@ class RowSFTConfig(PeftConfig):
     train_bias: bool = True
     dropout: float = 0.0
     seed: int = 0
+    init_weights: bool = True
     row_ids: Mapping[str, Sequence[int]] | None = field(default=None, repr=False, compare=False)
     column_ids: Mapping[str, Sequence[int]] | None = field(default=None, repr=False, compare=False)
     rows_in_checkpoint: bool = False
@@ -104,8 +107,9 @@ class RowSFTConfig(PeftConfig):
                 raise UserError(f"{name}={getattr(self, name)!r} is not known; choose from: {', '.join(known)}")
         if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
             raise UserError(f"dropout={self.dropout!r} is not a probability; give a number in [0, 1)")
-        if not isinstance(self.train_bias, bool):
-            raise UserError(f"train_bias={self.train_bias!r} is not a switch; give True or False")
+        for name in ("train_bias", "init_weights"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name}={getattr(self, name)!r} is not a switch; give True or False")
         if not _is_int(self.seed):
             raise UserError(f"seed={self.seed!r} is not a seed; give a whole number")
         channel = CHANNELS[self.channel]

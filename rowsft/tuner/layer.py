@@ -66,6 +66,9 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         if kc:
             self.row_sft_column_ids[adapter_name] = ids.columns.clone()
             self.row_sft_column_delta[adapter_name] = nn.Parameter(torch.zeros(self.out_features - kr, kc, dtype=dtype))
+        if not config.init_weights:
+            for held in self._held(adapter_name):
+                nn.init.normal_(held)
         self.row_sft_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -77,6 +80,20 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
             held = getattr(self, name)
             if adapter_name in held and not held[adapter_name].is_meta:
                 held[adapter_name] = held[adapter_name].to(device)
+
+    def cast_to_base(self, adapter_name: str) -> None:
+        """Keep the adapter's values in the base weight's own dtype, as autocast_adapter_dtype=False asks."""
+        dtype = self.get_base_layer().weight.dtype
+        for name in self.adapter_layer_names:
+            held = getattr(self, name)
+            if adapter_name in held and dtype in _WRITABLE_DTYPES:
+                value = held[adapter_name]
+                held[adapter_name] = nn.Parameter(value.data.to(dtype), requires_grad=value.requires_grad)
+
+    def _held(self, adapter_name: str) -> list[nn.Parameter]:
+        """What the adapter trains here."""
+        held = (getattr(self, name) for name in self.adapter_layer_names)
+        return [parameters[adapter_name] for parameters in held if adapter_name in parameters]
 
     def delete_adapter(self, adapter_name: str) -> None:
         self.restore()

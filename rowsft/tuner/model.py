@@ -51,6 +51,14 @@ class RowSFTModel(BaseTuner):
             if isinstance(module, RowSFTLayer) and not module.merged:
                 module.restore()
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            # Asked for in so many words; otherwise the updates of a 16-bit base are 32-bit from the start.
+            for module in self.modules():
+                if isinstance(module, RowSFTLayer):
+                    module.cast_to_base(adapter_name)
+
     def _prepare_model(self, peft_config: RowSFTConfig, model: nn.Module) -> None:
         """Settle every layer's ids before the first one is wrapped, so that bad input leaves the model as it was."""
         _expand_all_linear(peft_config, model)

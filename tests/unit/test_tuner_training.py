@@ -340,3 +340,37 @@ def test_state_dict_in_mid_training_is_pristine(channel):
         if "row_sft_" not in key
     }
     assert same(base, before)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_updates_of_a_16_bit_base_are_32_bit_unless_asked_otherwise(autocast):
+    plain, batch, _ = family("llama", torch.bfloat16)
+    before = {key: value.clone() for key, value in plain.state_dict().items()}
+    config = RowSFTConfig(rows=3, importance="l2", target_modules="all-linear")
+    tuned = get_peft_model(plain, config, autocast_adapter_dtype=autocast)
+    trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
+    assert {parameter.dtype for parameter in trained} == {torch.float32 if autocast else torch.bfloat16}
+    tuned(**batch).loss.backward()
+    assert all(parameter.grad.dtype == parameter.dtype for parameter in trained)
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(0.5)
+    tuned(**batch)
+    for key, layer in row_layers(tuned).items():
+        rows, _ = layer_ids(layer)
+        expected = before[f"{key}.weight"].clone()
+        expected[rows] = (expected[rows].float() + 0.5).bfloat16()
+        assert torch.equal(layer.base_layer.weight, expected)
+
+
+@channels
+def test_weights_that_are_not_initialised_change_the_model(channel):
+    plain, batch, _ = family("llama", torch.float32)
+    base = plain(**batch).logits
+    ids = {"init_weights": False, "target_modules": ["q_proj", "down_proj"]}
+    if channel == "neuron":
+        pytest.skip("coupled units are chosen by rowsft.attach")
+    tuned = get_peft_model(plain, RowSFTConfig(rows=4, channel=channel, importance="l2", **ids))
+    assert not torch.allclose(tuned(**batch).logits, base, atol=1e-2)
+    with tuned.disable_adapter():
+        assert torch.equal(tuned(**batch).logits, base)
