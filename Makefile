@@ -34,7 +34,7 @@ quickstart: setup ## compare the methods on movie-review sentiment, offline, wit
 	@$(BIN)/rowsft sweep experiment=quickstart
 	@$(BIN)/rowsft report --experiment quickstart --out reports/quickstart
 
-demo: assets ## STS-B on MiniLM and Social IQA on SmolLM2-135M, within 90 minutes; SEEDS=3 for intervals
+demo: assets ## STS-B on MiniLM and Social IQA on SmolLM2-135M, about an hour; SEEDS=3 for intervals
 	@$(BIN)/rowsft sweep experiment=demo_stsb 'seed=$(SEED_LIST)'
 	@$(BIN)/rowsft sweep experiment=demo_social_iqa 'seed=$(SEED_LIST)'
 	@$(BIN)/rowsft report --experiment demo --out reports/demo
@@ -63,7 +63,7 @@ importance: assets ## does the choice of rows matter? eight metrics, two budgets
 	@$(BIN)/rowsft sweep experiment=importance
 	@$(BIN)/rowsft report --experiment importance --out reports/importance
 
-bench: setup ## one step of every method side by side, and what choosing rows costs (20 minutes on two idle cores)
+bench: setup ## one step of every method side by side, and what choosing rows costs (half an hour on two idle cores)
 	@$(BIN)/python benchmarks/step.py
 	@$(BIN)/python benchmarks/selection.py
 
