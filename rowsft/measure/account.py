@@ -12,6 +12,8 @@ from rowsft.measure.ledger import CUDA_BLOCK_BYTES, PARTS, Ledger, Moment
 
 # Points of the picture: enough for its width in pixels.
 _POINTS = 600
+# Nothing is trained yet, whatever a fresh model's parameters say.
+_BEFORE_ATTACHING = ("load", "select")
 
 
 def account(
@@ -32,7 +34,10 @@ def account(
     ledger.phase = phase
     with ledger, _steady_garbage():
         ledger.hold_model(model, optimizer)
+        if phase in _BEFORE_ATTACHING:
+            ledger.hold("base_weights", model.parameters())
         ledger.watch_gradients(model)
+        ledger.begin()
         work(ledger)
     peaks = ledger.peaks()
     measured = (memory.get(measured_phase or "") or {}).get("peak_allocated_bytes")

@@ -73,6 +73,7 @@ class Ledger(TorchDispatchMode):
         self._numbers: list[int] = []
         self._hooks: list = []
         self._closed = False
+        self._first = 0
 
     @property
     def phase(self) -> str:
@@ -135,6 +136,10 @@ class Ledger(TorchDispatchMode):
         for part, tensors in reversed(resident_groups(model, optimizer).items()):
             self.hold(part, tensors)
 
+    def begin(self) -> None:
+        """What was held up to now was there from the start: it is one moment."""
+        self._first = len(self._events)
+
     def watch_gradients(self, model: nn.Module) -> None:
         """Name the gradients of the trained parameters as they come, until the block ends."""
         for parameter in model.parameters():
@@ -143,12 +148,14 @@ class Ledger(TorchDispatchMode):
                 self._hooks.append(hook)
 
     def moments(self) -> Iterator[Moment]:
-        """The bytes by part after every event, oldest first. The parts are those known now."""
+        """The bytes by part after every event since `begin`, oldest first. The parts are those known now."""
         parts = dict.fromkeys(PARTS, 0)
-        for entry, sign, phase in self._events:
+        for index, (entry, sign, phase) in enumerate(self._events):
             if entry is not None:
                 held = self.entries[entry]
                 parts[held.part] += sign * held.size
+            if index + 1 < self._first:
+                continue
             yield Moment(phase, dict(parts))
 
     def peaks(self) -> dict[str, Moment]:

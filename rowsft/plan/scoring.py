@@ -31,6 +31,7 @@ def selection_peak(scene: "Scene", base: nn.Module, knobs: Knobs) -> int:
         ledger.phase = "select"
         with ledger, suppress(_Enough):
             ledger.hold_model(base)
+            ledger.hold("base_weights", base.parameters())
             ledger.hold("temporary", batch.values())
             scene.method.scores(base, knobs, Rehearsal([batch]), progress=_first_passes)
     return max(moment.total for moment in ledger.peaks().values())

@@ -66,6 +66,7 @@ def plan_step(
             ledger.hold_model(model, optimizer)
             ledger.hold("temporary", batch.values())
             ledger.watch_gradients(model)
+            ledger.begin()
             run_step(model, optimizer, batch, *settings, ledger, costs)
     return StepPlan(ledger.peaks(), costs, ledger)
 

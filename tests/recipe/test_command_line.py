@@ -100,6 +100,8 @@ def test_the_memory_ledger_adds_up_to_what_was_measured(workshop):
     for entry in (step, memory["ledger"]["select"], memory["ledger"]["evaluate"]):
         assert 0 <= entry["unattributed_bytes"] <= 0.01 * entry["measured_peak_bytes"]
         assert abs(entry["peak_bytes"] - entry["measured_peak_bytes"]) <= 0.01 * entry["measured_peak_bytes"]
+    for phase in ("load", "select"):
+        assert memory["ledger"][phase]["parts"]["trainable_weights"] == 0
     trained = record.result["parameters"]["total_trainable"]
     assert memory["ledger"]["backward"]["parts"]["trainable_weights"] == 4 * trained
     shown = workshop.rowsft("report", "memory", record.id[:6], "--out", "memory.png")
