@@ -29,9 +29,9 @@ def bars(plans: Mapping[str, Plan], title: str) -> bytes:
     for card in CARDS_GB:
         if 0.2 * top < card < 1.15 * top:
             axis.axhline(card, color="#1c2024", linewidth=0.6, linestyle=":")
-            axis.text(len(plans) - 0.45, card, f"{card} GB card", fontsize=7, va="bottom", ha="right")
+            axis.text(len(plans) - 0.55, card, f"{card} GB card", fontsize=7, va="bottom", ha="left")
     axis.set_xticks(range(len(plans)), list(plans), fontsize=8, rotation=20 if len(plans) > 6 else 0)
-    axis.set(ylabel="GB of tensors at the peak", ylim=(0, 1.18 * top))
+    axis.set(ylabel="GB of tensors at the peak", ylim=(0, 1.18 * top), xlim=(-0.6, len(plans)))
     axis.set_title(title, fontsize=10)
     handles, labels = axis.get_legend_handles_labels()
     axis.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
