@@ -186,8 +186,8 @@ def _select(job: Job) -> None:
             job.knobs = job.method.select(job.model, sizes, calibration)
     if calibration:
         job.attempt.update(scores_from_cache=calibration.was_read)
-        if calibration.was_read and not probing.wanted(job):
-            # Nothing was scored, so nothing was measured.
+        if calibration.was_read and not (probing.wanted(job) and job.device.type == "cpu"):
+            # Nothing was scored, so nothing was measured; on a CPU the probe below scores once more.
             job.memory["select"] = None
         if probing.wanted(job):
             with job.clock.phase("measure"):

@@ -126,6 +126,8 @@ class Ledger(TorchDispatchMode):
     def hold(self, part: str, tensors: Iterable[torch.Tensor]) -> None:
         """Enter tensors that exist already, and say of these and of known ones that they are of `part`."""
         for tensor in tensors:
+            if not self._counts(tensor):
+                continue
             self._enter(tensor)
             entry, _ = self._live[tensor.untyped_storage()._cdata]
             self.entries[entry].part = part
@@ -175,12 +177,10 @@ class Ledger(TorchDispatchMode):
         return largest
 
     def _enter(self, tensor: torch.Tensor) -> int | None:
-        """The new entry of a tensor's storage; None where it has one."""
-        try:
-            storage = tensor.untyped_storage()
-        except (NotImplementedError, RuntimeError):
-            # Sparse and other tensors without one storage: their parts are tensors of their own.
+        """The new entry of a tensor's storage; None where it has one, or lies elsewhere."""
+        if not self._counts(tensor):
             return None
+        storage = tensor.untyped_storage()
         address = storage._cdata
         if address in self._live:
             return None
@@ -222,6 +222,14 @@ class Ledger(TorchDispatchMode):
             self.entries.append(Entry(_NUMBER_BYTES, "saved_activations"))
         elif in_backward and self._numbers:
             self._events.append((self._numbers.pop(), -1, self._phase_now()))
+
+    def _counts(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor takes memory of the device: a GPU's ledger leaves out batches and counters on the host.
+
+        Sparse tensors have no storage of their own; their parts are tensors that have.
+        """
+        on_host = tensor.device.type == "cpu" and self.block_bytes != 1
+        return not on_host and tensor.layout is torch.strided
 
     def _leave(self, address: int, entry: int) -> None:
         if not self._closed:

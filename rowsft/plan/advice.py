@@ -30,7 +30,7 @@ def ways_out(plan: Plan, again: Callable[[Mapping[str, Any]], Plan], card_gb: fl
         said = " ".join(f"trainer.{name}={str(value).lower()}" for name, value in changes.items())
         needs = planned.demand.card_bytes / GB
         fits = planned.demand.fits(card_gb)
-        lines.append(f"{said}: needs {needs:.1f} GB" + (f", fits {card_gb} GB" if fits else ""))
+        lines.append(f"{said}: needs {needs:.1f} GB" + (f", fits {card_gb:g} GB" if fits else ""))
         if fits:
             return lines
     biggest = max(planned.step.peak.parts, key=planned.step.peak.parts.get) if steps else None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -17,6 +18,7 @@ from rowsft.compose import compose
 from rowsft.errors import UserError
 from rowsft.models import SHIPPED_CONFIGS
 from rowsft.plan import plan
+from rowsft.plan.advice import ways_out
 from rowsft.plan.fit import Demand
 from rowsft.plan.step import plan_step
 from rowsft.settings import trainer_settings
@@ -129,22 +131,33 @@ def test_a_card_holds_tensors_margin_and_context():
     assert Demand(15 * 10**9).cards()[16] is False
 
 
-@pytest.mark.parametrize("config", sorted(SHIPPED_CONFIGS.glob("*.json")), ids=lambda path: path.stem)
-def test_shipped_configurations_have_the_published_sizes(config):
-    published = {
-        "meta-llama--Llama-2-7b-hf": 6_738_415_616,
-        "meta-llama--Meta-Llama-3-8B": 8_030_261_248,
-        "mistralai--Mistral-7B-v0.1": 7_241_732_096,
-        "google--gemma-7b": 8_537_680_896,
-        "package--smollm2_135m": 134_515_008,
-    }
-    if config.stem not in published:
-        pytest.skip("an encoder: its published count has another head")
-    from transformers import AutoConfig, AutoModelForCausalLM
+PUBLISHED_PARAMETERS = {
+    "meta-llama--Llama-2-7b-hf": 6_738_415_616,
+    "meta-llama--Meta-Llama-3-8B": 8_030_261_248,
+    "mistralai--Mistral-7B-v0.1": 7_241_732_096,
+    "google--gemma-7b": 8_537_680_896,
+    "package--smollm2_135m": 134_515_008,
+}
 
+
+@pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
+def test_shipped_configurations_have_the_published_sizes(name):
+    given = json.loads((SHIPPED_CONFIGS / f"{name}.json").read_text())
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(config.read_text())))
-    assert model.num_parameters() == published[config.stem]
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**given))
+    assert model.num_parameters() == PUBLISHED_PARAMETERS[name]
+
+
+def test_ways_out_end_with_what_fits():
+    config = compose([*SMALL, "trainer.device=auto", "trainer.batch_size=64", "task.max_length=128", "method=full"])
+    settings = trainer_settings(config)
+    whole = plan(config, settings)
+    card_gb = 0.5 * (whole.demand.card_bytes + plan(config, settings, {"batch_size": 1}).demand.card_bytes) / 10**9
+    lines = ways_out(whole, lambda changes: plan(config, settings, changes), card_gb)
+    assert lines[0].startswith("trainer.gradient_checkpointing=true: needs")
+    assert lines[-1].endswith(f"fits {card_gb:g} GB")
+    hopeless = ways_out(whole, lambda changes: plan(config, settings, changes), 1.0)
+    assert "trained weights and their optimizer state: train fewer" in hopeless[-1]
 
 
 def test_llama3_8b_for_programs_in_little_memory(tmp_path):
