@@ -30,23 +30,27 @@ class ScoreCache:
 
     def get(self, key: dict) -> "dict[str, dict[str, Tensor]] | None":
         """The scores put for `key`, axis -> layer name -> tensor; None when there are none or the file is damaged."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
+        from safetensors.torch import load
 
         path = self.path(key)
-        scores: dict[str, dict[str, Tensor]] = {}
         try:
-            with safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("key") != _text(key):
-                    log.warning("%s holds scores of something else; scored again", path)
-                    return None
-                for name in file.keys():  # noqa: SIM118 (no mapping: it has no iterator)
-                    axis, _, layer = name.partition("/")
-                    scores.setdefault(axis, {})[layer] = file.get_tensor(name)
+            # The bytes are read once: safe_open opens the path twice, and between the two another process may replace
+            # the file by one of another size.
+            content = path.read_bytes()
+            tensors = load(content)
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError) as error:
             log.warning("%s cannot be read (%s); scored again", path, error)
             return None
+        if _key(content) != _text(key):
+            log.warning("%s holds scores of something else; scored again", path)
+            return None
+        scores: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            axis, _, layer = name.partition("/")
+            scores.setdefault(axis, {})[layer] = tensor
         return scores
 
     def put(self, key: dict, scores: "dict[str, dict[str, Tensor]]") -> None:
@@ -57,6 +61,12 @@ class ScoreCache:
         with explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path(key), save(tensors, metadata={"key": _text(key)}))
+
+
+def _key(content: bytes) -> str | None:
+    """The key in the header of a safetensors file: eight bytes of the header's length, then the header in JSON."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return header.get("__metadata__", {}).get("key")
 
 
 def _text(key: dict) -> str:

@@ -60,15 +60,19 @@ def test_a_damaged_file_counts_as_absent_and_is_replaced(tmp_path, damage):
 
 
 def test_reading_while_others_write_gives_whole_scores(tmp_path):
+    """Two writers replace the file by a longer and a shorter one: header and data must be of one file."""
     cache = ScoreCache(tmp_path)
     cache.put(KEY, SCORES)
     writer = (
         "import sys, torch; from rowsft.store.score_cache import ScoreCache\n"
-        f"for _ in range(50): ScoreCache(sys.argv[1]).put({KEY!r}, {{'out': {{'x.y': torch.tensor([0.5, -1.0])}}}})"
+        "cache, scores = ScoreCache(sys.argv[1]), torch.full((int(sys.argv[2]),), 0.5)\n"
+        f"for _ in range(200): cache.put({KEY!r}, {{'out': {{'x.y': scores}}}})"
     )
-    processes = [subprocess.Popen([sys.executable, "-c", writer, str(tmp_path)]) for _ in range(2)]
+    sizes = (2, 5000)
+    processes = [subprocess.Popen([sys.executable, "-c", writer, str(tmp_path), str(size)]) for size in sizes]
     while any(process.poll() is None for process in processes):
-        assert torch.equal(cache.get(KEY)["out"]["x.y"], torch.tensor([0.5, -1.0]))
+        scores = cache.get(KEY)
+        assert equal(scores, SCORES) or any(equal(scores, {"out": {"x.y": torch.full((n,), 0.5)}}) for n in sizes)
     assert [process.wait() for process in processes] == [0, 0]
     assert [path.name for path in cache.folder.iterdir()] == [cache.path(KEY).name]
 
