@@ -63,9 +63,10 @@ importance: assets ## does the choice of rows matter? eight metrics, two budgets
 	@$(BIN)/rowsft sweep experiment=importance
 	@$(BIN)/rowsft report --experiment importance --out reports/importance
 
-bench: setup ## one step of every method side by side, and what choosing rows costs (half an hour on two idle cores)
+bench: setup ## a step of every method, the cost of choosing rows, the harness's own (half an hour on two idle cores)
 	@$(BIN)/python benchmarks/step.py
 	@$(BIN)/python benchmarks/selection.py
+	@$(BIN)/python benchmarks/overhead.py
 
 plan-8b: setup ## what every method needs for Llama-3-8B on an 80 GB card, planned offline, with a page
 	@$(BIN)/rowsft plan --compare model=llama3_8b task=prompt_response trainer.batch_size=1 \

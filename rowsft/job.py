@@ -47,6 +47,7 @@ class Job:
     budget: Budget
     tracker: Tracker
     memory: dict = field(default_factory=lambda: {"select": None, "train": None, "evaluate": None})
+    energy: dict = field(default_factory=dict)
     loaded: Loaded | None = None
     model: Any = None
     splits: dict[str, list[dict]] = field(default_factory=dict)
@@ -55,10 +56,12 @@ class Job:
     trainer: training.OrderedTrainer | None = None
     curve_written: bool = False
     clock: measure.PhaseClock = field(init=False)
+    gpu: measure.Gpu | None = field(init=False)
 
     def __post_init__(self):
         self.clock = measure.PhaseClock(self.device)
         self.memory["kind"] = measure.KINDS[self.device.type]
+        self.gpu = measure.gpu_of(self.device)
 
     @property
     def seed(self) -> int:
@@ -115,7 +118,7 @@ def _perform(job: Job) -> None:
     with tracking(job.tracker, run_id, job.plan.config, job.plan.experiment):
         for step in (_load, _select, _attach, _train, _evaluate, _save, _probe_memory):
             step(job)
-        job.attempt.update(seconds=job.clock.summary(), memory=job.memory)
+        job.attempt.update(**_costs(job))
         job.tracker.summary(final_numbers(job.attempt.fields))
     job.attempt.finish("done")
 
@@ -137,28 +140,47 @@ def _instantiate(group: str, config: DictConfig) -> Any:
 
 def _load(job: Job) -> None:
     config = OmegaConf.create(job.plan.config)
-    with job.clock.phase("load"), measure.watched(job.memory, "load", job.device):
-        job.say(f"loading {config.model.name} and {config.task.name}")
-        job.splits = job.task.splits()
-        job.loaded = load(
-            config.model,
-            job.task.head,
-            job.task.num_labels,
-            problem_type=getattr(job.task, "problem_type", None),
-            seed=job.seed,
-        )
-        _check_length(job)
-        job.model = job.loaded.model.to(job.device)
-        measure.account(job.memory, "load", lambda ledger: None, job.device, job.model)
-        job.encoded = _encode(job, job.splits["train"])
-        job.attempt.update(
-            task_about=job.task.about(),
-            model_facts=job.loaded.facts,
-            primary_metric=job.task.primary_metric,
-            higher_is_better=job.task.higher_is_better,
-        )
-        sizes = ", ".join(f"{len(examples)} {name}" for name, examples in job.splits.items())
-        job.say(f"  {job.model.num_parameters():,} parameters; examples: {sizes}")
+    job.say(f"loading {config.model.name} and {config.task.name}")
+    with measure.watched(job.memory, "load", job.device, job.gpu):
+        with job.clock.phase("data"):
+            job.splits = job.task.splits()
+        with job.clock.phase("load"):
+            job.loaded = load(
+                config.model,
+                job.task.head,
+                job.task.num_labels,
+                problem_type=getattr(job.task, "problem_type", None),
+                seed=job.seed,
+            )
+            _check_length(job)
+            job.model = job.loaded.model.to(job.device)
+        with job.clock.phase("data"):
+            job.encoded = _encode(job, job.splits["train"])
+    # What loading leaves behind: the loader's own threads escape a ledger, and only the resident set shows them.
+    measure.account(job.memory, "load", lambda ledger: None, job.device, job.model, measured_phase="load")
+    job.attempt.update(
+        task_about=job.task.about(),
+        model_facts=job.loaded.facts,
+        primary_metric=job.task.primary_metric,
+        higher_is_better=job.task.higher_is_better,
+    )
+    sizes = ", ".join(f"{len(examples)} {name}" for name, examples in job.splits.items())
+    job.say(f"  {job.model.num_parameters():,} parameters; examples: {sizes}")
+
+
+@contextmanager
+def _metered(job: Job, phase: str) -> Iterator[None]:
+    """Enter the memory of the block, and its energy where a GPU counts it."""
+    with (
+        measure.watched(job.memory, phase, job.device, job.gpu),
+        measure.energy_of(job.energy, phase, job.device, job.gpu),
+    ):
+        yield
+
+
+def _costs(job: Job) -> dict:
+    """The record's seconds and memory; its energy only where there is one."""
+    return {"seconds": job.clock.summary(), "memory": job.memory, **({"energy": job.energy} if job.energy else {})}
 
 
 def _check_length(job: Job) -> None:
@@ -182,7 +204,7 @@ def _select(job: Job) -> None:
         job.knobs = job.method.solve(job.budget, job.model, targets)
         calibration = _calibration(job) if job.method.needs_calibration else []
         sizes = job.knobs
-        with measure.watched(job.memory, "select", job.device):
+        with _metered(job, "select"):
             job.knobs = job.method.select(job.model, sizes, calibration)
     if calibration:
         job.attempt.update(scores_from_cache=calibration.was_read)
@@ -239,7 +261,7 @@ def _train(job: Job) -> None:
         )
         per_step = job.settings.batch_size * job.settings.gradient_accumulation
         job.say(f"  training for {job.trainer.args.max_steps} steps of {per_step}")
-        with measure.watched(job.memory, "train", job.device):
+        with _metered(job, "train"):
             job.trainer.train()
     curve = job.trainer.curve
     job.attempt.update(**clock.summary(), train_loss_final=curve[-1]["loss"])
@@ -249,7 +271,7 @@ def _train(job: Job) -> None:
 
 def _evaluate(job: Job) -> None:
     metrics, predictions = {}, []
-    with job.clock.phase("evaluate"), measure.watched(job.memory, "evaluate", job.device):
+    with job.clock.phase("evaluate"), _metered(job, "evaluate"):
         for split in job.settings.evaluate:
             result = _evaluate_examples(job, job.splits[split], f"evaluating {split}")
             metrics[split] = result.metrics
@@ -320,7 +342,7 @@ def _say_budget(job: Job) -> None:
 
 def _close(job: Job, error: BaseException) -> str:
     """Record how the run ended, with what was measured up to there; returns its state."""
-    job.attempt.update(seconds=job.clock.summary(), memory=job.memory)
+    job.attempt.update(**_costs(job))
     if job.trainer is not None and job.trainer.curve and not job.curve_written:
         job.attempt.write_curve(job.trainer.curve)
     job.attempt.finish(state_of(error), error=error_fields(error, job.clock.phase_name))

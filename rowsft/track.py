@@ -48,7 +48,8 @@ def final_numbers(attempt: Mapping[str, Any]) -> dict[str, int | float]:
         elif isinstance(node, int | float) and not isinstance(node, bool):
             flat[name] = node
 
-    for name in ("metrics", "seconds", "step_seconds", "memory", "parameters", "tokens_per_second", "reference"):
+    costs = ("seconds", "step_seconds", "data_seconds", "tokens_per_second", "memory", "energy", "parameters")
+    for name in ("metrics", *costs, "reference"):
         walk(name, attempt.get(name))
     return flat
 

@@ -101,6 +101,10 @@ class OrderedTrainer(Trainer):
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        with self.clock.loading_data():
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         self.clock.count(inputs)
         return super().training_step(model, inputs, num_items_in_batch)

@@ -1,9 +1,10 @@
-"""What a run costs: seconds by phase and step, exact allocation peaks, resident set, and the machine it ran on."""
+"""What a run costs: seconds by phase and step, exact allocation peaks, resident set, energy, and where it ran."""
 
 from rowsft.measure.account import account
 from rowsft.measure.clocks import PHASES, PhaseClock, StepClock
 from rowsft.measure.environment import collect
 from rowsft.measure.memory import KINDS, AllocationPeak, phase_memory, profile_peak, resident_tensor_bytes
+from rowsft.measure.nvml import Gpu, energy_of, gpu_of
 from rowsft.measure.phases import probe, watched
 from rowsft.measure.resident import ResidentPeak
 
@@ -11,11 +12,14 @@ __all__ = [
     "KINDS",
     "PHASES",
     "AllocationPeak",
+    "Gpu",
     "PhaseClock",
     "ResidentPeak",
     "StepClock",
     "account",
     "collect",
+    "energy_of",
+    "gpu_of",
     "phase_memory",
     "probe",
     "profile_peak",

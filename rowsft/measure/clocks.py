@@ -9,7 +9,7 @@ import torch
 
 from rowsft.measure.device import device_kind, synchronize
 
-PHASES = ("load", "select", "attach", "train", "evaluate", "save", "measure")
+PHASES = ("data", "load", "select", "attach", "train", "evaluate", "save", "measure")
 
 
 class PhaseClock:
@@ -52,12 +52,13 @@ class PhaseClock:
 
 
 class StepClock:
-    """Seconds, unpadded tokens and examples of every optimizer step.
+    """Seconds, unpadded tokens and examples of every optimizer step, and the seconds that each waited for its data.
 
     Call `start` and `stop` around a step (Trainer's on_step_begin and on_step_end: data loading and logging fall
-    outside) and `count` for every batch inside it. On a GPU a step is a pair of events on the current stream, resolved
-    in `summary`: nothing waits for the device inside the loop. The first `warmup_steps` steps are left out of the
-    statistics. `clock` returns monotonic seconds and is used on a CPU.
+    outside), `count` for every batch inside it, and get its batches inside `loading_data`, before it. On a GPU a step
+    is a pair of events on the current stream, resolved in `summary`: nothing waits for the device inside the loop. The
+    first `warmup_steps` steps are left out of the statistics. `clock` returns monotonic seconds; on a GPU it times the
+    data alone, which the host gets ready.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class StepClock:
         self._clock = clock
         self._begin: float | torch.cuda.Event | None = None
         self._steps: list[tuple] = []
+        self._data_seconds: list[float] = []
         # One running sum each for the steps before and after warm-up: on a GPU they stay there, in constant memory.
         self._tokens: dict[bool, int | torch.Tensor] = {False: 0, True: 0}
         self._batches_counted = 0
@@ -91,6 +93,15 @@ class StepClock:
         self._steps.append((self._begin, self._mark()))
         self._begin = None
 
+    @contextmanager
+    def loading_data(self) -> Iterator[None]:
+        """The block gets the batches of the next step: reads, pads, sends to the device. RuntimeError inside a step."""
+        if self._begin is not None:
+            raise RuntimeError("StepClock.loading_data() inside a step; its time would count twice: call stop() first")
+        begin = self._clock()
+        yield
+        self._data_seconds.append(self._clock() - begin)
+
     def count(self, batch: Mapping[str, torch.Tensor]) -> None:
         """Add a batch to the running step: input_ids (examples, length), attention_mask (examples, length) of 0 and 1.
 
@@ -109,11 +120,12 @@ class StepClock:
         self._tokens[timed] = self._tokens[timed] + mask.sum(dtype=torch.int64)
 
     def summary(self) -> dict:
-        """The record's step_seconds, tokens_per_second, train_tokens, train_examples and steps.
+        """The record's step_seconds, data_seconds, tokens_per_second, train_tokens, train_examples and steps.
 
-        step_seconds holds median, p95 (linear interpolation) and mean in seconds over the steps after warm-up, None if
-        there are none; tokens_per_second counts unpadded tokens of those steps over their summed seconds, train_tokens
-        and train_examples those of all steps.
+        step_seconds and data_seconds hold median, p25, p75, p95 (linear interpolation), min, max and mean in seconds
+        over the steps after warm-up, None if there are none; data_seconds has the `total` of all steps too, and is None
+        if no data were loaded under the clock. tokens_per_second counts unpadded tokens of the steps after warm-up over
+        their summed seconds, train_tokens and train_examples those of all steps.
         """
         seconds = self._seconds()[self.warmup_steps :]
         timed = len(seconds) > 0
@@ -121,17 +133,21 @@ class StepClock:
         tokens = {key: int(value) for key, value in self._tokens.items()} if counted and self._tokens_known else None
         return {
             "step_seconds": {
-                "median": float(np.median(seconds)) if timed else None,
-                "p95": float(np.percentile(seconds, 95)) if timed else None,
-                "mean": float(np.mean(seconds)) if timed else None,
+                **_statistics(seconds),
                 "warmup_steps": self.warmup_steps,
                 "timed_steps": len(seconds),
             },
+            "data_seconds": self._waited(),
             "tokens_per_second": tokens[True] / sum(seconds) if tokens and timed else None,
             "train_tokens": tokens[False] + tokens[True] if tokens else None,
             "train_examples": self._examples if counted else None,
             "steps": len(self._steps),
         }
+
+    def _waited(self) -> dict[str, float | None] | None:
+        if not self._data_seconds:
+            return None
+        return {**_statistics(self._data_seconds[self.warmup_steps :]), "total": sum(self._data_seconds)}
 
     def _mark(self) -> "float | torch.cuda.Event":
         if not self._cuda:
@@ -145,3 +161,11 @@ class StepClock:
             return [end - begin for begin, end in self._steps]
         synchronize(self._device)
         return [begin.elapsed_time(end) / 1000 for begin, end in self._steps]
+
+
+def _statistics(seconds: list[float]) -> dict[str, float | None]:
+    names = ("min", "p25", "median", "p75", "p95", "max")
+    if not seconds:
+        return dict.fromkeys((*names, "mean"))
+    values = np.percentile(seconds, (0, 25, 50, 75, 95, 100))
+    return {**{name: float(value) for name, value in zip(names, values, strict=True)}, "mean": float(np.mean(seconds))}

@@ -8,14 +8,17 @@ from torch import nn
 
 from rowsft.measure.device import device_kind
 from rowsft.measure.memory import AllocationPeak, phase_memory
+from rowsft.measure.nvml import Gpu
 from rowsft.measure.resident import ResidentPeak
 
 
 @contextmanager
-def watched(memory: dict, phase: str, device: torch.device) -> Iterator[None]:
+def watched(memory: dict, phase: str, device: torch.device, gpu: Gpu | None = None) -> Iterator[None]:
     """Enter the peaks of the block, in bytes, as far as they can be had for free, as `memory[phase]`.
 
     A GPU's allocator keeps count at no cost; on a CPU the allocation peak is None here and comes later, from `probe`.
+    gpu: the device as NVML sees it, for process_peak_bytes: all that the process holds there, its context and libraries
+    included, when the allocator had reserved most.
     """
     on_gpu = device_kind(device) == "cuda"
     with ResidentPeak() as resident, AllocationPeak(device) if on_gpu else nullcontext() as peak:
@@ -23,9 +26,18 @@ def watched(memory: dict, phase: str, device: torch.device) -> Iterator[None]:
     memory[phase] = {
         "peak_allocated_bytes": peak.peak_allocated_bytes if on_gpu else None,
         "peak_reserved_bytes": peak.peak_reserved_bytes if on_gpu else None,
+        "process_peak_bytes": _process_peak_bytes(gpu, device, peak.peak_reserved_bytes) if on_gpu else None,
         "resident_peak_bytes": resident.peak_bytes,
         "resident_method": resident.method,
     }
+
+
+def _process_peak_bytes(gpu: Gpu | None, device: torch.device, peak_reserved_bytes: int) -> int | None:
+    """NVML gives the present alone: what the allocator has returned to the driver since its peak is added."""
+    present_bytes = gpu.process_bytes() if gpu else None
+    if present_bytes is None:
+        return None
+    return present_bytes + peak_reserved_bytes - torch.cuda.memory_reserved(device)
 
 
 def probe(

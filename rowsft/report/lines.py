@@ -2,6 +2,7 @@
 
 from statistics import fmean, median
 
+from rowsft.report.clocks import clock_numbers
 from rowsft.report.predictions import Difference, difference
 from rowsft.report.rows import Row, Table, differing, dig, short
 
@@ -130,12 +131,14 @@ def _numbers(table: Table, row: Row) -> dict:
         "train_peak_allocated_bytes": _median(row, "memory", "train", "peak_allocated_bytes"),
         "train_step_peak_new_bytes": _median(row, "memory", "train", "step_peak_new_bytes"),
         "select_peak_allocated_bytes": _median(row, "memory", "select", "peak_allocated_bytes"),
+        "train_peak_reserved_bytes": _median(row, "memory", "train", "peak_reserved_bytes"),
+        "train_process_peak_bytes": _median(row, "memory", "train", "process_peak_bytes"),
         "train_resident_peak_bytes": _median(row, "memory", "train", "resident_peak_bytes"),
         "step_median_seconds": _median(row, "step_seconds", "median"),
         "step_p95_seconds": _median(row, "step_seconds", "p95"),
         "tokens_per_second": _median(row, "tokens_per_second"),
         "select_seconds": _scored_seconds(row),
-        **{f"{phase}_seconds": _median(row, "seconds", phase) for phase in ("train", "evaluate", "total")},
+        **clock_numbers(row),
         "learning_rate": row.learning_rate,
         **_other_metrics(row),
     }

@@ -2,6 +2,7 @@
 
 import json
 
+from rowsft.report.clocks import clock_block
 from rowsft.report.lines import memory_kinds, references
 from rowsft.report.rows import Table, short
 from rowsft.report.section import Section
@@ -168,6 +169,7 @@ def blocks(section: Section) -> list[tuple[str, list[dict[str, str]]]]:
             "Paired differences on the same examples (paired bootstrap, 95 %)",
             [difference_columns(table, line) for line in numbers] if _has_differences(numbers) else [],
         ),
+        *clock_block(numbers),
         *overlap_blocks(section),
         ("Learning-rate grid (chosen on validation)", [grid_columns(table, line) for line in section.grid]),
     ]

@@ -18,7 +18,7 @@ from rowsft.store import Store
 
 # What may differ between two attempts of one run: when, how long, how much the process held, under which id.
 VOLATILE = {
-    *("attempt", "started_at", "ended_at", "seconds", "step_seconds", "tokens_per_second", "pid"),
+    *("attempt", "started_at", "ended_at", "seconds", "step_seconds", "data_seconds", "tokens_per_second", "pid"),
     *("resident_peak_bytes", "resident_method", "path", "git_dirty", "git_commit"),
 }
 
@@ -69,13 +69,15 @@ def test_record_holds_what_the_report_needs(workshop):
     record = only_run(workshop, name)
     attempt = record.result
     assert {"validation", "test"} == set(attempt["metrics"])
-    for phase in ("load", "select", "attach", "train", "evaluate", "save", "measure", "total"):
+    for phase in ("data", "load", "select", "attach", "train", "evaluate", "save", "measure", "total"):
         assert attempt["seconds"][phase] > 0, phase
     assert attempt["memory"]["kind"] == "cpu_profiler"
     for phase in ("select", "train", "evaluate"):
         assert attempt["memory"][phase]["peak_allocated_bytes"] > attempt["memory"][phase]["step_peak_new_bytes"] > 0
         assert attempt["memory"][phase]["peak_reserved_bytes"] is None, "a CPU has no reserved memory; null, never 0"
     assert attempt["step_seconds"]["timed_steps"] == 5
+    assert 0 < attempt["data_seconds"]["total"] < attempt["seconds"]["train"]
+    assert "energy" not in attempt, "no GPU counts it here: absent, never 0"
     assert attempt["tokens_per_second"] > 0
     rows = [json.loads(line) for line in record.file("predictions").read_text().splitlines()]
     assert [row["split"] for row in rows].count("test") == attempt["task_about"]["sizes"]["test"]

@@ -114,6 +114,7 @@ def finish(store, predictions, validation=None, concurrent_jobs=1, **arguments):
                 "budget_achieved": adapter if method in ("row_sft", "lora", "dora") else None,
             },
             seconds={
+                "data": 0.5,
                 "load": 2.0,
                 "select": 1.5 if method == "row_sft" else 0.0,
                 "train": (step or 0) * 100,
@@ -136,7 +137,8 @@ def finish(store, predictions, validation=None, concurrent_jobs=1, **arguments):
                     "select": {"peak_allocated_bytes": 123 * mib} if method == "row_sft" else None,
                     "train": {"peak_allocated_bytes": peak * mib, "step_peak_new_bytes": new * mib},
                 },
-                step_seconds={"median": step + 0.001 * seed, "p95": step * 1.2},
+                step_seconds={"median": step + 0.001 * seed, "p25": step * 0.9, "p75": step * 1.1, "p95": step * 1.2},
+                data_seconds={"median": 0.002, "total": 0.25},
                 tokens_per_second=1000 / step,
                 steps=100,
             )

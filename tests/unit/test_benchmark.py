@@ -10,6 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import overhead
 import selection
 import summary
 from contenders import SecondProduct
@@ -122,3 +123,30 @@ def test_a_metric_that_fails_is_a_row_that_says_so():
     model = build(SHAPES["tiny_llama"], CPU, torch.float32)
     row = selection.scored(model, "taylor", [], 1)
     assert row["error"].startswith("UserError: importance=taylor needs training batches")
+
+
+@pytest.mark.parametrize("shape", ["tiny_llama", "tiny_bert"])
+def test_the_loop_by_hand_trains_as_the_suite_does(shape, tmp_path):
+    """The same loop, or the comparison of their times means nothing."""
+    options = overhead._parser().parse_args(["--steps", "5", "--out", str(tmp_path)])
+    trained = {}
+    for name in ("by_hand", "suite"):
+        contest = overhead.Contest(shape, options)
+        before = [parameter.detach().clone() for parameter in contest.trained]
+        assert getattr(contest, name)() > 0
+        assert not any(torch.equal(a, b) for a, b in zip(before, contest.trained, strict=True) if b.numel() > 1)
+        trained[name] = contest.trained
+    for mine, theirs in zip(trained["by_hand"], trained["suite"], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_the_overhead_table(tmp_path, capsys):
+    arguments = ["--shape", "tiny_bert", "--rounds", "2", "--steps", "2", "--out", str(tmp_path)]
+    assert overhead.main(arguments) == 0
+    result = json.loads((tmp_path / "overhead.json").read_text())
+    (row,) = result["rows"]
+    for name in ("suite_over_by_hand", "suite_over_trainer"):
+        assert 0 < row[name]["low"] <= row[name]["median"] <= row[name]["high"]
+    assert min(row[f"{name}_step_seconds"] for name in ("by_hand", "trainer", "suite")) > 0
+    assert result["command"] == f"python benchmarks/overhead.py {' '.join(arguments)}"
+    assert "| tiny_bert | rows |" in capsys.readouterr().out

@@ -64,7 +64,7 @@ def test_phases_neither_nest_nor_take_unknown_names():
     nested = "'save' started inside phase 'train'"
     with clock.phase("train"), pytest.raises(RuntimeError, match=nested), clock.phase("save"):
         pass
-    with pytest.raises(ValueError, match="'trian' is not one of load, select"), clock.phase("trian"):
+    with pytest.raises(ValueError, match="'trian' is not one of data, load, select"), clock.phase("trian"):
         pass
     assert clock.summary()["save"] is None
 
@@ -74,7 +74,8 @@ def test_step_statistics_match_closed_forms_and_leave_warm_up_out():
     clock = StepClock(warmup_steps=2, clock=fake)
     run_steps(clock, fake, [500.0, 400.0, *range(1, 102)])
     steps = clock.summary()["step_seconds"]
-    assert steps == {"median": 51.0, "p95": 96.0, "mean": 51.0, "warmup_steps": 2, "timed_steps": 101}
+    quartiles = {"min": 1.0, "p25": 26.0, "median": 51.0, "p75": 76.0, "p95": 96.0, "max": 101.0, "mean": 51.0}
+    assert steps == quartiles | {"warmup_steps": 2, "timed_steps": 101}
 
 
 def test_step_statistics_match_numpy_on_uneven_durations():
@@ -83,7 +84,9 @@ def test_step_statistics_match_numpy_on_uneven_durations():
     clock = StepClock(warmup_steps=5, clock=fake)
     run_steps(clock, fake, durations)
     steps, timed = clock.summary()["step_seconds"], durations[5:]
-    for key, expected in (("median", np.median(timed)), ("p95", np.quantile(timed, 0.95)), ("mean", timed.mean())):
+    quantiles = {"p25": np.quantile(timed, 0.25), "p75": np.quantile(timed, 0.75), "p95": np.quantile(timed, 0.95)}
+    others = {"median": np.median(timed), "mean": timed.mean(), "min": min(timed), "max": max(timed)}
+    for key, expected in (quantiles | others).items():
         assert steps[key] == pytest.approx(expected, abs=1e-9)
 
 
@@ -116,8 +119,8 @@ def test_fewer_steps_than_warm_up_gives_nulls():
     clock = StepClock(warmup_steps=3, clock=fake)
     run_steps(clock, fake, [1.0, 1.0], [causal_batch(), causal_batch()])
     summary = clock.summary()
-    nothing = {"median": None, "p95": None, "mean": None, "warmup_steps": 3, "timed_steps": 0}
-    assert summary["step_seconds"] == nothing
+    nothing = dict.fromkeys(("min", "p25", "median", "p75", "p95", "max", "mean"))
+    assert summary["step_seconds"] == nothing | {"warmup_steps": 3, "timed_steps": 0}
     assert summary["tokens_per_second"] is None
     assert summary["train_tokens"] == 2 * 16
 
@@ -143,6 +146,28 @@ def test_batch_whose_padding_cannot_be_told_makes_tokens_null(mask):
     summary = clock.summary()
     assert (summary["train_tokens"], summary["tokens_per_second"]) == (None, None)
     assert summary["train_examples"] == 4
+
+
+def test_waiting_for_data_has_a_clock_of_its_own():
+    fake = FakeClock()
+    clock = StepClock(warmup_steps=1, clock=fake)
+    assert clock.summary()["data_seconds"] is None
+    for waited in (9.0, 1.0, 2.0, 6.0):
+        with clock.loading_data():
+            fake.now += waited
+        run_steps(clock, fake, [10.0])
+    summary = clock.summary()
+    assert summary["data_seconds"]["total"] == 18.0
+    assert summary["data_seconds"]["median"] == 2.0
+    assert (summary["data_seconds"]["min"], summary["data_seconds"]["max"]) == (1.0, 6.0)
+    assert summary["step_seconds"]["median"] == 10.0
+
+
+def test_data_loaded_inside_a_step_are_refused():
+    clock = StepClock(warmup_steps=0)
+    clock.start()
+    with pytest.raises(RuntimeError, match="inside a step"), clock.loading_data():
+        pass
 
 
 def test_start_stop_and_count_out_of_order_are_refused():

@@ -385,6 +385,29 @@ def test_a_repetition_that_did_not_finish_leaves_the_run_done(tmp_path):
     assert f"{listed['metric']} {listed['value']:.4f}; attempt 2 interrupted" in console.export_text()
 
 
+def test_where_the_time_went(built):
+    section = section_of(built, "stsb")
+    (rows,) = [rows for title, rows in tables.blocks(section) if title.startswith("Where the time went")]
+    lora = next(row for row in rows if row["method"] == "LoRA")
+    # Three seeds: the median's offset is that of seed 2.
+    assert lora["step ms: median [p25, p75]"] == "702.0 [630.0, 770.0]"
+    assert (lora["read data"], lora["load model"], lora["train"]) == ("0.50", "2.00", "70.00")
+    assert lora["of it waiting for data"] == "0.25"
+    assert next(row for row in rows if row["method"] == "no training")["step ms: median [p25, p75]"] == "–"
+    assert not any("energy" in column for row in rows for column in row), "no GPU counted it"
+
+
+def test_energy_is_a_column_where_a_gpu_counted_it(tmp_path):
+    store = Store(tmp_path / "runs")
+    finish(store, classification("lora", 1), method="lora", seed=1, task="sentiment")
+    with store._reopen(store.runs()[0].id) as run:
+        run._raw["attempts"][-1]["energy"] = {"kind": "nvml_whole_gpu", "train_joules": 12_345.0}
+        run.write()
+    (section,) = report.sections(tmp_path / "runs", "demo")
+    assert section.lines[0]["train_joules"] == 12_345.0
+    assert "| training energy kJ |" in tables.markdown(section) and "| 12.35 |" in tables.markdown(section)
+
+
 def test_selection_costs_what_scoring_cost_and_not_reading_kept_scores(tmp_path):
     store = Store(tmp_path / "runs")
     for seed, kept in ((1, False), (2, True)):
