@@ -24,7 +24,7 @@ class AllocationPeak:
     memory from before the block that was freed in it.
 
     After the block: `new_peak_bytes`; and `peak_allocated_bytes`, `peak_reserved_bytes` of the whole process, both None
-    on a CPU. Blocks do not nest. All three stay None if the block raised.
+    on a CPU. Blocks do not nest. If the block raised, a GPU's are those reached by then and a CPU's stay None.
     """
 
     def __init__(self, device: str | torch.device):
@@ -52,8 +52,10 @@ class AllocationPeak:
             if exc_type is None:
                 self.new_peak_bytes = peak_of(_cpu_memory_events(self._profile))
             self._profile = None
-        elif exc_type is None:
-            torch.cuda.synchronize(self._device)
+        else:
+            # Not after an error, which it may raise again; the counters are the host's own.
+            if exc_type is None:
+                torch.cuda.synchronize(self._device)
             self.peak_allocated_bytes = torch.cuda.max_memory_allocated(self._device)
             self.peak_reserved_bytes = torch.cuda.max_memory_reserved(self._device)
             self.new_peak_bytes = self.peak_allocated_bytes - self._before_bytes

@@ -18,18 +18,22 @@ def watched(memory: dict, phase: str, device: torch.device, gpu: Gpu | None = No
 
     A GPU's allocator keeps count at no cost; on a CPU the allocation peak is None here and comes later, from `probe`.
     gpu: the device as NVML sees it, for process_peak_bytes: all that the process holds there, its context and libraries
-    included, when the allocator had reserved most.
+    included, when the allocator had reserved most. A block that raises leaves what it reached: how far a run got that
+    died of memory.
     """
     on_gpu = device_kind(device) == "cuda"
-    with ResidentPeak() as resident, AllocationPeak(device) if on_gpu else nullcontext() as peak:
-        yield
-    memory[phase] = {
-        "peak_allocated_bytes": peak.peak_allocated_bytes if on_gpu else None,
-        "peak_reserved_bytes": peak.peak_reserved_bytes if on_gpu else None,
-        "process_peak_bytes": _process_peak_bytes(gpu, device, peak.peak_reserved_bytes) if on_gpu else None,
-        "resident_peak_bytes": resident.peak_bytes,
-        "resident_method": resident.method,
-    }
+    resident, peak = ResidentPeak(), AllocationPeak(device) if on_gpu else None
+    try:
+        with resident, peak or nullcontext():
+            yield
+    finally:
+        memory[phase] = {
+            "peak_allocated_bytes": peak and peak.peak_allocated_bytes,
+            "peak_reserved_bytes": peak and peak.peak_reserved_bytes,
+            "process_peak_bytes": peak and _process_peak_bytes(gpu, device, peak.peak_reserved_bytes),
+            "resident_peak_bytes": resident.peak_bytes,
+            "resident_method": resident.method,
+        }
 
 
 def _process_peak_bytes(gpu: Gpu | None, device: torch.device, peak_reserved_bytes: int) -> int | None:

@@ -8,7 +8,7 @@ from tiny import causal_batch, tiny_llama
 from torch import nn
 
 from rowsft.errors import UserError
-from rowsft.measure import AllocationPeak, phase_memory, profile_peak, resident_tensor_bytes
+from rowsft.measure import AllocationPeak, phase_memory, profile_peak, resident_tensor_bytes, watched
 from rowsft.measure.memory import peak_of
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: reads its allocator's counters")
@@ -82,6 +82,23 @@ def test_block_that_raises_leaves_no_number_and_a_usable_profiler():
         raise ValueError("boom")
     assert peak.new_peak_bytes is None
     assert new_peak(lambda: torch.empty(10)) == 10 * FLOAT
+
+
+def test_a_phase_that_died_of_memory_leaves_what_it_reached():
+    memory = {}
+    with pytest.raises(RuntimeError, match="can't allocate memory"), watched(memory, "train", torch.device("cpu")):
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert memory["train"]["resident_peak_bytes"] > 1 << 20
+    assert memory["train"]["peak_allocated_bytes"] is None, "not counted on a CPU: null, never 0"
+
+
+@GPU
+def test_a_gpu_phase_that_died_of_memory_leaves_its_peak():
+    memory, device = {}, torch.device("cuda")
+    with pytest.raises(torch.OutOfMemoryError), watched(memory, "train", device):
+        kept = torch.empty(64 << 20, dtype=torch.uint8, device=device)
+        torch.empty(1 << 50, dtype=torch.uint8, device=device)
+    assert memory["train"]["peak_allocated_bytes"] >= kept.numel()
 
 
 BATCH, WIDTH, HIDDEN, OUT = 64, 32, 128, 16
