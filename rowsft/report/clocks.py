@@ -4,7 +4,7 @@ from statistics import median
 
 from rowsft.report.rows import Row
 
-TITLE = "Where the time went (seconds, medians over seeds)"
+TITLE = "Where the time went (seconds, medians over seeds; waiting for data is part of training)"
 #: Phase in the record -> column.
 _PHASES = {
     "data": "read data",
@@ -14,7 +14,7 @@ _PHASES = {
     "train": "train",
     "evaluate": "evaluate",
     "save": "save",
-    "measure": "measure memory",
+    "measure": "measure",
     "total": "total",
 }
 _NONE = "–"
@@ -38,11 +38,11 @@ def clock_block(lines: list[dict]) -> list[tuple[str, list[dict[str, str]]]]:
 
 
 def _columns(line: dict, with_energy: bool) -> dict[str, str]:
-    found = {"method": line["title"], "step ms: median [p25, p75]": _spread(line)}
+    found = {"method": line["title"], "step ms [p25, p75]": _spread(line)}
     for phase, column in _PHASES.items():
         found[column] = _seconds(line[f"{phase}_seconds"])
         if phase == "train":
-            found["of it waiting for data"] = _seconds(line["data_wait_seconds"])
+            found["waiting for data"] = _seconds(line["data_wait_seconds"])
     if with_energy:
         found["training energy kJ"] = _NONE if line["train_joules"] is None else f"{line['train_joules'] / 1000:,.2f}"
     return found
