@@ -79,7 +79,9 @@ class Linear(RowSFTLayer):
         """What `rowsft::written_linear` computes: the base layer's output with the active updates in its weight."""
         names = self._running()
         self._mark_outdated()
-        return self._base_output([] if self._takes_second_product(names) else names, x)
+        # An input in another dtype than the weight comes from autocast, which is off in here.
+        with torch.autocast(x.device.type, dtype=x.dtype, enabled=x.dtype != self.base_layer.weight.dtype):
+            return self._base_output([] if self._takes_second_product(names) else names, x)
 
     def _attach_gradients(self, y: torch.Tensor, x: torch.Tensor, names: list[str]) -> torch.Tensor:
         if not torch.is_grad_enabled():

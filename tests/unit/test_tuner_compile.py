@@ -50,6 +50,15 @@ def test_steps_of_the_whole_graph_equal_uncompiled_ones(channel):
     compare_steps(torch.compile(tuned, backend="aot_eager", fullgraph=True), tuned, twin, batch)
 
 
+@pytest.mark.parametrize("channel", ["out", "half"])
+def test_steps_under_autocast_equal_uncompiled_ones(channel):
+    tuned = small(channel)
+    twin = copy.deepcopy(tuned)
+    compiled = torch.compile(tuned, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        compare_steps(compiled, tuned, twin, causal_batch())
+
+
 def test_compiled_and_uncompiled_calls_alternate():
     batch = causal_batch()
     tuned = small("in")
