@@ -62,7 +62,8 @@ class _Contribution(torch.autograd.Function):
     def forward(ctx, output: Tensor, inputs: Tensor, anchor: Tensor, take: Callable[[Tensor, Tensor], None]) -> Tensor:
         ctx.save_for_backward(inputs)
         ctx.take = take
-        return output.view_as(output)
+        # A view made here would forbid in-place operations on the layer's output.
+        return output.detach()
 
     @staticmethod
     def backward(ctx, output_gradient: Tensor):

@@ -72,6 +72,7 @@ def kept_inputs(layers: dict[str, nn.Module], context: Context) -> Kept:
     saved: set[int] = set()
     in_use: set[int] = set()
     names = {layer: name for name, layer in layers.items()}
+    anchor = torch.zeros((), requires_grad=True)
 
     def note(layer: nn.Module, args: tuple, kwargs: Mapping, output: Tensor) -> Tensor:
         tensor = layer_input(args, kwargs)
@@ -79,7 +80,7 @@ def kept_inputs(layers: dict[str, nn.Module], context: Context) -> Kept:
         in_use.clear()
         in_use.update(numbers.live())
         # The graph begins at the first target layer, as it does in training.
-        return output if output.requires_grad else output.detach().requires_grad_().view_as(output)
+        return output if output.requires_grad else _Begin.apply(output, anchor)
 
     count = torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.add(numbers[tensor]), lambda nothing: None)
     with untouched(context.model), hooked(layers, note), count:
@@ -104,6 +105,21 @@ def hooked(layers: dict[str, nn.Module], hook) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Begin(torch.autograd.Function):
+    """The layer's output unchanged, with a gradient for `anchor`'s sake.
+
+    No view, neither of a leaf nor of the output: models may work in place on what a layer gives them.
+    """
+
+    @staticmethod
+    def forward(ctx, output: Tensor, anchor: Tensor) -> Tensor:
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx, output_gradient: Tensor):
+        return output_gradient, None
 
 
 class _Numbers:

@@ -2,6 +2,7 @@
 
 import random
 from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -116,6 +117,31 @@ def test_scoring_uses_eval_mode():
     model = tiny_bert(hidden_dropout_prob=0.5)
     expected = score(model.eval(), "taylor", classification_batches())
     close(score(model.train(), "taylor", classification_batches()), expected, rtol=0)
+
+
+class InPlace(nn.Module):
+    """Works in place on what its first layer gives, or on a copy of it: as DeBERTa scales queries, OLMo clamps them."""
+
+    def __init__(self, in_place: bool):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.second = nn.Linear(6, 8).double(), nn.Linear(4, 3).double()
+        for parameter in self.parameters():
+            parameter.data.normal_(generator=generator)
+        self.in_place = in_place
+
+    def forward(self, x, labels):
+        hidden = self.first(x)
+        view = (hidden if self.in_place else hidden.clone()).view(len(x), 2, 4)
+        view /= 3
+        return SimpleNamespace(loss=nn.functional.cross_entropy(self.second(view[:, 1]), labels))
+
+
+@pytest.mark.parametrize("metric", DATA_METRICS)
+def test_a_model_may_work_in_place_on_a_layers_output(metric):
+    generator = torch.Generator().manual_seed(1)
+    batch = {"x": torch.randn(5, 6, generator=generator).double(), "labels": torch.tensor([0, 2, 1, 1, 0])}
+    close(score(InPlace(True), metric, [batch], draws=2), score(InPlace(False), metric, [batch], draws=2))
 
 
 def test_scoring_works_under_no_grad():
