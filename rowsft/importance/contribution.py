@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rowsft.importance.calibration import batch_weights, check_finite, loss_of
-from rowsft.importance.gradient import passes
+from rowsft.importance.gradient import backward, passes
 from rowsft.importance.grouping import Pass, groups_of, hooked, layer_input
 from rowsft.importance.reduction import Axis, Scores, blocks, stored_dim, weight_of, zero_scores
 from rowsft.importance.registry import Context, register
@@ -45,9 +45,7 @@ def _add_batch(
         return _Contribution.apply(output, layer_input(args, kwargs), anchor, take)
 
     with hooked(group, attach):
-        loss = loss_of(context.model, context.calibration[index], index)
-        if loss.requires_grad:
-            loss.backward()
+        backward(loss_of(context.model, context.calibration[index], index))
     totals = {name: sum(t.sum() for t in signed[layer.weight].values()) for name, layer in group.items()}
     check_finite(totals, index, "sum of weight times gradient")
 

@@ -138,9 +138,15 @@ def _accumulate(
     with GradientHooks(group, add) as hooks:
         for index, (weight_of_batch, _) in enumerate(weighted):
             share = weight_of_batch
-            loss_of(context.model, context.calibration[index], index).backward()
+            backward(loss_of(context.model, context.calibration[index], index))
             hooks.check(index)
     return gradients
+
+
+def backward(loss: Tensor) -> None:
+    """loss.backward(), and nothing where the loss depends on no layer of the group: their gradients are 0."""
+    if loss.requires_grad:
+        loss.backward()
 
 
 def add_to(total: Tensor, values: Tensor, factor: float) -> None:

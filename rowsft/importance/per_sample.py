@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rowsft.importance.calibration import labelled, largest_batch, loss_of, select_samples
-from rowsft.importance.gradient import GradientHooks, add_to, check_differentiable, passes
+from rowsft.importance.gradient import GradientHooks, add_to, backward, check_differentiable, passes
 from rowsft.importance.grouping import Pass, groups_of
 from rowsft.importance.reduction import Axis, Scores, blocks, one_per_weight, sums, wide, zero_scores
 from rowsft.importance.registry import Context, register
@@ -108,7 +108,7 @@ def _run(
         for sample, _ in zip(samples, ticks, strict=False):
             current = sample
             batch = select_samples(context.calibration[sample.batch], slice(sample.row, sample.row + 1))
-            loss_of(context.model, batch, sample.batch).backward()
+            backward(loss_of(context.model, batch, sample.batch))
             hooks.check(sample.batch)
 
 

@@ -144,6 +144,18 @@ def test_a_model_may_work_in_place_on_a_layers_output(metric):
     close(score(InPlace(True), metric, [batch], draws=2), score(InPlace(False), metric, [batch], draws=2))
 
 
+@pytest.mark.parametrize("metric", DATA_METRICS)
+def test_layers_that_the_loss_does_not_read_score_zero(metric):
+    model = tiny_bert(torch.float64)
+    model.spare = nn.Linear(32, 8).double()
+    batches = classification_batches()
+    expected = score(tiny_bert(torch.float64), metric, batches, draws=2)
+    scores = score(model, metric, batches, group_bytes=0, draws=2)
+    close({name: each for name, each in scores.items() if name in expected}, expected, rtol=1e-5)
+    if metric != "zo_taylor":
+        assert not scores["spare"].any()
+
+
 def test_scoring_works_under_no_grad():
     with torch.no_grad():
         inside = score(tiny_llama(), "taylor", causal_batches())
