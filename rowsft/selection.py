@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
 from rowsft.tuner.ids import Chosen
+from rowsft.tuner.matrix import is_bypassed
 
 __all__ = ["Chosen", "Targets", "eligible_layers", "head_names", "layer_shape"]
 
@@ -55,12 +56,16 @@ def eligible_layers(model: nn.Module, targets: Targets) -> dict[str, nn.Module]:
     """The linear layers (nn.Linear, Conv1D) that `targets` names, in the model's order: full name -> layer.
 
     Output embeddings and task heads (`HEAD_NAMES`, `targets.head_modules`) are left out, unless target_modules names a
-    conventional head explicitly. Works on the meta device. Raises UserError when an entry of target_modules matches no
-    linear layer or nothing is left.
+    conventional head explicitly; so are layers whose weight the model reads without calling them. Works on the meta
+    device. Raises UserError when an entry of target_modules matches no linear layer or nothing is left.
     """
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise UserError("the model carries a PEFT adapter already; give the plain base model (model.unload())")
-    linears = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)}
+    linears = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D) and not is_bypassed(model, name)
+    }
     _check_entries(linears, targets)
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     eligible = {

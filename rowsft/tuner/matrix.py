@@ -15,6 +15,21 @@ def shape_of(layer: nn.Module) -> tuple[int, int]:
     return getattr(layer, "out_features", d_out), getattr(layer, "in_features", d_in)
 
 
+#: Ending of a module class's name -> its linear layers whose weights it multiplies itself: nobody calls them.
+_READERS = {
+    "MultiheadAttention": ("out_proj",),
+    "MambaMixer": ("dt_proj",),
+    "WavLMAttention": ("q_proj", "k_proj", "v_proj", "out_proj"),
+}
+
+
+def is_bypassed(model: nn.Module, name: str) -> bool:
+    """Whether the module that holds layer `name` reads its weight and never calls it: no adapter in it would act."""
+    parent, _, own = name.rpartition(".")
+    holder = type(model.get_submodule(parent)).__name__
+    return any(own in layers and holder.endswith(ending) for ending, layers in _READERS.items())
+
+
 def as_matrix(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
     """`weight`, laid out as the layer stores it, as a view (d_out, d_in); Conv1D stores W transposed."""
     return weight.t() if isinstance(layer, Conv1D) else weight

@@ -17,7 +17,7 @@ from .config import RowSFTConfig
 from .ids import Chosen, check_ids, placeholders
 from .layer import RowSFTLayer
 from .linear import Linear
-from .matrix import shape_of
+from .matrix import is_bypassed, shape_of
 
 
 class RowSFTModel(BaseTuner):
@@ -91,6 +91,11 @@ class RowSFTModel(BaseTuner):
                     f"target_modules selects {name}, a {type(module).__name__}; row-SFT trains nn.Linear and "
                     "Conv1D layers: name those, or list this one in exclude_modules"
                 )
+            if is_bypassed(model, name):
+                raise UserError(
+                    f"target_modules selects {name}, whose weight the model reads without calling the layer, so that "
+                    "nothing in it would be trained; list it in exclude_modules"
+                )
             targets[name] = module
         return targets
 
@@ -156,12 +161,15 @@ class RowSFTModel(BaseTuner):
 
 
 def _expand_all_linear(config: RowSFTConfig, model: nn.Module) -> None:
-    """Put names for "all-linear": PEFT's own, less the task heads and poolers that every method trains in full."""
+    """Put names for "all-linear": PEFT's own, less the task heads and poolers that every method trains in full.
+
+    Layers that nobody calls are left out too.
+    """
     from rowsft.selection import HEAD_NAMES
 
     if isinstance(config.target_modules, str) and config.target_modules.lower() == "all-linear":
         _maybe_include_all_linear_layers(config, model)
-        linears = config.target_modules
+        linears = {name for name in config.target_modules if not is_bypassed(model, name)}
         config.target_modules = {name for name in linears if HEAD_NAMES.isdisjoint(name.split("."))} or linears
 
 

@@ -4,8 +4,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from tiny import tiny_bert, tiny_gpt2, tiny_llama
+from tiny import build, causal_batch, tiny_bert, tiny_gpt2, tiny_llama
+from torch import nn
+from transformers import MambaConfig, MambaForCausalLM
 
+from rowsft import RowSFTConfig, attach
 from rowsft.errors import UserError
 from rowsft.selection import Targets, eligible_layers, head_names, layer_shape
 
@@ -110,3 +113,33 @@ def test_targets_that_name_nothing_are_refused_in_one_line(targets, message):
 def test_layers_pattern_says_where_the_indices_count():
     targets = {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": "layers"}
     assert list(eligible_layers(tiny_llama(), Targets(**targets))) == wrapped_by_peft(tiny_llama(), **targets)
+
+
+class Pooled(nn.Module):
+    """Attention as torch has it: its out_proj is a linear layer that nobody calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.last = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.attention(x, x, x)[0])
+
+
+def test_layers_that_nobody_calls_are_left_out():
+    torch.manual_seed(0)
+    assert list(eligible_layers(Pooled(), Targets())) == ["last"]
+    mamba = build(
+        MambaForCausalLM, MambaConfig(vocab_size=128, hidden_size=32, num_hidden_layers=1), torch.float32, seed=0
+    )
+    assert not any(name.endswith("dt_proj") for name in eligible_layers(mamba, Targets()))
+    with pytest.raises(UserError, match="out_proj matches no linear layer"):
+        eligible_layers(Pooled(), Targets(["out_proj"]))
+    with pytest.raises(UserError, match="selects attention.out_proj, whose weight the model reads"):
+        get_peft_model(Pooled(), RowSFTConfig(rows=2, target_modules=["out_proj", "last"]))
+    alone = get_peft_model(Pooled(), RowSFTConfig(rows=2, target_modules="all-linear"))
+    alone(torch.randn(2, 5, 8)).sum().backward()
+    adapted = attach(mamba, RowSFTConfig(rows=2, importance="taylor", target_modules="all-linear"), [causal_batch()])
+    adapted(**causal_batch()).loss.backward()
+    for model in (alone, adapted):
+        assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
