@@ -196,7 +196,14 @@ def _given(config: RowSFTConfig, name: str, layer: nn.Module) -> Chosen:
 
 
 def _given_ids(given, axis: str, name: str, size: int, most: int) -> torch.Tensor:
-    ids = torch.as_tensor((given or {}).get(name, ()), dtype=torch.int64, device="cpu").flatten()
+    ids = torch.as_tensor((given or {}).get(name, ()), device="cpu").flatten()
+    if len(ids) and (ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool):
+        # A mask or scores would turn into some ids or other.
+        raise UserError(
+            f"{axis}_ids of layer {name} are {str(ids.dtype).removeprefix('torch.')} values; give the {axis}s' ids, "
+            "whole numbers from 0"
+        )
+    ids = ids.to(torch.int64)
     if len(ids) != size:
         raise UserError(f"{axis}_ids has {len(ids)} ids for layer {name}, but its size is set to {size} {axis}s")
     check_ids(ids, axis, name, most)
