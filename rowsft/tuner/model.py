@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
@@ -50,6 +51,16 @@ class RowSFTModel(BaseTuner):
         for module in self.model.modules():
             if isinstance(module, RowSFTLayer) and not module.merged:
                 module.restore()
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args, **kwargs):
+        # PEFT drops what a tuner does not look at here, and would run every sample with the active adapters.
+        if kwargs.get("adapter_names") is not None:
+            raise UserError(
+                f"adapter_names={kwargs['adapter_names']}: a batch cannot mix row-SFT adapters, whose rows are written "
+                "into the base weight; call set_adapter and run the samples of each adapter apart"
+            )
+        yield
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)

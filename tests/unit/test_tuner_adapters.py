@@ -436,3 +436,11 @@ def test_transformers_own_adapter_methods():
     assert torch.equal(logits(model, batch), base)
     model.enable_adapters()
     assert torch.equal(logits(model, batch), changed)
+
+
+def test_a_batch_that_mixes_adapters_is_refused():
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets).eval()
+    with pytest.raises(UserError, match="a batch cannot mix row-SFT adapters"):
+        tuned(**batch, adapter_names=["default", "__base__"])
+    assert torch.equal(tuned(**batch, adapter_names=None).logits, tuned(**batch).logits)
