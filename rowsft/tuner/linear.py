@@ -43,7 +43,7 @@ class Linear(RowSFTLayer):
         if self.merged:
             return self.base_layer(x, *args, **kwargs)
         names = self._running()
-        if self._takes_second_product(names):
+        if self._takes_second_product(names, x):
             return self._add_updates(self._base_output([], x, *args, **kwargs), x, names)
         return self._attach_gradients(self._base_output(names, x, *args, **kwargs), x, names)
 
@@ -51,9 +51,11 @@ class Linear(RowSFTLayer):
         """The adapters that take part in a forward."""
         return [] if self.disable_adapters else self._adapters(self.active_adapters)
 
-    def _takes_second_product(self, names: list[str]) -> bool:
+    def _takes_second_product(self, names: list[str], x: torch.Tensor) -> bool:
         drops_inputs = self.training and any(isinstance(self.row_sft_dropout[name], nn.Dropout) for name in names)
-        return bool(names) and (drops_inputs or not self._is_writable())
+        # An offloaded weight is brought back when the base layer runs, and what was written before would be lost.
+        offloaded = self.get_base_layer().weight.is_meta and not x.is_meta
+        return bool(names) and (drops_inputs or offloaded or not self._is_writable())
 
     def _base_output(self, names: list[str], x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """The base layer's output with the named adapters' updates in its weight."""
@@ -81,7 +83,7 @@ class Linear(RowSFTLayer):
         self._mark_outdated()
         # An input in another dtype than the weight comes from autocast, which is off in here.
         with torch.autocast(x.device.type, dtype=x.dtype, enabled=x.dtype != self.base_layer.weight.dtype):
-            return self._base_output([] if self._takes_second_product(names) else names, x)
+            return self._base_output([] if self._takes_second_product(names, x) else names, x)
 
     def _attach_gradients(self, y: torch.Tensor, x: torch.Tensor, names: list[str]) -> torch.Tensor:
         if not torch.is_grad_enabled():
@@ -98,6 +100,11 @@ class Linear(RowSFTLayer):
 
     def _add_updates(self, y: torch.Tensor, x: torch.Tensor, names: list[str]) -> torch.Tensor:
         for name, update in zip(names, self._updates(names), strict=True):
+            if any(value.is_meta for value in self._held(name)) and not x.is_meta:
+                raise UserError(
+                    f"the values of adapter {name!r} in layer {self.layer_name} are offloaded (on the meta device); "
+                    "keep target layers on a device: leave them out of the CPU and disk offload of device_map"
+                )
             y = update.added_to(y, self.row_sft_dropout[name](x))
         return y
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import get_peft_model
 from rows import CHANNELS, FAMILIES, adapt, family, logits, random_ids, random_rows, same, shake, weights
 from tiny import causal_batch, tiny_llama
@@ -224,6 +225,22 @@ def test_quantised_base(dtype, channel):
     with pytest.raises(UserError, match="cannot merge into layer model.layers.0.self_attn.q_proj"):
         tuned.merge_and_unload()
     assert same(weights(tuned.unload()), before)
+
+
+def test_offloaded_base_weights():
+    batch = causal_batch()
+    expected = adapt(tiny_llama(), ["q_proj"])
+    shake(expected)
+    tuned = adapt(tiny_llama(), ["q_proj"])
+    shake(tuned)
+    for layer in tuned.modules():
+        if isinstance(layer, RowSFTLayer):
+            cpu_offload(layer.get_base_layer(), torch.device("cpu"))
+    torch.testing.assert_close(logits(tuned, batch), logits(expected, batch))
+    whole = tiny_llama()
+    cpu_offload(whole, torch.device("cpu"))
+    with pytest.raises(UserError, match="adapter 'default' in layer model.layers.0.self_attn.q_proj are offloaded"):
+        adapt(whole, ["q_proj"])(**batch)
 
 
 @channels
