@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from peft.config import PeftConfig
@@ -80,12 +80,28 @@ class RowSFTConfig(PeftConfig):
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PeftType.ROW_SFT
+        self._check_types()
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), (list, tuple)):
                 setattr(self, name, set(getattr(self, name)))
         self._check_size()
         self._check_choices()
         self._check_targets()
+
+    def _check_types(self) -> None:
+        for name in ("rows_pattern", "columns_pattern", "row_ids", "column_ids"):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, Mapping)):
+                raise UserError(f"{name}={value!r} is no mapping; give one from full layer names")
+        for name, alone in (("target_modules", True), ("exclude_modules", True), ("modules_to_save", False)):
+            value = getattr(self, name)
+            if not (value is None or (alone and isinstance(value, str)) or _all(value, lambda each: type(each) is str)):
+                raise UserError(f"{name}={value!r} are no names of modules; give a list of them")
+        layers = self.layers_to_transform
+        if not (layers is None or _is_int(layers) or _all(layers, _is_int)):
+            raise UserError(f"layers_to_transform={layers!r} are no indices of layers; give whole numbers")
+        if not isinstance(self.importance, str):
+            raise UserError(f"importance={self.importance!r} is no metric's name; give one, such as 'l2'")
 
     def _check_size(self) -> None:
         if self.rows is not None and self.ratio is not None:
@@ -182,6 +198,10 @@ class RowSFTConfig(PeftConfig):
         saved = copy.copy(self)
         saved.rows_in_checkpoint = True
         super(RowSFTConfig, saved).save_pretrained(save_directory, **kwargs)
+
+
+def _all(values, kind) -> bool:
+    return isinstance(values, Collection) and not isinstance(values, str) and all(map(kind, values))
 
 
 def _is_int(value) -> bool:
