@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rowsft.errors import UserError
 from rowsft.importance.calibration import device_of, largest_batch, on_device
 from rowsft.importance.reduction import block_bytes, wide
 from rowsft.importance.registry import Context
@@ -65,7 +66,8 @@ def kept_bytes(kept: Kept) -> int:
 def kept_inputs(layers: dict[str, nn.Module], context: Context) -> Kept:
     """Inputs of `layers` that the largest calibration batch makes a row step keep on top of the frozen network's own.
 
-    One forward pass that keeps nothing itself. The model is given back untouched.
+    One forward pass that keeps nothing itself. The model is given back untouched. Raises UserError where the loss reads
+    none of the layers.
     """
     numbers = _Numbers()
     inputs: Kept = {name: {} for name in layers}
@@ -84,7 +86,14 @@ def kept_inputs(layers: dict[str, nn.Module], context: Context) -> Kept:
 
     count = torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.add(numbers[tensor]), lambda nothing: None)
     with untouched(context.model), hooked(layers, note), count:
-        context.model(**on_device(largest_batch(context.calibration), device_of(context.model)))
+        output = context.model(**on_device(largest_batch(context.calibration), device_of(context.model)))
+    loss = getattr(output, "loss", None)
+    if loss is not None and not loss.requires_grad:
+        # Every score would be 0, and the lowest ids would be chosen.
+        raise UserError(
+            f"the loss of {type(context.model).__name__} has no gradient with respect to any of the {len(layers)} "
+            "target layers; target layers that it reads, and see that its forward allows gradients"
+        )
     return {
         name: {number: size for number, size in tensors.items() if number not in saved | in_use}
         for name, tensors in inputs.items()

@@ -24,7 +24,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     ]
-    with _random_streams(), torch.enable_grad():
+    with _random_streams(), torch.inference_mode(False), torch.enable_grad():
         try:
             model.eval()
             for parameter, _, _ in parameters:

@@ -156,6 +156,21 @@ def test_layers_that_the_loss_does_not_read_score_zero(metric):
         assert not scores["spare"].any()
 
 
+@pytest.mark.parametrize("metric", ["taylor", "taylor_row", "fisher", "labelwise(grad2, max)"])
+def test_a_loss_that_reads_no_target_layer_is_refused(metric):
+    model = tiny_bert()
+    model.spare = nn.Linear(32, 8)
+    with pytest.raises(UserError, match="the loss of BertForSequenceClassification has no gradient .* the 1 target"):
+        score(model, metric, classification_batches(), target_modules=["spare"])
+
+
+def test_scoring_works_under_inference_mode():
+    model, batches = tiny_llama(), causal_batches()
+    with torch.inference_mode():
+        inside = score(model, "taylor", batches)
+    close(inside, score(model, "taylor", batches), rtol=0)
+
+
 def test_scoring_works_under_no_grad():
     with torch.no_grad():
         inside = score(tiny_llama(), "taylor", causal_batches())
