@@ -52,6 +52,9 @@ class Scene:
     def attached(self, knobs: Knobs) -> nn.Module:
         """A new base model with the method on it."""
         model = self.base()
+        if self.method.trains:
+            # The trainer turns it off; a cache would keep every layer's keys and values through the step.
+            model.config.use_cache = False
         # What the method adds is made on the meta device, too.
         with torch.device("meta"):
             return self.method.attach(model, knobs)
@@ -65,7 +68,8 @@ class Scene:
 
         batch = {"input_ids": ids(), "attention_mask": ids()}
         if self.task.head == "causal_lm":
-            return {**batch, "labels": ids()}
+            # Positions by example, not one row for all: what they turn into is as large as the batch.
+            return {**batch, "position_ids": ids(), "labels": ids()}
         if getattr(model.config, "type_vocab_size", 0) > 1:
             # BERT's tokenizer tells the texts of a pair apart.
             batch["token_type_ids"] = ids()
@@ -102,6 +106,8 @@ def scene_of(config: DictConfig, settings: TrainerSettings, overrides: Mapping[s
         gpu=settings.device != "cpu",
     )
     scene.assumptions.append(f"every example has task.max_length={length} tokens, {_padding(scene.padded)}")
+    if task.head == "causal_lm":
+        scene.assumptions.append("any of an example's tokens may be of the response, so that logits are kept of all")
     if task.head == "sequence_classification":
         scene.labels, said = _labels(task)
         scene.assumptions += said

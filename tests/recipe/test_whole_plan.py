@@ -1,0 +1,67 @@
+"""A plan held against the record of the run that it plans, by the same overrides."""
+
+import json
+import shutil
+
+import pytest
+
+from rowsft import job
+from rowsft.compose import compose
+from rowsft.identity import plan_run
+from rowsft.plan import plan
+from rowsft.settings import trainer_settings
+
+
+@pytest.fixture(scope="module")
+def long_data(workshop, tmp_path_factory):
+    """Data whose longest examples fill any length, next to short ones, so that the largest batch has padding."""
+    folder = tmp_path_factory.mktemp("long")
+    longs, shorts = " ".join(["w7"] * 60), "w1 w2 w3"
+    texts = [longs if number % 2 else shorts for number in range(40)]
+    rows = {
+        "pairs": [{"prompt": f"w{number} {text}", "response": text} for number, text in enumerate(texts)],
+        "texts": [{"text": f"w{i} {text}", "label": ["bad", "good"][i // 2 % 2]} for i, text in enumerate(texts)],
+    }
+    for name, lines in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    return folder
+
+
+def both(workshop, data, family, *overrides):
+    """The plan from nothing but a configuration, and the memory that the run's record tells of."""
+    task = {"llama": "pairs", "bert": "texts"}[family]
+    # A classifier that decodes: such a model keeps keys and values for later tokens unless it is told not to.
+    source = "llama" if "method=head" in overrides else family
+    given = [*workshop.overrides(family), f"task.data.path={data / task}.jsonl", "task.max_length=24", *overrides]
+    given += ["trainer.steps=2", "trainer.eval_batch_size=3"]
+    if family == "bert":
+        given.append("task.labels=[bad,good]")
+    if source != family:
+        given += ["model.target_modules=[q_proj,v_proj]", "model.exclude_modules=null", "model.head_modules=[score]"]
+        given.append(f"model.source={workshop.folder / 'models' / source}")
+    bare = workshop.folder / "bare" / source
+    bare.mkdir(parents=True, exist_ok=True)
+    shutil.copy(workshop.folder / "models" / source / "config.json", bare)
+    config = compose([*given, f"model.source={bare}"])
+    planned = plan(config, trainer_settings(config))
+    config = compose(given)
+    outcome = job.run(plan_run(config), trainer_settings(config), rerun=True, say=lambda text: None)
+    assert outcome.state == "done", outcome.message
+    record = json.loads((outcome.folder / "record.json").read_text())
+    return planned, record["attempts"][-1]["memory"]
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("llama", ["method=row_sft", "method.importance=l2"]),
+        ("llama", ["method=lora", "trainer.gradient_accumulation=3", "trainer.batch_size=1"]),
+        ("llama", ["method=dora", "trainer.gradient_checkpointing=true", "model.dtype=bfloat16"]),
+        ("bert", ["method=full"]),
+        ("bert", ["method=head"]),
+    ],
+    ids=lambda given: given if isinstance(given, str) else " ".join(given),
+)
+def test_the_planned_peak_is_that_of_the_run(workshop, long_data, family, overrides):
+    planned, memory = both(workshop, long_data, family, *overrides)
+    assert planned.peak_bytes == pytest.approx(memory["train"]["peak_allocated_bytes"], rel=1e-3)
