@@ -57,7 +57,7 @@ class Ledger(TorchDispatchMode):
     Which part a storage belongs to follows from its life: what the forward pass leaves behind when a backward pass
     begins was saved for it, and so is what a backward pass computes with gradients switched on (recomputation under
     checkpointing); gradients and optimizer state are named by `hold` and `watch_gradients`. Buffers that one operator
-    allocates and frees inside itself are not seen.
+    allocates and frees inside itself are not seen, but for the known large ones: casts, and logsumexp's differences.
     """
 
     def __init__(self, block_bytes: int = 1):
@@ -86,7 +86,7 @@ class Ledger(TorchDispatchMode):
         self._events.append((None, 0, name))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        casts = self._begin_casts(func, args)
+        scratch = self._begin_casts(func, args) + self._begin_differences(func, args)
         out = func(*args, **(kwargs or {}))
         in_backward = _in_backward()
         if in_backward and self._left_by_forward:
@@ -104,7 +104,7 @@ class Ledger(TorchDispatchMode):
                     self.entries[entry].part = "saved_activations"
         if func in _KEEPS_NUMBER and not isinstance(args[1], torch.Tensor) and self.block_bytes == 1:
             self._keep_number(args[0], in_backward)
-        for entry in casts:
+        for entry in scratch:
             self._events.append((entry, -1, self._phase_now()))
         return out
 
@@ -213,6 +213,15 @@ class Ledger(TorchDispatchMode):
                 self._events.append((len(self.entries), 1, self._phase_now()))
                 self.entries.append(Entry(tensor.numel() * common.itemsize))
         return begun
+
+    def _begin_differences(self, func, args: tuple) -> list[int]:
+        """The entry of what logsumexp subtracts the largest value from, on any device, for as long as it runs."""
+        if func is not torch.ops.aten.logsumexp.default or not self._counts(args[0]):
+            return []
+        size = args[0].numel() * args[0].element_size()
+        self._events.append((len(self.entries), 1, self._phase_now()))
+        self.entries.append(Entry(-(-size // self.block_bytes) * self.block_bytes))
+        return [len(self.entries) - 1]
 
     def _keep_number(self, factor: torch.Tensor, in_backward: bool) -> None:
         """A number in a product is kept for the backward pass as a tensor that no operator makes, on the CPU."""

@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
+from rowsft.measure import AllocationPeak
 from rowsft.measure.ledger import Ledger
+from rowsft.tasks.answer_score import read_scores
 
 ROWS, WIDTH, HIDDEN = 6, 8, 16
 FLOAT = 4
@@ -83,3 +85,18 @@ def test_what_recomputation_makes_is_saved():
     assert saved["backward"] >= ROWS * HIDDEN * FLOAT
     # The forward pass leaves its output, the loss and the random state behind, no activation of what is checkpointed.
     assert saved["forward"] <= 2 * ROWS * FLOAT + torch.get_rng_state().nbytes
+
+
+def test_answers_are_read_with_every_byte_in_the_ledger():
+    """logsumexp subtracts the largest logit in a buffer of its own: as large as the logits, and freed inside."""
+    logits, targets = torch.randn(4, 9, 500), torch.randint(0, 500, (4, 9))
+    with AllocationPeak("cpu") as peak:
+        read_scores(logits, targets)
+    with Ledger() as ledger:
+        ledger.hold("temporary", [logits, targets])
+        ledger.begin()
+        read_scores(logits, targets)
+    [moment] = ledger.peaks().values()
+    given = logits.nbytes + targets.nbytes
+    assert peak.new_peak_bytes >= logits.nbytes
+    assert abs(moment.total - given - peak.new_peak_bytes) < 0.01 * peak.new_peak_bytes
