@@ -49,7 +49,8 @@ def run_batches(
                 for key, value in collate([encoded[i] for i in indices]).items()
             }
             labels = batch.pop("labels")
-            output = model(**batch)
-            for i, result in zip(indices, read(output, {**batch, "labels": labels}), strict=True):
+            # The output has no name: it would keep one batch's logits while the next one's are computed.
+            read_out = read(model(**batch), {**batch, "labels": labels})
+            for i, result in zip(indices, read_out, strict=True):
                 results[i] = result
     return results
