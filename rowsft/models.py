@@ -68,11 +68,7 @@ def load(
         if commit:
             options["revision"] = commit
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    if getattr(config, "is_encoder_decoder", False):
-        raise UserError(
-            f"model.source={source}: encoder-decoder models ({config.model_type}) are not supported; choose an encoder "
-            "or a causal language model"
-        )
+    _check_kind(source, config)
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         raise UserError(
             f"model.source={source}: its tokenizer knows only its {len(tokenizer)} special tokens, so its files are "
@@ -129,6 +125,7 @@ def blueprint(model_cfg: Mapping[str, Any], head: Head, num_labels: int | None =
             place, options = _resolve(source, model_cfg)
             given, _ = PretrainedConfig.get_config_dict(place, **options)
             config = AutoConfig.from_pretrained(place, **options)
+    _check_kind(source, config)
     # A class has sizes of its own for whatever is left out: they would be made up.
     said = {**given, **given.get("text_config", {})}
     other_names = config.get_text_config().attribute_map
@@ -207,6 +204,14 @@ def _readable(source: str):
             f"model.source={source}: cannot be loaded from the hub ({first}); if it is gated, accept its licence at "
             f"https://huggingface.co/{source} and run hf auth login; without a network, set model.source=/local/folder"
         ) from error
+
+
+def _check_kind(source: str, config: PretrainedConfig) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"model.source={source}: encoder-decoder models ({config.model_type}) are not supported; choose an encoder "
+            "or a causal language model"
+        )
 
 
 def _dtype(name: str | None) -> torch.dtype | str:

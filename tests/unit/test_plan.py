@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, T5Config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -17,9 +17,10 @@ from plan_accuracy import Case, attached, batch_of, compare, grid, planned_bytes
 from rowsft.compose import compose
 from rowsft.errors import UserError
 from rowsft.models import SHIPPED_CONFIGS
-from rowsft.plan import plan
+from rowsft.plan import _told, plan
 from rowsft.plan.advice import ways_out
 from rowsft.plan.fit import Demand
+from rowsft.plan.scene import scene_of
 from rowsft.plan.step import plan_step
 from rowsft.settings import trainer_settings
 
@@ -117,6 +118,36 @@ def test_scoring_is_planned(importance):
 def test_what_cannot_be_known_is_said(overrides, message):
     with pytest.raises(UserError, match=message):
         planned(*SMALL, *overrides)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: torch.empty(2, device="meta").tolist(),
+        lambda: torch.empty(2, device="meta").sum().item(),
+        lambda: torch.empty(2, device="meta").nonzero(),
+        lambda: torch.empty(2, device="meta").unique(),
+        lambda: torch.empty(2, device="meta").numpy(),
+    ],
+)
+def test_what_torch_refuses_without_data_is_told_and_nothing_else(work):
+    config = compose(SMALL)
+    scene = scene_of(config, trainer_settings(config))
+    with pytest.raises(UserError, match="cannot be planned"):
+        _told(scene, work)
+
+    def bug():
+        torch.empty(2, 3, device="meta") @ torch.empty(2, 3, device="meta")
+
+    with pytest.raises(RuntimeError, match="same reduction dim"):
+        _told(scene, bug)
+
+
+def test_an_encoder_decoder_is_refused_as_a_run_refuses_it(tmp_path):
+    sizes = {"vocab_size": 99, "d_model": 16, "d_ff": 16, "num_layers": 1, "num_heads": 2, "d_kv": 8}
+    T5Config(**sizes).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"encoder-decoder models \(t5\) are not supported"):
+        planned(*SMALL, f"model.source={tmp_path}")
 
 
 def test_a_configuration_without_sizes_is_refused(tmp_path):
