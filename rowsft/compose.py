@@ -21,6 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from rowsft.errors import UserError
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
+# A sweep composes every job before the first: what its jobs look names up in is composed once a process.
+_known_groups: list[str] = []
+_base_configs: dict[tuple[str, ...], DictConfig] = {}
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -126,13 +129,14 @@ def _open_hydra() -> Iterator[Hydra]:
 
 
 def _groups(hydra: Hydra) -> list[str]:
-    found = []
-    pending = hydra.config_loader.list_groups("")
-    while pending:
-        group = pending.pop()
-        found.append(group)
-        pending += [f"{group}/{child}" for child in hydra.config_loader.list_groups(group)]
-    return sorted(found)
+    if not _known_groups:
+        found, pending = [], hydra.config_loader.list_groups("")
+        while pending:
+            group = pending.pop()
+            found.append(group)
+            pending += [f"{group}/{child}" for child in hydra.config_loader.list_groups(group)]
+        _known_groups.extend(sorted(found))
+    return _known_groups
 
 
 def _options(hydra: Hydra, group: str) -> list[str]:
@@ -154,11 +158,15 @@ def _names(override: Override) -> list[str]:
 
 def _base_config(hydra: Hydra, choices: list[Override]) -> DictConfig | None:
     """The configuration that the group choices alone give (of a swept choice, the first), to look keys up in."""
-    single = [f"{choice.key_or_group}={_names(choice)[0]}" for choice in choices if _names(choice)]
-    try:
-        return hydra.compose_config("config", single, run_mode=RunMode.RUN, with_log_configuration=False)
-    except (HydraException, OmegaConfBaseException):
-        return None
+    single = tuple(f"{choice.key_or_group}={_names(choice)[0]}" for choice in choices if _names(choice))
+    if single not in _base_configs:
+        try:
+            _base_configs[single] = hydra.compose_config(
+                "config", list(single), run_mode=RunMode.RUN, with_log_configuration=False
+            )
+        except (HydraException, OmegaConfBaseException):
+            return None
+    return _base_configs[single]
 
 
 def _check_key(key: str, base: DictConfig, groups: list[str]) -> None:
