@@ -78,13 +78,21 @@ def batch_weights(model: nn.Module, batches: Sequence[Mapping]) -> list[float]:
 def labelled(model: nn.Module, batch: Mapping, index: int) -> list[int]:
     """Labelled tokens of every sample of a batch; 1 or 0 where a sample has one label or a vector of numbers.
 
-    Raises UserError naming the batch (`index`) when it has no labels or none that counts.
+    Raises UserError naming the batch (`index`) when it has no labels, no tensor of them, or none that counts.
     """
     labels = batch.get("labels")
     if labels is None:
         raise UserError(
             f"calibration batch {index} has no labels, only {', '.join(batch)}; scoring needs the model's own loss"
         )
+    if not isinstance(labels, Tensor) or not labels.dim():
+        found = f"a tensor of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise UserError(
+            f"calibration batch {index} has labels that are {found}; expected a tensor with an entry or a row for "
+            "every sample"
+        )
+    if not len(labels):
+        raise UserError(f"calibration batch {index} has no sample; drop it")
     if labels.is_meta:
         # A plan's batch has no data; all its tokens count.
         counts = [labels[0].numel()] * len(labels)

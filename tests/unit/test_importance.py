@@ -228,6 +228,7 @@ def test_progress_counts_every_batch_of_every_group():
 
 
 NO_LABELS = {"input_ids": torch.ones(1, 3, dtype=torch.long)}
+EMPTY = {key: value[:0] for key, value in causal_batch().items()}
 UNLABELLED = {**causal_batch(), "labels": torch.full((2, 9), -100)}
 
 
@@ -251,6 +252,9 @@ UNLABELLED = {**causal_batch(), "labels": torch.full((2, 9), -100)}
         ("zo_taylor", [NO_LABELS], "calibration batch 0 has no labels"),
         ("taylor", [causal_batch(), UNLABELLED], "calibration batch 1 has no labelled token"),
         ("fisher", [causal_batch(), UNLABELLED], "calibration batch 1 has no labelled token"),
+        ("taylor", [{**causal_batch(), "labels": [[1, 2]]}], "batch 0 has labels that are list; expected a tensor"),
+        ("fisher", [{**causal_batch(), "labels": torch.tensor(1)}], r"labels that are a tensor of shape \(\)"),
+        ("taylor", [EMPTY], "calibration batch 0 has no sample"),
     ],
 )
 def test_bad_input_is_named(metric, batches, message):
