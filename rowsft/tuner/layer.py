@@ -193,12 +193,15 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
             self._patch.outdated = True
 
     def _check_intact(self) -> None:
-        if not self._patch.intact(self._tensors()):
+        if self._patch.intact(self._tensors()):
+            return
+        if not self._patch.still_holds(self._tensors()):
             raise UserError(
                 f"the base weight of layer {self.layer_name} was changed, moved or replaced while adapter rows were "
                 "written in it, so the originals are lost; change it through the whole model, or call "
                 "restore_base_weights() on the tuner (model.base_model) first"
             )
+        self._patch.renew_stamp(self._tensors())
 
     def _check_ids(self, name: str) -> None:
         """Refuse placeholder and impossible ids; looks at the values only when they have changed."""

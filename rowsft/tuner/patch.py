@@ -39,6 +39,7 @@ class Patch:
         if any(update.bias is not None for update in updates):
             self.bias = tensors["bias"].detach().index_select(0, self.rows)
         self.written = None
+        self.updates: list[Update] = []
         self.outdated = False
         self.stamp = _stamp(tensors)
 
@@ -99,7 +100,7 @@ class Patch:
             # equal rewrite.
             with _unsafe_preserve_version_counter(tuple(tensors.values())):
                 self._put(tensors, *self.values(updates))
-        self.written, self.outdated, self.stamp = state, False, _stamp(tensors)
+        self.written, self.updates, self.outdated, self.stamp = state, updates, False, _stamp(tensors)
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -115,6 +116,21 @@ class Patch:
     def intact(self, tensors: dict[str, torch.Tensor]) -> bool:
         """Whether nobody else has replaced, moved or written the tensors since this patch last did."""
         return self.stamp == _stamp(tensors)
+
+    def still_holds(self, tensors: dict[str, torch.Tensor]) -> bool:
+        """Whether the same tensors were written since, but these entries with what they held.
+
+        DDP does so when it wraps a model: it broadcasts the first process's tensors to all.
+        """
+        if [stamp[:-1] for stamp in self.stamp] != [stamp[:-1] for stamp in _stamp(tensors)] or self.written is None:
+            return False
+        matrix = as_matrix(self.layer, tensors["weight"].detach())
+        rows, columns, bias = self.values(self.updates)
+        return (
+            (rows is None or torch.equal(matrix.index_select(0, self.rows), rows))
+            and (columns is None or torch.equal(matrix[self._column_index()], columns))
+            and (bias is None or torch.equal(tensors["bias"].detach().index_select(0, self.rows), bias))
+        )
 
     def renew_stamp(self, tensors: dict[str, torch.Tensor]) -> None:
         """Accept the tensors as they are: a copied layer has copies of them at other addresses."""

@@ -328,6 +328,27 @@ def test_a_weight_changed_behind_the_layers_back_is_refused(change):
         logits(tuned, batch)
 
 
+@channels
+@families
+def test_a_weight_written_with_what_it_holds_is_accepted(name, channel):
+    """DDP does so to every parameter when it wraps a model that has run already."""
+    model, batch, targets = family(name)
+    before = weights(model)
+    tuned = adapt(model, targets, channel=channel)
+    shake(tuned)
+    expected = logits(tuned, batch)
+
+    def broadcast():
+        with torch.no_grad():
+            for parameter in tuned.parameters():
+                parameter.copy_(parameter.clone())
+
+    broadcast()
+    assert torch.equal(logits(tuned, batch), expected)
+    broadcast()
+    assert same(weights(tuned.unload()), before)
+
+
 def test_restore_base_weights_allows_changes_from_outside():
     model, batch, targets = family("llama")
     tuned = adapt(model, targets)
@@ -401,14 +422,22 @@ def test_values_written_through_data_are_noticed(notice):
 
 def test_a_merged_state_dict_goes_back_into_the_merged_model():
     model, batch, targets = family("llama")
+    before = weights(model)
     tuned = adapt(model, targets)
     shake(tuned)
     expected = logits(tuned, batch)
     tuned.merge_adapter()
-    tuned.load_state_dict(weights(tuned))
+    merged = weights(tuned)
+    tuned.load_state_dict(merged)
     assert torch.equal(logits(tuned, batch), expected)
+    tuned.load_state_dict(
+        {key: 2 * value if key.endswith("base_layer.weight") else value for key, value in merged.items()}
+    )
     with pytest.raises(UserError, match="was changed, moved or replaced"):
         tuned.unmerge_adapter()
+    tuned.load_state_dict(merged)
+    tuned.unmerge_adapter()
+    assert same(weights(tuned.unload()), before)
 
 
 def test_inference_mode_and_back():
