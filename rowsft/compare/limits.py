@@ -18,7 +18,9 @@ from rowsft.errors import UserError
 
 WITHIN, OVER, MISSING = "within", "over", "missing"
 
-_FORM = re.compile(r"(?P<name>.+)=(?P<sign>[+-]?)(?P<amount>(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)(?P<percent>%?)", re.I)
+# Three digits of exponent reach past every float; more would be written out in exact arithmetic, for hours.
+_AMOUNT = r"(?P<amount>(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?)"
+_FORM = re.compile(rf"(?P<name>.+)=(?P<sign>[+-]?){_AMOUNT}(?P<percent>%?)", re.I)
 _NEAREST = 8
 
 
@@ -82,6 +84,8 @@ def _named(limit: Limit, numbers: list[Number]) -> list[Number]:
     wanted = _normal(limit.name)
     if re.search(r"[*?\[]", wanted):
         found = [number for number in numbers if fnmatchcase(_normal(number.name), wanted)]
+        # A CPU has no reserved bytes: `*bytes` means the others, unless it means nothing else.
+        found = [number for number in found if number.a is not None or number.b is not None] or found
     else:
         # The whole name before its endings: `seconds.train` is not ambiguous because something.seconds.train exists.
         found = [number for number in numbers if _normal(number.name) == wanted]

@@ -328,7 +328,7 @@ def test_a_change_from_zero_has_no_percent():
     assert Number("x", -2.0, -3.0).change_percent == -50.0
 
 
-@pytest.mark.parametrize("text", ["accuracy", "accuracy=", "=+1%", "accuracy=+-1", "accuracy=1/3", "accuracy=+1 MiB"])
+@pytest.mark.parametrize("text", ["a", "a=", "=+1%", "a=+-1", "a=1/3", "a=+1 MiB", "a=1e999999999"])
 def test_a_limit_that_cannot_be_read(pair, text):
     with pytest.raises(UserError, match="^--max-change .*expected NAME=LIMIT"):
         compared(pair, text)
@@ -356,6 +356,14 @@ def test_wildcards_name_many(pair):
     verdicts = compared(pair, "metrics.*=0.5", "seconds.t*=+0").verdicts
     assert [verdict.name for verdict in verdicts[:2]] == ["metrics.validation.accuracy", "metrics.test.accuracy"]
     assert {verdict.name for verdict in verdicts[2:]} == {"seconds.train", "seconds.total"}
+
+
+def test_wildcards_leave_out_what_neither_side_has_measured(tmp_path):
+    memory = {"train": {"peak_allocated_bytes": 5, "peak_reserved_bytes": None}, "select": None}
+    folders = two_attempts(tmp_path, memory=memory)
+    amend(Store(tmp_path / "before"), folders[0].name, memory=memory)
+    assert limited(folders, "*peak*bytes=+0") == "within"
+    assert limited(folders, "*reserved*=+0") == "missing"
 
 
 def test_a_number_missing_under_a_limit_breaks_it(pair):
