@@ -28,7 +28,9 @@ def selection(job: "Job", sizes: Knobs, calibration: Calibration) -> None:
 def evaluation(job: "Job", evaluate: Callable[[list[dict]], object]) -> None:
     """The memory of evaluating the batch with the longest examples."""
     longest = sorted(job.splits[job.settings.evaluate[0]], key=lambda example: -len(str(example)))
-    _measure(job, "evaluate", lambda: evaluate(longest[: job.settings.eval_batch_size]))
+    # The optimizer's state stays while the trained model is evaluated.
+    optimizer = None if job.trainer is None else job.trainer.optimizer
+    _measure(job, "evaluate", lambda: evaluate(longest[: job.settings.eval_batch_size]), optimizer)
 
 
 def training_step(job: "Job") -> None:
@@ -46,9 +48,11 @@ def training_step(job: "Job") -> None:
     job.attempt.write_memory(points)
 
 
-def _measure(job: "Job", phase: str, work: Callable[[], object]) -> None:
-    _peak(job, phase, work)
-    measure.account(job.memory, phase, lambda ledger: work(), job.device, job.model, measured_phase=phase)
+def _measure(
+    job: "Job", phase: str, work: Callable[[], object], optimizer: "torch.optim.Optimizer | None" = None
+) -> None:
+    _peak(job, phase, work, optimizer)
+    measure.account(job.memory, phase, lambda ledger: work(), job.device, job.model, optimizer, measured_phase=phase)
 
 
 def _peak(job: "Job", phase: str, work: Callable[[], object], optimizer: "torch.optim.Optimizer | None" = None) -> None:

@@ -12,13 +12,13 @@ from omegaconf import DictConfig
 from torch import nn
 
 from rowsft.errors import UserError
+from rowsft.plan.evaluating import evaluation_peak
 from rowsft.plan.fit import Demand
 from rowsft.plan.scene import Scene, scene_of
 from rowsft.plan.scoring import selection_peak
 from rowsft.plan.step import StepPlan, plan_step
 from rowsft.plan.without_data import UnknownWithoutData
 from rowsft.settings import TrainerSettings
-
 
 # torch's words for an operator that needs values.
 _OF_META = re.compile(r"meta tensor|meta device type|meta kernel|register_meta", re.I)
@@ -28,7 +28,7 @@ _OF_META = re.compile(r"meta tensor|meta device type|meta kernel|register_meta",
 class Plan:
     """What one configuration needs. bounds: where a part of the choice is not known before scores are, the peak in
     bytes for each extreme; empty where there is one way. selection_bytes: the peak while rows are scored; None where
-    nothing is scored on data."""
+    nothing is scored on data. evaluation_bytes: the peak of evaluating; None where training alone was planned."""
 
     scene: Scene
     step: StepPlan
@@ -37,6 +37,7 @@ class Plan:
     head_parameters: int
     bounds: dict[str, int]
     selection_bytes: int | None
+    evaluation_bytes: int | None
 
     @property
     def peak_bytes(self) -> int:
@@ -46,15 +47,16 @@ class Plan:
     @property
     def demand(self) -> Demand:
         """What a device has to hold."""
-        return Demand(max(self.peak_bytes, *self.bounds.values(), self.selection_bytes or 0))
+        others = self.selection_bytes, self.evaluation_bytes
+        return Demand(max(self.peak_bytes, *self.bounds.values(), *(size or 0 for size in others)))
 
 
 def plan(
-    config: DictConfig, settings: TrainerSettings, changes: Mapping[str, Any] | None = None, scoring: bool = True
+    config: DictConfig, settings: TrainerSettings, changes: Mapping[str, Any] | None = None, training_only: bool = False
 ) -> Plan:
     """Plan the run that `config` (composed, with `settings` checked) describes.
 
-    changes: trainer settings that take the place of configured ones. scoring: whether its memory is planned, too.
+    changes: trainer settings that take the place of configured ones. training_only: leaves out the rest.
     Raises UserError for what cannot be planned.
     """
     scene = scene_of(config, settings, changes)
@@ -62,7 +64,7 @@ def plan(
     knobs = scene.sizes(base)
     total = _by_kind(base, trained_only=False)
     selection = None
-    if scoring and scene.method.needs_calibration:
+    if not training_only and scene.method.needs_calibration:
         selection = _told(scene, lambda: selection_peak(scene, base, knobs))
     ways = scene.method.assume(base, knobs)
     largest: tuple[StepPlan, nn.Module] | None = None
@@ -75,6 +77,11 @@ def plan(
             largest = step, model
         gc.collect()
     step, model = largest
+    evaluation = None
+    if not training_only:
+        # The optimizer's state stays while the trained model is evaluated.
+        state = max(moment.parts["optimizer_state"] for moment in step.peaks.values())
+        evaluation = state + _told(scene, lambda: evaluation_peak(scene, model))
     return Plan(
         scene=scene,
         step=step,
@@ -83,6 +90,7 @@ def plan(
         head_parameters=scene.method.trainable(model)["head"],
         bounds=bounds if len(bounds) > 1 else {},
         selection_bytes=selection,
+        evaluation_bytes=evaluation,
     )
 
 

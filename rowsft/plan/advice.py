@@ -20,10 +20,15 @@ def ways_out(plan: Plan, again: Callable[[Mapping[str, Any]], Plan], card_gb: fl
     if not settings.gradient_checkpointing:
         steps.append({"gradient_checkpointing": True})
     size = settings.batch_size
+    if settings.eval_batch_size > size:
+        # It changes no result.
+        steps.insert(0, {"eval_batch_size": size})
     while size > 1:
         size = max(1, size // 4)
         spread = settings.batch_size // size * settings.gradient_accumulation
         steps.append({"batch_size": size, "gradient_accumulation": spread})
+        if settings.eval_batch_size > size:
+            steps[-1]["eval_batch_size"] = size
     for step in steps:
         changes |= step
         planned = again(changes)

@@ -32,7 +32,7 @@ class Entry:
 
 
 def contest(overrides: Sequence[str], card_gb: float) -> Iterator[Entry]:
-    """One entry a method; `overrides` without a method of their own. Scoring's peak is counted once a method."""
+    """One entry a method; `overrides` without a method of their own. Searches are for training alone."""
     for title, chosen in CONTESTANTS.items():
         yield entry_of(title, [*overrides, *chosen], card_gb)
 
@@ -48,7 +48,7 @@ def entry_of(title: str, overrides: Sequence[str], card_gb: float) -> Entry:
         if length is not None:
             changed.task.max_length = length
         sizes = {} if batch_size is None else {"batch_size": batch_size}
-        return plan(changed, settings, sizes, scoring=False).demand
+        return plan(changed, settings, sizes, training_only=True).demand
 
     capacity = card_gb * 10**9
     positions = whole.scene.positions

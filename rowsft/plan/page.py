@@ -13,12 +13,13 @@ from rowsft.plan.contest import Entry
 from rowsft.plan.fit import CONTEXT_BYTES, FRAGMENTATION
 
 GB = 10**9
+_ASIDE = ("scoring GB", "evaluating GB")
 SEARCHED = "longest text: at the batch above, to within half a percent and up to the model's positions"
 
 
 def compared(entries: Sequence[Entry], card_gb: float) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of a comparison: parameters, GB by part at the peak, and what a card of that size holds."""
-    header = ["method", "trainable", *[part.replace("_", " ") for part in PARTS], "peak GB", "scoring GB", "card GB"]
+    header = ["method", "trainable", *[part.replace("_", " ") for part in PARTS], "peak GB", *_ASIDE, "card GB"]
     header += [f"largest batch on {card_gb:g} GB", f"longest text on {card_gb:g} GB"]
     return header, [
         [entry.title, *_sizes(entry.plan), _or_none(entry.largest_batch), _or_none(entry.longest_tokens)]
@@ -28,7 +29,7 @@ def compared(entries: Sequence[Entry], card_gb: float) -> tuple[list[str], list[
 
 def swept(plans: dict[str, Plan]) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of a sweep."""
-    header = ["setting", "trainable", *[part.replace("_", " ") for part in PARTS], "peak GB", "scoring GB", "card GB"]
+    header = ["setting", "trainable", *[part.replace("_", " ") for part in PARTS], "peak GB", *_ASIDE, "card GB"]
     return header, [[name, *_sizes(plan)] for name, plan in plans.items()]
 
 
@@ -49,8 +50,9 @@ def notes(plan: Plan) -> list[str]:
         f"one step of {settings.gradient_accumulation} x {settings.batch_size} examples of {plan.scene.length} tokens, "
         f"gradient checkpointing {'on' if settings.gradient_checkpointing else 'off'}",
         *plan.scene.assumptions,
-        f"card GB: the largest peak, scoring included, with {100 * FRAGMENTATION:.0f} % for fragmentation and "
-        f"{CONTEXT_BYTES / GB:.0f} GB for the device's context; GB of 10^9 bytes",
+        f"evaluated {settings.eval_batch_size} at a time",
+        f"card GB: the largest peak, scoring and evaluating included, with {100 * FRAGMENTATION:.0f} % for "
+        f"fragmentation and {CONTEXT_BYTES / GB:.0f} GB for the device's context; GB of 10^9 bytes",
     ]
 
 
@@ -76,9 +78,9 @@ def write(
 
 def _sizes(plan: Plan) -> list[str]:
     parts = [_gb(plan.step.peak.parts[part]) for part in PARTS]
-    scoring = "–" if plan.selection_bytes is None else _gb(plan.selection_bytes)
+    aside = ["–" if size is None else _gb(size) for size in (plan.selection_bytes, plan.evaluation_bytes)]
     trained = plan.trainable.total() - plan.head_parameters
-    return [f"{trained:,}", *parts, _gb(plan.peak_bytes), scoring, _gb(plan.demand.card_bytes)]
+    return [f"{trained:,}", *parts, _gb(plan.peak_bytes), *aside, _gb(plan.demand.card_bytes)]
 
 
 def _gb(size: int) -> str:

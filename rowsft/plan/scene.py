@@ -59,9 +59,9 @@ class Scene:
         with torch.device("meta"):
             return self.method.attach(model, knobs)
 
-    def batch(self, model: nn.Module) -> dict[str, Tensor]:
-        """One micro-batch of meta tensors, as the task's collator would make it for `model`."""
-        size = self.settings.batch_size, self.length
+    def batch(self, model: nn.Module, examples: int | None = None) -> dict[str, Tensor]:
+        """A batch of meta tensors, as the task's collator would make it for `model`; of one micro-batch's examples."""
+        size = examples or self.settings.batch_size, self.length
 
         def ids() -> Tensor:
             return torch.empty(size, dtype=torch.int64, device="meta")

@@ -10,7 +10,7 @@ from rowsft.settings import trainer_settings
 
 
 def sweep(overrides: Sequence[str], setting: str) -> dict[str, Plan]:
-    """A plan for each value of `setting`, "key=a,b,c"; the scores' memory, which no budget changes, is left out.
+    """A plan for each value of `setting`, "key=a,b,c".
 
     Raises UserError for a setting without values.
     """
@@ -21,5 +21,5 @@ def sweep(overrides: Sequence[str], setting: str) -> dict[str, Plan]:
     plans = {}
     for value in bar("planning")(wanted):
         config = compose([*overrides, f"{key}={value}"])
-        plans[f"{key}={value}"] = plan(config, trainer_settings(config), scoring=False)
+        plans[f"{key}={value}"] = plan(config, trainer_settings(config))
     return plans

@@ -32,6 +32,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         },
         "peak_bytes_bounds": plan.bounds or None,
         "selection_peak_bytes": plan.selection_bytes,
+        "evaluation_peak_bytes": plan.evaluation_bytes,
         "flops": plan.step.costs.flops,
         "bytes_moved": plan.step.costs.bytes_moved,
         "roofline_step_seconds": {name: plan.step.costs.seconds(device) for name, device in DEVICES.items()},
@@ -66,6 +67,9 @@ def show(plan: Plan, console: Console, advice: list[str]) -> None:
         )
     if plan.selection_bytes is not None:
         console.print(f"Scoring ({scene.method.importance}) needs {_mib(plan.selection_bytes)} MiB at its peak.")
+    if plan.evaluation_bytes is not None:
+        batch = settings.eval_batch_size
+        console.print(f"Evaluating {batch} examples at a time needs {_mib(plan.evaluation_bytes)} MiB at its peak.")
     flops = plan.step.costs.flops
     console.print(f"{flops / 1e12:.3f} TFLOP a step. No step is faster than (roofline, from data sheets):")
     console.print(_speed(plan))

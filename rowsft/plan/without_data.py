@@ -23,12 +23,13 @@ class UnknownWithoutData(Exception):
 
 
 @contextmanager
-def without_data(gpu: bool, padded: bool) -> Iterator[None]:
+def without_data(gpu: bool, padded: bool, results: bool = False) -> Iterator[None]:
     """The block runs on meta tensors as a GPU (or a CPU) would run it, on batches with padding or without.
 
+    results: what is taken off the device is a result that decides nothing: zeros stand for it.
     Raises UnknownWithoutData where the code goes by other values than whether a mask has padding.
     """
-    with _kernels(gpu), _Answers(padded):
+    with _kernels(gpu), _Answers(padded, results):
         yield
 
 
@@ -57,9 +58,9 @@ def _kernels(gpu: bool) -> Iterator[None]:
 class _Answers(TorchDispatchMode):
     """Whether a mask is full, and whether a loss is finite, is answered; any other look at a value is refused."""
 
-    def __init__(self, padded: bool):
+    def __init__(self, padded: bool, results: bool):
         super().__init__()
-        self.padded = padded
+        self.padded, self.results = padded, results
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is aten._local_scalar_dense.default and args[0].is_meta:
@@ -73,10 +74,17 @@ class _Answers(TorchDispatchMode):
             # As many as there can be: no token is padding.
             (mask,) = args[1]
             return args[0].new_empty((mask.numel(), *args[0].shape[mask.ndim :]))
+        if self.results and func is aten._to_copy.default and args[0].is_meta and _to_host(kwargs):
+            return torch.zeros(args[0].shape, dtype=(kwargs or {}).get("dtype") or args[0].dtype)
         if func is aten.equal.default and args[0].is_meta:
             # Scoring sees to it that buffers are as they were.
             return True
         return func(*args, **(kwargs or {}))
+
+
+def _to_host(options: dict | None) -> bool:
+    device = (options or {}).get("device")
+    return device is not None and torch.device(device).type == "cpu"
 
 
 def _is_mask(indices: list) -> bool:

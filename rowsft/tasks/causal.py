@@ -103,8 +103,9 @@ def score_answers(
     """
     if shared_prompt.pays(model, encoded):
         return shared_prompt.score(model, encoded, tokenizer.pad_token_id, batch_size, progress)
-    return run_batches(model, encoded, collator(tokenizer, model), batch_size, progress, _read_scores)
+    return run_batches(model, encoded, collator(tokenizer, model), batch_size, progress, read_batch)
 
 
-def _read_scores(output, batch: dict[str, Any]) -> list[AnswerScore]:
+def read_batch(output, batch: dict[str, Any]) -> list[AnswerScore]:
+    """The score of every answer of a batch from what the model made of it."""
     return read_scores(output.logits[:, :-1], batch["labels"][:, 1:])

@@ -72,7 +72,7 @@ class ClassificationTask(SplitTask):
                 self.collator(tokenizer),
                 batch_size,
                 progress,
-                lambda output, batch: output.logits.double().cpu().tolist(),
+                read_batch,
             )
         )
         labels = np.array([example["label"] for example in examples])
@@ -94,6 +94,11 @@ class ClassificationTask(SplitTask):
             return {}
         commonest, _ = Counter(example["label"] for example in self.splits()["train"]).most_common(1)[0]
         return {"majority_accuracy": float(np.mean([example["label"] == commonest for example in examples]))}
+
+
+def read_batch(output, batch: dict[str, Any]) -> list[list[float]]:
+    """The logits of every example of a batch from what the model made of it."""
+    return output.logits.double().cpu().tolist()
 
 
 def pad_right(encoded: list[dict], pad_id: int, label_dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from rowsft import job
 from rowsft.compose import compose
@@ -32,8 +33,13 @@ def both(workshop, data, family, *overrides):
     task = {"llama": "pairs", "bert": "texts"}[family]
     # A classifier that decodes: such a model keeps keys and values for later tokens unless it is told not to.
     source = "llama" if "method=head" in overrides else family
-    given = [*workshop.overrides(family), f"task.data.path={data / task}.jsonl", "task.max_length=24", *overrides]
-    given += ["trainer.steps=2", "trainer.eval_batch_size=3"]
+    given = [
+        *workshop.overrides(family),
+        f"task.data.path={data / task}.jsonl",
+        "task.max_length=24",
+        "trainer.steps=2",
+    ]
+    given += overrides
     if family == "bert":
         given.append("task.labels=[bad,good]")
     if source != family:
@@ -64,4 +70,14 @@ def both(workshop, data, family, *overrides):
 )
 def test_the_planned_peak_is_that_of_the_run(workshop, long_data, family, overrides):
     planned, memory = both(workshop, long_data, family, *overrides)
-    assert planned.peak_bytes == pytest.approx(memory["train"]["peak_allocated_bytes"], rel=1e-3)
+    # Recomputing keeps the random state once more on real devices.
+    more = torch.get_rng_state().nbytes if planned.scene.settings.gradient_checkpointing else 0
+    assert planned.peak_bytes == pytest.approx(memory["train"]["peak_allocated_bytes"] - more, rel=1e-3)
+
+
+@pytest.mark.parametrize(("family", "overrides"), [("llama", ["method=full"]), ("bert", ["method=lora"])])
+def test_the_planned_evaluation_is_that_of_the_run(workshop, long_data, family, overrides):
+    planned, memory = both(workshop, long_data, family, *overrides, "trainer.eval_batch_size=8")
+    assert planned.evaluation_bytes == pytest.approx(memory["evaluate"]["peak_allocated_bytes"], rel=3e-3)
+    # Four times the training batch, all of whose logits are turned into probabilities: it is what a card has to hold.
+    assert family == "bert" or planned.demand.tensor_bytes == planned.evaluation_bytes > planned.peak_bytes

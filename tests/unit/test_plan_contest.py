@@ -66,7 +66,7 @@ def test_what_a_card_holds_of_a_small_model(monkeypatch):
     config = compose([*SMALL, "method=lora"])
 
     def needs(**changes):
-        return plan(config, trainer_settings(config), changes, scoring=False).demand
+        return plan(config, trainer_settings(config), changes, training_only=True).demand
 
     assert needs(batch_size=entry.largest_batch).fits(1.2)
     assert entry.largest_batch == 4 or not needs(batch_size=entry.largest_batch + 1).fits(1.2)

@@ -1,0 +1,35 @@
+"""The memory of evaluating: the tasks' own pass over the model on tensors without data."""
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from rowsft.measure.ledger import CUDA_BLOCK_BYTES, Ledger
+from rowsft.plan.without_data import without_data
+from rowsft.tasks import causal, classification
+from rowsft.tasks.evaluating import run_batches
+
+if TYPE_CHECKING:
+    from rowsft.plan.scene import Scene
+
+
+def evaluation_peak(scene: "Scene", model: nn.Module) -> int:
+    """Bytes of tensors at the largest moment of evaluating one batch with `model`, attached and without an optimizer.
+
+    Every answer has a prompt of its own: where a task's answers share prompts, their keys and values are kept instead
+    of the prompts' logits, which are more.
+    """
+    count = scene.settings.eval_batch_size
+    batch = scene.batch(model, count)
+    read = causal.read_batch if scene.task.head == "causal_lm" else classification.read_batch
+    # Their lengths are all that is asked of the examples.
+    examples = [{"input_ids": range(scene.length)}] * count
+    with without_data(scene.gpu, padded=count > 1, results=True):
+        ledger = Ledger(CUDA_BLOCK_BYTES if scene.gpu else 1)
+        ledger.phase = "evaluate"
+        with ledger:
+            ledger.hold_model(model)
+            ledger.hold("temporary", batch.values())
+            ledger.begin()
+            run_batches(model, examples, lambda given: dict(batch), count, None, read)
+    return max(moment.total for moment in ledger.peaks().values())
