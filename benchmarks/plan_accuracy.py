@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
@@ -21,6 +22,7 @@ from transformers.utils import logging
 from rowsft.budget import Budget
 from rowsft.measure import phase_memory
 from rowsft.method import method_class
+from rowsft.plan.autocast import autocasting, claimed_alike
 from rowsft.plan.step import plan_step, run_step
 from rowsft.progress import bar
 from rowsft.selection import Targets
@@ -39,7 +41,7 @@ MAX_GRAD_NORM = 1.0
 
 @dataclass(frozen=True)
 class Case:
-    """One cell of the grid. attention: eager or sdpa. padded: whether the batch has padding."""
+    """One cell of the grid. attention: eager or sdpa. padded: whether the batch has padding. autocast: to bfloat16."""
 
     family: str
     method: str
@@ -51,6 +53,7 @@ class Case:
     attention: str
     checkpointing: bool
     padded: bool
+    autocast: bool = False
 
 
 def grid(full: bool) -> Iterator[Case]:
@@ -58,10 +61,10 @@ def grid(full: bool) -> Iterator[Case]:
     sizes = [(2, 64, 2, 32), (4, 128, 4, 96)] if full else [(2, 32, 2, 16)]
     dtypes = ("float32", "bfloat16") if full else ("float32",)
     attentions = ("eager", "sdpa") if full else ("eager",)
-    for family, method, size, dtype, attention, checkpointing in itertools.product(
-        ("llama", "bert"), METHODS, sizes, dtypes, attentions, (False, True) if full else (False,)
+    for family, method, size, dtype, attention, checkpointing, autocast in itertools.product(
+        ("llama", "bert"), METHODS, sizes, dtypes, attentions, (False, True) if full else (False,), (False, True)
     ):
-        yield Case(family, method, *size, dtype, attention, checkpointing, padded=family == "bert")
+        yield Case(family, method, *size, dtype, attention, checkpointing, family == "bert", autocast)
 
 
 def compare(case: Case) -> dict:
@@ -75,7 +78,9 @@ def planned_bytes(case: Case) -> int:
     """Tensors at the peak of the step on the meta device."""
     with torch.device("meta"):
         model = attached(case)
-    batch = {name: tensor.to("meta") for name, tensor in batch_of(case).items()}
+    if case.autocast:
+        model = autocasting(model, "bf16")
+    batch = {name: claimed_alike(tensor.to("meta"), model) for name, tensor in batch_of(case).items()}
     return plan_step(model, batch, False, case.padded, max_grad_norm=MAX_GRAD_NORM).peak.total
 
 
@@ -83,6 +88,8 @@ def measured_bytes(case: Case) -> int:
     """The same of a real step."""
     torch.manual_seed(0)
     model, batch = attached(case), batch_of(case)
+    if case.autocast:
+        model = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, foreach=False)
 

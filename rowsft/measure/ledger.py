@@ -7,6 +7,7 @@ from functools import reduce
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -237,7 +238,8 @@ class Ledger(TorchDispatchMode):
 
         Sparse tensors have no storage of their own; their parts are tensors that have.
         """
-        on_host = tensor.device.type == "cpu" and self.block_bytes != 1
+        # Fake tensors, of which a plan under autocast is made, claim to be on a CPU.
+        on_host = tensor.device.type == "cpu" and self.block_bytes != 1 and not isinstance(tensor, FakeTensor)
         return not on_host and tensor.layout is torch.strided
 
     def _leave(self, address: int, entry: int) -> None:

@@ -103,7 +103,7 @@ def step_of(scene: Scene, model: nn.Module) -> StepPlan:
         scene.padded,
         scene.settings.gradient_accumulation,
         scene.settings.max_grad_norm,
-        scene.loss_arguments(),
+        scene.loss_arguments(model),
     )
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from rowsft.measure.ledger import CUDA_BLOCK_BYTES, Ledger
+from rowsft.plan.autocast import autocast, claims_hold
 from rowsft.plan.without_data import without_data
 from rowsft.tasks import causal, classification
 from rowsft.tasks.evaluating import run_batches
@@ -24,7 +25,12 @@ def evaluation_peak(scene: "Scene", model: nn.Module) -> int:
     read = causal.read_batch if scene.task.head == "causal_lm" else classification.read_batch
     # Their lengths are all that is asked of the examples.
     examples = [{"input_ids": range(scene.length)}] * count
-    with without_data(scene.gpu, padded=count > 1, results=True):
+    with (
+        claims_hold(model, scene.gpu),
+        without_data(scene.gpu, padded=count > 1, results=True),
+        # Around all batches, as a run has it: weights that are trained are converted once.
+        autocast(scene.settings.autocast),
+    ):
         ledger = Ledger(CUDA_BLOCK_BYTES if scene.gpu else 1)
         ledger.phase = "evaluate"
         with ledger:

@@ -13,6 +13,7 @@ from rowsft.budget import Budget
 from rowsft.errors import UserError
 from rowsft.method import Knobs, Method
 from rowsft.models import blueprint, targets_of
+from rowsft.plan.autocast import autocasting, claimed_alike
 from rowsft.settings import TrainerSettings
 from rowsft.tasks import Task
 
@@ -57,14 +58,15 @@ class Scene:
             model.config.use_cache = False
         # What the method adds is made on the meta device, too.
         with torch.device("meta"):
-            return self.method.attach(model, knobs)
+            model = self.method.attach(model, knobs)
+        return autocasting(model, self.settings.autocast) if self.settings.autocast else model
 
     def batch(self, model: nn.Module, examples: int | None = None) -> dict[str, Tensor]:
-        """A batch of meta tensors, as the task's collator would make it for `model`; of one micro-batch's examples."""
+        """A batch without data, as the task's collator would make it for `model`; of one micro-batch's examples."""
         size = examples or self.settings.batch_size, self.length
 
         def ids() -> Tensor:
-            return torch.empty(size, dtype=torch.int64, device="meta")
+            return claimed_alike(torch.empty(size, dtype=torch.int64, device="meta"), model)
 
         batch = {"input_ids": ids(), "attention_mask": ids()}
         if self.task.head == "causal_lm":
@@ -74,12 +76,12 @@ class Scene:
             # BERT's tokenizer tells the texts of a pair apart.
             batch["token_type_ids"] = ids()
         kind = torch.float32 if self.labels == 1 else torch.int64
-        return {**batch, "labels": torch.empty(size[0], dtype=kind, device="meta")}
+        return {**batch, "labels": claimed_alike(torch.empty(size[0], dtype=kind, device="meta"), model)}
 
-    def loss_arguments(self) -> dict[str, Any]:
-        """What the trainer gives the model's forward besides the batch."""
+    def loss_arguments(self, model: nn.Module) -> dict[str, Any]:
+        """What the trainer gives the forward of `model` besides the batch."""
         if self.task.head == "causal_lm":
-            return {"num_items_in_batch": torch.empty((), dtype=torch.int64, device="meta")}
+            return {"num_items_in_batch": claimed_alike(torch.empty((), dtype=torch.int64, device="meta"), model)}
         return {}
 
 
@@ -89,11 +91,6 @@ def scene_of(config: DictConfig, settings: TrainerSettings, overrides: Mapping[s
     Raises UserError for what cannot be planned.
     """
     settings = TrainerSettings(**{**vars(settings), **(overrides or {})})
-    if settings.autocast:
-        raise UserError(
-            f"trainer.autocast={settings.autocast}: what autocast converts and keeps is decided on real tensors, so it "
-            "cannot be planned; plan with trainer.autocast=null and model.dtype=bfloat16, or measure a run"
-        )
     task = instantiate(config.task)
     length = task.max_length
     scene = Scene(

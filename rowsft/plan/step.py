@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rowsft.measure.ledger import CUDA_BLOCK_BYTES, Ledger, Moment
+from rowsft.plan.autocast import claims_hold
 from rowsft.plan.cost import Costs
 from rowsft.plan.without_data import without_data
 
@@ -51,7 +52,7 @@ def plan_step(
     max_grad_norm: float = 0.0,
     loss_arguments: Mapping | None = None,
 ) -> StepPlan:
-    """Two steps of `model`, which is attached and on the meta device; the second, warm one is planned.
+    """Two steps of `model`, which is attached and has no data; the second, warm one is planned.
 
     batch: one micro-batch of meta tensors; accumulation: micro-batches of a step. loss_arguments: what the trainer
     gives the model's forward besides.
@@ -59,7 +60,7 @@ def plan_step(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = _optimizer(trained, gpu) if trained else None
     settings = accumulation, max_grad_norm, loss_arguments or {}
-    with without_data(gpu, padded):
+    with claims_hold(model, gpu), without_data(gpu, padded):
         run_step(model, optimizer, batch, *settings)
         ledger, costs = Ledger(CUDA_BLOCK_BYTES if gpu else 1), Costs()
         with ledger:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rowsft.tuner.matrix import has_no_data
+
 aten = torch.ops.aten
 _HALF = (torch.bfloat16, torch.float16)
 # The longest head that the fused attention kernels of a GPU take.
@@ -43,7 +45,7 @@ def _kernels(gpu: bool) -> Iterator[None]:
     spelled_out, dropout = functional.scaled_dot_product_attention, functional.dropout
 
     def attention(query: Tensor, *args, **kwargs) -> Tensor:
-        fused = _fused_attention(gpu, query, *args, **kwargs) if query.is_meta else None
+        fused = _fused_attention(gpu, query, *args, **kwargs) if has_no_data(query) else None
         return spelled_out(query, *args, **kwargs) if fused is None else fused
 
     functional.scaled_dot_product_attention = attention
@@ -63,20 +65,20 @@ class _Answers(TorchDispatchMode):
         self.padded, self.results = padded, results
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is aten._local_scalar_dense.default and args[0].is_meta:
+        if func is aten._local_scalar_dense.default and has_no_data(args[0]):
             if args[0].dtype is torch.bool:
                 return not self.padded
             if args[0].is_floating_point():
                 # A loss, looked at to see that it is finite.
                 return 1.0
             raise UnknownWithoutData("the code reads a count or an index from a tensor")
-        if func is aten.index.Tensor and args[0].is_meta and _is_mask(args[1]):
+        if func is aten.index.Tensor and has_no_data(args[0]) and _is_mask(args[1]):
             # As many as there can be: no token is padding.
             (mask,) = args[1]
             return args[0].new_empty((mask.numel(), *args[0].shape[mask.ndim :]))
-        if self.results and func is aten._to_copy.default and args[0].is_meta and _to_host(kwargs):
+        if self.results and func is aten._to_copy.default and has_no_data(args[0]) and _to_host(kwargs):
             return torch.zeros(args[0].shape, dtype=(kwargs or {}).get("dtype") or args[0].dtype)
-        if func is aten.equal.default and args[0].is_meta:
+        if func is aten.equal.default and has_no_data(args[0]):
             # Scoring sees to it that buffers are as they were.
             return True
         return func(*args, **(kwargs or {}))
@@ -103,6 +105,11 @@ def _fused_attention(
     enable_gqa: bool = False,
 ) -> Tensor | None:
     """What torch's own choice comes to: the fused operator's output, or None where attention is spelled out."""
+    if not query.is_meta and torch.is_autocast_enabled("cpu"):
+        kind = torch.get_autocast_dtype("cpu")
+        query, key, value = query.to(kind), key.to(kind), value.to(kind)
+        if attn_mask is not None and attn_mask.is_floating_point():
+            attn_mask = attn_mask.to(kind)
     if attn_mask is not None and attn_mask.dtype is torch.bool:
         additive = torch.zeros_like(attn_mask, dtype=query.dtype)
         attn_mask = additive.masked_fill_(attn_mask.logical_not(), float("-inf"))

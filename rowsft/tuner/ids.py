@@ -8,6 +8,8 @@ import torch
 
 from rowsft.errors import UserError
 
+from .matrix import has_no_data
+
 PLACEHOLDER_ID = -1
 
 
@@ -31,7 +33,7 @@ def check_layer_ids(
 ) -> None:
     """Refuse placeholders, and ids that are not different rows and columns of a layer of `shape` (d_out, d_in)."""
     for axis, ids, count in (("row", rows, shape[0]), ("column", columns, shape[1])):
-        if ids is None or ids.is_meta:
+        if ids is None or has_no_data(ids):
             continue
         if (ids == PLACEHOLDER_ID).any():
             raise UserError(

@@ -8,6 +8,7 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from rowsft.errors import UserError
 
@@ -164,9 +165,13 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         )
 
     def _is_plain(self) -> bool:
-        """Whether the base tensors are ordinary ones; the exact type leaves out quantised and sharded weights."""
+        """Whether the base tensors are ordinary ones, or fake ones in a plan of such.
+
+        The exact type leaves out quantised and sharded weights.
+        """
         return all(
-            type(tensor) is nn.Parameter and tensor.dtype in _WRITABLE_DTYPES for tensor in self._tensors().values()
+            (type(tensor) is nn.Parameter or isinstance(tensor, FakeTensor)) and tensor.dtype in _WRITABLE_DTYPES
+            for tensor in self._tensors().values()
         )
 
     @torch.compiler.assume_constant_result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers.pytorch_utils import Conv1D
 
 
@@ -28,6 +29,11 @@ def is_bypassed(model: nn.Module, name: str) -> bool:
     parent, _, own = name.rpartition(".")
     holder = type(model.get_submodule(parent)).__name__
     return any(own in layers and holder.endswith(ending) for ending, layers in _READERS.items())
+
+
+def has_no_data(tensor: torch.Tensor) -> bool:
+    """Whether there are sizes alone: on the meta device, or in torch's fake tensors, which claim to be on another."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 def as_matrix(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:

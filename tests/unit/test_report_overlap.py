@@ -56,6 +56,12 @@ def test_shares_are_counted_over_all_layers_and_averaged_over_seeds(sections):
     assert "Overlap of the selections" in text and "0.50" in text and "0.80" in text
 
 
+def test_the_page_shows_the_overlap(sections, tmp_path):
+    files = report.build(tmp_path / "runs", "demo", tmp_path / "report")
+    page = files.page.read_text()
+    assert "Overlap of the selections" in page and "<td>0.40</td>" in page
+
+
 def test_a_selection_of_another_size_is_held_against_the_smaller_one():
     one = {("a", "ids"): {1, 2, 3, 4}}
     assert overlap.share(one, {("a", "ids"): {1, 9}}) == 0.5
