@@ -59,16 +59,18 @@ def plan_step(
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = _optimizer(trained, gpu) if trained else None
-    settings = accumulation, max_grad_norm, loss_arguments or {}
+    settings = max_grad_norm, loss_arguments or {}
     with claims_hold(model, gpu), without_data(gpu, padded):
-        run_step(model, optimizer, batch, *settings)
+        run_step(model, optimizer, batch, 1, *settings)
         ledger, costs = Ledger(CUDA_BLOCK_BYTES if gpu else 1), Costs()
         with ledger:
             ledger.hold_model(model, optimizer)
             ledger.hold("temporary", batch.values())
             ledger.watch_gradients(model)
             ledger.begin()
-            run_step(model, optimizer, batch, *settings, ledger, costs)
+            # From the second micro-batch on all are alike: gradients are there already.
+            run_step(model, optimizer, batch, min(accumulation, 2), *settings, ledger, costs)
+    costs.operators *= accumulation
     return StepPlan(ledger.peaks(), costs, ledger)
 
 
@@ -82,11 +84,14 @@ def run_step(
     ledger: Ledger | None = None,
     costs: Costs | None = None,
 ) -> None:
-    """One optimizer step as the trainer takes it, on any device; without an optimizer only the loss is computed."""
-    for _ in range(accumulation):
+    """One optimizer step as the trainer takes it, on any device; without an optimizer only the loss is computed.
+
+    costs: those of the last micro-batch are entered.
+    """
+    for number in range(accumulation):
         if ledger is not None:
             ledger.phase = "forward"
-        with costs or nullcontext():
+        with costs if costs is not None and number == accumulation - 1 else nullcontext():
             loss = model(**batch, **loss_arguments).loss
             if optimizer is not None:
                 loss.backward()

@@ -238,3 +238,10 @@ def test_llama3_8b_for_programs_in_little_memory(tmp_path):
     assert not told["fits_card_gb"]["16"]
     most_kib = int(done.stderr.splitlines()[-1])
     assert most_kib < 2 * 2**20
+
+
+def test_all_micro_batches_cost_alike():
+    """Two of them are run; measured against a run with three in tests/recipe."""
+    one, two, five = (planned(*SMALL, "method=lora", f"trainer.gradient_accumulation={n}") for n in (1, 2, 5))
+    assert (two.step.costs.flops, five.step.costs.flops) == (2 * one.step.costs.flops, 5 * one.step.costs.flops)
+    assert five.peak_bytes == two.peak_bytes >= one.peak_bytes
