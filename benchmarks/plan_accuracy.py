@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
@@ -89,7 +89,8 @@ def measured_bytes(case: Case) -> int:
     torch.manual_seed(0)
     model, batch = attached(case), batch_of(case)
     if case.autocast:
-        model = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
+        # As accelerate prepares a model; an Accelerator itself would stay with the process.
+        model.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=torch.bfloat16)(model.forward))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, foreach=False)
 
