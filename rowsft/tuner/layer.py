@@ -15,7 +15,7 @@ from rowsft.errors import UserError
 from .compiled import register_layer
 from .config import RowSFTConfig
 from .ids import Chosen, check_layer_ids
-from .matrix import as_matrix, other_rows, shape_of
+from .matrix import address_of, as_matrix, other_rows, shape_of
 from .patch import Patch
 from .update import Update
 
@@ -211,7 +211,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
     def _check_ids(self, name: str) -> None:
         """Refuse placeholder and impossible ids; looks at the values only when they have changed."""
         rows, columns = _get(self.row_sft_ids, name), _get(self.row_sft_column_ids, name)
-        stamp = tuple((ids.data_ptr(), ids._version) for ids in (rows, columns) if ids is not None)
+        stamp = tuple((address_of(ids), ids._version) for ids in (rows, columns) if ids is not None)
         if self._checked.get(name) == stamp:
             return
         check_layer_ids(rows, columns, self.layer_name, (self.out_features, self.in_features), name)

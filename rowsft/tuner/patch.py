@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-from .matrix import as_matrix, other_rows
+from .matrix import address_of, as_matrix, other_rows
 from .update import Update
 
 
@@ -172,4 +172,4 @@ def _places(updates: list[Update]) -> list[tuple]:
 
 
 def _stamp(tensors: dict[str, torch.Tensor]) -> list[tuple]:
-    return [(name, id(tensor), tensor.data_ptr(), tensor._version) for name, tensor in tensors.items()]
+    return [(name, id(tensor), address_of(tensor), tensor._version) for name, tensor in tensors.items()]

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from .autograd import UpdateGradient
+from .matrix import address_of
 
 
 @dataclass(frozen=True)
@@ -72,4 +73,4 @@ class Update:
 
 
 def _stamp(tensor: torch.Tensor | None) -> tuple:
-    return () if tensor is None else (tensor.data_ptr(), tensor._version)
+    return () if tensor is None else (address_of(tensor), tensor._version)
