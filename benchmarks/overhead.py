@@ -194,9 +194,7 @@ def table(rows: list[dict]) -> str:
         "|---|---|" + "---:|" * 6,
     ]
     for row in rows:
-        times = [
-            f"{row[f'{name}_step_seconds'] * 1000:,.2f}" for name in ("by_hand", "trainer", "suite", "extra") if True
-        ]
+        times = [f"{row[f'{name}_step_seconds'] * 1000:,.2f}" for name in ("by_hand", "trainer", "suite", "extra")]
         ratios = [
             f"{row[name]['median']:.4f} [{row[name]['low']:.4f}, {row[name]['high']:.4f}]"
             for name in ("suite_over_by_hand", "suite_over_trainer")
@@ -206,6 +204,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Measure, write and print; exit status 0."""
     options = _parser().parse_args(arguments)
     logging.set_verbosity_error()
     rows = [measure(shape, options) for shape in options.shape]

@@ -10,6 +10,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+)
 
 from rowsft.errors import UserError
 from rowsft.plan.evaluating import evaluation_peak
@@ -22,6 +27,12 @@ from rowsft.settings import TrainerSettings
 
 # torch's words for an operator that needs values.
 _OF_META = re.compile(r"meta tensor|meta device type|meta kernel|register_meta", re.I)
+_REFUSALS = (
+    UnknownWithoutData,
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,7 @@ def _told(scene: Scene, work):
     """Turn what the meta device cannot do into one error: no figure is made up. A bug of ours stays what it is."""
     try:
         return work()
-    except (UnknownWithoutData, NotImplementedError, RuntimeError, TypeError) as error:
+    except (*_REFUSALS, NotImplementedError, RuntimeError, TypeError) as error:
         if not _lacks_data(error):
             raise
         first = " ".join(str(error).split())[:200]
@@ -125,7 +136,7 @@ def _lacks_data(error: Exception) -> bool:
     """Whether torch refused a tensor for being without data."""
     # The products of a mixture of experts: its kernel without data takes bfloat16 alone and says that of the inputs.
     experts = "grouped_mm" in traceback.extract_tb(error.__traceback__)[-1].name
-    return isinstance(error, UnknownWithoutData) or experts or _OF_META.search(str(error)) is not None
+    return isinstance(error, _REFUSALS) or experts or _OF_META.search(str(error)) is not None
 
 
 def _by_kind(model: nn.Module, trained_only: bool) -> Counter:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, T5Config
 
@@ -143,6 +144,12 @@ def test_what_cannot_be_known_is_said(overrides, message):
         planned(*SMALL, *overrides)
 
 
+def fake():
+    """What a plan under autocast is made of."""
+    with FakeTensorMode():
+        return torch.empty(2)
+
+
 @pytest.mark.parametrize(
     "work",
     [
@@ -151,6 +158,8 @@ def test_what_cannot_be_known_is_said(overrides, message):
         lambda: torch.empty(2, device="meta").nonzero(),
         lambda: torch.empty(2, device="meta").unique(),
         lambda: torch.empty(2, device="meta").numpy(),
+        lambda: fake().nonzero(),
+        lambda: fake().sum().item(),
     ],
 )
 def test_what_torch_refuses_without_data_is_told_and_nothing_else(work):
