@@ -10,7 +10,7 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -56,6 +56,10 @@ class Case:
     autocast: bool = False
 
 
+# What `rowsft compare` knows a cell by.
+LABELS = [field.name for field in fields(Case)]
+
+
 def grid(full: bool) -> Iterator[Case]:
     """All methods on both families; without `full` the cells that CI compares byte by byte."""
     sizes = [(2, 64, 2, 32), (4, 128, 4, 96)] if full else [(2, 32, 2, 16)]
@@ -71,7 +75,7 @@ def compare(case: Case) -> dict:
     """The case with planned and measured bytes and the relative error of the plan."""
     planned, measured = planned_bytes(case), measured_bytes(case)
     error = planned / measured - 1
-    return {**asdict(case), "planned_bytes": planned, "measured_bytes": measured, "error": error}
+    return {**asdict(case), "planned_bytes": planned, "measured_bytes": measured, "relative_error": error}
 
 
 def planned_bytes(case: Case) -> int:
@@ -155,15 +159,16 @@ def main() -> None:
     logging.set_verbosity_error()
     cases = list(grid(not parsed.small))
     rows = [compare(case) for case in bar("comparing")(cases)]
-    rows.sort(key=lambda row: -abs(row["error"]))
-    errors = [abs(row["error"]) for row in rows]
+    rows.sort(key=lambda row: -abs(row["relative_error"]))
+    errors = [abs(row["relative_error"]) for row in rows]
     for row in rows[:10]:
-        named = {k: v for k, v in row.items() if not k.endswith("bytes") and k != "error"}
-        print(f"{100 * row['error']:+.4f} %  {row['planned_bytes']:,} of {row['measured_bytes']:,}  {named}")
+        named = {k: v for k, v in row.items() if not k.endswith("bytes") and k != "relative_error"}
+        print(f"{100 * row['relative_error']:+.4f} %  {row['planned_bytes']:,} of {row['measured_bytes']:,}  {named}")
     print(f"{len(rows)} cells: median {100 * statistics.median(errors):.4f} %, worst {100 * errors[0]:.4f} %")
     parsed.out.parent.mkdir(parents=True, exist_ok=True)
     summary = {"median_error": statistics.median(errors), "worst_error": errors[0]}
-    parsed.out.write_text(json.dumps({"command": " ".join(sys.argv), **summary, "rows": rows}, indent=1) + "\n")
+    result = {"command": " ".join(sys.argv), "labels": LABELS, **summary, "rows": rows}
+    parsed.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

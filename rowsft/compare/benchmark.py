@@ -1,6 +1,7 @@
 """A benchmark's JSON file as a side of a comparison: `rows` by shape and method, or by importance metric."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rowsft.compare.side import Side, not_finite_note, numbers_in
@@ -8,14 +9,14 @@ from rowsft.compare.units import has_unit
 from rowsft.errors import UserError
 from rowsft.report.rows import flatten
 
-#: A row is known by these of its fields, in this order.
+#: A row is known by these of its fields, in this order, unless the file gives `labels` of its own.
 _LABELS = ("shape", "method", "metric")
 #: How often something was measured, and the extremes of single steps: no results of their own.
 _ASIDE = frozenset({"timed_steps", "calibration_batches", "step_seconds_min", "step_seconds_max"})
 #: Parts of a file that are no settings.
-_PARTS = frozenset({"rows", "about", "settings", "environment", "command", "commit"})
+_PARTS = frozenset({"rows", "about", "settings", "environment", "command", "commit", "labels"})
 
-_EXPECTED = "expected a file that benchmarks/step.py or benchmarks/selection.py wrote"
+_EXPECTED = "expected a file that one of benchmarks/ wrote"
 
 
 def side(path: Path) -> Side:
@@ -24,7 +25,8 @@ def side(path: Path) -> Side:
     Raises UserError for a file that is missing, unreadable, no JSON or no benchmark's, and for two rows of one label.
     """
     result = _read(path)
-    rows = _labelled(path, result["rows"])
+    labels = result.get("labels") or _LABELS
+    rows = _labelled(path, result["rows"], labels)
     beside = {key: value for key, value in result.items() if key not in _PARTS}
     measured = {key: value for key, value in beside.items() if has_unit(key)}
     settings = {key: value for key, value in beside.items() if key not in measured} | (result.get("settings") or {})
@@ -32,7 +34,7 @@ def side(path: Path) -> Side:
         f"{label}.{name}": value
         for label, row in rows.items()
         for name, value in row.items()
-        if name not in _ASIDE and "_over_" not in name
+        if name not in _ASIDE and name not in labels and "_over_" not in name
     }
     numbers = numbers_in(values)
     errors = [f"{label} failed: {row['error']}" for label, row in rows.items() if "error" in row]
@@ -63,16 +65,19 @@ def _read(path: Path) -> dict:
     rows = result.get("rows") if isinstance(result, dict) else None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: no benchmark's results (no list of `rows`); {_EXPECTED}")
+    labels = result.get("labels") or []
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise UserError(f"{path}: labels is no list of the fields that a row is known by; {_EXPECTED}")
     wrong = [key for key in ("settings", "environment") if not isinstance(result.get(key) or {}, dict)]
     if wrong:
         raise UserError(f"{path}: {wrong[0]} is no mapping; {_EXPECTED}")
     return result
 
 
-def _labelled(path: Path, rows: list[dict]) -> dict[str, dict]:
+def _labelled(path: Path, rows: list[dict], labels: Sequence[str]) -> dict[str, dict]:
     labelled = {}
     for number, row in enumerate(rows, 1):
-        label = ".".join(str(row[key]) for key in _LABELS if row.get(key) is not None)
+        label = ".".join(str(row[key]) for key in labels if row.get(key) is not None)
         if row.get("method") is None and row.get("metric") is None:
             raise UserError(f"{path}: row {number} names no method or metric; {_EXPECTED}")
         if label in labelled:

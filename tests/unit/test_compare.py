@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -563,7 +564,7 @@ def test_files_that_cannot_be_compared(pair, files, tmp_path):
         compare(lora, good, store.root)
     with pytest.raises(UserError, match=r"have no measured method in common \(A: llama\.floor, .*; B: bert\.rows\)"):
         compare(good, write(tmp_path / "bert" / "step.json", [row("rows", shape="bert")]))
-    with pytest.raises(UserError, match=r"none\.json: no such file; expected a file that benchmarks/step\.py"):
+    with pytest.raises(UserError, match=r"none\.json: no such file; expected a file that one of benchmarks"):
         compare(good, str(tmp_path / "none.json"))
     with pytest.raises(UserError, match="give the run's folder, "):
         compare(good, str(store.root / lora / "record.json"))
@@ -599,3 +600,10 @@ def test_torch_is_never_imported(pair):
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize("stored", sorted((Path(__file__).parents[2] / "benchmarks/results").rglob("*.json")))
+def test_every_stored_benchmark_can_be_compared(stored):
+    comparison = compare(str(stored), str(stored))
+    assert comparison.numbers and all(number.difference in (0, None) for number in comparison.numbers)
+    assert "failed" not in shown(comparison)

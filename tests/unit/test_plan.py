@@ -62,7 +62,7 @@ def small_case(**changes):
     "changes", [{}, {"padded": False}, {"dtype": "bfloat16"}, {"checkpointing": True}, {"autocast": True}]
 )
 def test_fused_attention_is_planned_within_a_percent(changes):
-    assert abs(compare(small_case(**changes))["error"]) < 0.01
+    assert abs(compare(small_case(**changes))["relative_error"]) < 0.01
 
 
 @pytest.mark.parametrize(("gpu", "kind"), [(False, torch.bfloat16), (True, torch.float32)])
