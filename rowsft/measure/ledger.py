@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from rowsft.measure.memory import resident_groups
 
@@ -94,15 +93,14 @@ class Ledger(TorchDispatchMode):
             for entry in self._left_by_forward:
                 self.entries[entry].part = "saved_activations"
             self._left_by_forward.clear()
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                entry = self._enter(leaf)
-                if entry is None:
-                    continue
-                if not in_backward:
-                    self._left_by_forward.add(entry)
-                elif torch.is_grad_enabled():
-                    self.entries[entry].part = "saved_activations"
+        for tensor in tensors_in(out):
+            entry = self._enter(tensor)
+            if entry is None:
+                continue
+            if not in_backward:
+                self._left_by_forward.add(entry)
+            elif torch.is_grad_enabled():
+                self.entries[entry].part = "saved_activations"
         if func in _KEEPS_NUMBER and not isinstance(args[1], torch.Tensor) and self.block_bytes == 1:
             self._keep_number(args[0], in_backward)
         for entry in scratch:
@@ -250,6 +248,15 @@ class Ledger(TorchDispatchMode):
 
     def _phase_now(self) -> str:
         return "backward" if self._phase == "forward" and _in_backward() else self._phase
+
+
+def tensors_in(value) -> Iterator[torch.Tensor]:
+    """The tensors among an operator's arguments or results. (Every operator comes here: torch's trees take longer.)"""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
 
 
 def _in_backward() -> bool:

@@ -14,7 +14,6 @@ from rowsft.plan import page, plan
 from rowsft.plan.advice import ways_out
 from rowsft.plan.contest import contest
 from rowsft.plan.fit import CARDS_GB
-from rowsft.plan.picture import bars
 from rowsft.plan.sweep import sweep
 from rowsft.plan.text import as_json, show
 from rowsft.settings import trainer_settings
@@ -92,6 +91,9 @@ def _show(parsed: argparse.Namespace, console: Console, table: tuple, plans: dic
     console.print(page.terminal(*table))
     for note in said:
         console.print(f"  {note}", style="dim")
+    # A plan alone draws nothing and need not wait for what draws.
+    from rowsft.plan.picture import bars
+
     folder = parsed.out or Path("reports") / "plan"
     command = shlex.join(["rowsft", *sys.argv[1:]])
     written = page.write(folder, title, *table, said, bars(plans, title), command)

@@ -1,12 +1,13 @@
 """Operations and bytes moved, operator by operator: what a roofline is made of."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from rowsft.measure.ledger import tensors_in
 
 aten = torch.ops.aten
 # Operators that only look at memory in another way.
@@ -29,36 +30,36 @@ class Costs(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        #: (operations, bytes, dtype) of every operator.
-        self.operators: list[tuple[int, int, torch.dtype]] = []
+        #: (operations, bytes, dtype) of an operator -> how many times such a one ran.
+        self.operators: Counter[tuple[int, int, torch.dtype]] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         packet = func._overloadpacket
         if packet.__name__.strip("_") not in _FREE:
-            tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
+            tensors = list(tensors_in((*args, *kwargs.values(), out)))
             if tensors:
-                moved = sum({id(t): t.numel() * t.element_size() for t in tensors}.values())
-                self.operators.append((_operations(packet, args, kwargs, out), moved, tensors[0].dtype))
+                moved = sum({id(t): t.nbytes for t in tensors}.values())
+                self.operators[_operations(packet, args, kwargs, out), moved, tensors[0].dtype] += 1
         return out
 
     @property
     def flops(self) -> int:
         """Floating-point operations of all operators."""
-        return sum(flops for flops, _, _ in self.operators)
+        return sum(times * flops for (flops, _, _), times in self.operators.items())
 
     @property
     def bytes_moved(self) -> int:
         """Bytes that all operators read and write."""
-        return sum(moved for _, moved, _ in self.operators)
+        return sum(times * moved for (_, moved, _), times in self.operators.items())
 
     def seconds(self, device: Device) -> float:
         """The roofline: each operator as fast as arithmetic or memory allows, whichever is slower. A lower bound."""
         fastest = max(device.flops.values())
         return sum(
-            max(flops / device.flops.get(dtype, fastest), moved / device.bytes_per_second)
-            for flops, moved, dtype in self.operators
+            times * max(flops / device.flops.get(dtype, fastest), moved / device.bytes_per_second)
+            for (flops, moved, dtype), times in self.operators.items()
         )
 
 
@@ -69,6 +70,11 @@ def _operations(packet, args, kwargs, out) -> int:
     if packet is aten._scaled_dot_product_flash_attention_for_cpu_backward:
         gradient, query, key, value = (tensor.shape for tensor in args[:4])
         return sdpa_backward_flop_count(gradient, query, _with_heads(key, query), _with_heads(value, query))
+    if packet is aten._grouped_mm:
+        # Of a mixture of experts: every token's row meets one expert's matrix, or its gradient.
+        left, right = args[:2]
+        groups = len(left) if left.ndim == right.ndim == 3 else 1
+        return 2 * groups * left.shape[-2] * left.shape[-1] * right.shape[-1]
     count = flop_registry.get(packet)
     return count(*args, **kwargs, out_val=out) if count else 0
 

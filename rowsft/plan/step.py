@@ -52,26 +52,42 @@ def plan_step(
     max_grad_norm: float = 0.0,
     loss_arguments: Mapping | None = None,
 ) -> StepPlan:
-    """Two steps of `model`, which is attached and has no data; the second, warm one is planned.
+    """A warm step of `model`, which is attached and has no data: the optimizer's state is there when it begins.
 
     batch: one micro-batch of meta tensors; accumulation: micro-batches of a step. loss_arguments: what the trainer
     gives the model's forward besides.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = _optimizer(trained, gpu) if trained else None
-    settings = max_grad_norm, loss_arguments or {}
     with claims_hold(model, gpu), without_data(gpu, padded):
-        run_step(model, optimizer, batch, 1, *settings)
+        _warm_up(model, optimizer, batch, accumulation > 1, loss_arguments or {})
         ledger, costs = Ledger(CUDA_BLOCK_BYTES if gpu else 1), Costs()
         with ledger:
             ledger.hold_model(model, optimizer)
             ledger.hold("temporary", batch.values())
             ledger.watch_gradients(model)
             ledger.begin()
-            # From the second micro-batch on all are alike: gradients are there already.
-            run_step(model, optimizer, batch, min(accumulation, 2), *settings, ledger, costs)
-    costs.operators *= accumulation
+            # The last of the micro-batches: from the second on all are alike.
+            run_step(model, optimizer, batch, 1, max_grad_norm, loss_arguments or {}, ledger, costs)
+    for operator in costs.operators:
+        costs.operators[operator] *= accumulation
     return StepPlan(ledger.peaks(), costs, ledger)
+
+
+def _warm_up(model: nn.Module, optimizer, batch: Mapping[str, Tensor], keep_gradients: bool, arguments: Mapping):
+    """Leave what the steps before leave: state of the optimizer, buffers made on the way, and, where micro-batches
+    accumulate, the gradients of those before."""
+    if keep_gradients and optimizer is not None:
+        model(**batch, **arguments).loss.backward()
+        optimizer.step()
+        return
+    with torch.no_grad():
+        model(**batch, **arguments)
+    if optimizer is not None:
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = torch.empty_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def run_step(
