@@ -16,7 +16,14 @@ from pathlib import Path
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 from transformers.utils import logging
 
 from rowsft.budget import Budget
@@ -129,8 +136,10 @@ def _base(case: Case) -> nn.Module:
     }
     if case.family == "llama":
         config, kind = LlamaConfig(**sizes, num_key_value_heads=2), LlamaForCausalLM
+    elif case.family == "mixtral":
+        config, kind = MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=4), MixtralForCausalLM
     else:
-        config, kind = BertConfig(**sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), None
+        config = BertConfig(**sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         kind = BertForSequenceClassification
     config._attn_implementation = case.attention
     model = kind(config).to(getattr(torch, case.dtype)).train()
@@ -146,7 +155,7 @@ def batch_of(case: Case) -> dict[str, Tensor]:
         mask = torch.ones_like(ids)
         if case.padded:
             mask[-1, -3:] = 0
-        labels = ids.clone() if case.family == "llama" else torch.zeros(case.batch, dtype=torch.int64)
+        labels = torch.zeros(case.batch, dtype=torch.int64) if case.family == "bert" else ids.clone()
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 

@@ -7,12 +7,14 @@ operators differs from a CPU's in those that it keeps in 32 bit: they are added 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from unittest.mock import patch
 
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from transformers.utils import import_utils
+
+from rowsft.plan.exchange import exchanged
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _NARROW = tuple(DTYPES.values())
@@ -62,9 +64,8 @@ def claims_hold(model: nn.Module, gpu: bool) -> Iterator[None]:
         return
     with (
         # transformers takes fake tensors for a trace, in which it spells masks out.
-        patch("transformers.utils.import_utils.is_fake_tensor", lambda _: False),
-        patch.object(FakeTensor, "tolist", lambda self: _zeros(self).tolist(), create=True),
-        patch.object(FakeTensor, "numpy", lambda self: _zeros(self).numpy(), create=True),
+        exchanged(import_utils, is_fake_tensor=lambda _: False),
+        exchanged(FakeTensor, tolist=lambda self: _zeros(self).tolist(), numpy=lambda self: _zeros(self).numpy()),
         _widening() if gpu else nullcontext(),
         mode,
     ):
