@@ -1,4 +1,4 @@
-"""What the harness costs: the suite's training loop against the same loop written by hand, and transformers' own.
+"""What the harness costs: the suite's training loop against the same loop written by hand, step by step.
 
     python benchmarks/overhead.py             row-SFT on a MiniLM-sized encoder and a small Llama, on the CPU
     python benchmarks/overhead.py --tiny      steps of milliseconds: the absolute cost, and does everything run?
@@ -7,9 +7,10 @@
 Three loops train the same model with the same optimizer on the same batches: `by hand` (plain PyTorch, written out
 below), `Trainer` (transformers' without any of our measuring) and `suite` (rowsft.training as every run uses it: clocks
 of steps and of data, the curve, the watch for divergence; the detailed memory ledger is off, as it is in every timed
-step of a run). They take turns of a few steps in random order, all in one process, so that what disturbs the machine
-disturbs all alike. A turn's time is wall-clock from before its first batch is fetched until its last step is done and
-logged, per step; ratios are taken turn by turn. Writes overhead.json and overhead.md into --out.
+step of a run). After every step of the Trainer or the suite follows one by hand, on the same model, so that what
+disturbs the machine disturbs both; a step's time is wall-clock from the end of the step before, so that it has
+everything in it: getting the batch, the step, writing its loss down. Ratios and differences are those of such pairs.
+Writes overhead.json and overhead.md into --out.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +37,12 @@ from rowsft.settings import TrainerSettings
 
 HERE = Path(__file__).resolve().parent
 RATE, CLIP = 1e-4, 1.0
-LOOPS = ("by hand", "Trainer", "suite")
+HARNESSES = ("Trainer", "suite")
 BOOTSTRAPS = 2000
 
 
 class Contest:
-    """One model, its examples, and the three loops over them, each of which returns its seconds a step."""
+    """One model, its examples, and the loops over them."""
 
     def __init__(self, shape: str, options: argparse.Namespace):
         self.shape = SHAPES[shape]
@@ -51,18 +52,17 @@ class Contest:
         self.model = CONTENDERS[options.method].attach(plain, self.shape.rank).model.train()
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.examples = [example for index in range(self.steps) for example in self._examples(index)]
-        self.order = training.data_order(len(self.examples), len(self.examples), SEED)
         self.settings = TrainerSettings(
             learning_rate=RATE, steps=self.steps, batch_size=self.shape.batch, device=self.device.type
         )
 
-    def by_hand(self) -> float:
+    def by_hand(self) -> Iterator[float]:
+        """The loop by hand; every `next` takes one step and gives its loss."""
+        order = training.data_order(len(self.examples), len(self.examples), SEED)
         optimizer = self._optimizer()
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / self.steps)
-        losses = []
-        begin = self._now()
-        for first in range(0, len(self.examples), self.shape.batch):
-            inputs = collate([self.examples[index] for index in self.order[first : first + self.shape.batch]])
+        for first in range(0, len(order), self.shape.batch):
+            inputs = collate([self.examples[index] for index in order[first : first + self.shape.batch]])
             inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
             loss = self.model(**inputs).loss
             loss.backward()
@@ -70,56 +70,53 @@ class Contest:
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-            losses.append(loss.item())
-        return (self._now() - begin) / self.steps
+            yield loss.item()
 
-    def trainer(self) -> float:
+    def pairs(self, harness: str, warmup: int = 1) -> list[tuple[float, float]]:
+        """(seconds of the harness's step, seconds of the one by hand) of every step after the first `warmup`."""
         with tempfile.TemporaryDirectory() as scratch:
-            arguments = TrainingArguments(
-                output_dir=scratch,
-                max_steps=self.steps,
-                per_device_train_batch_size=self.shape.batch,
-                learning_rate=RATE,
-                max_grad_norm=CLIP,
-                logging_steps=1,
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-                remove_unused_columns=False,
-                use_cpu=self.device.type == "cpu",
-            )
-            watch = _Watch(self._now)
-            trainer = Trainer(
-                model=self.model,
-                args=arguments,
-                train_dataset=self.examples,
-                data_collator=collate,
-                callbacks=[watch],
-                optimizers=(self._optimizer(), None),
-            )
-            trainer.remove_callback(PrinterCallback)
+            trainer = (self._suite if harness == "suite" else self._trainer)(Path(scratch))
+            turns = Turns(self.by_hand(), self._now)
+            trainer.add_callback(turns)
             trainer.train()
-        return watch.seconds / self.steps
+        return turns.pairs[warmup:]
 
-    def suite(self) -> float:
-        clock = StepClock(self.settings.timing_warmup_steps, self.device)
-        with tempfile.TemporaryDirectory() as scratch:
-            trainer = training.build_trainer(
-                self.model,
-                self.examples,
-                collate,
-                self.settings,
-                SEED,
-                clock,
-                lambda point: None,
-                Path(scratch),
-                normalises_by_tokens=False,
-            )
-            watch = _Watch(self._now)
-            trainer.add_callback(watch)
-            trainer.train()
-        clock.summary()
-        return watch.seconds / self.steps
+    def _trainer(self, scratch: Path) -> Trainer:
+        arguments = TrainingArguments(
+            output_dir=str(scratch),
+            max_steps=self.steps,
+            per_device_train_batch_size=self.shape.batch,
+            learning_rate=RATE,
+            max_grad_norm=CLIP,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            use_cpu=self.device.type == "cpu",
+        )
+        trainer = Trainer(
+            model=self.model,
+            args=arguments,
+            train_dataset=self.examples,
+            data_collator=collate,
+            optimizers=(self._optimizer(), None),
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    def _suite(self, scratch: Path) -> Trainer:
+        return training.build_trainer(
+            self.model,
+            self.examples,
+            collate,
+            self.settings,
+            SEED,
+            StepClock(self.settings.timing_warmup_steps, self.device),
+            lambda point: None,
+            scratch,
+            normalises_by_tokens=False,
+        )
 
     def _optimizer(self) -> torch.optim.Optimizer:
         on_gpu = self.device.type == "cuda"
@@ -134,18 +131,23 @@ class Contest:
         return time.perf_counter()
 
 
-class _Watch(TrainerCallback):
-    """Seconds of the one epoch: from before its first batch until its last step is done and logged."""
+class Turns(TrainerCallback):
+    """After every step of a Trainer, one by hand. pairs: seconds of the Trainer's step, of the step by hand."""
 
-    def __init__(self, now: Callable[[], float]):
-        self.now = now
-        self.seconds = 0.0
+    def __init__(self, by_hand: Iterator[float], now: Callable[[], float]):
+        self.by_hand, self.now = by_hand, now
+        self.pairs: list[tuple[float, float]] = []
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.begin = self.now()
 
-    def on_epoch_end(self, args, state, control, **kwargs):
-        self.seconds = self.now() - self.begin
+    def on_step_end(self, args, state, control, **kwargs):
+        # What a Trainer does after this, logging and all, counts as its next step's.
+        between = self.now()
+        next(self.by_hand)
+        end = self.now()
+        self.pairs.append((between - self.begin, end - between))
+        self.begin = end
 
 
 def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
@@ -154,53 +156,47 @@ def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def measure(shape: str, options: argparse.Namespace) -> dict:
-    """One row: seconds a step of each loop, and the suite's ratios with an interval of the median."""
+    """One row: seconds of a step by hand, and what each harness adds to it, with an interval of the median."""
     contest = Contest(shape, options)
-    loops = dict(zip(LOOPS, (contest.by_hand, contest.trainer, contest.suite), strict=True))
     order = random.Random(SEED)
-    seconds: dict[str, list[float]] = {name: [] for name in LOOPS}
-    for number in range(-1, options.rounds):
-        for name in order.sample(LOOPS, len(LOOPS)):
-            taken = loops[name]()
-            # The first round warms caches and the allocator up.
-            if number >= 0:
-                seconds[name].append(taken)
+    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in HARNESSES}
+    for number in range(options.rounds):
+        for name in order.sample(HARNESSES, len(HARNESSES)):
+            pairs[name] += contest.pairs(name)
         print(f"{shape}: round {number + 1} of {options.rounds}", file=sys.stderr)
-    return {
-        "shape": shape,
-        "method": options.method,
-        "rounds": options.rounds,
-        "steps": options.steps,
-        **{f"{name.replace(' ', '_').lower()}_step_seconds": float(np.median(seconds[name])) for name in LOOPS},
-        "extra_step_seconds": float(np.median(np.subtract(seconds["suite"], seconds["by hand"]))),
-        "suite_over_by_hand": _ratio(seconds["suite"], seconds["by hand"]),
-        "suite_over_trainer": _ratio(seconds["suite"], seconds["Trainer"]),
-    }
+    row = {"shape": shape, "method": options.method, "pairs": len(pairs["suite"])}
+    row["by_hand_step_seconds"] = float(np.median([by_hand for taken in pairs.values() for _, by_hand in taken]))
+    for name in HARNESSES:
+        harness, by_hand = np.transpose(pairs[name])
+        row[f"{name.lower()}_minus_by_hand_seconds"] = _median(harness - by_hand)
+        row[f"{name.lower()}_over_by_hand"] = _median(harness / by_hand)
+    return row
 
 
-def _ratio(left: list[float], right: list[float]) -> dict[str, float]:
-    """Median of the rounds' ratios, with the middle 95 % of its bootstrap."""
-    ratios = np.divide(left, right)
-    drawn = np.random.default_rng(SEED).choice(ratios, (BOOTSTRAPS, len(ratios)))
+def _median(values: np.ndarray) -> dict[str, float]:
+    """The median, with the middle 95 % of its bootstrap."""
+    drawn = np.random.default_rng(SEED).choice(values, (BOOTSTRAPS, len(values)))
     low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
-    return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
+    return {"median": float(np.median(values)), "low": float(low), "high": float(high)}
 
 
 def table(rows: list[dict]) -> str:
     """The rows in Markdown."""
-    names = ("shape", "method", "by hand ms", "Trainer ms", "suite ms", "suite − by hand ms")
-    lines = [
-        "| " + " | ".join((*names, "suite / by hand", "suite / Trainer")) + " |",
-        "|---|---|" + "---:|" * 6,
-    ]
+    lines = ["| shape | method | pairs | by hand ms | "]
+    lines[0] += " | ".join(f"{name} − by hand ms | {name} / by hand" for name in HARNESSES) + " |"
+    lines.append("|---|---|" + "---:|" * (2 + 2 * len(HARNESSES)))
     for row in rows:
-        times = [f"{row[f'{name}_step_seconds'] * 1000:,.2f}" for name in ("by_hand", "trainer", "suite", "extra")]
-        ratios = [
-            f"{row[name]['median']:.4f} [{row[name]['low']:.4f}, {row[name]['high']:.4f}]"
-            for name in ("suite_over_by_hand", "suite_over_trainer")
-        ]
-        lines.append("| " + " | ".join((row["shape"], row["method"], *times, *ratios)) + " |")
-    return "\n".join(lines) + "\n\nMilliseconds a step; ratios: median of the rounds [95 % of its bootstrap].\n"
+        cells = [row["shape"], row["method"], str(row["pairs"]), f"{row['by_hand_step_seconds'] * 1000:,.2f}"]
+        for name in map(str.lower, HARNESSES):
+            cells.append(_cell(row[f"{name}_minus_by_hand_seconds"], 1000, 2))
+            cells.append(_cell(row[f"{name}_over_by_hand"], 1, 4))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\nMilliseconds a step; median of the pairs of steps [95 % of its bootstrap].\n"
+
+
+def _cell(found: dict[str, float], factor: float, digits: int) -> str:
+    median, low, high = (f"{found[name] * factor:.{digits}f}" for name in ("median", "low", "high"))
+    return f"{median} [{low}, {high}]"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -224,8 +220,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["bert", "llama", "tiny_bert"])
     parser.add_argument("--tiny", dest="shape", action="store_const", const=["tiny_bert", "tiny_llama"])
     parser.add_argument("--method", choices=CONTENDERS, default="rows")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each loop")
-    parser.add_argument("--steps", type=int, default=10, help="training steps a turn")
+    parser.add_argument("--rounds", type=int, default=3, help="trainings with each harness")
+    parser.add_argument("--steps", type=int, default=21, help="steps of a training; the first is left out")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--out", type=Path, default=HERE / "out", help="folder to write (default: benchmarks/out)")
