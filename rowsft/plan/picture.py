@@ -25,7 +25,9 @@ def bars(plans: Mapping[str, Plan], title: str) -> bytes:
         below = [low + size for low, size in zip(below, sizes, strict=True)]
     top = max(below)
     for x, height in enumerate(below):
-        axis.text(x, height + 0.015 * top, f"{height:.1f}", ha="center", fontsize=8)
+        # On white, in front of a card's line that runs through it.
+        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+        axis.text(x, height + 0.015 * top, f"{height:.1f}", ha="center", fontsize=8, bbox=behind)
     for card in CARDS_GB:
         if 0.2 * top < card < 1.15 * top:
             axis.axhline(card, color="#1c2024", linewidth=0.6, linestyle=":")

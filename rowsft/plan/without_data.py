@@ -5,7 +5,7 @@ where they have fused ones), and code that looks at a value fails; both are seen
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def without_data(gpu: bool, padded: bool, results: bool = False) -> Iterator[Non
 
 @contextmanager
 def _kernels(gpu: bool) -> Iterator[None]:
-    """Attention and dropout as the fused operators that the device would run.
+    """Attention and dropout as the fused operators that the device would run, and a CPU's random state.
 
     The functions are exchanged: a TorchFunctionMode would be off inside a backward pass, where checkpointing runs the
     model's code again.
@@ -50,8 +50,21 @@ def _kernels(gpu: bool) -> Iterator[None]:
         return spelled_out(query, *args, **kwargs) if fused is None else fused
 
     others = {"dropout": _fused_dropout} if gpu else {}
-    with exchanged(functional, scaled_dot_product_attention=attention, **others):
+    with exchanged(functional, scaled_dot_product_attention=attention, **others), _random_state(gpu):
         yield
+
+
+def _random_state(gpu: bool) -> AbstractContextManager:
+    """Checkpointing keeps the random state aside while it computes again, which torch leaves out on the meta device.
+
+    A GPU's plan leaves it out, too: that of the host takes none of its memory.
+    """
+    fork = torch.random.fork_rng
+
+    def forked(devices=None, enabled=True, device_type=None):
+        return fork([] if device_type == "meta" else devices, enabled, device_type="cpu")
+
+    return nullcontext() if gpu else exchanged(torch.random, fork_rng=forked)
 
 
 class _Answers(TorchDispatchMode):

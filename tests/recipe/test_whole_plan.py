@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-import torch
 
 from rowsft import job
 from rowsft.compose import compose
@@ -73,7 +72,4 @@ def both(workshop, data, family, *overrides):
 )
 def test_the_planned_peak_is_that_of_the_run(workshop, long_data, family, overrides):
     planned, memory = both(workshop, long_data, family, *overrides)
-    # Recomputing keeps the random state once more on any device but meta; under autocast a plan claims to be on a CPU.
-    settings = planned.scene.settings
-    more = torch.get_rng_state().nbytes if settings.gradient_checkpointing and not settings.autocast else 0
-    assert planned.peak_bytes == pytest.approx(memory["train"]["peak_allocated_bytes"] - more, rel=1e-3)
+    assert planned.peak_bytes == pytest.approx(memory["train"]["peak_allocated_bytes"], rel=1e-3)
