@@ -1,0 +1,48 @@
+"""One number of a comparison: its unit, its change, its place among the others."""
+
+import pytest
+from compare_factory import MIB
+
+from rowsft.compare.number import Number, paired_up
+from rowsft.compare.units import amounts, change, percent
+
+
+@pytest.mark.parametrize(
+    "name, value, expected",
+    [
+        ("x_bytes", -40, "-40 B"),
+        ("x_bytes", 3 * 2**10, "+3.00 KiB"),
+        ("x_bytes", 0, "0"),
+        ("step_seconds.p95", 2e-5, "+20.0 µs"),
+        ("flops", 1_500_000_000, "+1.500 GFLOP"),
+        ("flops", 12, "+12 FLOP"),
+        ("accuracy", 1e-6, "+1.0e-06"),
+        ("accuracy", 0.0, "0"),
+        ("parameters.adapter", 1000, "+1,000"),
+        ("tokens_per_second", -0.5, "-0.5000"),
+        ("accuracy", None, "–"),
+    ],
+)
+def test_a_small_difference_is_never_shown_as_none(name, value, expected):
+    assert change(name, value) == expected
+
+
+def test_two_values_share_the_unit_of_the_larger():
+    assert amounts("x_bytes", (2 * MIB, 2**19)) == ["2.00 MiB", "0.50 MiB"]
+    assert amounts("step_seconds", (0.2, None)) == ["200.0 ms", "–"]
+    assert [percent(value) for value in (None, 0.0, 12.345, 1e-4)] == ["–", "0 %", "+12.35 %", "+1.0e-04 %"]
+
+
+def test_names_of_one_side_keep_their_place():
+    merged = paired_up({"a": 1, "c": 1}, {"z": 2, "a": 2, "b": 2, "c": 2}, {})
+    assert [(number.name, number.a, number.b) for number in merged] == [
+        ("z", None, 2),
+        ("a", 1, 2),
+        ("b", None, 2),
+        ("c", 1, 2),
+    ]
+
+
+def test_a_change_from_zero_has_no_percent():
+    assert Number("x", 0, 3).change_percent is None and Number("x", 0, 0).change_percent == 0.0
+    assert Number("x", -2.0, -3.0).change_percent == -50.0
