@@ -10,3 +10,9 @@ class UserError(Exception):
 
 class RunHeld(UserError):
     """Another process works on the run at this moment; it may be done a little later."""
+
+
+def shortened(value: object, most: int = 60) -> str:
+    """A value as it stands in such a message: on one line, of more than `most` characters the middle left out."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= most else f"{text[: most - 20]}…{text[-10:]} ({len(text):,} characters)"

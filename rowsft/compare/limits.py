@@ -6,7 +6,9 @@ test.accuracy=-0.01                       fails if B is more than 0.01 below A
 *.flops=0                                 every method's FLOPs: fails if any differs at all
 """
 
+import math
 import re
+import sys
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
@@ -14,13 +16,15 @@ from fractions import Fraction
 
 from rowsft.compare import units
 from rowsft.compare.number import Number, exact
-from rowsft.errors import UserError
+from rowsft.errors import UserError, shortened
 
 WITHIN, OVER, MISSING = "within", "over", "missing"
 
 # Three digits of exponent reach past every float; more would be written out in exact arithmetic, for hours.
 _AMOUNT = r"(?P<amount>(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?)"
 _FORM = re.compile(rf"(?P<name>.+)=(?P<sign>[+-]?){_AMOUNT}(?P<percent>%?)", re.I)
+# A float is written out in less than a third of it.
+_LONGEST = 100
 _NEAREST = 8
 
 
@@ -56,10 +60,20 @@ def parse(text: str) -> Limit:
     found = _FORM.fullmatch(text.strip())
     if not found:
         raise UserError(
-            f"--max-change {text}: expected NAME=LIMIT, the limit a number with an optional sign and %: "
+            f"--max-change {shortened(text)}: expected NAME=LIMIT, the limit a number with an optional sign and %: "
             "step_seconds.median=+10%, test.accuracy=-0.01 or flops=0"
         )
-    return Limit(text, found["name"].strip(), found["sign"], Fraction(found["amount"]), bool(found["percent"]))
+    return Limit(text, found["name"].strip(), found["sign"], _amount(text, found["amount"]), bool(found["percent"]))
+
+
+def _amount(text: str, amount: str) -> Fraction:
+    if math.isinf(float(amount)):
+        reason = f"no change can be as large; expected a smaller number, below {sys.float_info.max:.1e}"
+    elif len(amount) > _LONGEST:
+        reason = f"expected a number of at most {_LONGEST} characters; round it"
+    else:
+        return Fraction(amount)
+    raise UserError(f"--max-change {shortened(text)}: the number {shortened(amount)}: {reason}")
 
 
 def judge(limit: Limit, numbers: list[Number]) -> list[Verdict]:
@@ -98,7 +112,7 @@ def _named(limit: Limit, numbers: list[Number]) -> list[Number]:
             )
     if not found:
         raise UserError(
-            f"--max-change {limit.text}: no number is called {limit.name}; the nearest: "
+            f"--max-change {shortened(limit.text)}: no number is called {shortened(limit.name)}; the nearest: "
             + ", ".join(_nearest(wanted, [number.name for number in numbers]))
         )
     return found
