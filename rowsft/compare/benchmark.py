@@ -8,6 +8,7 @@ from rowsft.compare.side import Side, not_finite_note, numbers_in
 from rowsft.compare.units import has_unit
 from rowsft.errors import UserError
 from rowsft.report.rows import flatten
+from rowsft.store.files import read_json
 
 #: A row is known by these of its fields, in this order, unless the file gives `labels` of its own.
 _LABELS = ("shape", "method", "metric")
@@ -53,13 +54,15 @@ def side(path: Path) -> Side:
 
 def _read(path: Path) -> dict:
     try:
-        result = json.loads(path.read_bytes())
+        result = read_json(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; {_EXPECTED}, or a run's id") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {_EXPECTED}") from error
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not JSON ({error}); {_EXPECTED}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; {_EXPECTED}: make it anew") from error
     if isinstance(result, dict) and "attempts" in result:
         raise UserError(f"{path}: the record of a run; give the run's folder, {path.parent}")
     rows = result.get("rows") if isinstance(result, dict) else None

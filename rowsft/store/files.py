@@ -7,13 +7,17 @@ import io
 import json
 import math
 import os
+import sys
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
-from rowsft.errors import UserError
+from rowsft.errors import UserError, shortened
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+# Many times the depth of any file of the suite, and well before Python's own limit, which ends whoever walks the tree.
+_DEEPEST = 100
 
 
 @contextmanager
@@ -30,6 +34,39 @@ def explained(folder: Path):
         else:
             reason, advice = "it cannot be used", f"check the path or {elsewhere}"
         raise UserError(f"{folder}: {reason} ({type(error).__name__}: {error}); {advice}") from error
+
+
+def read_json(path: Path) -> object:
+    """What a JSON file holds.
+
+    Raises ValueError for what is no JSON, and for what no file of the suite holds: endless nesting, integers of
+    thousands of digits.
+    """
+    too_deep = ValueError(f"nested more than {_DEEPEST} deep")
+    try:
+        found = json.loads(Path(path).read_bytes(), parse_int=_integer)
+    except RecursionError:
+        raise too_deep from None
+    level = [found]
+    for _ in range(_DEEPEST):
+        level = [item for node in level for item in _items(node) if isinstance(item, dict | list)]
+    if level:
+        raise too_deep
+    return found
+
+
+def _integer(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:
+        most = sys.get_int_max_str_digits()
+        raise ValueError(f"the integer {shortened(digits)} is longer than {most:,} digits") from None
+
+
+def _items(node: object) -> Iterable[object]:
+    if isinstance(node, dict):
+        return node.values()
+    return node if isinstance(node, list) else ()
 
 
 def write_atomic(path: Path, content: bytes) -> str:

@@ -1,12 +1,11 @@
 """A record as it is read: checked, and with the state that the lock allows it to have."""
 
-import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rowsft.errors import UserError
-from rowsft.store.files import explained
+from rowsft.store.files import explained, read_json
 from rowsft.store.lock import is_held
 
 SCHEMA_VERSION = 1
@@ -56,7 +55,7 @@ def read_raw(folder: Path) -> dict:
     path = Path(folder) / "record.json"
     try:
         with explained(path):
-            raw = json.loads(path.read_bytes())
+            raw = read_json(path)
     except ValueError as error:
         raise UnreadableRecord(f"{path} is damaged ({type(error).__name__}: {error})") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("schema_version"), int):
