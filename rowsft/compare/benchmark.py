@@ -37,7 +37,8 @@ def side(path: Path) -> Side:
         for name, value in row.items()
         if name not in _ASIDE and name not in labels and "_over_" not in name
     }
-    numbers = numbers_in(values)
+    # The field alone says so: a method may be called after what it saves.
+    numbers = numbers_in(values, str(path), lambda name: has_unit(name.rpartition(".")[2]))
     errors = [f"{label} failed: {row['error']}" for label, row in rows.items() if "error" in row]
     not_finite = [name for name, value in numbers.items() if value is None and values[name] is not None]
     return Side(

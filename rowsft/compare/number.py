@@ -1,5 +1,6 @@
 """One number on both sides, and by how much it moved."""
 
+import sys
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -33,6 +34,11 @@ class Number:
         if self.difference is None or (self.a == 0 and self.difference != 0):
             return None
         return float(100 * (exact(self.b) - exact(self.a)) / abs(exact(self.a))) if self.difference else 0.0
+
+
+def fits(value: Fraction | int) -> bool:
+    """Whether a float can be as large."""
+    return abs(value) <= sys.float_info.max
 
 
 def exact(value: float | int) -> Fraction:

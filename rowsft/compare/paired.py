@@ -14,7 +14,8 @@ def paired_differences(a: Record, b: Record) -> dict[str, Difference]:
     found = {}
     for split, metrics in (b.result.get("metrics") or {}).items():
         for name in metrics or {}:
-            if dig(a.result, "metrics", split, name) is None:
+            values = [dig(record.result, "metrics", split, name) for record in (a, b)]
+            if not all(isinstance(value, int | float) for value in values):
                 continue
             first, second = _scored(a, split, name), _scored(b, split, name)
             # One pair: seeds may differ between the sides, and the pairing is over examples alone.

@@ -1,9 +1,13 @@
 """One of the two things that are compared, brought to one form whether it is a run or a benchmark's file."""
 
+import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rowsft.compare.number import fits
+from rowsft.errors import UserError, shortened
 from rowsft.store import Record
 
 
@@ -25,8 +29,19 @@ class Side:
     record: Record | None = None
 
 
-def numbers_in(values: dict[str, object]) -> dict[str, float | int | None]:
-    """The numbers among flat values, and what was not measured; texts and truth values are no numbers."""
+def numbers_in(values: dict[str, object], source: str, meant: Callable[[str], bool]) -> dict[str, float | int | None]:
+    """The numbers among flat values, and what was not measured; texts and truth values are no numbers.
+
+    source: the file they come from. Raises UserError for a text or truth value under a name that is `meant` to be a
+    number's, and for an integer beyond every float.
+    """
+    for name, value in values.items():
+        wrong = meant(name) if isinstance(value, str | bool) else isinstance(value, int) and not fits(value)
+        if wrong:
+            raise UserError(
+                f"{source}: {name} is {shortened(json.dumps(value))}; expected a number that a float can hold, or null "
+                "where nothing was measured: measure anew, or correct it"
+            )
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()

@@ -1,7 +1,9 @@
 """Files that no comparison can be made of: each is refused in one short line, never with a traceback."""
 
+import json
+
 import pytest
-from compare_factory import row, two_attempts, write
+from compare_factory import limited, row, two_attempts, write
 
 from rowsft.compare import compare
 from rowsft.errors import UserError
@@ -73,3 +75,54 @@ def test_an_integer_of_thousands_of_digits(tmp_path):
     before, after = two_attempts(tmp_path, steps="here")
     put(after / "record.json", '"here"', "3" * 5000)
     assert "record.json is damaged (ValueError: the integer 3333" in refused(before, after)
+
+
+@pytest.mark.parametrize(
+    "written, said",
+    [("3" * 400, "3333"), ("true", "true;"), ('"0.5"', '"0.5";'), ("-" + "3" * 400, "-333")],
+    ids=["large", "truth", "text", "small"],
+)
+def test_what_is_no_number_where_one_is_meant(tmp_path, written, said):
+    good, bad = (write(tmp_path / name / "step.json", [row("rows")]) for name in ("good", "bad"))
+    put(tmp_path / "bad" / "step.json", "3000000000", written)
+    expected = "; expected a number that a float can hold, or null where nothing was measured: "
+    found = refused(good, bad)
+    assert found.startswith(f"{bad}: llama.rows.flops is {said}") and expected + "measure anew" in found
+    for index, (name, fields) in enumerate(
+        {
+            "metrics.test.accuracy": {"metrics": {"test": {"accuracy": "here"}}},
+            "parameters.adapter": {"parameters": {"adapter": "here", "adapter_dtype": "float32"}},
+            "memory.train.peak_allocated_bytes": {"memory": {"train": {"peak_allocated_bytes": "here"}}},
+            "seconds.train": {"seconds": {"train": "here"}},
+            "step_seconds.median": {"step_seconds": {"median": "here"}},
+            "tokens_per_second": {"tokens_per_second": "here"},
+        }.items()
+    ):
+        before, after = two_attempts(tmp_path / str(index), **fields)
+        put(after / "record.json", '"here"', written)
+        found = refused(before, after)
+        assert found.startswith(f"{after}/record.json: {name} is {said}") and expected in found
+
+
+def test_texts_of_a_method_that_is_called_after_a_number(tmp_path):
+    files = [write(tmp_path / name / "step.json", [row("few_bytes", dtype="bfloat16")]) for name in "ab"]
+    assert "llama.few_bytes.dtype" not in [number.name for number in compare(*files).numbers]
+
+
+@pytest.mark.parametrize("part", ["metrics", "memory", "seconds", "step_seconds", "environment", "parameters"])
+def test_a_part_of_a_record_that_is_no_mapping(tmp_path, part):
+    before, after = two_attempts(tmp_path, **{part: [1, 2]})
+    assert refused(before, after).startswith(f"{after}/record.json: {part} is [1, 2]; expected a mapping: ")
+
+
+@pytest.mark.parametrize("split", [3, ["accuracy"], "accuracy"])
+def test_metrics_of_a_split_that_are_no_mapping(tmp_path, split):
+    before, after = two_attempts(tmp_path, metrics={"test": split})
+    said = f"{after}/record.json: metrics.test is {json.dumps(split)}; expected a mapping: "
+    assert refused(before, after).startswith(said)
+
+
+@pytest.mark.parametrize("value", [[1], {}, {"mean": 1}])
+def test_a_metric_of_several_values_is_not_measured(tmp_path, value):
+    folders = two_attempts(tmp_path, metrics={"test": {"accuracy": value}})
+    assert limited(folders, "metrics.test.accuracy=-1") == "missing"
