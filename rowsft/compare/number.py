@@ -21,19 +21,24 @@ class Number:
 
     @property
     def difference(self) -> float | int | None:
-        """b - a; None unless both were measured."""
-        if self.a is None or self.b is None:
+        """b - a; None unless both were measured, and where it is beyond every float."""
+        moved = self._moved
+        if moved is None or not fits(moved):
             return None
-        if isinstance(self.a, int) and isinstance(self.b, int):
-            return self.b - self.a
-        return float(exact(self.b) - exact(self.a))
+        return int(moved) if isinstance(self.a, int) and isinstance(self.b, int) else float(moved)
 
     @property
     def change_percent(self) -> float | None:
-        """The difference in percent of |a|; None where there is no difference, or a is 0 and b is not."""
-        if self.difference is None or (self.a == 0 and self.difference != 0):
+        """b - a in percent of |a|; None too where a is 0 and b is not."""
+        moved = self._moved
+        if moved is None or (self.a == 0 and moved):
             return None
-        return float(100 * (exact(self.b) - exact(self.a)) / abs(exact(self.a))) if self.difference else 0.0
+        percent = 100 * moved / abs(exact(self.a)) if moved else Fraction(0)
+        return float(percent) if fits(percent) else None
+
+    @property
+    def _moved(self) -> Fraction | None:
+        return None if self.a is None or self.b is None else exact(self.b) - exact(self.a)
 
 
 def fits(value: Fraction | int) -> bool:

@@ -10,6 +10,7 @@ _SCALES = {
     "seconds": ((1, "s", 2), (1e-3, "ms", 1), (1e-6, "µs", 1)),
     "flops": ((1e9, "GFLOP", 3), (1e6, "MFLOP", 3), (1, "FLOP", 0)),
 }
+_COUNTABLE = 1e15
 
 
 def has_unit(name: str) -> bool:
@@ -42,18 +43,23 @@ def _text(name: str, value: float | int, size: float, sign: str = "") -> str:
     if not size:
         return "0"
     scale, unit, digits = next((scale for scale in scales if size >= scale[0]), scales[-1])
-    return f"{value / scale:{sign},.{digits}f} {unit}"
+    return f"{_decimal(value / scale, digits, sign)} {unit}"
 
 
 def _plain(value: float | int, size: float, sign: str) -> str:
     if isinstance(value, int) or not value:
-        return f"{value:{sign if value else ''},.0f}"
+        return _decimal(value, 0, sign if value else "")
     return _float(value, 1 if size >= 100 else 4, sign)
 
 
 def _float(value: float, digits: int, sign: str) -> str:
     """With so many digits, or in scientific notation where that would say 0."""
-    return f"{value:{sign},.{digits}f}" if round(value, digits) else f"{value:{sign}.1e}"
+    return _decimal(value, digits, sign) if round(value, digits) else f"{value:{sign}.1e}"
+
+
+def _decimal(value: float | int, digits: int, sign: str) -> str:
+    """With so many digits, or in scientific notation where nobody would count them."""
+    return f"{value:{sign},.{digits}f}" if abs(value) < _COUNTABLE else f"{value:{sign}.3e}"
 
 
 def _scales(name: str) -> tuple | None:

@@ -3,6 +3,7 @@
 import pytest
 from compare_factory import MIB
 
+from rowsft.compare.limits import judge, parse
 from rowsft.compare.number import Number, paired_up
 from rowsft.compare.units import amounts, change, percent
 
@@ -46,3 +47,27 @@ def test_names_of_one_side_keep_their_place():
 def test_a_change_from_zero_has_no_percent():
     assert Number("x", 0, 3).change_percent is None and Number("x", 0, 0).change_percent == 0.0
     assert Number("x", -2.0, -3.0).change_percent == -50.0
+
+
+@pytest.mark.parametrize(
+    "a, b, difference, change_percent",
+    [
+        (5e-324, 1e308, 1e308, None),
+        (-1.7e308, 1.7e308, None, 200.0),
+        (-(10**308), 10**308, None, 200.0),
+        (1.0, 1.7e308, 1.7e308, None),
+    ],
+)
+def test_a_change_beyond_every_float_is_none(a, b, difference, change_percent):
+    moved = Number("x", a, b)
+    assert (moved.difference, moved.change_percent) == (difference, change_percent)
+    limit = parse("x=+1%")
+    assert not limit.allows(a, b) and judge(limit, [moved])[0].outcome == "over"
+
+
+@pytest.mark.parametrize("name", ["x", "step_seconds", "x_bytes", "flops"])
+def test_numbers_that_nobody_counts_stay_short(name):
+    for value in (1.7e308, 10**308, -(10**308), 1e20):
+        said = [*amounts(name, (value, 5e-324)), change(name, value), percent(float(value))]
+        assert all(len(text) < 30 for text in said), said
+    assert amounts("flops", (123e12, 7)) == ["123,000.000 GFLOP", "0.000 GFLOP"]
