@@ -15,6 +15,7 @@ from rowsft.compare.number import Number, paired_up
 from rowsft.compare.paired import paired_differences
 from rowsft.compare.side import Side
 from rowsft.errors import UserError
+from rowsft.store.files import jsonable
 from rowsft.store.finding import finished_run
 
 __all__ = ["Comparison", "compare"]
@@ -45,8 +46,9 @@ class Comparison:
                 key: {"kind": side.kind, "name": side.name, "title": side.title, "notes": side.notes}
                 for key, side in (("a", self.a), ("b", self.b))
             },
-            "settings": self.settings,
-            "environment": self.environment,
+            # A setting that is nan, which JSON has not, becomes null.
+            "settings": jsonable(self.settings)[0],
+            "environment": jsonable(self.environment)[0],
             "numbers": [_number_fields(number) for number in self.numbers],
             "limits": [vars(verdict) for verdict in self.verdicts],
             "within": self.within,

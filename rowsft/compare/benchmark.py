@@ -40,7 +40,6 @@ def side(path: Path) -> Side:
     # The field alone says so: a method may be called after what it saves.
     numbers = numbers_in(values, str(path), lambda name: has_unit(name.rpartition(".")[2]))
     errors = [f"{label} failed: {row['error']}" for label, row in rows.items() if "error" in row]
-    not_finite = [name for name, value in numbers.items() if value is None and values[name] is not None]
     return Side(
         kind="benchmark",
         name=str(path),
@@ -49,7 +48,7 @@ def side(path: Path) -> Side:
         settings=flatten({key: value for key, value in settings.items() if key != "out"}),
         environment=flatten({k: v for k, v in (result.get("environment") or {}).items() if k != "seeds"}),
         numbers=numbers,
-        notes=errors + not_finite_note(not_finite),
+        notes=errors + not_finite_note(values),
     )
 
 

@@ -24,6 +24,7 @@ def side(record: Record) -> Side:
     result, about = record.result, entry(record)
     source = str(record.folder / "record.json")
     _check(result, source)
+    measured = _measured(result)
     return Side(
         kind="run",
         name=str(record.folder),
@@ -33,8 +34,8 @@ def side(record: Record) -> Side:
         ),
         settings=flatten(record.identity),
         environment=_environment(result),
-        numbers=numbers_in(_measured(result), source, _means_number),
-        notes=not_finite_note(result.get("non_finite") or []),
+        numbers=numbers_in(measured, source, _means_number),
+        notes=not_finite_note(measured, result.get("non_finite") or []),
         record=record,
     )
 

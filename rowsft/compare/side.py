@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,12 +43,18 @@ def numbers_in(values: dict[str, object], source: str, meant: Callable[[str], bo
                 "where nothing was measured: measure anew, or correct it"
             )
     return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        name: None if _is_lost(value) else value
         for name, value in values.items()
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     }
 
 
-def not_finite_note(names: list[str]) -> list[str]:
-    """The note that these numbers came out as nan or infinite, which a comparison shows as not measured."""
+def not_finite_note(values: dict[str, object], known: Sequence[str] = ()) -> list[str]:
+    """The note on those that are nan or infinite, and on names `known` to have been: shown as not measured."""
+    names = dict.fromkeys([*known, *(name for name, value in values.items() if _is_lost(value))])
     return [f"nan or infinite: {', '.join(names)}"] if names else []
+
+
+def _is_lost(value: object) -> bool:
+    # json reads 1e999 as infinite.
+    return isinstance(value, float) and not math.isfinite(value)

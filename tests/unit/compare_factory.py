@@ -54,6 +54,13 @@ def amend(store, run, **fields):
     path.write_text(json.dumps(raw))
 
 
+def put(path, written, instead):
+    """Put something else into a JSON file, such as json does not write."""
+    text = path.read_text()
+    assert text.count(written) == 1
+    path.write_text(text.replace(written, instead))
+
+
 def two_attempts(tmp_path, **fields):
     """The same LoRA run in two stores, the second with changed fields: a run before and after a change of the code."""
     before, after = Store(tmp_path / "before"), Store(tmp_path / "after")

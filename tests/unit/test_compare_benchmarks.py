@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from compare_factory import MIB, cells, lora_and_rows, number, row, shown, status, write
+from compare_factory import MIB, cells, lora_and_rows, number, put, row, shown, status, write
 
 from rowsft.compare import compare
 from rowsft.errors import UserError
@@ -100,6 +100,20 @@ def test_a_benchmark_number_that_is_nan(tmp_path):
     comparison = compare(*paths, limits=["step_seconds_median=+1000%"])
     assert comparison.verdicts[0].outcome == "missing"
     assert "B: nan or infinite: llama.rows.step_seconds_median" in shown(comparison)
+
+
+def test_settings_that_are_nan_are_null_in_json(tmp_path, capsys):
+    paths = [
+        write(tmp_path / n / "step.json", [row("rows")], settings={"rate": v}) for n, v in (("a", 1), ("b", "nan"))
+    ]
+    put(tmp_path / "b" / "step.json", '"nan"', "NaN")
+    code, out, _ = status(capsys, *paths, "--json")
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert code == 0 and json.loads(out, parse_constant=refuse)["settings"] == {"rate": {"a": 1, "b": None}}
+    assert cells(shown(compare(*paths)), "rate") == ["1", "NaN"]
 
 
 def test_files_that_cannot_be_compared(pair, files, tmp_path):

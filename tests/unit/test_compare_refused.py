@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from compare_factory import limited, row, two_attempts, write
+from compare_factory import limited, put, row, two_attempts, write
 
 from rowsft.compare import compare
 from rowsft.errors import UserError
@@ -17,13 +17,6 @@ def refused(a, b):
     said = str(error.value)
     assert "\n" not in said and len(said) < len(str(b)) + 320
     return said
-
-
-def put(path, written, instead):
-    """Other text into a file."""
-    text = path.read_text()
-    assert text.count(written) == 1
-    path.write_text(text.replace(written, instead))
 
 
 def nested(kind, depth):

@@ -14,6 +14,7 @@ from compare_factory import (
     limited,
     lora_and_rows,
     number,
+    put,
     shown,
     status,
     two_attempts,
@@ -142,6 +143,15 @@ def test_a_number_that_was_not_finite_is_said(tmp_path):
     comparison = compare(*map(str, folders), limits=["test.accuracy=-0.5"])
     assert "B: nan or infinite: metrics.test.accuracy" in shown(comparison)
     assert comparison.verdicts[0].outcome == "missing" and not comparison.within
+
+
+@pytest.mark.parametrize("written", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_another_program_wrote_as_not_finite_is_said_too(tmp_path, written):
+    folders = two_attempts(tmp_path, metrics={"test": {"accuracy": "here"}}, non_finite=["train_loss_final"])
+    put(folders[1] / "record.json", '"here"', written)
+    comparison = compare(*map(str, folders), limits=["test.accuracy=-0.5"])
+    assert "B: nan or infinite: train_loss_final, metrics.test.accuracy" in shown(comparison)
+    assert comparison.verdicts[0].outcome == "missing"
 
 
 def test_json_says_the_same(pair, capsys):
