@@ -14,13 +14,14 @@ from rowsft.compare.limits import WITHIN, Verdict, judge, parse
 from rowsft.compare.number import Number, paired_up
 from rowsft.compare.paired import paired_differences
 from rowsft.compare.side import Side
-from rowsft.errors import UserError
+from rowsft.errors import UserError, shortened
 from rowsft.store.files import jsonable
 from rowsft.store.finding import finished_run
 
 __all__ = ["Comparison", "compare"]
 
 _KINDS = {"run": "a run", "benchmark": "a benchmark's file"}
+_EXPECTED = "expected a run's id or folder, or a benchmark's file"
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,15 @@ def compare(a: str, b: str, store: str | Path = "runs", limits: list[str] | None
 
 def _side(name: str, store: str | Path) -> Side:
     path = Path(name)
-    if path.is_file() or path.suffix == ".json":
+    try:
+        is_file = path.is_file() or path.suffix == ".json"
+        without_record = path.is_dir() and not (path / "record.json").is_file()
+    except OSError as error:
+        raise UserError(f"{shortened(name)}: cannot be looked at ({error.strerror}); {_EXPECTED}") from error
+    if is_file:
         return benchmark.side(path)
-    if path.is_dir() and not (path / "record.json").is_file():
-        raise UserError(
-            f"{name or repr(name)}: no record.json in this folder; expected a run's id or folder, or a benchmark's file"
-        )
+    if without_record:
+        raise UserError(f"{name or repr(name)}: no record.json in this folder; {_EXPECTED}")
     return run.side(finished_run(name, store))
 
 

@@ -119,3 +119,9 @@ def test_metrics_of_a_split_that_are_no_mapping(tmp_path, split):
 def test_a_metric_of_several_values_is_not_measured(tmp_path, value):
     folders = two_attempts(tmp_path, metrics={"test": {"accuracy": value}})
     assert limited(folders, "metrics.test.accuracy=-1") == "missing"
+
+
+def test_a_path_that_the_system_refuses(tmp_path):
+    good = write(tmp_path / "step.json", [row("rows")])
+    said = refused(good, "x" * 5000)
+    assert said.startswith("xxxx") and "cannot be looked at (File name too long); expected a run's id or folder" in said
