@@ -30,8 +30,8 @@ limits:
   --max-change '*.flops=0'                   every name that matches: fails if any differs
 
 NAME is a name of the table, or the end of one if no other ends so; . and _ count alike. With + a limit bounds a rise,
-with - a fall, without a sign both; with % it is relative to A, without it is in the unit of the name (bytes, seconds).
-A number that one side has not measured fails.
+with - a fall, without a sign both; with % it is relative to A, without it is in the unit of the name (bytes, seconds,
+joules). A number that one side has not measured fails.
 
 exit status: 0 within the limits, 1 over one, 2 bad input
 """

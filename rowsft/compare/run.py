@@ -48,8 +48,13 @@ def _environment(result: dict) -> dict[str, object]:
         "concurrent_jobs": result.get("concurrent_jobs") or 1,
         # Selection that read kept scores took no time for scoring.
         "scores_from_cache": bool(result.get("scores_from_cache")),
-        # How memory was measured is told in texts beside the bytes.
-        **{name: text for name, text in _part(result, "memory").items() if isinstance(text, str)},
+        # How memory and energy were measured is told in texts beside the numbers.
+        **{
+            name: text
+            for part in ("memory", "energy")
+            for name, text in _part(result, part).items()
+            if isinstance(text, str)
+        },
     }
 
 
@@ -61,8 +66,13 @@ def _measured(result: dict) -> dict[str, object]:
         **_part(result, "parameters"),
         **peaks,
         **_part(result, "seconds"),
-        **{f"step_seconds.{name}": dig(result, "step_seconds", name) for name in ("median", "p95")},
+        # Minimum and maximum are single steps.
+        **{f"step_seconds.{name}": dig(result, "step_seconds", name) for name in ("p25", "median", "p75", "p95")},
+        **{f"data_seconds.{name}": dig(result, "data_seconds", name) for name in ("median", "total")},
         "tokens_per_second": result.get("tokens_per_second"),
+        # Named where no GPU counts it, too: a limit on it then says that it was not measured.
+        **{f"energy.{phase}_joules": None for phase in ("select", "train", "evaluate")},
+        **_part(result, "energy"),
     }
 
 

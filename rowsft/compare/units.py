@@ -8,13 +8,14 @@ from rowsft.report.tables import NONE
 _SCALES = {
     "bytes": ((2**20, "MiB", 2), (2**10, "KiB", 2), (1, "B", 0)),
     "seconds": ((1, "s", 2), (1e-3, "ms", 1), (1e-6, "µs", 1)),
+    "joules": ((1e3, "kJ", 2), (1, "J", 2), (1e-3, "mJ", 1)),
     "flops": ((1e9, "GFLOP", 3), (1e6, "MFLOP", 3), (1, "FLOP", 0)),
 }
 _COUNTABLE = 1e15
 
 
 def has_unit(name: str) -> bool:
-    """Whether a name says that it was measured: it holds bytes, seconds or flops."""
+    """Whether a name says that it was measured: it holds bytes, seconds, joules or flops."""
     return _scales(name) is not None
 
 
