@@ -68,7 +68,7 @@ bench: setup ## a step of every method, the cost of choosing rows, the harness's
 	@$(BIN)/python benchmarks/selection.py
 	@$(BIN)/python benchmarks/overhead.py
 
-plan-8b: setup ## what every method needs for Llama-3-8B on an 80 GB card, planned offline, with a page
+plan-8b: setup ## what every method needs for Llama-3-8B on an 80 GB card, planned offline, with a page (6 minutes)
 	@$(BIN)/rowsft plan --compare model=llama3_8b task=prompt_response trainer.batch_size=1 trainer.eval_batch_size=1 \
 		'budget.like={method:lora,r:64}' --card 80 --out reports/plan-8b
 

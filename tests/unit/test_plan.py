@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, T5Config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from plan_accuracy import Case, attached, batch_of, compare, grid, planned_bytes
+from plan_accuracy import Case, attached, batch_of, compare, gpu_grid, grid, planned_bytes
 
 from rowsft.compose import compose
 from rowsft.errors import UserError
@@ -128,6 +129,22 @@ def test_parts_and_parameters_add_up():
     assert sum(peak.parts.values()) == result.peak_bytes
     assert peak.parts["trainable_weights"] == 4 * result.trainable.total()
     assert peak.parts["optimizer_state"] >= 2 * peak.parts["trainable_weights"]
+
+
+GPU_CELLS = [case for case in gpu_grid(False) if case.method in ("row_sft", "lora", "dora")]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: its allocator says what a step takes")
+@pytest.mark.parametrize("case", GPU_CELLS, ids=lambda case: f"{case.method}-{case.attention}-{case.checkpointing}")
+def test_a_billion_parameters_are_planned_within_three_percent_on_a_gpu(case):
+    assert abs(compare(case)["relative_error"]) < 0.03
+
+
+@pytest.mark.parametrize("case", [*gpu_grid(True)][::8], ids=lambda case: f"{case.width}-{case.method}")
+def test_a_gpus_cells_are_planned_without_one(case):
+    """Weights, gradients and state of a published size are there; nothing is measured."""
+    small = planned_bytes(replace(case, layers=2))
+    assert planned_bytes(replace(case, layers=3)) > small > 2 * 2 * 128256 * case.width
 
 
 def test_gpu_tensors_come_in_blocks():
