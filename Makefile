@@ -39,8 +39,8 @@ demo: assets ## STS-B on MiniLM and Social IQA on SmolLM2-135M, about an hour; S
 	@$(BIN)/rowsft sweep experiment=demo_social_iqa 'seed=$(SEED_LIST)'
 	@$(BIN)/rowsft report --experiment demo --out reports/demo
 
-test: setup ## run the tests that every change must pass
-	@$(BIN)/python -m pytest
+test: setup ## run the tests that every change must pass, on every core
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
 test-peft-versions: setup ## run the tuner's contract tests on the oldest and the newest peft that pyproject.toml admits
 	@$(BIN)/python tests/peft_versions.py

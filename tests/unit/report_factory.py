@@ -177,3 +177,8 @@ def fill(root):
     fail(store, "failed", diverged, method="dora", seed=3)
     fail(store, "oom", memory, method="full", seed=3)
     return store
+
+
+def status(section, key: str):
+    """A section's condition of the contract."""
+    return next(condition for condition in section.conditions if condition.key == key)

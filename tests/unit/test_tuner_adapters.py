@@ -1,8 +1,6 @@
 """Several adapters on one base: together, switched, disabled, merged, deleted, moved and copied."""
 
 import copy
-import io
-import pickle
 
 import pytest
 import torch
@@ -26,11 +24,9 @@ from rows import (
     train,
     weights,
 )
-from torch import nn
 
 from rowsft import RowSFTConfig
 from rowsft.errors import UserError
-from rowsft.tuner import RowSFTLayer
 
 families = pytest.mark.parametrize("name", FAMILIES)
 channels = pytest.mark.parametrize("channel", CHANNELS)
@@ -149,30 +145,6 @@ def test_switching_between_a_forward_and_its_backward():
         torch.testing.assert_close(grad, reference, rtol=1e-12, atol=1e-16)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@channels
-@families
-def test_merge_and_unmerge_are_exact(name, dtype, channel):
-    model, batch, targets = family(name, dtype)
-    before = weights(model)
-    tuned = adapt(model, targets, channel=channel)
-    shake(tuned)
-    unmerged = logits(tuned, batch)
-    assert not torch.equal(unmerged, logits(family(name, dtype)[0], batch))
-    tuned.merge_adapter(safe_merge=True)
-    assert torch.equal(logits(tuned, batch), unmerged)
-    merged = {key: value for key, value in weights(tuned).items() if "row_sft_" not in key}
-    tuned.unmerge_adapter()
-    pristine = {key: value for key, value in weights(tuned).items() if "row_sft_" not in key}
-    assert not same(merged, pristine)
-    assert all(torch.equal(left, right) for left, right in zip(pristine.values(), before.values(), strict=True))
-    assert torch.equal(logits(tuned, batch), unmerged)
-    plain = tuned.merge_and_unload()
-    assert torch.equal(logits(plain, batch), unmerged)
-    assert weights(plain).keys() == before.keys()
-    assert not any(isinstance(module, RowSFTLayer) for module in plain.modules())
-
-
 def test_merging_one_adapter_after_the_other():
     plain, tuned, batch = two_adapters("llama")
     tuned.merge_adapter(["default"])
@@ -183,190 +155,6 @@ def test_merging_one_adapter_after_the_other():
     with tuned.disable_adapter():
         assert torch.equal(logits(tuned, batch), logits(plain, batch))
     assert same(weights(tuned.unload()), weights(plain))
-
-
-def test_safe_merge_refuses_and_changes_nothing():
-    model, batch, targets = family("llama")
-    before = weights(model)
-    tuned = adapt(model, targets)
-    layer = model.model.layers[1].mlp.up_proj
-    with torch.no_grad():
-        layer.row_sft_delta["default"][0, 0] = float("nan")
-    with pytest.raises(ValueError, match="up_proj would not be finite"):
-        layer.merge(safe_merge=True)
-    assert not layer.merged
-    assert same(weights(tuned.unload()), before)
-
-
-@channels
-@families
-def test_get_delta_weight_is_what_merging_adds(name, channel):
-    model, _, targets = family(name, torch.float64)
-    before = weights(model)
-    tuned = adapt(model, targets, train_bias=False, channel=channel)
-    shake(tuned)
-    deltas = {
-        module.layer_name: module.get_delta_weight("default")
-        for module in tuned.modules()
-        if isinstance(module, RowSFTLayer)
-    }
-    after = tuned.merge_and_unload().state_dict()
-    for layer, delta in deltas.items():
-        torch.testing.assert_close(before[f"{layer}.weight"] + delta, after[f"{layer}.weight"], rtol=0, atol=0)
-
-
-@channels
-@families
-def test_conversion_to_lora_is_exact(name, channel):
-    from peft import LoraConfig, set_peft_model_state_dict
-    from peft.tuners.lora.conversion import convert_to_lora
-
-    model, batch, targets = family(name, torch.float64)
-    plain = copy.deepcopy(model)
-    tuned = adapt(model, targets, rows=3, train_bias=False, channel=channel)
-    shake(tuned)
-    assert tuned.supports_lora_conversion()
-    config, state = convert_to_lora(tuned, rank=8)
-    lora = get_peft_model(plain, LoraConfig(**config.to_dict()))
-    set_peft_model_state_dict(lora, state)
-    torch.testing.assert_close(logits(lora, batch), logits(tuned, batch), rtol=1e-5, atol=1e-6)
-
-
-def test_trained_biases_cannot_become_lora():
-    model, _, targets = family("bert")
-    assert not adapt(model, targets).supports_lora_conversion()
-
-
-@pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
-@channels
-def test_copies_are_independent(how, merged, channel):
-    model, batch, targets = family("bert")
-    before = weights(model)
-    tuned = adapt(model, targets, channel=channel)
-    shake(tuned)
-    expected = logits(tuned, batch)
-    tuned(**batch).loss.backward()
-    if merged:
-        tuned.merge_adapter()
-    if how == "deepcopy":
-        twin = copy.deepcopy(tuned)
-    elif how == "pickle":
-        twin = pickle.loads(pickle.dumps(tuned))
-    else:
-        torch.save(tuned, buffer := io.BytesIO())
-        buffer.seek(0)
-        twin = torch.load(buffer, weights_only=False)
-    assert torch.equal(logits(tuned, batch), expected)
-    assert torch.equal(logits(twin, batch), expected)
-    if merged:
-        twin.unmerge_adapter()
-        assert torch.equal(logits(twin, batch), expected)
-    shake(twin, seed=11)
-    assert not torch.equal(logits(twin, batch), expected)
-    assert torch.equal(logits(tuned, batch), expected)
-    assert same(weights(twin.unload()), before)
-    assert same(weights(tuned.unload()), before)
-
-
-@pytest.mark.parametrize("merged", [False, True])
-@channels
-def test_changing_dtype_while_values_are_written(merged, channel):
-    model, batch, targets = family("llama")
-    reference = weights(copy.deepcopy(model).double())
-    tuned = adapt(model, targets, channel=channel)
-    shake(tuned)
-    logits(tuned, batch)
-    if merged:
-        tuned.merge_adapter()
-    tuned.double()
-    converted = logits(tuned, batch)
-    twin = adapt(family("llama")[0].double(), targets, channel=channel)
-    twin.load_state_dict(tuned.state_dict()) if not merged else shake(twin)
-    torch.testing.assert_close(converted, logits(twin, batch), rtol=1e-6, atol=1e-7)
-    assert same(weights(tuned.unload()), reference)
-
-
-def test_loading_a_base_weight_captures_it_anew():
-    model, batch, targets = family("llama")
-    tuned = adapt(model, targets)
-    shake(tuned)
-    logits(tuned, batch)
-    fresh = family("llama")[0]
-    with torch.no_grad():
-        for parameter in fresh.parameters():
-            parameter.mul_(1.5)
-    state = weights(fresh)
-    layers = {module.layer_name for module in tuned.modules() if isinstance(module, RowSFTLayer)}
-    model.load_state_dict(
-        {
-            f"{layer}.base_layer.weight" if (layer := key.rpartition(".")[0]) in layers else key: value
-            for key, value in state.items()
-        },
-        strict=False,
-    )
-    twin = adapt(fresh, targets)
-    shake(twin)
-    assert torch.equal(logits(tuned, batch), logits(twin, batch))
-    assert same(weights(tuned.unload()), state)
-
-
-@pytest.mark.parametrize("change", ["in place", "replaced", "moved"])
-def test_a_weight_changed_behind_the_layers_back_is_refused(change):
-    model, batch, targets = family("llama")
-    tuned = adapt(model, targets)
-    logits(tuned, batch)
-    base_layer = model.model.layers[0].self_attn.q_proj.base_layer
-    if change == "in place":
-        with torch.no_grad():
-            base_layer.weight.mul_(2)
-    elif change == "replaced":
-        base_layer.weight = nn.Parameter(base_layer.weight.clone(), requires_grad=False)
-    else:
-        base_layer.weight.data = base_layer.weight.data.clone()
-    with pytest.raises(UserError, match=r"layers\.0\.self_attn\.q_proj.*restore_base_weights"):
-        logits(tuned, batch)
-
-
-@channels
-@families
-def test_a_weight_written_with_what_it_holds_is_accepted(name, channel):
-    """DDP does so to every parameter when it wraps a model that has run already."""
-    model, batch, targets = family(name)
-    before = weights(model)
-    tuned = adapt(model, targets, channel=channel)
-    shake(tuned)
-    expected = logits(tuned, batch)
-
-    def broadcast():
-        with torch.no_grad():
-            for parameter in tuned.parameters():
-                parameter.copy_(parameter.clone())
-
-    broadcast()
-    assert torch.equal(logits(tuned, batch), expected)
-    broadcast()
-    assert same(weights(tuned.unload()), before)
-
-
-def test_restore_base_weights_allows_changes_from_outside():
-    model, batch, targets = family("llama")
-    tuned = adapt(model, targets)
-    shake(tuned)
-    logits(tuned, batch)
-    tuned.base_model.restore_base_weights()
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, RowSFTLayer):
-                module.get_base_layer().weight.mul_(2)
-    changed = logits(tuned, batch)
-    twin, _, _ = family("llama")
-    with torch.no_grad():
-        for name in random_rows(twin, targets):
-            twin.get_submodule(name).weight.mul_(2)
-    twin = adapt(twin, targets)
-    shake(twin)
-    assert torch.equal(changed, logits(twin, batch))
 
 
 @channels
@@ -402,56 +190,6 @@ def test_an_adapter_deleted_and_added_again_with_other_rows():
         twin = get_peft_model(family("llama")[0], RowSFTConfig(target_modules=targets, row_ids=ids))
         shake(twin, "default", seed)
         assert torch.equal(logits(tuned, batch), logits(twin, batch))
-
-
-@pytest.mark.parametrize("notice", ["merge", "train", "eval"])
-def test_values_written_through_data_are_noticed(notice):
-    """No version counter sees `.data`; merging and changing the mode look again all the same."""
-    model, batch, targets = family("llama")
-    tuned = adapt(model, targets)
-    shake(tuned)
-    logits(tuned, batch)
-    for parameter in tuned.parameters():
-        if parameter.requires_grad:
-            parameter.data.mul_(3)
-    expected = adapt(family("llama")[0], targets)
-    shake(expected, scale=3 * 0.05)
-    {"merge": tuned.merge_adapter, "train": tuned.train, "eval": tuned.eval}[notice]()
-    torch.testing.assert_close(logits(tuned, batch), logits(expected, batch), rtol=1e-5, atol=1e-6)
-
-
-def test_a_merged_state_dict_goes_back_into_the_merged_model():
-    model, batch, targets = family("llama")
-    before = weights(model)
-    tuned = adapt(model, targets)
-    shake(tuned)
-    expected = logits(tuned, batch)
-    tuned.merge_adapter()
-    merged = weights(tuned)
-    tuned.load_state_dict(merged)
-    assert torch.equal(logits(tuned, batch), expected)
-    tuned.load_state_dict(
-        {key: 2 * value if key.endswith("base_layer.weight") else value for key, value in merged.items()}
-    )
-    with pytest.raises(UserError, match="was changed, moved or replaced"):
-        tuned.unmerge_adapter()
-    tuned.load_state_dict(merged)
-    tuned.unmerge_adapter()
-    assert same(weights(tuned.unload()), before)
-
-
-def test_inference_mode_and_back():
-    model, batch, targets = family("llama")
-    tuned = adapt(model, targets)
-    shake(tuned)
-    with torch.inference_mode():
-        expected = tuned(**batch).logits.clone()
-    copy.deepcopy(tuned)
-    train(tuned, batch, steps=1)
-    with torch.inference_mode(), tuned.disable_adapter():
-        tuned(**batch)
-    assert not torch.equal(logits(tuned, batch), expected)
-    assert same(weights(tuned.unload()), weights(family("llama")[0]))
 
 
 def test_transformers_own_adapter_methods():

@@ -1,0 +1,193 @@
+"""Copies, moves and changes from outside of the weight that the values are written into."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from rows import (
+    CHANNELS,
+    FAMILIES,
+    adapt,
+    family,
+    logits,
+    random_rows,
+    same,
+    shake,
+    train,
+    weights,
+)
+from torch import nn
+
+from rowsft.errors import UserError
+from rowsft.tuner import RowSFTLayer
+
+families = pytest.mark.parametrize("name", FAMILIES)
+channels = pytest.mark.parametrize("channel", CHANNELS)
+
+
+PAIRS = (("out", "out"), ("in", "in"), ("half", "half"), ("out", "in"), ("in", "half"), ("half", "neuron"))
+pairs = pytest.mark.parametrize("pair", PAIRS)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+@channels
+def test_copies_are_independent(how, merged, channel):
+    model, batch, targets = family("bert")
+    before = weights(model)
+    tuned = adapt(model, targets, channel=channel)
+    shake(tuned)
+    expected = logits(tuned, batch)
+    tuned(**batch).loss.backward()
+    if merged:
+        tuned.merge_adapter()
+    if how == "deepcopy":
+        twin = copy.deepcopy(tuned)
+    elif how == "pickle":
+        twin = pickle.loads(pickle.dumps(tuned))
+    else:
+        torch.save(tuned, buffer := io.BytesIO())
+        buffer.seek(0)
+        twin = torch.load(buffer, weights_only=False)
+    assert torch.equal(logits(tuned, batch), expected)
+    assert torch.equal(logits(twin, batch), expected)
+    if merged:
+        twin.unmerge_adapter()
+        assert torch.equal(logits(twin, batch), expected)
+    shake(twin, seed=11)
+    assert not torch.equal(logits(twin, batch), expected)
+    assert torch.equal(logits(tuned, batch), expected)
+    assert same(weights(twin.unload()), before)
+    assert same(weights(tuned.unload()), before)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@channels
+def test_changing_dtype_while_values_are_written(merged, channel):
+    model, batch, targets = family("llama")
+    reference = weights(copy.deepcopy(model).double())
+    tuned = adapt(model, targets, channel=channel)
+    shake(tuned)
+    logits(tuned, batch)
+    if merged:
+        tuned.merge_adapter()
+    tuned.double()
+    converted = logits(tuned, batch)
+    twin = adapt(family("llama")[0].double(), targets, channel=channel)
+    twin.load_state_dict(tuned.state_dict()) if not merged else shake(twin)
+    torch.testing.assert_close(converted, logits(twin, batch), rtol=1e-6, atol=1e-7)
+    assert same(weights(tuned.unload()), reference)
+
+
+def test_loading_a_base_weight_captures_it_anew():
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    shake(tuned)
+    logits(tuned, batch)
+    fresh = family("llama")[0]
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.mul_(1.5)
+    state = weights(fresh)
+    layers = {module.layer_name for module in tuned.modules() if isinstance(module, RowSFTLayer)}
+    model.load_state_dict(
+        {
+            f"{layer}.base_layer.weight" if (layer := key.rpartition(".")[0]) in layers else key: value
+            for key, value in state.items()
+        },
+        strict=False,
+    )
+    twin = adapt(fresh, targets)
+    shake(twin)
+    assert torch.equal(logits(tuned, batch), logits(twin, batch))
+    assert same(weights(tuned.unload()), state)
+
+
+@pytest.mark.parametrize("change", ["in place", "replaced", "moved"])
+def test_a_weight_changed_behind_the_layers_back_is_refused(change):
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    logits(tuned, batch)
+    base_layer = model.model.layers[0].self_attn.q_proj.base_layer
+    if change == "in place":
+        with torch.no_grad():
+            base_layer.weight.mul_(2)
+    elif change == "replaced":
+        base_layer.weight = nn.Parameter(base_layer.weight.clone(), requires_grad=False)
+    else:
+        base_layer.weight.data = base_layer.weight.data.clone()
+    with pytest.raises(UserError, match=r"layers\.0\.self_attn\.q_proj.*restore_base_weights"):
+        logits(tuned, batch)
+
+
+@channels
+@families
+def test_a_weight_written_with_what_it_holds_is_accepted(name, channel):
+    """DDP does so to every parameter when it wraps a model that has run already."""
+    model, batch, targets = family(name)
+    before = weights(model)
+    tuned = adapt(model, targets, channel=channel)
+    shake(tuned)
+    expected = logits(tuned, batch)
+
+    def broadcast():
+        with torch.no_grad():
+            for parameter in tuned.parameters():
+                parameter.copy_(parameter.clone())
+
+    broadcast()
+    assert torch.equal(logits(tuned, batch), expected)
+    broadcast()
+    assert same(weights(tuned.unload()), before)
+
+
+def test_restore_base_weights_allows_changes_from_outside():
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    shake(tuned)
+    logits(tuned, batch)
+    tuned.base_model.restore_base_weights()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, RowSFTLayer):
+                module.get_base_layer().weight.mul_(2)
+    changed = logits(tuned, batch)
+    twin, _, _ = family("llama")
+    with torch.no_grad():
+        for name in random_rows(twin, targets):
+            twin.get_submodule(name).weight.mul_(2)
+    twin = adapt(twin, targets)
+    shake(twin)
+    assert torch.equal(changed, logits(twin, batch))
+
+
+@pytest.mark.parametrize("notice", ["merge", "train", "eval"])
+def test_values_written_through_data_are_noticed(notice):
+    """No version counter sees `.data`; merging and changing the mode look again all the same."""
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    shake(tuned)
+    logits(tuned, batch)
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            parameter.data.mul_(3)
+    expected = adapt(family("llama")[0], targets)
+    shake(expected, scale=3 * 0.05)
+    {"merge": tuned.merge_adapter, "train": tuned.train, "eval": tuned.eval}[notice]()
+    torch.testing.assert_close(logits(tuned, batch), logits(expected, batch), rtol=1e-5, atol=1e-6)
+
+
+def test_inference_mode_and_back():
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    shake(tuned)
+    with torch.inference_mode():
+        expected = tuned(**batch).logits.clone()
+    copy.deepcopy(tuned)
+    train(tuned, batch, steps=1)
+    with torch.inference_mode(), tuned.disable_adapter():
+        tuned(**batch)
+    assert not torch.equal(logits(tuned, batch), expected)
+    assert same(weights(tuned.unload()), weights(family("llama")[0]))
