@@ -1,5 +1,6 @@
 """A ledger of tensor memory: every storage that lives while a block runs, when it came, went, and what it was for."""
 
+import math
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ class Ledger(TorchDispatchMode):
     Which part a storage belongs to follows from its life: what the forward pass leaves behind when a backward pass
     begins was saved for it, and so is what a backward pass computes with gradients switched on (recomputation under
     checkpointing); gradients and optimizer state are named by `hold` and `watch_gradients`. Buffers that one operator
-    allocates and frees inside itself are not seen, but for the known large ones: casts, and logsumexp's differences.
+    allocates and frees inside itself are not seen, but for the known large ones: casts, and logsumexp's. What is
+    missing of a CPU's fused attention is a buffer for every thread.
     """
 
     def __init__(self, block_bytes: int = 1):
@@ -86,7 +88,7 @@ class Ledger(TorchDispatchMode):
         self._events.append((None, 0, name))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        scratch = self._begin_casts(func, args) + self._begin_differences(func, args)
+        scratch = self._begin_casts(func, args) + self._begin_logsumexp(func, args)
         out = func(*args, **(kwargs or {}))
         in_backward = _in_backward()
         if in_backward and self._left_by_forward:
@@ -213,14 +215,18 @@ class Ledger(TorchDispatchMode):
                 self.entries.append(Entry(tensor.numel() * common.itemsize))
         return begun
 
-    def _begin_differences(self, func, args: tuple) -> list[int]:
-        """The entry of what logsumexp subtracts the largest value from, on any device, for as long as it runs."""
+    def _begin_logsumexp(self, func, args: tuple) -> list[int]:
+        """Entries of logsumexp's largest values and of the differences from them, on any device, while it runs."""
         if func is not torch.ops.aten.logsumexp.default or not self._counts(args[0]):
             return []
-        size = args[0].numel() * args[0].element_size()
-        self._events.append((len(self.entries), 1, self._phase_now()))
-        self.entries.append(Entry(-(-size // self.block_bytes) * self.block_bytes))
-        return [len(self.entries) - 1]
+        summed = math.prod(args[0].shape[dim] for dim in args[1])
+        begun = []
+        for count in (args[0].numel() // max(1, summed), args[0].numel()):
+            size = count * args[0].element_size()
+            begun.append(len(self.entries))
+            self._events.append((len(self.entries), 1, self._phase_now()))
+            self.entries.append(Entry(-(-size // self.block_bytes) * self.block_bytes))
+        return begun
 
     def _keep_number(self, factor: torch.Tensor, in_backward: bool) -> None:
         """A number in a product is kept for the backward pass as a tensor that no operator makes, on the CPU."""
