@@ -32,7 +32,7 @@ def without_data(gpu: bool, padded: bool, results: bool = False) -> Iterator[Non
     results: what is taken off the device is a result that decides nothing: zeros stand for it.
     Raises UnknownWithoutData where the code goes by other values than whether a mask has padding.
     """
-    with _kernels(gpu), _Answers(padded, results):
+    with _kernels(gpu), _Answers(gpu, padded, results):
         yield
 
 
@@ -70,9 +70,9 @@ def _random_state(gpu: bool) -> AbstractContextManager:
 class _Answers(TorchDispatchMode):
     """Whether a mask is full, and whether a loss is finite, is answered; any other look at a value is refused."""
 
-    def __init__(self, padded: bool, results: bool):
+    def __init__(self, gpu: bool, padded: bool, results: bool):
         super().__init__()
-        self.padded, self.results = padded, results
+        self.gpu, self.padded, self.results = gpu, padded, results
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is aten._local_scalar_dense.default and has_no_data(args[0]):
@@ -95,7 +95,17 @@ class _Answers(TorchDispatchMode):
         if func is aten.equal.default and has_no_data(args[0]):
             # Scoring sees to it that buffers are as they were.
             return True
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if func is aten.native_layer_norm.default and has_no_data(args[0]) and not self.gpu:
+            return out[0], *_statistics_of_a_cpu(args, out[1:])
+        return out
+
+
+def _statistics_of_a_cpu(given: tuple, statistics: tuple[Tensor, ...]) -> list[Tensor]:
+    """A normalisation's means and deviations in the dtype of its parameters; without data they always have 32 bit."""
+    inputs, _, weight, *_ = given
+    kind = (inputs if weight is None else weight).dtype
+    return [each.to(kind) for each in statistics]
 
 
 def _to_host(options: dict | None) -> bool:

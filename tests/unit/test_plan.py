@@ -25,6 +25,7 @@ from rowsft.plan.autocast import autocast, autocasting, claimed_alike, claims_ho
 from rowsft.plan.fit import Demand
 from rowsft.plan.scene import scene_of
 from rowsft.plan.step import plan_step
+from rowsft.plan.without_data import without_data
 from rowsft.settings import trainer_settings
 
 # Autograd sums a gradient of three numbers in another order there.
@@ -93,6 +94,21 @@ def test_a_gpus_autocast_keeps_in_32_bit_what_a_cpus_does_not(gpu, kind):
         assert torch.nn.functional.layer_norm(linear, (8,)).dtype == kind
         assert linear.softmax(-1).dtype == kind
     assert torch.nn.functional.layer_norm(torch.zeros(2, 8, dtype=torch.bfloat16), (8,)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+def test_normalisations_keep_statistics_as_the_device_would(kind):
+    """A CPU in the dtype of the weights, a GPU in 32 bit: what autograd saves of every layer."""
+
+    def statistics(device):
+        given, weight = torch.zeros(4, 8, dtype=torch.bfloat16, device=device), torch.ones(8, dtype=kind, device=device)
+        _, *found = torch.ops.aten.native_layer_norm(given, [8], weight, weight, 1e-5)
+        return [each.dtype for each in found]
+
+    with without_data(gpu=False, padded=False):
+        assert statistics("meta") == statistics("cpu") == [kind, kind]
+    with without_data(gpu=True, padded=False):
+        assert statistics("meta") == [torch.float32] * 2
 
 
 def test_evaluation_is_planned_under_autocast():
