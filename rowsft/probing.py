@@ -21,16 +21,26 @@ def wanted(job: "Job") -> bool:
 
 def selection(job: "Job", sizes: Knobs, calibration: Calibration) -> None:
     """The memory of scoring, on the largest calibration batch."""
-    largest = max(calibration, key=lambda batch: batch["input_ids"].numel())
+    # Of equal ones it is one that has padding, whose mask takes memory.
+    largest = max(calibration, key=lambda batch: (batch["input_ids"].numel(), not batch["attention_mask"].all()))
     _measure(job, "select", lambda: job.method.select(job.model, sizes, Rehearsal([largest])))
 
 
 def evaluation(job: "Job", evaluate: Callable[[list[dict]], object]) -> None:
-    """The memory of evaluating the batch with the longest examples."""
-    longest = sorted(job.splits[job.settings.evaluate[0]], key=lambda example: -len(str(example)))
+    """The memory of evaluating the largest batch: of the longest examples, with padding where any of them has some."""
+    by_length = sorted(job.splits[job.settings.evaluate[0]], key=lambda example: -len(str(example)))
+    # Under autocast the second batch finds the trained weights converted: it may be the one with the peak.
+    batches = 2 if job.settings.autocast else 1
+    largest = by_length[: job.settings.eval_batch_size * batches]
+    if len(largest) > 1:
+        # The longest may all have been cut to one length. The batch in which they end has padding then, and its mask
+        # makes it the largest.
+        largest[-1] = by_length[-1]
+    # Saving has put the base rows back; evaluation after training finds the trained ones, and the originals kept.
+    evaluate(largest)
     # The optimizer's state stays while the trained model is evaluated.
     optimizer = None if job.trainer is None else job.trainer.optimizer
-    _measure(job, "evaluate", lambda: evaluate(longest[: job.settings.eval_batch_size]), optimizer)
+    _measure(job, "evaluate", lambda: evaluate(largest), optimizer)
 
 
 def training_step(job: "Job") -> None:

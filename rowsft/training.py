@@ -207,11 +207,18 @@ def build_trainer(
 
 
 def largest_batch(trainer: OrderedTrainer) -> list[dict]:
-    """The training micro-batch with the most padded tokens: the one whose step sets the memory peak."""
+    """The training micro-batch with the most padded tokens: the one whose step sets the memory peak.
+
+    Of equal ones it is one that has padding, whose mask takes memory.
+    """
     size = trainer.settings.batch_size
     data = trainer.train_dataset
-    batches = [data[first : first + size] for first in range(0, len(data), size)]
-    return max(batches, key=lambda batch: len(batch) * max(len(example["input_ids"]) for example in batch))
+
+    def extent(batch: list[dict]) -> tuple[int, bool]:
+        lengths = [len(example["input_ids"]) for example in batch]
+        return len(batch) * max(lengths), min(lengths) < max(lengths)
+
+    return max((data[first : first + size] for first in range(0, len(data), size)), key=extent)
 
 
 def extra_step(trainer: OrderedTrainer, batch: list[dict], enter: Callable[[str], None] = lambda phase: None) -> None:

@@ -1,0 +1,57 @@
+"""The probes measure what the run's largest batch takes, whichever that is."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import PAD, tiny_bert
+
+from rowsft import probing, training
+from rowsft.measure import phase_memory
+from rowsft.tasks.classification import pad_right, read_batch
+from rowsft.tasks.evaluating import run_batches
+
+# Enough of full length to fill a batch; the next one has padding.
+LENGTHS = [24] * 5 + [7] * 5
+SIZE = 4
+
+
+def job_on(model, autocast=None):
+    examples = [{"input_ids": [10] * length, "labels": 1} for length in LENGTHS]
+    settings = SimpleNamespace(evaluate=["validation"], eval_batch_size=SIZE, autocast=autocast, batch_size=SIZE)
+    return SimpleNamespace(
+        settings=settings,
+        splits={"validation": examples},
+        model=model,
+        trainer=None,
+        device=torch.device("cpu"),
+        memory={phase: {"peak_allocated_bytes": None} for phase in ("select", "evaluate")},
+    )
+
+
+@pytest.mark.parametrize("autocast", [None, "bf16"])
+def test_the_probed_evaluation_has_the_peak_of_the_whole(autocast):
+    model = tiny_bert(num_labels=2)
+    job = job_on(model, autocast)
+
+    def evaluate(examples):
+        with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+            run_batches(model, examples, lambda rows: pad_right(rows, PAD, torch.long), SIZE, None, read_batch)
+
+    probing.evaluation(job, evaluate)
+    whole = phase_memory(lambda: evaluate(job.splits["validation"]), "cpu", model)
+    assert job.memory["evaluate"]["peak_allocated_bytes"] == whole["peak_allocated_bytes"]
+
+
+def test_of_equal_batches_the_one_with_padding_is_probed():
+    job = job_on(tiny_bert())
+    examples = job.splits["validation"]
+    trainer = SimpleNamespace(settings=job.settings, train_dataset=examples)
+    assert training.largest_batch(trainer) == examples[SIZE : 2 * SIZE]
+
+    batches = [pad_right(examples[first : first + SIZE], PAD, torch.long) for first in range(0, len(examples), SIZE)]
+    seen = []
+    job.method = SimpleNamespace(select=lambda model, sizes, calibration: seen.extend(calibration))
+    probing.selection(job, None, batches)
+    assert all(batch["input_ids"].equal(batches[1]["input_ids"]) for batch in seen) and seen
