@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def evaluation_peak(scene: "Scene", model: nn.Module) -> int:
-    """Bytes of tensors at the largest moment of evaluating one batch with `model`, attached and without an optimizer.
+    """Bytes of tensors at the largest moment of evaluating with `model`, attached and without an optimizer.
 
     Every answer has a prompt of its own: where a task's answers share prompts, their keys and values are kept instead
     of the prompts' logits, which are more.
@@ -23,8 +23,10 @@ def evaluation_peak(scene: "Scene", model: nn.Module) -> int:
     count = scene.settings.eval_batch_size
     batch = scene.batch(model, count)
     read = causal.read_batch if scene.task.head == "causal_lm" else classification.read_batch
+    # Autocast keeps the trained weights that it has converted: the second batch has all of them from its start.
+    batches = 2 if scene.settings.autocast else 1
     # Their lengths are all that is asked of the examples.
-    examples = [{"input_ids": range(scene.length)}] * count
+    examples = [{"input_ids": range(scene.length)}] * (count * batches)
     with (
         claims_hold(model, scene.gpu),
         without_data(scene.gpu, padded=count > 1, results=True),

@@ -62,7 +62,7 @@ def workshop(tmp_path_factory) -> Workshop:
     folder = tmp_path_factory.mktemp("workshop")
     for family, model in (("llama", tiny_llama()), ("bert", tiny_bert(num_labels=2))):
         model.save_pretrained(folder / "models" / family)
-        _tokenizer().save_pretrained(folder / "models" / family)
+        _tokenizer(family).save_pretrained(folder / "models" / family)
     (folder / "data").mkdir()
     draw = random.Random(0)
     # Lengths differ, so that padding and the weighting of tokens matter.
@@ -73,14 +73,21 @@ def workshop(tmp_path_factory) -> Workshop:
     return Workshop(folder)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def _tokenizer(family: str) -> PreTrainedTokenizerFast:
     special = ["<pad>", "<s>", "</s>", "<unk>"]
     vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
     assert vocabulary["<pad>"] == PAD
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    # BERT's own tells the texts of a pair apart.
+    gives = ["input_ids", *(["token_type_ids"] if family == "bert" else []), "attention_mask"]
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_input_names=gives,
     )
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from rowsft import job
 from rowsft.compose import compose
@@ -17,9 +18,10 @@ def long_data(workshop, tmp_path_factory):
     """Data whose longest examples fill any length, next to short ones, so that the largest batch has padding."""
     folder = tmp_path_factory.mktemp("long")
     longs, shorts = " ".join(["w7"] * 60), "w1 w2 w3"
-    texts = [longs if number % 2 else shorts for number in range(40)]
+    texts = [longs if number % 4 else shorts for number in range(40)]
     rows = {
-        "pairs": [{"prompt": f"w{number} {text}", "response": text} for number, text in enumerate(texts)],
+        # What is too long is cut from the prompts' start: their ends differ, so that no two share one.
+        "pairs": [{"prompt": f"{text} w{number}", "response": text} for number, text in enumerate(texts)],
         "texts": [{"text": f"w{i} {text}", "label": ["bad", "good"][i // 2 % 2]} for i, text in enumerate(texts)],
     }
     for name, lines in rows.items():
@@ -73,3 +75,37 @@ def both(workshop, data, family, *overrides):
 def test_the_planned_peak_is_that_of_the_run(workshop, long_data, family, overrides):
     planned, memory = both(workshop, long_data, family, *overrides)
     assert planned.peak_bytes == pytest.approx(memory["train"]["peak_allocated_bytes"], rel=1e-3)
+
+
+@pytest.fixture
+def one_thread():
+    """A CPU's attention has a buffer for every thread, which no plan counts: here they would outgrow a tiny model."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("llama", ["method=row_sft", "method.importance=l2"]),
+        ("llama", ["method=row_sft", "method.importance=l2", "model.dtype=bfloat16"]),
+        ("llama", ["method=lora"]),
+        ("llama", ["method=lora", "trainer=bf16"]),
+        # Nothing has told this one to keep no keys and values.
+        ("llama", ["method=none", "trainer.eval_batch_size=1"]),
+        ("bert", ["method=row_sft", "method.importance=l2"]),
+        ("bert", ["method=row_sft", "method.importance=l2", "trainer=bf16"]),
+        ("bert", ["method=row_sft", "method.importance=l2", "model.dtype=bfloat16"]),
+        ("bert", ["method=lora"]),
+        ("bert", ["method=full", "trainer=bf16"]),
+    ],
+    ids=lambda given: given if isinstance(given, str) else " ".join(given),
+)
+def test_the_planned_evaluation_is_that_of_the_run(workshop, long_data, family, overrides):
+    """Of twenty rows, most of them of full length: a batch of those has no padding, the last one with such has."""
+    split = ["trainer.eval_batch_size=8", "trainer.evaluate=[validation]", "task.data.validation=0.5"]
+    planned, memory = both(workshop, long_data, family, *split, *overrides)
+    assert planned.evaluation_bytes == pytest.approx(memory["evaluate"]["peak_allocated_bytes"], rel=1e-3)
