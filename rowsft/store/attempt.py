@@ -14,6 +14,14 @@ from rowsft.store.record import FINAL_STATES, now
 if TYPE_CHECKING:
     from rowsft.store.folder import RunFolder
 
+# What a RuntimeError for want of memory says: the system's and torch's allocator on a CPU, CUDA, and its library.
+_NO_MEMORY = (
+    "Cannot allocate memory",
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
 
 class Attempt:
     """One try at a run: the fields of docs/architecture.md, written to disk at every call."""
@@ -92,9 +100,9 @@ def state_of(error: BaseException | None) -> str:
     """The state an attempt ends in when `error` ends it: oom, interrupted or failed."""
     if error is None or isinstance(error, KeyboardInterrupt | SystemExit):
         return "interrupted"
-    # torch's own out-of-memory classes by name: the store does not import torch. Its CPU allocator raises RuntimeError.
+    # torch's own out-of-memory class by name: the store does not import torch.
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return "oom" if out_of_memory or "can't allocate memory" in str(error) else "failed"
+    return "oom" if out_of_memory or any(words in str(error) for words in _NO_MEMORY) else "failed"
 
 
 def error_fields(error: BaseException, phase: str | None = None) -> dict:

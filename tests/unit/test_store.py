@@ -130,6 +130,9 @@ def test_a_rerun_keeps_the_earlier_attempt_and_the_latest_done_counts(tmp_path):
         (MemoryError("x"), "oom"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), "oom"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "oom"),
+        (RuntimeError("unable to mmap 272698936 bytes from file <m>: Cannot allocate memory (12)"), "oom"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), "oom"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "oom"),
         (ValueError("shape"), "failed"),
     ],
 )
