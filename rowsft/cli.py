@@ -244,9 +244,10 @@ def _report_memory(parsed: argparse.Namespace) -> int:
 
     from rowsft.report import memory
 
-    table, picture = memory.build(parsed.store, parsed.what[1], parsed.out)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-    print(f"picture: {picture}")
+    table, said = memory.build(parsed.store, parsed.what[1], parsed.out)
+    if table is not None:
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print("\n".join(said))
     return 0
 
 

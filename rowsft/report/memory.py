@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from rowsft.errors import UserError
+from rowsft.report import listing
 from rowsft.store.finding import find_run
-from rowsft.store.record import Record
+from rowsft.store.record import FINAL_STATES, Record
 
 MIB = 2**20
 # The parts from the bottom of the stack up, in Okabe and Ito's colour-blind safe palette.
@@ -24,22 +25,59 @@ COLOURS = {
 }
 
 
-def build(store: Path, run: str, out: Path | None) -> tuple[Table, Path]:
-    """The ledger of a run as a table, and the PNG of its step, written to `out` or reports/memory-<id>.png.
+# How much there was of what, where a phase did not come to its end.
+_REACHED = {
+    "peak_allocated_bytes": "allocated",
+    "peak_reserved_bytes": "reserved",
+    "process_peak_bytes": "of the process on the GPU",
+    "resident_peak_bytes": "resident",
+}
 
-    Raises UserError for an unknown run and one whose ledger was not kept.
+
+def build(store: Path, run: str, out: Path | None) -> tuple[Table | None, list[str]]:
+    """The ledger of a run as a table, of the phases that it came through, and lines that say what else there is.
+
+    The PNG of its training step is written to `out` or reports/memory-<id>.png, where one was entered. A run that ended
+    without a result says where, why, and what it held by then; one that came through no phase has no table. Raises
+    UserError for an unknown run and one whose memory was not kept.
     """
     record = find_run(run, store)
-    ledger = ((record.result or record.latest or {}).get("memory") or {}).get("ledger")
-    if not ledger:
+    attempt = record.result or record.latest or {}
+    memory = attempt.get("memory") or {}
+    ledger = memory.get("ledger")
+    said = [] if record.result else _ending(record, memory)
+    if not ledger and not said:
         raise UserError(f"run {record.id} has no memory ledger; run it with trainer.memory_probe_steps=1 and --rerun")
-    path = out or Path("reports") / f"memory-{record.id}.png"
     points = record.file("memory")
     if points is None or not points.is_file():
-        raise UserError(f"run {record.id} ended before its training step was entered; its phases: {', '.join(ledger)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(picture(points, record))
-    return table(ledger), path
+        said.append(f"no picture: {_why_no_picture(record, memory)}")
+    else:
+        path = out or Path("reports") / f"memory-{record.id}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(points, record))
+        said.append(f"picture: {path}")
+    return table(ledger) if ledger else None, said
+
+
+def _ending(record: Record, memory: dict) -> list[str]:
+    """How a run without a result ended, and what the phase that it ended in held by then."""
+    if record.state not in FINAL_STATES or not memory:
+        return []
+    phase = (record.latest.get("error") or {}).get("phase")
+    place = f" in {phase}" if phase else ""
+    said = [f"run {record.id} ended as {record.state}{place}: {listing.entry(record)['reason']}"]
+    # Loading is watched together with reading the data.
+    reached = memory.get({"data": "load"}.get(phase, phase)) or {}
+    sizes = [f"{_mib(reached[key])} MiB {what}" for key, what in _REACHED.items() if reached.get(key) is not None]
+    return [*said, f"by then: {', '.join(sizes)}"] if sizes else said
+
+
+def _why_no_picture(record: Record, memory: dict) -> str:
+    if record.result is None:
+        return "a training step is entered once all else is done"
+    if not memory.get("train"):
+        return "nothing was trained"
+    return "no training step was entered; run it with trainer.memory_probe_steps=1 and --rerun"
 
 
 def table(ledger: dict) -> Table:

@@ -17,7 +17,7 @@ from scipy import stats
 
 from rowsft import report
 from rowsft.errors import UserError
-from rowsft.report import listing, tables
+from rowsft.report import listing, memory, tables
 from rowsft.store import Store
 
 
@@ -97,6 +97,41 @@ def test_runs_without_a_result_stay_with_their_reason(built):
     assert found["dora"]["state"] == "failed" and found["dora"]["reason"] == "TrainingDiverged: loss is nan at step 12"
     assert found["full"]["state"] == "oom" and found["full"]["seed"] == 3
     assert "| oom | train | OutOfMemoryError: tried to allocate 2 GiB &lt;b> |" in built[1].markdown.read_text()
+
+
+def run_with(store, state, memory, error=None):
+    with store.open(config(seed=len(store.runs()))) as run:
+        attempt = run.begin(environment=ENVIRONMENT)
+        attempt.update(memory=memory)
+        attempt.finish(state, error=error)
+    return run.id
+
+
+def test_memory_shows_what_there_is(tmp_path):
+    """Whether the run trained or not, was probed or not, and wherever it ended."""
+    store = Store(tmp_path)
+    loaded = {"peak_bytes": 3 * 2**20, "parts": {"base_weights": 3 * 2**20}, "measured_peak_bytes": None}
+    ledger = {"load": loaded | {"unattributed_bytes": None}}
+    untrained = run_with(store, "done", {"train": None, "ledger": ledger})
+    table, said = memory.build(tmp_path, untrained, None)
+    assert [column.header for column in table.columns] == ["MiB at the peak", "load"]
+    assert said == ["no picture: nothing was trained"]
+
+    unprobed = run_with(store, "done", {"train": {"resident_peak_bytes": 5}, "ledger": ledger})
+    _, said = memory.build(tmp_path, unprobed, None)
+    assert said == ["no picture: no training step was entered; run it with trainer.memory_probe_steps=1 and --rerun"]
+
+    reached = {"peak_allocated_bytes": 7 * 2**30, "peak_reserved_bytes": 2**33, "process_peak_bytes": None}
+    error = {"type": "OutOfMemoryError", "message": "no room\nfor it", "traceback": "t", "phase": "data"}
+    table, said = memory.build(tmp_path, run := run_with(store, "oom", {"load": reached}, error), None)
+    assert table is None
+    assert said == [
+        f"run {run} ended as oom in data: OutOfMemoryError: no room",
+        "by then: 7,168.0 MiB allocated, 8,192.0 MiB reserved",
+        "no picture: a training step is entered once all else is done",
+    ]
+    with pytest.raises(UserError, match="has no memory ledger; run it with trainer.memory_probe_steps=1"):
+        memory.build(tmp_path, run_with(store, "done", {}), None)
 
 
 def test_the_contract_is_computed(built):
