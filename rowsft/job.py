@@ -118,6 +118,8 @@ def _perform(job: Job) -> None:
     with tracking(job.tracker, run_id, job.plan.config, job.plan.experiment):
         for step in (_load, _select, _attach, _train, _evaluate, _save, _probe_memory):
             step(job)
+            # What kills a process for its memory lets it write nothing more.
+            job.attempt.update(memory=job.memory)
         job.attempt.update(**_costs(job))
         job.tracker.summary(final_numbers(job.attempt.fields))
     job.attempt.finish("done")

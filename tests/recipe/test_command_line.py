@@ -199,6 +199,7 @@ def test_a_stopped_run_says_so_and_starts_again(workshop, number, state):
     record = only_run(workshop, name)
     assert record.state == state
     assert record.latest["error"]["message"]
+    assert "load" in record.latest["memory"]["ledger"], "even what is killed keeps what it had measured"
 
     listed = json.loads(workshop.rowsft("runs", "--store", "runs", "--experiment", name, "--json").stdout)
     assert [row["state"] for row in listed] == [state]
