@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import tiny_bert
 from wandb_files import items, read_records
 
 from rowsft.store import Store
@@ -266,15 +268,41 @@ def test_diverged_run_is_recorded_as_failed(workshop):
     assert (Path(record.folder) / "attempt-1" / "curve.csv").exists()
 
 
-def test_run_out_of_memory_is_recorded_as_oom(workshop):
-    command = [*workshop.overrides("bert"), "method=head", "experiment_name=oom"]
-    # A batch whose activations no address space holds.
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2_000_000_000, 2_000_000_000))"
-    code = f"import torch, transformers, peft; {limit}; from rowsft.cli import main; main({['run', *command]!r})"
-    big = ["trainer.batch_size=400000", "trainer.steps=1", "trainer.calibration_batches=1"]
-    code = code.replace(repr(command[-1]), ", ".join([repr(command[-1]), *map(repr, big)]))
+# The command line in a process that may take little more than it holds when training begins.
+LIMITED_IN_TRAINING = """
+import contextlib, io, resource, sys
+import psutil
+from rowsft.cli import main
+
+class Limiting(io.StringIO):
+    def write(self, text):
+        if "training for" in text:
+            limit = psutil.Process().memory_info().vms + 2**26
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        return sys.__stdout__.write(text)
+
+with contextlib.redirect_stdout(Limiting()):
+    main(sys.argv[1:])
+"""
+
+
+def test_a_run_that_dies_of_memory_keeps_what_it_measured(workshop):
+    """Scoring and a step on short texts, then a step whose padding to one long text asks for more than there is."""
+    folder, size, splits = workshop.folder / "oom", 250, ("train", "validation", "test")
+    shutil.copytree(workshop.folder / "models" / "bert", folder)
+    # So wide that one tensor of that step is larger than all that was allocated before.
+    tiny_bert(num_labels=2, intermediate_size=4096).save_pretrained(folder)
+    texts = [" ".join(["w7"] * 64), *(f"w{number % 100} w{number // 100}" for number in range(2 * size - 1))]
+    rows = [{"text": text, "label": ["bad", "good"][number % 2]} for number, text in enumerate(texts)]
+    for name, some in zip(splits, (rows, rows[:8], rows[8:16]), strict=True):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    data = ["task.data.path=null", *(f"task.data.{name}_path=oom/{name}.jsonl" for name in splits)]
+    # Under this seed the long one is in the second batch.
+    settings = [f"trainer.batch_size={size}", "trainer.steps=2", "trainer.calibration_batches=1", "seed=1"]
+    command = ["run", *workshop.overrides("bert"), "model.source=./oom", *data, *settings]
+    command += ["method=row_sft", "experiment_name=oom"]
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", LIMITED_IN_TRAINING, *command],
         cwd=workshop.folder,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -282,7 +310,33 @@ def test_run_out_of_memory_is_recorded_as_oom(workshop):
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    assert only_run(workshop, "oom").state == "oom"
+    record = only_run(workshop, "oom")
+    assert last_line(done) == f"oom: run {record.id} in {record.folder}"
+    assert (record.state, record.latest["error"]["phase"]) == ("oom", "train")
+    curve = (record.folder / "attempt-1" / "curve.csv").read_text().splitlines()
+    assert len(curve) == 2, "the step before is on the curve, below its heading"
+
+    memory = record.latest["memory"]
+    assert list(memory["ledger"]) == ["load", "select"]
+    for phase, entry in memory["ledger"].items():
+        assert 0 < entry["peak_bytes"] == sum(entry["parts"].values()), phase
+    measured_bytes = memory["select"]["peak_allocated_bytes"]
+    assert memory["ledger"]["select"]["peak_bytes"] == pytest.approx(measured_bytes, rel=0.01)
+    assert memory["train"]["resident_peak_bytes"] > 0 and memory["train"]["peak_allocated_bytes"] is None
+    assert memory["evaluate"] is None
+
+    reported = workshop.rowsft("report", "--store", "runs", "--experiment", "oom", "--out", "reports/oom")
+    assert reported.returncode == 0, reported.stderr
+    lines = (workshop.folder / "reports" / "oom" / "report.md").read_text().splitlines()
+    (row,) = [line for line in lines if record.id in line]
+    assert row.startswith("| row-SFT | 1 | oom | train | RuntimeError: ") and "can't allocate memory" in row
+    shown = workshop.rowsft("report", "memory", record.id)
+    assert shown.returncode == 0, shown.stderr
+    heading, *rest = shown.stdout.splitlines()[1:]
+    assert [name for name in ("load", "select", "train", "forward") if name in heading] == ["load", "select"]
+    assert f"run {record.id} ended as oom in train: RuntimeError: " in shown.stdout
+    assert f"by then: {memory['train']['resident_peak_bytes'] / 2**20:,.1f} MiB resident" in rest
+    assert rest[-1] == "no picture: a training step is entered once all else is done"
 
 
 def test_offline_wandb_mirrors_the_record(workshop):
