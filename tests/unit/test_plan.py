@@ -306,3 +306,24 @@ def test_all_micro_batches_cost_alike():
     one, two, five = (planned(*SMALL, "method=lora", f"trainer.gradient_accumulation={n}") for n in (1, 2, 5))
     assert (two.step.costs.flops, five.step.costs.flops) == (2 * one.step.costs.flops, 5 * one.step.costs.flops)
     assert five.peak_bytes == two.peak_bytes >= one.peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("gpu", "given", "weight", "kept"),
+    [
+        (False, torch.bfloat16, torch.bfloat16, torch.bfloat16),
+        (False, torch.bfloat16, torch.float32, torch.float32),
+        (False, torch.bfloat16, None, torch.bfloat16),
+        (False, torch.float32, torch.float32, torch.float32),
+        (True, torch.bfloat16, torch.bfloat16, torch.float32),
+    ],
+)
+def test_a_cpus_norm_keeps_its_statistics_in_16_bit(gpu, given, weight, kept):
+    def statistics(device):
+        scale = None if weight is None else torch.ones(8, dtype=weight, device=device)
+        return torch.native_layer_norm(torch.ones(4, 8, dtype=given, device=device), (8,), scale, None, 1e-5)[1:]
+
+    with without_data(gpu, padded=False):
+        assert [tensor.dtype for tensor in statistics("meta")] == [kept, kept]
+    if not gpu:
+        assert [tensor.dtype for tensor in statistics("cpu")] == [kept, kept]
