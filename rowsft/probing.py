@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
+
 from rowsft import measure, training
 from rowsft.importance.calibration import Calibration, Rehearsal
 from rowsft.measure.ledger import Ledger
 from rowsft.method import Knobs
 
 if TYPE_CHECKING:
-    import torch
-
     from rowsft.job import Job
 
 
@@ -23,7 +23,13 @@ def selection(job: "Job", sizes: Knobs, calibration: Calibration) -> None:
     """The memory of scoring, on the largest calibration batch."""
     # Of equal ones it is one that has padding, whose mask takes memory.
     largest = max(calibration, key=lambda batch: (batch["input_ids"].numel(), not batch["attention_mask"].all()))
-    _measure(job, "select", lambda: job.method.select(job.model, sizes, Rehearsal([largest])))
+
+    def select() -> None:
+        # Made anew, so that the batch counts, as training's and evaluation's do.
+        batch = {key: value.clone() if torch.is_tensor(value) else value for key, value in largest.items()}
+        job.method.select(job.model, sizes, Rehearsal([batch]))
+
+    _measure(job, "select", select)
 
 
 def evaluation(job: "Job", evaluate: Callable[[list[dict]], object]) -> None:
@@ -48,6 +54,8 @@ def training_step(job: "Job") -> None:
     if job.trainer is None:
         return
     batch, optimizer = training.largest_batch(job.trainer), job.trainer.optimizer
+    # A step of little memory clears away what evaluating left beside the weights.
+    training.extra_step(job.trainer, batch[:1])
     for _ in range(job.settings.memory_probe_steps):
         _peak(job, "train", lambda: training.extra_step(job.trainer, batch), optimizer)
 

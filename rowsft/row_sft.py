@@ -80,7 +80,7 @@ class RowSFT(PeftMethod):
     def select(self, model: nn.Module, knobs: Knobs, calibration: Sequence[dict]) -> Knobs:
         """Score the target layers and choose in them; the model is left exactly as it was."""
         pools, layers = self._pools(model, knobs)
-        return self._chosen(knobs, pools, layers, self.scores(model, knobs, calibration))
+        return self._chosen(knobs, pools, layers, self._scored(pools, layers, model, calibration))
 
     def scores(
         self,
@@ -90,7 +90,16 @@ class RowSFT(PeftMethod):
         progress: Callable[..., Iterable] | None = None,
     ) -> Scores:
         """Scores of the target layers along the axes that the channel needs; `progress` as in `rowsft.score`."""
-        pools, layers = self._pools(model, knobs)
+        return self._scored(*self._pools(model, knobs), model, calibration, progress)
+
+    def _scored(
+        self,
+        pools: list[Pool],
+        layers: dict[str, nn.Module],
+        model: nn.Module,
+        calibration: Sequence[dict],
+        progress: Callable[..., Iterable] | None = None,
+    ) -> Scores:
         progress = progress or bar(f"scoring {self.importance}")
         context = Context(model, calibration, self.seed, self.group_bytes, self.draws, progress)
         return score_pools(pools, layers, self.importance, context)

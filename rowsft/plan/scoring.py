@@ -26,13 +26,15 @@ class _Enough(Exception):
 def selection_peak(scene: "Scene", base: nn.Module, knobs: Knobs) -> int:
     """Bytes of tensors at the largest moment of the first passes that score `base`, on a batch of the training size."""
     batch = scene.batch(base)
+    # A GPU holds all of them; a CPU's run measures what it makes anew, the largest alone.
+    others = [scene.batch(base) for _ in range(scene.settings.calibration_batches - 1)] if scene.gpu else []
     with without_data(scene.gpu, scene.padded):
         ledger = Ledger(CUDA_BLOCK_BYTES if scene.gpu else 1)
         ledger.phase = "select"
         with ledger, suppress(_Enough):
             ledger.hold_model(base)
             ledger.hold("base_weights", base.parameters())
-            ledger.hold("temporary", batch.values())
+            ledger.hold("temporary", (tensor for each in [batch, *others] for tensor in each.values()))
             scene.method.scores(base, knobs, Rehearsal([batch]), progress=_first_passes)
     return max(moment.total for moment in ledger.peaks().values())
 

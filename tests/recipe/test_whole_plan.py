@@ -64,6 +64,7 @@ def both(workshop, data, family, *overrides):
         ("llama", ["method=row_sft", "method.importance=l2"]),
         ("llama", ["method=lora", "trainer.gradient_accumulation=3", "trainer.batch_size=1"]),
         ("llama", ["method=dora", "trainer.gradient_checkpointing=true", "model.dtype=bfloat16"]),
+        ("llama", ["method=row_sft", "method.importance=l2", "method.dropout=0.1"]),
         ("llama", ["method=row_sft", "method.importance=l2", "trainer=bf16"]),
         ("llama", ["method=lora", "trainer=bf16", "trainer.gradient_checkpointing=true"]),
         ("llama", ["method=row_sft", "method.importance=l2", "trainer=bf16", "model.dtype=bfloat16"]),
@@ -109,3 +110,20 @@ def test_the_planned_evaluation_is_that_of_the_run(workshop, long_data, family, 
     split = ["trainer.eval_batch_size=8", "trainer.evaluate=[validation]", "task.data.validation=0.5"]
     planned, memory = both(workshop, long_data, family, *split, *overrides)
     assert planned.evaluation_bytes == pytest.approx(memory["evaluate"]["peak_allocated_bytes"], rel=1e-3)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("importance", ["taylor", "fisher"])
+def test_the_planned_peaks_of_scoring_and_evaluating_are_those_of_the_run(workshop, long_data, importance):
+    overrides = [
+        "method=row_sft",
+        f"method.importance={importance}",
+        "trainer.eval_batch_size=1",
+        "trainer.evaluate=[train]",
+    ]
+    planned, memory = both(workshop, long_data, "llama", *overrides)
+    assert planned.selection_bytes == pytest.approx(memory["select"]["peak_allocated_bytes"], rel=1e-4)
+    assert planned.evaluation_bytes == pytest.approx(memory["evaluate"]["peak_allocated_bytes"], rel=1e-4)
+    for phase in ("select", "evaluate"):
+        entered = memory["ledger"][phase]
+        assert entered["peak_bytes"] == pytest.approx(entered["measured_peak_bytes"], rel=1e-4)

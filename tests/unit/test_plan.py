@@ -96,21 +96,6 @@ def test_a_gpus_autocast_keeps_in_32_bit_what_a_cpus_does_not(gpu, kind):
     assert torch.nn.functional.layer_norm(torch.zeros(2, 8, dtype=torch.bfloat16), (8,)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
-def test_normalisations_keep_statistics_as_the_device_would(kind):
-    """A CPU in the dtype of the weights, a GPU in 32 bit: what autograd saves of every layer."""
-
-    def statistics(device):
-        given, weight = torch.zeros(4, 8, dtype=torch.bfloat16, device=device), torch.ones(8, dtype=kind, device=device)
-        _, *found = torch.ops.aten.native_layer_norm(given, [8], weight, weight, 1e-5)
-        return [each.dtype for each in found]
-
-    with without_data(gpu=False, padded=False):
-        assert statistics("meta") == statistics("cpu") == [kind, kind]
-    with without_data(gpu=True, padded=False):
-        assert statistics("meta") == [torch.float32] * 2
-
-
 def test_evaluation_is_planned_under_autocast():
     plain, cast = (planned(*SMALL, f"trainer={name}", "method=none") for name in ("default", "bf16"))
     assert 0 < cast.evaluation_bytes != plain.evaluation_bytes
@@ -306,6 +291,13 @@ def test_all_micro_batches_cost_alike():
     one, two, five = (planned(*SMALL, "method=lora", f"trainer.gradient_accumulation={n}") for n in (1, 2, 5))
     assert (two.step.costs.flops, five.step.costs.flops) == (2 * one.step.costs.flops, 5 * one.step.costs.flops)
     assert five.peak_bytes == two.peak_bytes >= one.peak_bytes
+
+
+def test_all_calibration_batches_lie_on_a_gpu():
+    given = [*SMALL, "trainer.device=auto", "method=row_sft", "budget.rows=4"]
+    one, eleven = (planned(*given, f"trainer.calibration_batches={count}").selection_bytes for count in (1, 11))
+    # Of two examples of 8 tokens: ids, mask, types and labels, a block of 512 bytes each.
+    assert eleven - one == 10 * 4 * 512
 
 
 @pytest.mark.parametrize(
