@@ -77,6 +77,18 @@ def quoted(overrides: list[str]) -> list[str]:
     return [text if _parses(parser, text) else _with_quotes(parser, text) for text in overrides]
 
 
+def swept_values(setting: str) -> tuple[str, list[str]]:
+    """The key and the values of "key=a,b,c", as Hydra tells them apart: [a,b],[c] are two. Neither where it cannot."""
+    parser = OverridesParser.create()
+    try:
+        override = parser.parse_override(*quoted([setting]))
+    except HydraException:
+        return "", []
+    if override.is_sweep_override():
+        return override.key_or_group, list(override.sweep_string_iterator())
+    return override.key_or_group, [override.get_value_element_as_str()] if override.value() not in ("", None) else []
+
+
 def _parses(parser: OverridesParser, text: str) -> bool:
     try:
         parser.parse_override(text)

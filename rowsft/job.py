@@ -10,18 +10,16 @@ from typing import Any
 
 import torch
 import transformers
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from rowsft import measure, probing, training
 from rowsft.budget import Budget
 from rowsft.calibrating import TrainingBatches
-from rowsft.errors import UserError
 from rowsft.identity import RunPlan
 from rowsft.importance.calibration import Calibration
+from rowsft.instantiating import bad_input, instantiated
 from rowsft.method import Knobs, Method
-from rowsft.models import Loaded, load, targets_of
+from rowsft.models import Loaded, check_length, load, targets_of
 from rowsft.progress import bar
 from rowsft.settings import TrainerSettings
 from rowsft.store import Attempt, Store
@@ -106,9 +104,9 @@ def run(plan: RunPlan, settings: TrainerSettings, rerun: bool, say: Callable[[st
             state = _close(job, error)
             if not isinstance(error, Exception):
                 raise
-            bad_input = _bad_input(error)
-            if bad_input is not None:
-                raise bad_input from error
+            mistake = bad_input(error)
+            if mistake is not None:
+                raise mistake from error
             return Outcome(plan.run_id, folder.path, state, {}, f"{type(error).__name__}: {error}")
         return Outcome(plan.run_id, folder.path, "done", folder.record.result["metrics"])
 
@@ -128,16 +126,8 @@ def _perform(job: Job) -> None:
 def _build(plan: RunPlan) -> dict[str, Any]:
     """Method, task, budget and tracker as the configuration describes them. Reads no data."""
     config = OmegaConf.create(plan.config)
-    built = {group: _instantiate(group, config[group]) for group in ("method", "task", "tracker")}
+    built = {group: instantiated(group, config[group]) for group in ("method", "task", "tracker")}
     return {**built, "budget": Budget(**plan.config["budget"])}
-
-
-def _instantiate(group: str, config: DictConfig) -> Any:
-    try:
-        return instantiate(config)
-    except InstantiationException as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise _bad_input(error) or UserError(f"{group}: {reason}; the keys are explained in conf/{group}/") from error
 
 
 def _load(job: Job) -> None:
@@ -154,7 +144,7 @@ def _load(job: Job) -> None:
                 problem_type=getattr(job.task, "problem_type", None),
                 seed=job.seed,
             )
-            _check_length(job)
+            check_length(job.loaded.model.config, config.task.get("max_length"))
             job.model = job.loaded.model.to(job.device)
         with job.clock.phase("data"):
             job.encoded = _encode(job, job.splits["train"])
@@ -183,13 +173,6 @@ def _metered(job: Job, phase: str) -> Iterator[None]:
 def _costs(job: Job) -> dict:
     """The record's seconds and memory; its energy only where there is one."""
     return {"seconds": job.clock.summary(), "memory": job.memory, **({"energy": job.energy} if job.energy else {})}
-
-
-def _check_length(job: Job) -> None:
-    positions = getattr(job.loaded.model.config, "max_position_embeddings", None)
-    length = job.plan.config["task"].get("max_length")
-    if positions and length and length > positions:
-        raise UserError(f"task.max_length={length}: the model has {positions} positions; lower it to at most that")
 
 
 def _encode(job: Job, examples: list[dict]) -> list[dict]:
@@ -349,12 +332,3 @@ def _close(job: Job, error: BaseException) -> str:
         job.attempt.write_curve(job.trainer.curve)
     job.attempt.finish(state_of(error), error=error_fields(error, job.clock.phase_name))
     return state_of(error)
-
-
-def _bad_input(error: BaseException | None) -> UserError | None:
-    """The UserError behind `error`: Hydra wraps what a constructor raises in an exception of its own."""
-    while error is not None:
-        if isinstance(error, UserError):
-            return error
-        error = error.__cause__
-    return None

@@ -108,7 +108,9 @@ def skeleton(model_cfg: Mapping[str, Any], head: Head) -> PreTrainedModel:
         return _CLASSES[head].from_config(config, trust_remote_code=options["trust_remote_code"])
 
 
-def blueprint(model_cfg: Mapping[str, Any], head: Head, num_labels: int | None = None) -> PreTrainedModel:
+def blueprint(
+    model_cfg: Mapping[str, Any], head: Head, num_labels: int | None = None, problem_type: str | None = None
+) -> PreTrainedModel:
     """`skeleton` in the dtype and with the attention kernel of `model_cfg`, and without a network where it can be.
 
     Configurations of the models in conf/model that a licence or a network stands before come along with the package
@@ -137,6 +139,7 @@ def blueprint(model_cfg: Mapping[str, Any], head: Head, num_labels: int | None =
         )
     if head == "sequence_classification":
         config.num_labels = num_labels
+        config.problem_type = problem_type
     text = config.get_text_config()
     if text.pad_token_id is None:
         text.pad_token_id = 0
@@ -150,6 +153,18 @@ def blueprint(model_cfg: Mapping[str, Any], head: Head, num_labels: int | None =
             trust_remote_code=trusted,
             **options,
         )
+
+
+def check_length(config: PretrainedConfig, length: int | None) -> None:
+    """Raise UserError for texts of more tokens than the model has positions for."""
+    positions = positions_of(config)
+    if positions and length and length > positions:
+        raise UserError(f"task.max_length={length}: the model has {positions} positions; lower it to at most that")
+
+
+def positions_of(config: PretrainedConfig) -> int | None:
+    """The longest text that the model has positions for; None where it sets no end."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def head_modules(model_cfg: Mapping[str, Any], head: Head) -> list[str]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -27,10 +28,13 @@ def run(parsed: argparse.Namespace) -> int:
 
     Raises UserError for what cannot be planned.
     """
-    if parsed.card is not None and parsed.card <= 0:
+    if parsed.card is not None and not 0 < parsed.card < math.inf:
         raise UserError(f"--card {parsed.card:g}: expected the card's memory in GB, such as 24")
     if parsed.compare and parsed.sweep:
         raise UserError("--compare and --sweep are both given; expected one of them")
+    drawn = (parsed.compare or parsed.sweep) and not parsed.json
+    if parsed.out and not drawn:
+        raise UserError(f"--out {parsed.out}: a page is drawn of --compare or --sweep, without --json; leave it out")
     console = Console(width=None if sys.stdout.isatty() else 200)
     if parsed.compare:
         return _compare(parsed, console)
@@ -96,6 +100,9 @@ def _show(parsed: argparse.Namespace, console: Console, table: tuple, plans: dic
 
     folder = parsed.out or Path("reports") / "plan"
     command = shlex.join(["rowsft", *sys.argv[1:]])
-    written = page.write(folder, title, *table, said, bars(plans, title), command)
+    try:
+        written = page.write(folder, title, *table, said, bars(plans, title), command)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error}); choose another folder") from error
     print(f"page: {written}   picture: {folder / 'memory.png'}")
     return 0

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from rowsft.budget import Budget
 from rowsft.errors import UserError
+from rowsft.instantiating import instantiated
 from rowsft.method import Knobs, Method
-from rowsft.models import blueprint, targets_of
+from rowsft.models import blueprint, positions_of, targets_of
 from rowsft.plan.autocast import autocasting, claimed_alike
 from rowsft.settings import TrainerSettings
 from rowsft.tasks import Task
@@ -35,7 +35,11 @@ class Scene:
 
     def base(self) -> nn.Module:
         """The base model with its head on the meta device, in train mode, and with checkpointing as configured."""
-        model = blueprint(self.config.model, self.task.head, self.labels)
+        problem = None
+        if self.task.head == "sequence_classification":
+            # Told, as a run tells it: DeBERTa would look for it in the labels.
+            problem = "regression" if self.labels == 1 else "single_label_classification"
+        model = blueprint(self.config.model, self.task.head, self.labels, problem)
         if self.settings.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model.train()
@@ -43,7 +47,7 @@ class Scene:
     @property
     def positions(self) -> int | None:
         """The longest text that the model has positions for; None where it sets no end."""
-        return getattr(self.base().config.get_text_config(), "max_position_embeddings", None)
+        return positions_of(self.base().config)
 
     def sizes(self, model: nn.Module) -> Knobs:
         """The budget, solved for the method on `model`."""
@@ -91,12 +95,12 @@ def scene_of(config: DictConfig, settings: TrainerSettings, overrides: Mapping[s
     Raises UserError for what cannot be planned.
     """
     settings = TrainerSettings(**{**vars(settings), **(overrides or {})})
-    task = instantiate(config.task)
+    task = instantiated("task", config.task)
     length = task.max_length
     scene = Scene(
         config=config,
         settings=settings,
-        method=instantiate(config.method),
+        method=instantiated("method", config.method),
         task=task,
         length=length,
         padded=settings.batch_size > 1,

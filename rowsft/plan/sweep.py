@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rowsft.compose import compose
+from rowsft.compose import compose, swept_values
 from rowsft.errors import UserError
 from rowsft.plan import Plan, plan
 from rowsft.progress import bar
@@ -14,12 +14,11 @@ def sweep(overrides: Sequence[str], setting: str) -> dict[str, Plan]:
 
     Raises UserError for a setting without values.
     """
-    key, sign, values = setting.partition("=")
-    wanted = [value.strip() for value in values.split(",") if value.strip()]
-    if not sign or not wanted:
+    key, values = swept_values(setting)
+    if not key or not values:
         raise UserError(f"--sweep {setting}: expected a key with values, such as budget.rows=8,16,32")
     plans = {}
-    for value in bar("planning")(wanted):
+    for value in bar("planning")(values):
         config = compose([*overrides, f"{key}={value}"])
         plans[f"{key}={value}"] = plan(config, trainer_settings(config))
     return plans

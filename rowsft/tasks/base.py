@@ -13,8 +13,8 @@ class SplitTask(ABC):
     """A task whose examples come from `_read`; subclasses add the head, the encoding and the evaluation."""
 
     def __init__(self, name: str, max_length: int, limits: Mapping[str, int | None] | None = None):
-        if max_length < 2:
-            raise UserError(f"task.max_length={max_length}: expected at least 2 tokens")
+        if not isinstance(max_length, int) or max_length < 2:
+            raise UserError(f"task.max_length={max_length}: expected a whole number, at least 2 tokens")
         self.name = name
         self.max_length = max_length
         self.limits = dict(limits or {})

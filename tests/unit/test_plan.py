@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, T5Config
+from transformers import AutoConfig, AutoModelForCausalLM, DebertaV2Config, T5Config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -291,6 +291,30 @@ def test_all_micro_batches_cost_alike():
     one, two, five = (planned(*SMALL, "method=lora", f"trainer.gradient_accumulation={n}") for n in (1, 2, 5))
     assert (two.step.costs.flops, five.step.costs.flops) == (2 * one.step.costs.flops, 5 * one.step.costs.flops)
     assert five.peak_bytes == two.peak_bytes >= one.peak_bytes
+
+
+def test_a_classifier_that_asks_what_its_labels_are_is_told(tmp_path):
+    """DeBERTa's loss would look for labels that count; a run names the problem instead."""
+    sizes = {"vocab_size": 99, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    DebertaV2Config(**sizes, num_attention_heads=2, pooler_hidden_size=16).save_pretrained(tmp_path)
+    given = ["model=deberta_v3_base", f"model.source={tmp_path}", "model.attn_implementation=eager", "budget.rows=2"]
+    assert planned(*SMALL, *given, "method=row_sft").selection_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.max_length=0", r"task\.max_length=0: expected a whole number, at least 2"),
+        ("task.max_length=null", r"task\.max_length=None: expected a whole number"),
+        ("task.max_length=long", r"task\.max_length=long: expected a whole number"),
+        ("task.max_length=2.5", r"task\.max_length=2\.5: expected a whole number"),
+        ("task.max_length=100000", r"task\.max_length=100000: the model has 512 positions; lower it"),
+        ("method.channel=up", r"method\.channel=up: unknown; use one of"),
+    ],
+)
+def test_values_that_a_run_refuses_are_refused_alike(override, message):
+    with pytest.raises(UserError, match=message):
+        planned(*SMALL, "method=row_sft", override)
 
 
 def test_all_calibration_batches_lie_on_a_gpu():

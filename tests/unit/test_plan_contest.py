@@ -1,10 +1,13 @@
 """The search for what a card holds, against trying every count; and what a comparison refuses."""
 
+import math
+from argparse import Namespace
+
 import pytest
 
 from rowsft.compose import compose
 from rowsft.errors import UserError
-from rowsft.plan import plan
+from rowsft.plan import command, plan
 from rowsft.plan.contest import largest
 from rowsft.plan.page import compared
 from rowsft.plan.picture import bars
@@ -70,3 +73,37 @@ def test_what_a_card_holds_of_a_small_model(monkeypatch):
 
     assert needs(batch_size=entry.largest_batch).fits(1.2)
     assert entry.largest_batch == 4 or not needs(batch_size=entry.largest_batch + 1).fits(1.2)
+
+
+def test_a_swept_list_is_one_value():
+    plans = sweep([*SMALL, "method=lora"], "model.target_modules=[query,key],[value]")
+    assert list(plans) == ["model.target_modules=[query,key]", "model.target_modules=[value]"]
+
+
+@pytest.mark.parametrize("setting", ["budget.rows", "budget.rows=", "=1,2", "budget.rows=1,[2"])
+def test_a_sweep_without_key_or_values_is_refused(setting):
+    with pytest.raises(UserError, match="expected a key with values"):
+        sweep(SMALL, setting)
+
+
+def asked(**changes):
+    settings = {"overrides": [*SMALL, "method=lora"], "json": False, "card": None, "compare": False, "sweep": None}
+    return Namespace(**{**settings, "out": None, **changes})
+
+
+@pytest.mark.parametrize("card", [0.0, -3.0, math.nan, math.inf])
+def test_a_card_of_no_size_is_refused(card):
+    with pytest.raises(UserError, match=r"--card .*: expected the card's memory in GB"):
+        command.run(asked(card=card))
+
+
+@pytest.mark.parametrize("others", [{}, {"sweep": "budget.rows=2", "json": True}])
+def test_a_folder_that_would_stay_empty_is_refused(tmp_path, others):
+    with pytest.raises(UserError, match=r"--out .*: a page is drawn of --compare or --sweep, without --json"):
+        command.run(asked(out=tmp_path, **others))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--out .*file: cannot be written"):
+        command.run(asked(out=tmp_path / "file", sweep="budget.rows=2"))
