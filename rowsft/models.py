@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -32,6 +33,9 @@ _DTYPES = ("float32", "bfloat16", "float16")
 SHIPPED_CONFIGS = Path(__file__).parent / "plan" / "configs"
 # What a configuration has to say before a model can be built from it.
 _SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
+# Said, too, where the class does not work them out of the others.
+_USUAL_SIZES = ("num_attention_heads", "intermediate_size", "ffn_dim", "hidden_dim")
+_NO_MODEL = (ArithmeticError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError, ValueError)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -119,7 +123,7 @@ def blueprint(
     source = str(model_cfg["source"])
     shipped = SHIPPED_CONFIGS / f"{re.sub('[:/]', '--', source)}.json"
     trusted = bool(model_cfg.get("trust_remote_code", False))
-    with _readable(source):
+    with _sensible(source), _readable(source):
         if shipped.is_file():
             given = json.loads(shipped.read_text())
             config = AutoConfig.for_model(**given)
@@ -128,25 +132,17 @@ def blueprint(
             given, _ = PretrainedConfig.get_config_dict(place, **options)
             config = AutoConfig.from_pretrained(place, **options)
     _check_kind(source, config)
-    # A class has sizes of its own for whatever is left out: they would be made up.
-    said = {**given, **given.get("text_config", {})}
-    other_names = config.get_text_config().attribute_map
-    missing = [name for name in _SIZES if name not in said and other_names.get(name) not in said]
-    if missing:
-        raise UserError(
-            f"model.source={source}: its configuration ({config.model_type}) does not say {', '.join(missing)}; a plan "
-            "needs the sizes, so give a folder or repository with a whole config.json"
-        )
+    _check_sizes(source, config, {**given, **given.get("text_config", {})})
     if head == "sequence_classification":
         config.num_labels = num_labels
         config.problem_type = problem_type
     text = config.get_text_config()
-    if text.pad_token_id is None:
+    if getattr(text, "pad_token_id", None) is None:
         text.pad_token_id = 0
     dtype = _dtype(model_cfg.get("dtype"))
     kernel = model_cfg.get("attn_implementation")
     options = {} if kernel is None else {"attn_implementation": kernel}
-    with torch.device("meta"), _attention(model_cfg):
+    with _sensible(source), torch.device("meta"), _attention(model_cfg):
         return _CLASSES[head].from_config(
             config,
             dtype=(config.dtype or torch.float32) if dtype == "auto" else dtype,
@@ -165,6 +161,15 @@ def check_length(config: PretrainedConfig, length: int | None) -> None:
 def positions_of(config: PretrainedConfig) -> int | None:
     """The longest text that the model has positions for; None where it sets no end."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Turn gradient checkpointing on. Raises UserError for a model that cannot do it."""
+    try:
+        # Not through TrainingArguments, whose names for it are changing.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(f"trainer.gradient_checkpointing=true: {error} Set it to false") from error
 
 
 def head_modules(model_cfg: Mapping[str, Any], head: Head) -> list[str]:
@@ -221,6 +226,44 @@ def _readable(source: str):
         ) from error
 
 
+@contextmanager
+def _sensible(source: str):
+    """Turn what transformers and torch raise for values that no model can have into one UserError."""
+    try:
+        yield
+    except _NO_MODEL as error:
+        first = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"model.source={source}: no model of the task's kind can be made from its configuration "
+            f"({type(error).__name__}: {first}); check its config.json"
+        ) from error
+
+
+def _check_sizes(source: str, config: PretrainedConfig, said: Mapping[str, Any]) -> None:
+    """Raise UserError for sizes that the configuration leaves open, or that do not go together."""
+    text = config.get_text_config()
+    # A class has sizes of its own for whatever is left out: they would be made up.
+    fixed = [name for name in _USUAL_SIZES if isinstance(getattr(type(text), name, None), int)]
+    other_names = text.attribute_map
+    missing = [name for name in (*_SIZES, *fixed) if name not in said and other_names.get(name) not in said]
+    if missing:
+        raise UserError(
+            f"model.source={source}: its configuration ({config.model_type}) does not say {', '.join(missing)}; a plan "
+            "needs the sizes, so give a folder or repository with a whole config.json"
+        )
+    if said.get("quantization_config"):
+        raise UserError(
+            f"model.source={source}: its weights are quantised, and a plan cannot tell their size; measure it with "
+            "rowsft run trainer.steps=3"
+        )
+    heads, shared = (getattr(text, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+    if isinstance(heads, int) and isinstance(shared, int) and (shared < 1 or heads % shared):
+        raise UserError(
+            f"model.source={source}: num_attention_heads={heads} is no multiple of num_key_value_heads={shared}; "
+            "check its config.json"
+        )
+
+
 def _check_kind(source: str, config: PretrainedConfig) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(
@@ -245,7 +288,9 @@ def _attention(model_cfg: Mapping[str, Any]):
         yield
     except (ValueError, ImportError) as error:
         said = str(error)
-        if kernel and any(word in said for word in (kernel, "attn_implementation", "attention implementation")):
+        # Spelled as the setting is, or FlashAttention2.
+        named = kernel and kernel.replace("_", "") in said.lower().replace("_", "")
+        if kernel and (named or "attn_implementation" in said or "attention implementation" in said):
             first = " ".join(said.split())[:200]
             raise UserError(
                 f"model.attn_implementation={kernel}: cannot be used here ({first}); expected sdpa or eager, "

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rowsft.errors import UserError
 from rowsft.measure import StepClock
+from rowsft.models import recompute_activations
 from rowsft.settings import TrainerSettings
 
 
@@ -170,8 +171,7 @@ def build_trainer(
     per_step = settings.batch_size * settings.gradient_accumulation
     ordered = [encoded[i] for i in data_order(len(encoded), steps * per_step, seed)]
     if settings.gradient_checkpointing:
-        # Not through TrainingArguments, whose names for it are changing.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     arguments = TrainingArguments(
         output_dir=str(scratch),
         max_steps=steps,

@@ -12,7 +12,7 @@ from rowsft.budget import Budget
 from rowsft.errors import UserError
 from rowsft.instantiating import instantiated
 from rowsft.method import Knobs, Method
-from rowsft.models import blueprint, positions_of, targets_of
+from rowsft.models import blueprint, positions_of, recompute_activations, targets_of
 from rowsft.plan.autocast import autocasting, claimed_alike
 from rowsft.settings import TrainerSettings
 from rowsft.tasks import Task
@@ -41,7 +41,7 @@ class Scene:
             problem = "regression" if self.labels == 1 else "single_label_classification"
         model = blueprint(self.config.model, self.task.head, self.labels, problem)
         if self.settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(model)
         return model.train()
 
     @property

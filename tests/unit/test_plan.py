@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, DebertaV2Config, T5Config
+from transformers import AlbertConfig, AutoConfig, AutoModelForCausalLM, DebertaV2Config, T5Config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -343,3 +343,49 @@ def test_a_cpus_norm_keeps_its_statistics_in_16_bit(gpu, given, weight, kept):
         assert [tensor.dtype for tensor in statistics("meta")] == [kept, kept]
     if not gpu:
         assert [tensor.dtype for tensor in statistics("cpu")] == [kept, kept]
+
+
+LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 99}
+LLAMA |= {"num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # The class would fill in those of a Llama of 7 billion parameters.
+        ({"intermediate_size": ...}, "does not say intermediate_size"),
+        ({"num_attention_heads": ...}, "does not say num_attention_heads"),
+        ({"num_key_value_heads": 3}, "num_attention_heads=4 is no multiple of num_key_value_heads=3"),
+        ({"hidden_size": -64}, r"no model of the task's kind can be made.*negative dimension"),
+        ({"hidden_size": 0}, r"no model of the task's kind"),
+        ({"hidden_size": "big"}, r"no model of the task's kind.*expected int, got str"),
+        ({"num_attention_heads": 5}, r"no model of the task's kind.*not a multiple"),
+        ({"num_attention_heads": 0}, r"no model of the task's kind"),
+        ({"hidden_act": "nope"}, r"no model of the task's kind"),
+        ({"dtype": "float77"}, r"no model of the task's kind"),
+        ({"model_type": "vit"}, r"no model of the task's kind"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "weights are quantised"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_makes_no_model_is_one_line(tmp_path, changes, message):
+    given = {name: value for name, value in {**LLAMA, **changes}.items() if value is not ...}
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    with pytest.raises(UserError, match=message) as raised:
+        planned("model=llama2_7b", "task=prompt_response", "method=lora", f"model.source={tmp_path}")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_kernel_that_is_not_installed_is_blamed(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    given = ["model=llama2_7b", "task=prompt_response", "method=lora", "model.attn_implementation=flash_attention_2"]
+    with pytest.raises(UserError, match=r"attn_implementation=flash_attention_2: cannot be used here"):
+        planned(*given, f"model.source={tmp_path}")
+
+
+def test_a_model_that_cannot_recompute_is_said(tmp_path):
+    sizes = {"vocab_size": 99, "embedding_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    AlbertConfig(**sizes, num_attention_heads=2).save_pretrained(tmp_path)
+    given = [f"model.source={tmp_path}", "model.head_modules=[classifier]", "method=lora", "budget.rows=2"]
+    with pytest.raises(UserError, match=r"gradient_checkpointing=true: Albert.* does not support"):
+        planned(*SMALL, *given, "trainer=checkpointing", "trainer.device=cpu")
