@@ -46,7 +46,7 @@ class Calibration(list):
 
 
 class Rehearsal(list):
-    """Batches that are scored for the memory it takes alone: two perturbations show what hundreds would."""
+    """Batches scored for the memory that it takes alone: two perturbations, or samples, show what hundreds would."""
 
 
 def as_batches(calibration: Iterable[Mapping] | None) -> Sequence[Mapping]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rowsft.importance.calibration import labelled, largest_batch, loss_of, select_samples
+from rowsft.importance.calibration import Rehearsal, labelled, largest_batch, loss_of, select_samples
 from rowsft.importance.gradient import GradientHooks, add_to, backward, check_differentiable, passes
 from rowsft.importance.grouping import Pass, groups_of
 from rowsft.importance.reduction import Axis, Scores, blocks, one_per_weight, sums, wide, zero_scores
@@ -81,6 +81,8 @@ def _samples(context: Context) -> list[Sample]:
         for row, count in enumerate(labelled(context.model, batch, index))
         if count
     ]
+    if isinstance(context.calibration, Rehearsal):
+        counts = counts[:2]
     tokens = sum(count for _, _, count in counts)
     return [Sample(index, row, 1 / len(counts), count / tokens) for index, row, count in counts]
 

@@ -34,15 +34,12 @@ class Scene:
     labels: int | None = None
 
     def base(self) -> nn.Module:
-        """The base model with its head on the meta device, in train mode, and with checkpointing as configured."""
+        """The base model with its head on the meta device, in train mode."""
         problem = None
         if self.task.head == "sequence_classification":
             # Told, as a run tells it: DeBERTa would look for it in the labels.
             problem = "regression" if self.labels == 1 else "single_label_classification"
-        model = blueprint(self.config.model, self.task.head, self.labels, problem)
-        if self.settings.gradient_checkpointing:
-            recompute_activations(model)
-        return model.train()
+        return blueprint(self.config.model, self.task.head, self.labels, problem).train()
 
     @property
     def positions(self) -> int | None:
@@ -60,6 +57,9 @@ class Scene:
         if self.method.trains:
             # The trainer turns it off; a cache would keep every layer's keys and values through the step.
             model.config.use_cache = False
+            if self.settings.gradient_checkpointing:
+                # Not before: scoring goes without.
+                recompute_activations(model)
         # What the method adds is made on the meta device, too.
         with torch.device("meta"):
             model = self.method.attach(model, knobs)

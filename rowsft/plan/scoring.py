@@ -1,6 +1,7 @@
 """The memory of scoring: a metric's own passes on tensors without data."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from rowsft.plan.scene import Scene
 
 
-# Passes differ in the layers that they serve; the first serves the lowest, so it runs back through the most.
-_PASSES = 2
+# Passes differ in the layers that they serve. The first block's run back through the most, and blocks are alike.
+_LEAST = 2
 
 
 class _Enough(Exception):
@@ -35,12 +36,19 @@ def selection_peak(scene: "Scene", base: nn.Module, knobs: Knobs) -> int:
             ledger.hold_model(base)
             ledger.hold("base_weights", base.parameters())
             ledger.hold("temporary", (tensor for each in [batch, *others] for tensor in each.values()))
-            scene.method.scores(base, knobs, Rehearsal([batch]), progress=_first_passes)
+            scene.method.scores(base, knobs, Rehearsal([batch]), progress=_first_block(base))
     return max(moment.total for moment in ledger.peaks().values())
 
 
-def _first_passes(items: Iterable, total: int | None = None) -> Iterator:
-    for index, item in enumerate(items):
-        if index == _PASSES:
-            raise _Enough
-        yield item
+def _first_block(base: nn.Module) -> Callable[..., Iterator]:
+    """Progress that ends with the passes of the first block of `base`, and the one that may reach over its end."""
+    blocks = base.config.get_text_config().num_hidden_layers
+
+    def through(items: Iterable, total: int) -> Iterator:
+        most = max(_LEAST, math.ceil(total / blocks) + 1)
+        for index, item in enumerate(items):
+            if index == most:
+                raise _Enough
+            yield item
+
+    return through

@@ -113,14 +113,12 @@ def test_the_planned_evaluation_is_that_of_the_run(workshop, long_data, family, 
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("importance", ["taylor", "fisher"])
-def test_the_planned_peaks_of_scoring_and_evaluating_are_those_of_the_run(workshop, long_data, importance):
-    overrides = [
-        "method=row_sft",
-        f"method.importance={importance}",
-        "trainer.eval_batch_size=1",
-        "trainer.evaluate=[train]",
-    ]
+@pytest.mark.parametrize(
+    ("importance", "trainer"), [("taylor", "default"), ("taylor2", "default"), ("taylor", "checkpointing")]
+)
+def test_the_planned_peaks_of_scoring_and_evaluating_are_those_of_the_run(workshop, long_data, importance, trainer):
+    overrides = ["method=row_sft", f"method.importance={importance}", f"trainer={trainer}"]
+    overrides += ["trainer.eval_batch_size=1", "trainer.evaluate=[train]"]
     planned, memory = both(workshop, long_data, "llama", *overrides)
     assert planned.selection_bytes == pytest.approx(memory["select"]["peak_allocated_bytes"], rel=1e-4)
     assert planned.evaluation_bytes == pytest.approx(memory["evaluate"]["peak_allocated_bytes"], rel=1e-4)

@@ -19,7 +19,7 @@ from plan_accuracy import Case, attached, batch_of, compare, gpu_grid, grid, pla
 from rowsft.compose import compose
 from rowsft.errors import UserError
 from rowsft.models import SHIPPED_CONFIGS
-from rowsft.plan import _told, plan
+from rowsft.plan import _told, plan, scoring
 from rowsft.plan.advice import ways_out
 from rowsft.plan.autocast import autocast, autocasting, claimed_alike, claims_hold
 from rowsft.plan.fit import Demand
@@ -389,3 +389,13 @@ def test_a_model_that_cannot_recompute_is_said(tmp_path):
     given = [f"model.source={tmp_path}", "model.head_modules=[classifier]", "method=lora", "budget.rows=2"]
     with pytest.raises(UserError, match=r"gradient_checkpointing=true: Albert.* does not support"):
         planned(*SMALL, *given, "trainer=checkpointing", "trainer.device=cpu")
+
+
+@pytest.mark.parametrize("importance", ["taylor2", "fisher", "taylor"])
+def test_scorings_peak_is_that_of_all_passes(monkeypatch, importance):
+    """A short batch keeps little, so layers go through one by one, and the widest of a block sets the peak."""
+    given = [*SMALL, "method=row_sft", f"method.importance={importance}", "budget.rows=4"]
+    told = planned(*given).selection_bytes
+    monkeypatch.setattr(scoring, "_LEAST", 10**6)
+    # But for the scores of the layers that are through: a number a row.
+    assert told == pytest.approx(planned(*given).selection_bytes, rel=1e-3)
