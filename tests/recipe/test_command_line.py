@@ -150,7 +150,7 @@ def test_data_order_and_start_are_shared_by_all_methods(workshop):
         (["task.max_length=65"], "64 positions"),
         (["seed=x"], "seed=x"),
         (["task.regression=true"], "pearson or spearman"),
-        (["task.max_length=long"], "task:"),
+        (["task.max_length=long"], "task.max_length=long: expected a whole number"),
         (["trainer.evaluate=[]"], "trainer.evaluate=[]"),
         (["task.labels=[bad,good,bad]"], "named twice"),
     ],
