@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def evaluation_peak(scene: "Scene", model: nn.Module) -> int:
     """Bytes of tensors at the largest moment of evaluating with `model`, attached and without an optimizer.
 
-    Every answer has a prompt of its own: where a task's answers share prompts, their keys and values are kept instead
-    of the prompts' logits, which are more.
+    Every answer has a prompt of its own. Where a task's answers share prompts, their keys and values are kept instead
+    of the prompts' logits: less, unless the answers are the longer part.
     """
     count = scene.settings.eval_batch_size
     batch = scene.batch(model, count)
