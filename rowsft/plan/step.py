@@ -78,7 +78,13 @@ def _warm_up(model: nn.Module, optimizer, batch: Mapping[str, Tensor], keep_grad
     """Leave what the steps before leave: state of the optimizer, buffers made on the way, and, where micro-batches
     accumulate, the gradients of those before."""
     if keep_gradients and optimizer is not None:
+        # Recomputing would give the same gradients, later.
+        recomputing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+        for module in recomputing:
+            module.gradient_checkpointing = False
         model(**batch, **arguments).loss.backward()
+        for module in recomputing:
+            module.gradient_checkpointing = True
         optimizer.step()
         return
     with torch.no_grad():
