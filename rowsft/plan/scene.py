@@ -109,6 +109,7 @@ def scene_of(config: DictConfig, settings: TrainerSettings, overrides: Mapping[s
     scene.assumptions.append(f"every example has task.max_length={length} tokens, {_padding(scene.padded)}")
     if task.head == "causal_lm":
         scene.assumptions.append("any of an example's tokens may be of the response, so that logits are kept of all")
+        scene.assumptions.append("evaluation: every answer has a prompt of its own")
     if task.head == "sequence_classification":
         scene.labels, said = _labels(task)
         scene.assumptions += said
