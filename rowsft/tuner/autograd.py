@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch.autograd.function import once_differentiable
+
+from .contents import Claim
+from .rebuild import Source
+from .update import Update
+
+
+def with_gradient(
+    y: torch.Tensor, x: torch.Tensor, update: Update, claim: Claim | None, source: Source | None
+) -> torch.Tensor:
+    """`y` (..., d_out) unchanged, with the gradient of the update's values, which are in the weight already, attached.
+
+    x (..., d_in): the layer's input. claim: on the base weight, until the backward pass has ended. source: where
+    backward has x from; None keeps it.
+    """
+    return UpdateGradient.apply(
+        y,
+        x,
+        update.rows,
+        update.delta,
+        update.bias,
+        update.columns,
+        update.column_delta,
+        update.others,
+        claim,
+        source,
+    )
 
 
 class UpdateGradient(torch.autograd.Function):
@@ -15,6 +39,8 @@ class UpdateGradient(torch.autograd.Function):
     respect to the input flows through the base layer as for any frozen layer. Only the updates' gradients are missing:
     dDelta = dY[:, rows]^T X and dbias = the sum of dY[:, rows], a kr/d_out part of a full weight gradient; and
     dDelta = (dY^T X[:, columns])[others], for which nothing of X but the chosen columns has to be kept.
+
+    Its backward runs before the base layer's, so it also sees to it that the weight holds what forward saw.
     """
 
     @staticmethod
@@ -28,13 +54,16 @@ class UpdateGradient(torch.autograd.Function):
         columns: torch.Tensor | None,
         column_delta: torch.Tensor | None,
         others: torch.Tensor | None,
-        after_backward: Callable[[], None] | None,
+        claim: Claim | None,
+        source: Source | None,
     ) -> torch.Tensor:
-        """y (..., d_out), x (..., d_in), and the fields of an `Update` -> y, sharing its storage."""
-        _, _, _, ctx.needs_delta, ctx.needs_bias, _, ctx.needs_column_delta, _, _ = ctx.needs_input_grad
-        kept = None
+        """y (..., d_out), x (..., d_in), the fields of an `Update`, the claim on the base weight, and where x can be
+        had from in backward (None: x is kept) -> y, sharing its storage.
+        """
+        _, _, _, ctx.needs_delta, ctx.needs_bias, _, ctx.needs_column_delta, *_ = ctx.needs_input_grad
+        kept = ctx.source = None
         if ctx.needs_delta:
-            kept = x
+            kept, ctx.source = (x, None) if source is None else (None, source)
         elif ctx.needs_column_delta:
             # In the output's dtype, which under autocast is the one that the base layer multiplied in.
             kept = x.index_select(-1, columns).to(y.dtype)
@@ -42,7 +71,7 @@ class UpdateGradient(torch.autograd.Function):
         ctx.delta_dtype = None if delta is None else delta.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.column_delta_dtype = None if column_delta is None else column_delta.dtype
-        ctx.after_backward = after_backward
+        ctx.claim = claim
         # Returned as it is, y would become a view made by a custom function, which forbids in-place operations on the
         # layer's output (OLMo clamps its projections in place).
         return y.detach()
@@ -50,8 +79,12 @@ class UpdateGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y: torch.Tensor):
+        if ctx.claim is not None:
+            ctx.claim.during_backward()
         kept, rows, columns, others = ctx.saved_tensors
         grad_delta = grad_bias = grad_column_delta = None
+        if ctx.source is not None:
+            kept = ctx.source.shared_value()
         if ctx.needs_column_delta:
             grad_column_delta = _column_gradient(grad_y, kept, columns, others).to(ctx.column_delta_dtype)
         if ctx.needs_delta or ctx.needs_bias:
@@ -62,9 +95,7 @@ class UpdateGradient(torch.autograd.Function):
             if ctx.needs_delta:
                 # Where dtypes differ, as under autocast, the few rows are converted and not all of X.
                 grad_delta = (grad_rows.to(kept.dtype).t() @ kept.reshape(-1, kept.shape[-1])).to(ctx.delta_dtype)
-        if ctx.after_backward is not None:
-            ctx.after_backward()
-        return grad_y, None, None, grad_delta, grad_bias, None, grad_column_delta, None, None
+        return grad_y, None, None, grad_delta, grad_bias, None, grad_column_delta, None, None, None
 
 
 def _column_gradient(grad_y, kept, columns, others) -> torch.Tensor:

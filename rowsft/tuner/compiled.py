@@ -1,13 +1,10 @@
-"""The adapted layer's forward under torch.compile, as one operator that the compiler does not look into.
+"""The adapted layer's forward under torch.compile, as two operators that the compiler does not look into.
 
-Writing the updates into the base weight depends on Python state (which adapters the weight holds, and whether they have
-changed since), which a graph cannot carry. The operator `rowsft::written_linear` runs the layer's ordinary forward when
-the graph runs, so compiled and uncompiled calls may alternate, and the graph has no break. The operator writes only
-entries of a weight that nothing else in the graph reads; it is not declared as a mutation, because the compiler would
-then copy the weight. It is kept out of CUDA graphs, whose replay would run no Python.
-
-One thing uncompiled calls allow and compiled ones do not: running other adapters, or none, between a compiled forward
-and its backward. That changes the weight which the backward needs, and autograd's version check refuses the backward.
+Writing the updates into the base weight depends on Python state, which a graph cannot carry. The operator
+`rowsft::written_linear` runs the layer's ordinary forward when the graph runs, and its backward the product with the
+weight; each writes the updates and restores the originals around its own product. So compiled and uncompiled calls may
+alternate, other adapters may run in between, and the graph has no break. The operators leave the weight as they found
+it, so nothing is declared as a mutation. They are kept out of CUDA graphs, whose replay would run no Python.
 """
 
 from __future__ import annotations
@@ -48,28 +45,47 @@ def _layer_of(weight: torch.Tensor):
 
 
 @torch.library.custom_op("rowsft::written_linear", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
-def written_linear(x: torch.Tensor, weight: torch.Tensor, transposed: bool) -> torch.Tensor:
+def written_linear(
+    x: torch.Tensor, weight: torch.Tensor, values: list[torch.Tensor], transposed: bool, adapters: str
+) -> torch.Tensor:
     """x (..., d_in), and a base weight, stored as (d_in, d_out) where `transposed` -> (..., d_out).
 
-    The output is the base layer's with the layer's active updates written into its weight.
+    The output is the base layer's with the updates of the named adapters, one a line, in its weight. values: what those
+    adapters train, so that the graph knows what the operator reads.
     """
-    return _layer_of(weight).operator_output(x)
+    return _layer_of(weight).operator_output(x, adapters.splitlines())
 
 
 @written_linear.register_fake
-def _(x, weight, transposed):
+def _(x, weight, values, transposed, adapters):
     return x.new_empty(*x.shape[:-1], weight.shape[1 if transposed else 0])
 
 
-def _keep_weight(ctx, inputs, output):
-    _, weight, ctx.transposed = inputs
-    ctx.save_for_backward(weight)
+@torch.library.custom_op("rowsft::written_linear_backward", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def written_linear_backward(
+    grad_y: torch.Tensor, weight: torch.Tensor, values: list[torch.Tensor], transposed: bool, adapters: str
+) -> torch.Tensor:
+    """The gradient (..., d_in) of `written_linear`'s input from that of its output, (..., d_out)."""
+    return _layer_of(weight).operator_input_gradient(grad_y, adapters.splitlines())
+
+
+@written_linear_backward.register_fake
+def _(grad_y, weight, values, transposed, adapters):
+    return grad_y.new_empty(*grad_y.shape[:-1], weight.shape[0 if transposed else 1])
+
+
+def _keep(ctx, inputs, output):
+    _, weight, values, ctx.transposed, ctx.adapters = inputs
+    # Saved, so that autograd refuses the backward when an optimizer has changed them since.
+    ctx.save_for_backward(weight, *values)
 
 
 def _input_gradient(ctx, grad_y):
-    (weight,) = ctx.saved_tensors
-    matrix = weight.t() if ctx.transposed else weight
-    return grad_y @ matrix.to(grad_y.dtype), None, None
+    weight, *values = ctx.saved_tensors
+    gradient = None
+    if ctx.needs_input_grad[0]:
+        gradient = written_linear_backward(grad_y, weight, values, ctx.transposed, ctx.adapters)
+    return gradient, None, [None] * len(values), None, None
 
 
-written_linear.register_autograd(_input_gradient, setup_context=_keep_weight)
+written_linear.register_autograd(_input_gradient, setup_context=_keep)

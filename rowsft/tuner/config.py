@@ -43,6 +43,8 @@ class RowSFTConfig(PeftConfig):
         train_bias (`bool`): also train the bias entries of the chosen rows, where the layer has a bias.
         dropout (`float`): LoRA-style input dropout on the update only; costs a second product of the update's size in
             training.
+        recompute_inputs (`bool`): compute a layer's input again in backward from what the frozen network's graph keeps
+            anyway, instead of keeping it for the gradient of the rows. False keeps every input.
         seed (`int`): seed of the generator behind importance `random`.
         init_weights (`bool`): start at zero change. False starts from standard normal values, as tests of adapters want
             them; the model then computes something else from the start.
@@ -71,6 +73,7 @@ class RowSFTConfig(PeftConfig):
     modules_to_save: list[str] | None = None
     train_bias: bool = True
     dropout: float = 0.0
+    recompute_inputs: bool = True
     seed: int = 0
     init_weights: bool = True
     row_ids: Mapping[str, Sequence[int]] | None = field(default=None, repr=False, compare=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weakref import WeakSet
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -14,6 +14,7 @@ from rowsft.errors import UserError
 
 from .compiled import register_layer
 from .config import RowSFTConfig
+from .contents import Claim, Contents, claim, contents_of
 from .ids import Chosen, check_layer_ids
 from .matrix import address_of, as_matrix, other_rows, shape_of
 from .patch import Patch
@@ -25,9 +26,11 @@ _WRITABLE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class RowSFTLayer(nn.Module, BaseTunerLayer):
     """What a row-SFT layer keeps per adapter, and how the base weight follows the active adapters.
 
-    While adapters are active the base weight holds W0 + delta in their rows and columns, and forward is the base
-    layer's own. The originals go back whenever anything else looks at the weight: state_dict, moving, copying, other
-    adapters. An adapter that trains no rows here, or no columns, has no entry in the dictionaries of that kind.
+    While a forward with active adapters runs, or its graph waits for the backward pass, the base weight holds
+    W0 + delta in their rows and columns, and forward is the base layer's own; at any other time it holds W0
+    (contents.py). An adapter that trains no rows here, or no columns, has no entry in the dictionaries of that kind.
+
+    input_source: where the input of the last recorded forward is had from in backward: "rebuilt: ..." or "kept: ...".
     """
 
     adapter_layer_names = ("row_sft_delta", "row_sft_bias", "row_sft_column_delta")
@@ -47,8 +50,10 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         self.row_sft_dropout = nn.ModuleDict({})
         self._disable_adapters = False
         self.merged_adapters = []
+        self.input_source: str | None = None
+        self.recompute_inputs = True
         self._patch: Patch | None = None
-        self._graphs = WeakSet()
+        self._merged_claim: Claim | None = None
         self._checked: dict[str, tuple] = {}
         self._others: dict[str, torch.Tensor | None] = {}
         self._tied: dict[str, nn.Parameter] = {}
@@ -70,6 +75,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         if not config.init_weights:
             for held in self._held(adapter_name):
                 nn.init.normal_(held)
+        self.recompute_inputs = config.recompute_inputs
         self.row_sft_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -97,7 +103,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         return [parameters[adapter_name] for parameters in held if adapter_name in parameters]
 
     def delete_adapter(self, adapter_name: str) -> None:
-        self.restore()
+        self._patch = None
         self._checked.pop(adapter_name, None)
         self._others.pop(adapter_name, None)
         super().delete_adapter(adapter_name)
@@ -112,31 +118,39 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
 
     # The base weight ------------------------------------------------------------------------------------------------
 
-    def restore(self) -> None:
-        """Write the originals back into the base weight; the next forward writes the active adapters' again."""
-        if self._patch is not None:
-            self._check_intact()
-            self._patch.restore(self._tensors())
-            self._patch = None
+    def _contents(self) -> Contents | None:
+        """What the base weight holds, while anybody claims it."""
+        return contents_of(self._tensors()) if self._is_plain() else None
 
-    def _write(self, names: list[str]) -> None:
-        """Make the base weight hold the sum of the named adapters; no name means the originals."""
-        updates = self._updates(names)
-        if self._patch is not None and not self._patch.fits(updates):
-            self.restore()
-        if updates and self._patch is None:
+    def _claim(self, updates: list[Update], recorded: bool) -> Claim | None:
+        """Have the base weight hold these updates, or the originals for none; None where a waiting graph forbids it."""
+        return claim(self.layer_name, self._tensors(), self._patch_for(updates), updates, recorded)
+
+    def _patch_for(self, updates: list[Update]) -> Patch | None:
+        if updates and (self._patch is None or not self._patch.fits(updates)):
             self._patch = Patch(self.get_base_layer(), self._tensors(), updates)
-        if updates:
-            self._check_intact()
-            self._patch.write(self._tensors(), updates)
+        return self._patch if updates else None
 
-    def _private_copy(self, names: list[str]) -> dict[str, torch.Tensor]:
-        """The base layer's tensors with the named adapters' updates, leaving the base layer as it is."""
-        tensors = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
-        self._patch.put_originals(tensors)
-        if updates := self._updates(names):
+    def _private_copy(self, updates: list[Update]) -> dict[str, torch.Tensor]:
+        """The base layer's tensors with these updates, whatever the base weight holds now."""
+        contents = self._contents()
+        if contents is None:
+            tensors = {name: tensor.data.clone() for name, tensor in self._tensors().items()}
+        else:
+            tensors = contents.originals()
+        if updates:
             Patch(self.get_base_layer(), tensors, updates).write(tensors, updates)
         return tensors
+
+    def with_originals(self) -> AbstractContextManager:
+        """The base weight holds the originals for the time of the block, whatever waits."""
+        contents = self._contents()
+        return nullcontext() if contents is None else contents.suspended()
+
+    def end_claims(self) -> None:
+        """Write the originals back now. Graphs that wait for their backward are refused by autograd from then on."""
+        if (contents := self._contents()) is not None:
+            contents.end()
 
     def _tensors(self) -> dict[str, nn.Parameter]:
         base_layer = self.get_base_layer()
@@ -192,22 +206,6 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
             )
         )
 
-    def _mark_outdated(self) -> None:
-        """The deltas may have changed in a way that version counters do not show."""
-        if self._patch is not None:
-            self._patch.outdated = True
-
-    def _check_intact(self) -> None:
-        if self._patch.intact(self._tensors()):
-            return
-        if not self._patch.still_holds(self._tensors()):
-            raise UserError(
-                f"the base weight of layer {self.layer_name} was changed, moved or replaced while adapter rows were "
-                "written in it, so the originals are lost; change it through the whole model, or call "
-                "restore_base_weights() on the tuner (model.base_model) first"
-            )
-        self._patch.renew_stamp(self._tensors())
-
     def _check_ids(self, name: str) -> None:
         """Refuse placeholder and impossible ids; looks at the values only when they have changed."""
         rows, columns = _get(self.row_sft_ids, name), _get(self.row_sft_column_ids, name)
@@ -223,19 +221,25 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
             return other_rows(self.row_sft_ids[name], self.out_features)
         return None
 
-    # Everything that looks at the base weight from outside ------------------------------------------------------------
+    # A weight that is moved, copied, saved or loaded while a graph waits ----------------------------------------------
 
-    def state_dict(self, *args, **kwargs):
-        if not self.merged:
-            self.restore()
-        return super().state_dict(*args, **kwargs)
+    def state_dict(self, *args, prefix: str = "", keep_vars: bool = False, **kwargs):
+        state = super().state_dict(*args, prefix=prefix, keep_vars=keep_vars, **kwargs)
+        contents = self._contents()
+        if contents is not None and not self.merged and not keep_vars:
+            originals = contents.originals()
+            names = {id(tensor): name for name, tensor in self._tensors().items()}
+            for key, tensor in self.named_parameters(prefix=prefix.removesuffix(".")):
+                if id(tensor) in names:
+                    state[key] = originals[names[id(tensor)]]
+        return state
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        if not self.merged:
-            self.restore()
         for held in (*self.adapter_layer_names, "row_sft_ids", "row_sft_column_ids"):
             for name, tensor in getattr(self, held).items():
                 self._check_fits(state_dict, f"{prefix}{held}.{name}", tensor)
+        if not self.merged:
+            self.end_claims()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _check_fits(self, state_dict, key: str, tensor: torch.Tensor) -> None:
@@ -247,25 +251,31 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
             )
 
     def _apply(self, fn, recurse=True):
-        merged = self.merged_adapters
-        self.restore()
+        self.end_claims()
         super()._apply(fn, recurse)
-        if merged:
-            self._write(merged)
+        self._patch = None
+        if self.merged:
+            self._merged_claim = self._claim(self._updates(self.merged_adapters), recorded=True)
         return self
 
     def __getstate__(self):
-        # Waiting graphs cannot be copied, and their weights are not the copy's; the patch goes along with its weight.
-        return {name: value for name, value in self.__dict__.items() if name != "_graphs"}
+        # Graphs are not copied. What is written for them, or merged, the copy's weight holds too: the patch goes along.
+        contents = self._contents()
+        patch = None if contents is None else contents.patch
+        return {**self.__dict__, "_patch": patch, "_merged_claim": None, "_checked": {}}
 
     def __setstate__(self, state):
-        super().__setstate__({**state, "_graphs": WeakSet(), "_checked": {}})
+        super().__setstate__(state)
         register_layer(self)
         if self._patch is not None:
-            self._patch.renew_stamp(self._tensors())
+            self._patch.restore({name: tensor.data for name, tensor in self._tensors().items()})
+            self._patch = None
+        if self.merged:
+            self._merged_claim = self._claim(self._updates(self.merged_adapters), recorded=True)
 
     def train(self, mode: bool = True):
-        self._mark_outdated()
+        if (contents := self._contents()) is not None:
+            contents.outdated = True
         return super().train(mode)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
@@ -12,11 +13,15 @@ from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
 
+from .autograd import with_gradient
 from .compiled import as_autocast, forget_layer, written_linear
 from .config import RowSFTConfig
+from .contents import Claim
 from .ids import Chosen
 from .layer import RowSFTLayer
+from .matrix import as_matrix
 from .patch import Patch
+from .rebuild import Source, source_of
 from .update import Update
 
 
@@ -41,62 +46,116 @@ class Linear(RowSFTLayer):
         if self.merged and self.disable_adapters:
             self.unmerge()
         if self.merged:
-            return self.base_layer(x, *args, **kwargs)
-        names = self._running()
-        if self._takes_second_product(names, x):
-            return self._add_updates(self._base_output([], x, *args, **kwargs), x, names)
-        return self._attach_gradients(self._base_output(names, x, *args, **kwargs), x, names)
-
-    def _running(self) -> list[str]:
-        """The adapters that take part in a forward."""
-        return [] if self.disable_adapters else self._adapters(self.active_adapters)
-
-    def _takes_second_product(self, names: list[str], x: torch.Tensor) -> bool:
-        drops_inputs = self.training and any(isinstance(self.row_sft_dropout[name], nn.Dropout) for name in names)
+            return self._merged_output(x, *args, **kwargs)
+        names = [] if self.disable_adapters else self._adapters(self.active_adapters)
         # An offloaded weight is brought back when the base layer runs, and what was written before would be lost.
-        offloaded = self.get_base_layer().weight.is_meta and not x.is_meta
-        return bool(names) and (drops_inputs or offloaded or not self._is_writable())
+        if not self._is_writable() or (self.get_base_layer().weight.is_meta and not x.is_meta):
+            return self._add_updates(self.base_layer(x, *args, **kwargs), x, names)
+        if torch.compiler.is_compiling():
+            return self._traced_output(names, x, *args, **kwargs)
+        if names and self._drops_inputs(names):
+            return self._add_updates(self._base_output([], x, *args, **kwargs), x, names)
+        if names and torch._C._are_functorch_transforms_active():
+            # They transform the values, which no weight can hold.
+            base_output = functional_call(self.base_layer, self._private_copy([]), (x, *args), kwargs)
+            return self._add_updates(base_output, x, names)
+        return self._base_output(self._updates(names), x, *args, **kwargs)
 
-    def _base_output(self, names: list[str], x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        """The base layer's output with the named adapters' updates in its weight."""
-        if torch.compiler.is_compiling() and self._suits_operator():
-            return written_linear(as_autocast(x), self.base_layer.weight, isinstance(self.base_layer, Conv1D))
-        if self._patch is not None and self._graphs and not self._patch.fits(self._updates(names)):
-            # An earlier forward still waits for its backward and has saved the weight as it is now, as when a reference
-            # model is run by disabling the adapters between a policy's forward and its backward.
-            return functional_call(self.base_layer, self._private_copy(names), (x, *args), kwargs)
-        self._write(names)
-        return self.base_layer(x, *args, **kwargs)
+    def _drops_inputs(self, names: list[str]) -> bool:
+        return self.training and any(isinstance(self.row_sft_dropout[name], nn.Dropout) for name in names)
 
-    def _suits_operator(self) -> bool:
-        """Whether the operator can stand for the base layer: a plain frozen one that is found by its weight."""
-        return (
-            type(self.base_layer) in (nn.Linear, Conv1D)
-            and not self.shared
-            and self._is_plain()
-            and not any(tensor.requires_grad for tensor in self._tensors().values())
-        )
-
-    def operator_output(self, x: torch.Tensor) -> torch.Tensor:
-        """What `rowsft::written_linear` computes: the base layer's output with the active updates in its weight."""
-        names = self._running()
-        self._mark_outdated()
-        # An input in another dtype than the weight comes from autocast, which is off in here.
-        with torch.autocast(x.device.type, dtype=x.dtype, enabled=x.dtype != self.base_layer.weight.dtype):
-            return self._base_output([] if self._takes_second_product(names, x) else names, x)
-
-    def _attach_gradients(self, y: torch.Tensor, x: torch.Tensor, names: list[str]) -> torch.Tensor:
-        if not torch.is_grad_enabled():
-            return y
-        for update in self._updates(names):
-            if not update.trains:
-                continue
-            if torch.compiler.is_compiling():
-                y = update.with_gradient(y, x)
-            else:
-                y = update.with_gradient(y, x, self._mark_outdated)
-                self._graphs.add(y.grad_fn)
+    def _base_output(self, updates: list[Update], x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """The base layer's output with the updates in its weight, and their gradients attached."""
+        trained = [update for update in updates if update.trains] if torch.is_grad_enabled() else []
+        if not (trained or (torch.is_grad_enabled() and x.requires_grad)):
+            return self._while_written(updates, lambda: self.base_layer(x, *args, **kwargs))
+        claim = self._claim(updates, recorded=True)
+        if claim is None:
+            # Another graph needs the weight as it is, as when a reference model that is trained too runs with the
+            # adapters disabled between a policy's forward and its backward.
+            y = functional_call(self.base_layer, self._private_copy(updates), (x, *args), kwargs)
+        else:
+            try:
+                y = self.base_layer(x, *args, **kwargs)
+            except BaseException:
+                # Not when the traceback is dropped.
+                claim.release()
+                raise
+        # Where nothing here is trained, a node is needed all the same: the graph that leads to x claims the weight.
+        for update in trained or [Update()]:
+            y = with_gradient(y, x, update, claim, self._source_of(x, update))
         return y
+
+    def _while_written(self, updates: list[Update], work: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `work` returns, which runs with the updates in the base weight and records no graph."""
+        if not updates and self._contents() is None:
+            return work()
+        claim = self._claim(updates, recorded=False)
+        if claim is not None:
+            try:
+                return work()
+            finally:
+                claim.release()
+        # Graphs wait for something else in the weight, which is put back.
+        with self._contents().suspended():
+            patch, tensors = self._patch_for(updates), {name: each.data for name, each in self._tensors().items()}
+            try:
+                if patch is not None:
+                    patch.write(tensors, updates)
+                return work()
+            finally:
+                if patch is not None:
+                    patch.restore(tensors)
+
+    def _source_of(self, x: torch.Tensor, update: Update) -> Source | None:
+        """Where backward has x from; None: the node keeps it, or does not need it."""
+        if update.delta is None or not update.delta.requires_grad:
+            return None
+        found = source_of(x) if self.recompute_inputs else "recompute_inputs is off"
+        if isinstance(found, Source):
+            self.input_source = found.label
+            return found
+        self.input_source = f"kept: {found}"
+        return None
+
+    def _merged_output(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        y = self.base_layer(x, *args, **kwargs)
+        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
+            return y
+        contents = self._contents()
+        return with_gradient(y, x, Update(), Claim(contents, contents.patch, contents.updates), None)
+
+    def _traced_output(self, names: list[str], x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """Forward as a compiler traces it, without claims and sources, which no graph can carry.
+
+        The input is the compiler's to keep or to compute again: inductor's partitioner recomputes elementwise operators
+        where that saves memory.
+        """
+        if names and (self._drops_inputs(names) or type(self.base_layer) not in (nn.Linear, Conv1D)):
+            return self._add_updates(self.base_layer(x, *args, **kwargs), x, names)
+        if not names:
+            return self.base_layer(x, *args, **kwargs)
+        updates = self._updates(names)
+        values = [value for update in updates for value in update.values]
+        transposed = isinstance(self.base_layer, Conv1D)
+        y = written_linear(as_autocast(x), self.base_layer.weight, values, transposed, "\n".join(names))
+        for update in updates:
+            if update.trains:
+                y = with_gradient(y, x, update, None, None)
+        return y
+
+    def operator_output(self, x: torch.Tensor, names: list[str]) -> torch.Tensor:
+        """What `rowsft::written_linear` computes: the base layer's output with the updates in its weight."""
+        # An input in another dtype than the weight comes from autocast, which is off in here.
+        mixed = x.dtype != self.base_layer.weight.dtype
+        with torch.no_grad(), torch.autocast(x.device.type, dtype=x.dtype, enabled=mixed):
+            return self._while_written(self._updates(names), lambda: self.base_layer(x))
+
+    @torch.no_grad()
+    def operator_input_gradient(self, grad_y: torch.Tensor, names: list[str]) -> torch.Tensor:
+        """The gradient (..., d_in) of that operator's input."""
+        matrix = as_matrix(self.base_layer, self.base_layer.weight)
+        return self._while_written(self._updates(names), lambda: grad_y @ matrix.to(grad_y.dtype))
 
     def _add_updates(self, y: torch.Tensor, x: torch.Tensor, names: list[str]) -> torch.Tensor:
         for name, update in zip(names, self._updates(names), strict=True):
@@ -132,9 +191,21 @@ class Linear(RowSFTLayer):
             self._check_finite(names)
         if self.shared and not self._tied:
             self._untie()
-        self._mark_outdated()
-        self._write(names)
+        self._merge_claimed(names)
         self.merged_adapters = names
+
+    def _merge_claimed(self, names: list[str]) -> None:
+        """Claim the weight with the updates until `unmerge`; graphs that wait for anything else are refused."""
+        updates = self._updates(names)
+        if (contents := self._contents()) is not None:
+            contents.outdated = True
+        claim = self._claim(updates, recorded=True)
+        if claim is None:
+            self.end_claims()
+            claim = self._claim(updates, recorded=True)
+        self._merged_claim, before = claim, self._merged_claim
+        if before is not None:
+            before.release()
 
     def _check_finite(self, names: list[str]) -> None:
         updates = self._updates(names)
@@ -143,8 +214,9 @@ class Linear(RowSFTLayer):
                 raise ValueError(f"layer {self.layer_name} would not be finite after merging adapters {names}")
 
     def _merged_values(self, updates: list[Update]):
-        private = self._private_copy([]) if self._patch is not None else self._tensors()
-        return Patch(self.get_base_layer(), private, updates).values(updates)
+        patch, tensors = Patch(self.get_base_layer(), self._tensors(), updates), self._private_copy([])
+        patch.write(tensors, updates)
+        return patch.blocks(tensors)
 
     def _untie(self) -> None:
         """Give this layer its own tensors while merged: other modules share them and must not see the updates."""
@@ -157,7 +229,9 @@ class Linear(RowSFTLayer):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        self.restore()
+        self._contents().check_untouched()
+        self._merged_claim.release()
+        self._merged_claim = None
         self.merged_adapters = []
         for name, tensor in self._tied.items():
             setattr(self.get_base_layer(), name, tensor)
@@ -171,8 +245,10 @@ class Linear(RowSFTLayer):
             self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
         elif self.merged:
             self.unmerge()
-        if not self.merged:
-            self.restore()
+        if self.merged:
+            self._contents().keep()
+        else:
+            self.end_claims()
         forget_layer(self)
         return self.get_base_layer()
 

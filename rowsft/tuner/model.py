@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
@@ -46,11 +46,14 @@ class RowSFTModel(BaseTuner):
     tuner_layer_cls = RowSFTLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    def restore_base_weights(self) -> None:
-        """Write the originals back into every base weight; the next forward writes the active adapters' again."""
-        for module in self.model.modules():
-            if isinstance(module, RowSFTLayer) and not module.merged:
-                module.restore()
+    def input_sources(self) -> dict[str, str]:
+        """Full layer name -> where the input of its last recorded forward is had from in backward.
+
+        "rebuilt: NODE" where it is computed again from what NODE of the graph has saved, "kept: REASON" where the layer
+        keeps it. Layers that have trained no rows in a recorded forward yet are left out.
+        """
+        layers = (module for module in self.model.modules() if isinstance(module, RowSFTLayer))
+        return {layer.layer_name: layer.input_source for layer in layers if layer.input_source is not None}
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args, **kwargs):
@@ -126,11 +129,12 @@ class RowSFTModel(BaseTuner):
                     f"layer {name} has no weights that can be scored ({layer.weight.dtype} on {layer.weight.device}); "
                     "pass row_ids and column_ids"
                 )
-        for module in model.modules():
-            # What is scored is the base model, not an earlier adapter's rows in it.
-            if isinstance(module, RowSFTLayer) and not module.merged:
-                module.restore()
-        chosen = plan_rows(model, targets, config)
+        with ExitStack() as originals:
+            for module in model.modules():
+                # What is scored is the base model, not an earlier adapter's rows in it, for which a graph may wait.
+                if isinstance(module, RowSFTLayer) and not module.merged:
+                    originals.enter_context(module.with_originals())
+            chosen = plan_rows(model, targets, config)
         if CHANNELS[config.channel].split is None or config.scope != "layer" or config.attention != "linear":
             # Sizes that do not follow from the layer alone: a saved adapter must find them in its config.
             config.rows_pattern = {name: len(each.rows) for name, each in chosen.items() if len(each.rows)}

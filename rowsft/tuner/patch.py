@@ -1,22 +1,24 @@
-"""Rows and columns written into a frozen weight, with the originals that take them back bit for bit."""
+"""The entries of a frozen weight that updates are written over, and the originals that take them back bit for bit."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-from .matrix import address_of, as_matrix, other_rows
+from .matrix import as_matrix, other_rows
 from .update import Update
+
+#: The row block (kr, d_in), the column block (d_out - kr, kc) and the bias entries (kr,) of a patch; None where not.
+Blocks = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 
 class Patch:
-    """The entries that the given updates touch in one layer's weight (and bias): W = W0 + sum of the updates.
+    """Where the given updates touch one layer's weight (and bias), and what stood there: W = W0 + sum of the updates.
 
-    The originals are kept as two blocks that share no entry, in the weight's own dtype: the union of the updates' rows,
-    (kr, d_in), and the union of their columns in all other rows, (d_out - kr, kc). Sums are formed in 32 bit or wider
-    and rounded once, also where rows of one update cross columns of another. `tensors` is `{"weight": W, "bias": b}`
-    throughout, bias only if the layer has one; they are written in place.
+    The entries form two blocks that share none: the union of the updates' rows, (kr, d_in), and the union of their
+    columns in all other rows, (d_out - kr, kc). Sums are formed in 32 bit or wider and rounded once, also where rows
+    of one update cross columns of another. `tensors` is `{"weight": W, "bias": b}` throughout, bias only if the layer
+    has one: plain tensors without a gradient, written in place.
     """
 
     def __init__(self, layer: nn.Module, tensors: dict[str, torch.Tensor], updates: list[Update]):
@@ -26,22 +28,13 @@ class Patch:
         self.held = [(update.rows, update.columns) for update in updates]
         self.rows, self.row_positions = _union([update.rows for update in updates])
         self.columns, self.column_positions = _union([update.columns for update in updates])
-        matrix = as_matrix(layer, tensors["weight"].detach())
+        d_out = len(as_matrix(layer, tensors["weight"]))
         self.others = None
         if self.rows is not None and self.columns is not None:
-            self.others = other_rows(self.rows, len(matrix))
-        self.crossings = [self._crossing(update, len(matrix)) for update in updates]
-        self.row_values = self.column_values = self.bias = None
-        if self.rows is not None:
-            self.row_values = matrix.index_select(0, self.rows)
-        if self.columns is not None:
-            self.column_values = matrix[self._column_index()]
-        if any(update.bias is not None for update in updates):
-            self.bias = tensors["bias"].detach().index_select(0, self.rows)
-        self.written = None
-        self.updates: list[Update] = []
-        self.outdated = False
-        self.stamp = _stamp(tensors)
+            self.others = other_rows(self.rows, d_out)
+        self.crossings = [self._crossing(update, d_out) for update in updates]
+        self.has_bias = any(update.bias is not None for update in updates)
+        self.originals: Blocks = (None, None, None)
 
     def _column_index(self) -> tuple:
         return (slice(None) if self.others is None else self.others[:, None]), self.columns
@@ -62,12 +55,24 @@ class Patch:
         return met, position[self.rows[met]], position[self.others]
 
     def fits(self, updates: list[Update]) -> bool:
-        """Whether this patch holds the originals of exactly the entries that these updates touch."""
+        """Whether this patch is of exactly the entries that these updates touch."""
         return self.place == _places(updates)
 
-    def values(self, updates: list[Update]) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """The row block, the column block and the bias entries as they are to be written, in the weight's dtype."""
-        rows, columns, bias = (_widened(block, updates) for block in (self.row_values, self.column_values, self.bias))
+    def blocks(self, tensors: dict[str, torch.Tensor]) -> Blocks:
+        """Copies of what stands in the entries now."""
+        matrix = as_matrix(self.layer, tensors["weight"])
+        return (
+            None if self.rows is None else matrix.index_select(0, self.rows),
+            None if self.columns is None else matrix[self._column_index()],
+            tensors["bias"].index_select(0, self.rows) if self.has_bias else None,
+        )
+
+    def values(self, updates: list[Update]) -> Blocks:
+        """The blocks as they are to be written over `originals`, in the weight's dtype."""
+        if len(updates) == 1:
+            (update,) = updates
+            return tuple(map(_sum, self.originals, (update.delta, update.column_delta, update.bias)))
+        rows, columns, bias = (_widened(block, updates) for block in self.originals)
         for update, at_rows, at_columns, crossing in zip(
             updates, self.row_positions, self.column_positions, self.crossings, strict=True
         ):
@@ -82,68 +87,30 @@ class Patch:
                     rows.index_put_((met[:, None], update.columns), delta[own], accumulate=True)
                     delta = delta[others]
                 columns.index_add_(1, at_columns, delta)
-        originals = (self.row_values, self.column_values, self.bias)
         return tuple(
             None if original is None else total.to(original.dtype)
-            for total, original in zip((rows, columns, bias), originals, strict=True)
+            for total, original in zip((rows, columns, bias), self.originals, strict=True)
         )
 
-    @torch.no_grad()
     def write(self, tensors: dict[str, torch.Tensor], updates: list[Update]) -> None:
-        """Bring the entries up to date; does nothing when no update has changed since the last write."""
-        state = [update.state for update in updates]
-        if self.written != state:
-            self._put(tensors, *self.values(updates))
-        elif self.outdated:
-            # Optimizers may write through `.data` or raw pointers, which no version counter sees, so the entries are
-            # rewritten after every backward. A graph that still waits for its own backward must not be told of an
-            # equal rewrite.
-            with _unsafe_preserve_version_counter(tuple(tensors.values())):
-                self._put(tensors, *self.values(updates))
-        self.written, self.updates, self.outdated, self.stamp = state, updates, False, _stamp(tensors)
+        """Keep the originals and write the updates over them; the tensors hold the originals before."""
+        self.originals = self.blocks(tensors)
+        self.put(tensors, self.values(updates))
 
-    @torch.no_grad()
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Write the originals back."""
-        self.put_originals(tensors)
-        self.written, self.stamp = None, _stamp(tensors)
+        """Write the originals back, into these tensors or a copy of them."""
+        self.put(tensors, self.originals)
 
-    @torch.no_grad()
-    def put_originals(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Write the originals into any tensors of the same layout, such as a copy of the base layer's."""
-        self._put(tensors, self.row_values, self.column_values, self.bias)
-
-    def intact(self, tensors: dict[str, torch.Tensor]) -> bool:
-        """Whether nobody else has replaced, moved or written the tensors since this patch last did."""
-        return self.stamp == _stamp(tensors)
-
-    def still_holds(self, tensors: dict[str, torch.Tensor]) -> bool:
-        """Whether the same tensors were written since, but these entries with what they held.
-
-        DDP does so when it wraps a model: it broadcasts the first process's tensors to all.
-        """
-        if [stamp[:-1] for stamp in self.stamp] != [stamp[:-1] for stamp in _stamp(tensors)] or self.written is None:
-            return False
-        matrix = as_matrix(self.layer, tensors["weight"].detach())
-        rows, columns, bias = self.values(self.updates)
-        return (
-            (rows is None or torch.equal(matrix.index_select(0, self.rows), rows))
-            and (columns is None or torch.equal(matrix[self._column_index()], columns))
-            and (bias is None or torch.equal(tensors["bias"].detach().index_select(0, self.rows), bias))
-        )
-
-    def renew_stamp(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Accept the tensors as they are: a copied layer has copies of them at other addresses."""
-        self.stamp = _stamp(tensors)
-
-    def _put(self, tensors, rows, columns, bias) -> None:
-        matrix = as_matrix(self.layer, tensors["weight"].detach())
+    def put(self, tensors: dict[str, torch.Tensor], blocks: Blocks) -> None:
+        """Write blocks into the entries."""
+        rows, columns, bias = blocks
+        matrix = as_matrix(self.layer, tensors["weight"])
         if columns is not None:
             matrix[self._column_index()] = columns
         if rows is not None:
             matrix.index_copy_(0, self.rows, rows)
         if bias is not None:
-            tensors["bias"].detach().index_copy_(0, self.rows, bias)
+            tensors["bias"].index_copy_(0, self.rows, bias)
 
 
 def _union(ids: list[torch.Tensor | None]) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
@@ -159,6 +126,11 @@ def _union(ids: list[torch.Tensor | None]) -> tuple[torch.Tensor | None, list[to
     return union, [None if each is None else torch.searchsorted(union, each) for each in ids]
 
 
+def _sum(original: torch.Tensor | None, update: torch.Tensor | None) -> torch.Tensor | None:
+    """original + update, computed in the wider dtype and rounded once to the original's."""
+    return None if original is None else torch.add(original, update.detach(), out=torch.empty_like(original))
+
+
 def _widened(original: torch.Tensor | None, updates: list[Update]) -> torch.Tensor | None:
     """A copy of the originals in the widest dtype of theirs, the updates' and 32 bit."""
     if original is None:
@@ -169,7 +141,3 @@ def _widened(original: torch.Tensor | None, updates: list[Update]) -> torch.Tens
 
 def _places(updates: list[Update]) -> list[tuple]:
     return [update.place for update in updates]
-
-
-def _stamp(tensors: dict[str, torch.Tensor]) -> list[tuple]:
-    return [(name, id(tensor), address_of(tensor), tensor._version) for name, tensor in tensors.items()]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from .autograd import UpdateGradient
 from .matrix import address_of
 
 
@@ -38,16 +37,14 @@ class Update:
         return _stamp(self.delta), _stamp(self.bias), _stamp(self.column_delta)
 
     @property
+    def values(self) -> list[torch.Tensor]:
+        """What is trained: delta, bias and column_delta, as far as there are."""
+        return [value for value in (self.delta, self.bias, self.column_delta) if value is not None]
+
+    @property
     def trains(self) -> bool:
         """Whether any of its values requires a gradient."""
-        values = (self.delta, self.bias, self.column_delta)
-        return any(value is not None and value.requires_grad for value in values)
-
-    def with_gradient(self, y: torch.Tensor, x: torch.Tensor, after_backward=None) -> torch.Tensor:
-        """`y` (..., d_out) unchanged, with the gradient of the values, which are in the weight already, attached."""
-        return UpdateGradient.apply(
-            y, x, self.rows, self.delta, self.bias, self.columns, self.column_delta, self.others, after_backward
-        )
+        return any(value.requires_grad for value in self.values)
 
     def added_to(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """`y` (..., d_out) plus the update's own product with `x` (..., d_in), kr rows and kc columns wide."""

@@ -97,7 +97,8 @@ def test_crossing_updates_are_summed_wide_and_restored_bit_for_bit(dtype, pair):
     plain, tuned, batch = two_adapters("gpt2", pair, dtype)
     before = weights(plain)
     tuned.base_model.set_adapter(["default", "other"])
-    logits(tuned, batch)
+    # A graph waits, so the values are written.
+    waiting = tuned(**batch)
     wide = summed(plain.double(), tuned, ["default", "other"])
     for layer_name, layer in row_layers(tuned).items():
         written, exact = layer.get_base_layer().weight, wide.get_submodule(layer_name).weight
@@ -106,6 +107,7 @@ def test_crossing_updates_are_summed_wide_and_restored_bit_for_bit(dtype, pair):
         touched = chosen_entries(layer, "default") | chosen_entries(layer, "other")
         base = before[f"{layer_name}.weight"]
         assert not (out_rows(layer.get_base_layer(), written != base) & ~touched).any()
+    del waiting
     assert same(weights(tuned.unload()), before)
 
 

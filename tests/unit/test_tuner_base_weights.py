@@ -12,7 +12,6 @@ from rows import (
     adapt,
     family,
     logits,
-    random_rows,
     same,
     shake,
     train,
@@ -105,21 +104,49 @@ def test_loading_a_base_weight_captures_it_anew():
     assert same(weights(tuned.unload()), state)
 
 
-@pytest.mark.parametrize("change", ["in place", "replaced", "moved"])
-def test_a_weight_changed_behind_the_layers_back_is_refused(change):
+@pytest.mark.parametrize("change", ["in place", "through data", "replaced", "moved"])
+def test_a_weight_changed_between_forwards_is_the_new_base(change):
     model, batch, targets = family("llama")
     tuned = adapt(model, targets)
-    logits(tuned, batch)
-    base_layer = model.model.layers[0].self_attn.q_proj.base_layer
-    if change == "in place":
-        with torch.no_grad():
-            base_layer.weight.mul_(2)
-    elif change == "replaced":
-        base_layer.weight = nn.Parameter(base_layer.weight.clone(), requires_grad=False)
-    else:
-        base_layer.weight.data = base_layer.weight.data.clone()
-    with pytest.raises(UserError, match=r"layers\.0\.self_attn\.q_proj.*restore_base_weights"):
-        logits(tuned, batch)
+    shake(tuned)
+    train(tuned, batch, steps=1)
+    fresh, _, _ = family("llama")
+    for module, name in (
+        (model, "model.layers.0.self_attn.q_proj.base_layer"),
+        (fresh, "model.layers.0.self_attn.q_proj"),
+    ):
+        layer = module.get_submodule(name)
+        if change == "in place":
+            with torch.no_grad():
+                layer.weight.mul_(2)
+        elif change == "through data":
+            layer.weight.data.mul_(2)
+        elif change == "replaced":
+            layer.weight = nn.Parameter(2 * layer.weight.detach(), requires_grad=False)
+        else:
+            layer.weight.data = 2 * layer.weight.data
+    expected = weights(fresh)
+    twin = adapt(fresh, targets)
+    with torch.no_grad():
+        for own, other in zip(twin.parameters(), tuned.parameters(), strict=True):
+            own.copy_(other)
+    assert torch.equal(logits(tuned, batch), logits(twin, batch))
+    assert same(weights(tuned.unload()), expected)
+
+
+def test_a_weight_changed_while_a_graph_waits_is_refused():
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    shake(tuned)
+    waiting = tuned(**batch)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.base_layer.weight.mul_(2)
+    shake(tuned, seed=8)
+    with pytest.raises(UserError, match=r"layers\.0\.self_attn\.q_proj was changed while"):
+        tuned(**batch)
+    with pytest.warns(RuntimeWarning, match=r"layers\.0\.self_attn\.q_proj was changed while"):
+        del waiting
+    tuned(**batch).loss.backward()
 
 
 @channels
@@ -143,33 +170,14 @@ def test_a_weight_written_with_what_it_holds_is_accepted(name, channel):
     assert same(weights(tuned.unload()), before)
 
 
-def test_restore_base_weights_allows_changes_from_outside():
-    model, batch, targets = family("llama")
-    tuned = adapt(model, targets)
-    shake(tuned)
-    logits(tuned, batch)
-    tuned.base_model.restore_base_weights()
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, RowSFTLayer):
-                module.get_base_layer().weight.mul_(2)
-    changed = logits(tuned, batch)
-    twin, _, _ = family("llama")
-    with torch.no_grad():
-        for name in random_rows(twin, targets):
-            twin.get_submodule(name).weight.mul_(2)
-    twin = adapt(twin, targets)
-    shake(twin)
-    assert torch.equal(changed, logits(twin, batch))
-
-
 @pytest.mark.parametrize("notice", ["merge", "train", "eval"])
 def test_values_written_through_data_are_noticed(notice):
     """No version counter sees `.data`; merging and changing the mode look again all the same."""
     model, batch, targets = family("llama")
     tuned = adapt(model, targets)
     shake(tuned)
-    logits(tuned, batch)
+    waiting = tuned(**batch)
+    assert waiting.loss.requires_grad
     for parameter in tuned.parameters():
         if parameter.requires_grad:
             parameter.data.mul_(3)

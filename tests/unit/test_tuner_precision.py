@@ -40,9 +40,12 @@ def test_sixteen_bit_base_has_thirty_two_bit_values(dtype, channel):
         tuned.zero_grad()
     assert {p.dtype for p in trainable} == {torch.float32}
     unmerged = logits(tuned, batch)
+    # A graph waits, so the values are written.
+    waiting = tuned(**batch)
     for name, layer in row_layers(tuned).items():
         add_update(plain.get_submodule(name), layer)
         assert torch.equal(layer.get_base_layer().weight, plain.get_submodule(name).weight.to(dtype))
+    del waiting
     assert torch.equal(logits(tuned.merge_and_unload(), batch), unmerged)
 
 
@@ -74,7 +77,8 @@ def test_updates_of_a_16_bit_base_are_32_bit_unless_asked_otherwise(autocast):
     with torch.no_grad():
         for parameter in trained:
             parameter.add_(0.5)
-    tuned(**batch)
+    waiting = tuned(**batch)
+    assert waiting.loss.requires_grad
     for key, layer in row_layers(tuned).items():
         rows, _ = layer_ids(layer)
         expected = before[f"{key}.weight"].clone()

@@ -1,0 +1,280 @@
+"""A layer's input X without keeping it: computed again from what the graph of the frozen network keeps anyway.
+
+X is nearly always a cheap function of tensors that autograd has saved for the node that made it: a norm's weight times
+the normalised input, act(gate) * up, gelu(h), the output that fused attention saves for itself. `source_of(x)` looks at
+that node, `Source.value()` computes X from it. A rule says how for one kind of node; everything without a rule is left
+to the caller, who keeps X. Nothing here knows a model.
+
+A node is upstream of the layer in the same graph, so holding it makes no cycle and keeps nothing alive for longer.
+Reading what a node has saved checks version counters as autograd itself does: a tensor that was changed in place in
+between is an error and never a wrong X.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.graph import Node
+from torch.nn import functional
+
+from . import passes
+
+#: Nodes that one X may be computed through: a handful of elementwise operators, with views between them.
+MOST_NODES = 10
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What a rule computes from: a saved tensor, where it was saved, or else the value of a node further up."""
+
+    saved: str | None = None
+    above: int | None = None
+    optional: bool = False
+
+    def obstacle(self, node: Node, room: list[int]) -> str | None:
+        """Why it cannot be had; None when it can."""
+        if self.saved is not None:
+            hook = getattr(getattr(node, f"_raw_saved_{self.saved}"), "unpack_hook", None)
+            if hook is not None:
+                return "saved-tensor hooks hold an operand"
+            try:
+                if self.optional or getattr(node, f"_saved_{self.saved}") is not None:
+                    return None
+            except RuntimeError:
+                return "an operand was changed in place"
+        if self.above is None:
+            return f"{_name(node)} has not saved {self.saved}"
+        return _obstacle(*node.next_functions[self.above], room)
+
+    def value(self, node: Node) -> Tensor | None:
+        held = None if self.saved is None else getattr(node, f"_saved_{self.saved}")
+        if held is not None or self.above is None:
+            return held
+        return _value(node.next_functions[self.above][0])
+
+
+@dataclass(frozen=True)
+class Rule:
+    """compute(node, *operands) -> what the node's forward returned first. unless(node): why it is not to be used."""
+
+    operands: tuple[Operand, ...]
+    compute: Callable[..., Tensor]
+    unless: Callable[[Node], str | None] = lambda node: None
+
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str, operands: tuple[Operand, ...], **settings) -> Callable:
+    """Make the decorated function the rule for nodes of these classes; `settings` as in `Rule`."""
+
+    def register(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        RULES.update(dict.fromkeys(names, Rule(operands, compute, **settings)))
+        return compute
+
+    return register
+
+
+# The tensors multiplied are saved only where the other one needs a gradient.
+@rule("MulBackward0", operands=(Operand("self", 0), Operand("other", 1)))
+def product(node, left, right):
+    return left * right
+
+
+@rule("SiluBackward0", operands=(Operand("self"),))
+def silu(node, inputs):
+    return functional.silu(inputs)
+
+
+@rule("GeluBackward0", operands=(Operand("self"),))
+def gelu(node, inputs):
+    return functional.gelu(inputs, approximate=node._saved_approximate)
+
+
+@rule("ReluBackward0", "TanhBackward0", "SigmoidBackward0", operands=(Operand("result"),))
+def saved_result(node, result):
+    return result
+
+
+@rule("PowBackward0", operands=(Operand("self"),))
+def power(node, inputs):
+    return inputs.pow(node._saved_exponent)
+
+
+def _has_short_statistics(node: Node) -> str | None:
+    # A CPU keeps them in the dtype of the norm's weight; half the digits would be lost.
+    return "a norm's statistics have 16 bits" if node._saved_result1.dtype.itemsize < 4 else None
+
+
+@rule(
+    "NativeLayerNormBackward0",
+    unless=_has_short_statistics,
+    operands=(
+        Operand("input"),
+        Operand("result1"),
+        Operand("result2"),
+        Operand("weight", optional=True),
+        Operand("bias", optional=True),
+    ),
+)
+def layer_norm(node, inputs, mean, deviation, weight, bias):
+    # From the saved statistics: eps is not saved. Computed in their 32 bit and rounded once, as the kernel does.
+    normal = (inputs - mean).mul_(deviation)
+    if weight is not None:
+        normal.mul_(weight)
+    return normal if bias is None else normal.add_(bias)
+
+
+@rule(
+    "ScaledDotProductFlashAttentionBackward0",
+    "ScaledDotProductEfficientAttentionBackward0",
+    "ScaledDotProductCudnnAttentionBackward0",
+    "ScaledDotProductFlashAttentionForCpuBackward0",
+    "ScaledDotProductFusedAttentionOverrideableBackward0",
+    operands=(Operand("output"),),
+)
+def attention(node, output):
+    return output
+
+
+@rule("TransposeBackward0", operands=(Operand(above=0),))
+def transposed(node, inputs):
+    return inputs.transpose(_signed(node._saved_dim0), _signed(node._saved_dim1))
+
+
+@rule("PermuteBackward0", operands=(Operand(above=0),))
+def permuted(node, inputs):
+    return inputs.permute([_signed(dim) for dim in node._saved_dims])
+
+
+@rule("TBackward0", operands=(Operand(above=0),))
+def turned(node, inputs):
+    return inputs.t()
+
+
+# Their shape and dtype are in the node's own description, which `_value` goes by.
+@rule(
+    "CloneBackward0",
+    "ToCopyBackward0",
+    "ViewBackward0",
+    "UnsafeViewBackward0",
+    "ReshapeAliasBackward0",
+    "AliasBackward0",
+    "SqueezeBackward0",
+    "SqueezeBackward1",
+    "UnsqueezeBackward0",
+    operands=(Operand(above=0),),
+)
+def alike(node, inputs):
+    return inputs
+
+
+class Source:
+    """Where a layer's input can be had from in the backward pass; shared by the layers that read the same input."""
+
+    def __init__(self, node: Node):
+        self.node = node
+        self.label = f"rebuilt: {_name(node)}"
+        self.users = 0
+        self._pass = self._left = 0
+        self._value: Tensor | None = None
+
+    @torch.no_grad()
+    def value(self) -> Tensor:
+        """The input itself."""
+        device = self.node._input_metadata[0].device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return _value(self.node)
+        return _value(self.node)
+
+    def shared_value(self) -> Tensor:
+        """The same, computed once in a backward pass for all users and dropped by the last of them."""
+        if self.users == 1:
+            return self.value()
+        if self._value is None or self._pass != passes.current():
+            self._pass, self._left, self._value = passes.current(), self.users, self.value()
+            # A pass that needs some gradients only ends before the last user's turn.
+            passes.at_end(self)
+        value = self._value
+        self._left -= 1
+        if self._left == 0:
+            self._value = None
+        return value
+
+    def pass_ended(self) -> None:
+        self._value = None
+
+
+def source_of(x: Tensor) -> Source | str:
+    """Where x can be had from once it is gone, or why it has to be kept.
+
+    Called while the graph is recorded; each call counts one user of what it returns.
+    """
+    source = getattr(x, "_row_sft_source", None)
+    if source is None or source.node is not x.grad_fn:
+        reason = _why_kept(x)
+        if reason is not None:
+            return reason
+        source = x._row_sft_source = Source(x.grad_fn)
+    if x._version:
+        return "the input was changed in place"
+    if _hooks_are_active():
+        return "saved-tensor hooks are active"
+    source.users += 1
+    return source
+
+
+def _why_kept(x: Tensor) -> str | None:
+    node = x.grad_fn
+    if node is None:
+        return "the input has no history"
+    if type(x) is not Tensor and not isinstance(x, FakeTensor):
+        return f"the input is a {type(x).__name__}"
+    if x._version:
+        # Its node does not know of a change under no_grad.
+        return "the input was changed in place"
+    if _hooks_are_active():
+        return "saved-tensor hooks are active"
+    return _obstacle(node, x.output_nr, [MOST_NODES])
+
+
+def _obstacle(node: Node | None, number: int, room: list[int]) -> str | None:
+    """Why output `number` of a node's forward cannot be computed; `room` counts the nodes that are still allowed."""
+    if node is None:
+        return "an operand has no history"
+    known = RULES.get(_name(node))
+    if known is None:
+        return f"no rule for {_name(node)}"
+    if number:
+        return f"output {number} of {_name(node)}"
+    room[0] -= 1
+    if room[0] < 0:
+        return f"more than {MOST_NODES} operators"
+    obstacles = (each.obstacle(node, room) for each in known.operands)
+    return next((why for why in obstacles if why is not None), None) or known.unless(node)
+
+
+def _value(node: Node) -> Tensor:
+    known = RULES[_name(node)]
+    computed = known.compute(node, *(each.value(node) for each in known.operands))
+    [described, *_] = node._input_metadata
+    return computed.to(described.dtype).reshape(described.shape)
+
+
+def _hooks_are_active() -> bool:
+    """Whether whatever is saved now goes through hooks, as under non-reentrant checkpointing or offloading."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def _name(node: Node) -> str:
+    return type(node).__name__
+
+
+def _signed(dim: int) -> int:
+    """Negative dims are saved as unsigned numbers of 64 bits."""
+    return dim - 2**64 if dim >= 2**63 else dim
