@@ -8,7 +8,6 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from rowsft.errors import UserError
 
@@ -16,11 +15,10 @@ from .compiled import register_layer
 from .config import RowSFTConfig
 from .contents import Claim, Contents, claim, contents_of
 from .ids import Chosen, check_layer_ids
+from .managed import WRITABLE_DTYPES, is_ordinary, manager_of
 from .matrix import address_of, as_matrix, other_rows, shape_of
 from .patch import Patch
 from .update import Update
-
-_WRITABLE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class RowSFTLayer(nn.Module, BaseTunerLayer):
@@ -93,7 +91,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         dtype = self.get_base_layer().weight.dtype
         for name in self.adapter_layer_names:
             held = getattr(self, name)
-            if adapter_name in held and dtype in _WRITABLE_DTYPES:
+            if adapter_name in held and dtype in WRITABLE_DTYPES:
                 value = held[adapter_name]
                 held[adapter_name] = nn.Parameter(value.data.to(dtype), requires_grad=value.requires_grad)
 
@@ -179,31 +177,16 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         )
 
     def _is_plain(self) -> bool:
-        """Whether the base tensors are ordinary ones, or fake ones in a plan of such.
-
-        The exact type leaves out quantised and sharded weights.
-        """
-        return all(
-            (type(tensor) is nn.Parameter or isinstance(tensor, FakeTensor)) and tensor.dtype in _WRITABLE_DTYPES
-            for tensor in self._tensors().values()
-        )
+        """Whether the values of the base tensors can be read and written as they are."""
+        return all(map(is_ordinary, self._tensors().values()))
 
     @torch.compiler.assume_constant_result
     def _is_writable(self) -> bool:
-        """Whether forward may write rows in place: nothing else reads the base tensors and no optimizer owns them.
-
-        A tensor that is a piece of a larger storage belongs to somebody who will move it about, as the pieces of a flat
-        sharded parameter do.
-        """
+        """Whether forward may write rows in place: nobody else reads or manages the base tensors, or trains them."""
         return (
             not self.shared
-            and self._is_plain()
-            and not any(
-                tensor.requires_grad
-                or tensor.is_inference()
-                or tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
-                for tensor in self._tensors().values()
-            )
+            and manager_of(self.get_base_layer()) is None
+            and not any(tensor.requires_grad or tensor.is_inference() for tensor in self._tensors().values())
         )
 
     def _check_ids(self, name: str) -> None:
