@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from rebuilt_lora import RebuiltLora
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -82,6 +83,13 @@ def _released(model: PreTrainedModel, rank: int) -> Attached:
     return Attached(model, sum(p.numel() for p in model.parameters() if p.requires_grad))
 
 
+def _rebuilt_lora(model: PreTrainedModel, rank: int) -> Attached:
+    model.requires_grad_(False)
+    for name, layer in eligible_layers(model, Targets()).items():
+        model.set_submodule(name, RebuiltLora(layer, rank))
+    return Attached(model, sum(p.numel() for p in model.parameters() if p.requires_grad))
+
+
 def _dense_mask(model: PreTrainedModel, rank: int) -> Attached:
     model.requires_grad_(False)
     chosen = 0
@@ -105,11 +113,13 @@ _ROWS = {"importance": "random", "train_bias": False}
 
 CONTENDERS = {
     "floor": Contender("backward through the frozen network, nothing trained, no optimizer", _floor),
-    "rows": Contender("row-SFT, channel out", _suite("row_sft", **_ROWS)),
+    "rows": Contender("row-SFT, channel out, inputs computed again in backward", _suite("row_sft", **_ROWS)),
+    "rows_kept": Contender("the same with every input kept", _suite("row_sft", recompute_inputs=False, **_ROWS)),
     "columns": Contender("row-SFT, channel in", _suite("row_sft", channel="in", **_ROWS)),
     "half": Contender("row-SFT, channel half", _suite("row_sft", channel="half", **_ROWS)),
     "neuron": Contender("row-SFT, channel neuron", _suite("row_sft", channel="neuron", **_ROWS)),
     "lora": Contender("LoRA (PEFT)", _suite("lora")),
+    "lora_rebuilt": Contender("LoRA written anew, with its inputs computed again in backward", _rebuilt_lora),
     "dora": Contender("DoRA (PEFT)", _suite("dora")),
     "shira": Contender("SHiRA (PEFT)", _suite("shira")),
     "dense_mask": Contender(

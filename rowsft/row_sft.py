@@ -36,6 +36,7 @@ class RowSFT(PeftMethod):
     importance: str = "taylor"
     train_bias: bool = True
     dropout: float = 0.0
+    recompute_inputs: bool = True
     seed: int = 0
     group_bytes: int | None = None
     draws: int = 256
@@ -150,6 +151,7 @@ class RowSFT(PeftMethod):
             importance=self.importance,
             train_bias=self.train_bias,
             dropout=self.dropout,
+            recompute_inputs=self.recompute_inputs,
             seed=self.seed,
         )
         return with_choice(config, knobs.chosen)

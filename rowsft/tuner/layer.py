@@ -50,6 +50,8 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters = []
         self.input_source: str | None = None
         self.recompute_inputs = True
+        self._why_kept = "recompute_inputs is off"
+        self._input_checked = False
         self._patch: Patch | None = None
         self._merged_claim: Claim | None = None
         self._checked: dict[str, tuple] = {}

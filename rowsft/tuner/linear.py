@@ -19,7 +19,7 @@ from .config import RowSFTConfig
 from .contents import Claim
 from .ids import Chosen
 from .layer import RowSFTLayer
-from .matrix import as_matrix
+from .matrix import as_matrix, has_no_data
 from .patch import Patch
 from .rebuild import Source, source_of
 from .update import Update
@@ -111,10 +111,15 @@ class Linear(RowSFTLayer):
         """Where backward has x from; None: the node keeps it, or does not need it."""
         if update.delta is None or not update.delta.requires_grad:
             return None
-        found = source_of(x) if self.recompute_inputs else "recompute_inputs is off"
+        found = source_of(x) if self.recompute_inputs else self._why_kept
+        if isinstance(found, Source) and not self._input_checked:
+            self._input_checked = True
+            if not (has_no_data(x) or found.gives(x)):
+                self.recompute_inputs, self._why_kept = False, "what would be rebuilt is not the input"
+                found = self._why_kept
         if isinstance(found, Source):
             self.input_source = found.label
-            return found
+            return found.used()
         self.input_source = f"kept: {found}"
         return None
 

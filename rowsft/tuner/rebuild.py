@@ -182,6 +182,7 @@ class Source:
         self.users = 0
         self._pass = self._left = 0
         self._value: Tensor | None = None
+        self._gives: bool | None = None
 
     @torch.no_grad()
     def value(self) -> Tensor:
@@ -191,6 +192,22 @@ class Source:
             with torch.autocast(device, enabled=False):
                 return _value(self.node)
         return _value(self.node)
+
+    def gives(self, x: Tensor) -> bool:
+        """Whether the value is x, up to the rounding of a norm.
+
+        Looked at once a layer: model code that changes a tensor in place under no_grad, further up, is seen by no rule.
+        """
+        if self._gives is None:
+            own = self.value()
+            tolerance = 16 * torch.finfo(x.dtype).eps
+            self._gives = torch.allclose(own, x, rtol=tolerance, atol=tolerance * x.abs().amax().item(), equal_nan=True)
+        return self._gives
+
+    def used(self) -> Source:
+        """One user of `shared_value` more."""
+        self.users += 1
+        return self
 
     def shared_value(self) -> Tensor:
         """The same, computed once in a backward pass for all users and dropped by the last of them."""
@@ -213,7 +230,7 @@ class Source:
 def source_of(x: Tensor) -> Source | str:
     """Where x can be had from once it is gone, or why it has to be kept.
 
-    Called while the graph is recorded; each call counts one user of what it returns.
+    Called while the graph is recorded; who goes on to need the source in backward says so by `Source.used`.
     """
     source = getattr(x, "_row_sft_source", None)
     if source is None or source.node is not x.grad_fn:
@@ -225,7 +242,6 @@ def source_of(x: Tensor) -> Source | str:
         return "the input was changed in place"
     if _hooks_are_active():
         return "saved-tensor hooks are active"
-    source.users += 1
     return source
 
 
