@@ -16,11 +16,14 @@ FAMILIES = {
     "gpt2": (tiny_gpt2, causal_batch, ["c_attn", "c_proj", "c_fc"]),
 }
 
+#: (family, channel): every channel, and what is peculiar to a family: biases, Conv1D.
+CASES = [*(("llama", channel) for channel in CHANNELS), ("bert", "half"), ("gpt2", "out"), ("gpt2", "half")]
 
-def family(name: str, dtype: torch.dtype = torch.float32):
-    """The model, a batch for it and the names of its usual target modules."""
+
+def family(name: str, dtype: torch.dtype = torch.float32, **overrides):
+    """The model, a batch for it and the names of its usual target modules; overrides of the model's config."""
     build, batch, targets = FAMILIES[name]
-    return build(dtype), batch(), targets
+    return build(dtype, **overrides), batch(), targets
 
 
 def random_rows(model: nn.Module, targets: list[str], rows: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -4,17 +4,15 @@ import copy
 
 import pytest
 import torch
+from dense import dense_gradients, dense_model, values
 from peft import get_peft_model
 from rows import (
     CHANNELS,
     FAMILIES,
     adapt,
-    add_update,
     chosen_entries,
     family,
-    layer_ids,
     logits,
-    others_of,
     out_rows,
     random_ids,
     random_rows,
@@ -57,38 +55,18 @@ def two_adapters(name, pair=("out", "out"), dtype=torch.float64):
     return plain, tuned, batch
 
 
-def summed(plain, tuned, names):
-    """The plain model with the named adapters' updates added by hand."""
-    dense = copy.deepcopy(plain)
-    for layer_name, layer in row_layers(tuned).items():
-        for adapter in names:
-            add_update(dense.get_submodule(layer_name), layer, adapter)
-    return dense
-
-
 @pairs
 def test_forward_and_gradients_of_two_active_adapters(pair):
     plain, tuned, batch = two_adapters("bert", pair)
     tuned.base_model.set_adapter(["default", "other"])
-    dense = summed(plain, tuned, ["default", "other"])
+    dense = dense_model(plain, tuned, ["default", "other"])
     loss, dense_loss = tuned(**batch).loss, dense(**batch).loss
     torch.testing.assert_close(loss, dense_loss, rtol=1e-13, atol=0)
     loss.backward()
     dense_loss.backward()
-    for layer_name, module in row_layers(tuned).items():
-        layer = dense.get_submodule(layer_name)
-        full = out_rows(layer, layer.weight.grad)
-        for adapter in ("default", "other"):
-            rows, columns = layer_ids(module, adapter)
-            expected = {
-                "row_sft_delta": full[rows],
-                "row_sft_bias": layer.bias.grad[rows],
-                "row_sft_column_delta": full[others_of(rows, len(full))][:, columns],
-            }
-            for kind, reference in expected.items():
-                if adapter in getattr(module, kind):
-                    grad = getattr(module, kind)[adapter].grad
-                    torch.testing.assert_close(grad, reference, rtol=1e-9, atol=1e-14)
+    expected = dense_gradients(dense, tuned, ["default", "other"])
+    for key, parameter in values(tuned, ["default", "other"]).items():
+        torch.testing.assert_close(parameter.grad, expected[key], rtol=1e-9, atol=1e-14)
 
 
 @pairs
@@ -99,7 +77,7 @@ def test_crossing_updates_are_summed_wide_and_restored_bit_for_bit(dtype, pair):
     tuned.base_model.set_adapter(["default", "other"])
     # A graph waits, so the values are written.
     waiting = tuned(**batch)
-    wide = summed(plain.double(), tuned, ["default", "other"])
+    wide = dense_model(plain.double(), tuned, ["default", "other"])
     for layer_name, layer in row_layers(tuned).items():
         written, exact = layer.get_base_layer().weight, wide.get_submodule(layer_name).weight
         # One rounding is half a unit in the last place; two would show as more.
@@ -118,7 +96,8 @@ def test_switching_disabling_and_deleting(name, pair):
     plain, tuned, batch = two_adapters(name, pair)
     base = logits(plain, batch)
     expected = {
-        names: logits(summed(plain, tuned, names), batch) for names in (("default",), ("other",), ("default", "other"))
+        names: logits(dense_model(plain, tuned, names), batch)
+        for names in (("default",), ("other",), ("default", "other"))
     }
     assert not torch.allclose(expected[("default",)], expected[("other",)])
     for names in (("default",), ("other",), ("default", "other"), ("other",), ("default",)):
@@ -141,7 +120,7 @@ def test_switching_between_a_forward_and_its_backward():
     loss = tuned(**batch).loss
     tuned.base_model.set_adapter(["other"])
     other = logits(tuned, batch)
-    torch.testing.assert_close(other, logits(summed(plain, tuned, ["other"]), batch), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(other, logits(dense_model(plain, tuned, ["other"]), batch), rtol=1e-12, atol=1e-13)
     tuned.base_model.set_adapter(["default"])
     for grad, reference in zip(torch.autograd.grad(loss, parameters), expected, strict=True):
         torch.testing.assert_close(grad, reference, rtol=1e-12, atol=1e-16)
@@ -152,7 +131,7 @@ def test_merging_one_adapter_after_the_other():
     tuned.merge_adapter(["default"])
     tuned.merge_adapter(["other"])
     torch.testing.assert_close(
-        logits(tuned, batch), logits(summed(plain, tuned, ["default", "other"]), batch), rtol=1e-12, atol=1e-13
+        logits(tuned, batch), logits(dense_model(plain, tuned, ["default", "other"]), batch), rtol=1e-12, atol=1e-13
     )
     with tuned.disable_adapter():
         assert torch.equal(logits(tuned, batch), logits(plain, batch))

@@ -2,19 +2,10 @@
 
 import pytest
 import torch
+from peaks import frozen, warm_peak
 from rows import adapt, family, row_layers
 from tiny import causal_batch
 from torch.utils.flop_counter import FlopCounterMode
-
-from rowsft.measure.memory import AllocationPeak
-
-
-def frozen(name):
-    """The frozen model, whose backward runs down to the embeddings."""
-    model, batch, targets = family(name)
-    model.requires_grad_(False)
-    model.enable_input_require_grads()
-    return model, batch, targets
 
 
 def saved_bytes(model, batch, leave_out) -> dict[tuple, int]:
@@ -85,19 +76,6 @@ def test_inputs_are_saved_only_for_a_trained_delta():
     trained = saved()
     layer.row_sft_delta["default"].requires_grad_(False)
     assert saved() == trained - 1
-
-
-def warm_peak(model, batch) -> int:
-    """Bytes of new allocations at the worst moment of a forward and backward, after two of them."""
-
-    def step():
-        model(**batch).loss.backward()
-        model.zero_grad()
-
-    step(), step()
-    with AllocationPeak("cpu") as peak:
-        step()
-    return peak.new_peak_bytes
 
 
 def test_peak_of_a_step_of_columns_is_the_floor_and_what_is_kept():

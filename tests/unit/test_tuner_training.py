@@ -4,17 +4,16 @@ import copy
 
 import pytest
 import torch
+from dense import dense_gradients, dense_model, values
 from peft import get_peft_model
 from rows import (
     CHANNELS,
     FAMILIES,
     adapt,
-    add_update,
     chosen_entries,
     family,
     layer_ids,
     logits,
-    others_of,
     out_rows,
     row_layers,
     same,
@@ -29,38 +28,18 @@ families = pytest.mark.parametrize("name", FAMILIES)
 channels = pytest.mark.parametrize("channel", CHANNELS)
 
 
-def dense_model(name, tuned):
-    """The plain model with the adapter's values added by hand, every parameter trainable."""
-    model, _, _ = family(name, torch.float64)
-    for layer_name, layer in row_layers(tuned).items():
-        add_update(model.get_submodule(layer_name), layer)
-    return model
-
-
 def compare_gradients(name, tuned, batch):
     """Every value's gradient equals the same entries of the dense model's full gradient."""
-    dense = dense_model(name, tuned).train(tuned.training)
+    dense = dense_model(family(name, torch.float64)[0], tuned).train(tuned.training)
     dense_loss, loss = dense(**batch).loss, tuned(**batch).loss
     torch.testing.assert_close(loss, dense_loss, rtol=1e-13, atol=0)
     dense_loss.backward()
     loss.backward()
-    compared = 0
-    for key, layer in row_layers(tuned).items():
-        reference = dense.get_submodule(key)
-        full = out_rows(reference, reference.weight.grad)
-        rows, columns = layer_ids(layer)
-        expected = {
-            "row_sft_delta": full[rows],
-            "row_sft_bias": None if reference.bias is None else reference.bias.grad[rows],
-            "row_sft_column_delta": full[others_of(rows, len(full))][:, columns],
-        }
-        for kind, reference_grad in expected.items():
-            if "default" in getattr(layer, kind):
-                assert reference_grad.abs().max() > 0
-                grad = getattr(layer, kind)["default"].grad
-                torch.testing.assert_close(grad, reference_grad, rtol=1e-10, atol=1e-14)
-                compared += 1
-    assert compared == len([p for p in tuned.parameters() if p.requires_grad])
+    expected, trained = dense_gradients(dense, tuned), values(tuned)
+    assert len(trained) == len([p for p in tuned.parameters() if p.requires_grad])
+    for key, parameter in trained.items():
+        assert expected[key].abs().max() > 0
+        torch.testing.assert_close(parameter.grad, expected[key], rtol=1e-10, atol=1e-14)
 
 
 @channels
@@ -100,7 +79,7 @@ def test_gradient_flows_to_inputs_through_the_written_weight(channel):
     model, batch, targets = family("llama", torch.float64)
     tuned = adapt(model, targets, channel=channel)
     shake(tuned)
-    dense = dense_model("llama", tuned)
+    dense = dense_model(family("llama", torch.float64)[0], tuned)
     grads = []
     for each in (tuned, dense):
         embeds = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
