@@ -49,10 +49,13 @@ class Contents:
         self.versions = self._versions_now()
 
     def holds(self, patch: Patch | None, updates: list[Update]) -> bool:
-        """Whether the weight holds these updates, or the originals for none, though maybe with earlier values."""
+        """Whether the weight holds these updates, or the originals for none, though maybe with earlier values.
+
+        Other tensors in the same places, as in a functional call, are other updates.
+        """
         if not updates or self.patch is None:
             return not updates and self.patch is None
-        return self.patch is patch or self.patch.fits(updates)
+        return (self.patch is patch or self.patch.fits(updates)) and _tensors(self.state) == _tensors(_state(updates))
 
     def is_current(self, updates: list[Update]) -> bool:
         """Whether what it holds are the values that the updates have now."""
@@ -67,11 +70,11 @@ class Contents:
     def rewrite(self, updates: list[Update]) -> None:
         """Bring what it holds up to date. Graphs that wait for the earlier values are refused from now on."""
         self.check_untouched()
-        changed = self.state != _state(updates)
-        self.patch.put(self.tensors, self.patch.values(updates))
-        self.updates, self.state, self.outdated = updates, _state(updates), False
-        if changed:
+        values = self.patch.values(updates)
+        if not self._stands(self.patch, values):
+            self.patch.put(self.tensors, values)
             self.refuse_waiting_graphs()
+        self.updates, self.state, self.outdated = updates, _state(updates), False
 
     def release(self) -> None:
         """One claim less; the last one restores the originals."""
@@ -135,15 +138,20 @@ class Contents:
         patch = patch or self.patch
         if patch is None or self.versions == self._versions_now():
             return
-        expected = patch.values(self.updates)
-        for there, own in zip(patch.blocks(self.tensors), expected, strict=True):
-            if own is not None and not torch.equal(there, own):
-                raise UserError(
-                    f"the base weight of layer {self.layer_name} was changed while adapter values were written in it "
-                    "(merged, or for a graph that waits for its backward), so the originals of the chosen rows are "
-                    "lost; unmerge, or drop the outputs of the last forward, before changing it"
-                )
+        if not self._stands(patch, patch.values(self.updates)):
+            raise UserError(
+                f"the base weight of layer {self.layer_name} was changed while adapter values were written in it "
+                "(merged, or for a graph that waits for its backward), so the originals of the chosen rows are "
+                "lost; unmerge, or drop the outputs of the last forward, before changing it"
+            )
         self.versions = self._versions_now()
+
+    def _stands(self, patch: Patch, blocks: Blocks) -> bool:
+        """Whether the entries hold just that."""
+        return all(
+            own is None or torch.equal(there, own)
+            for there, own in zip(patch.blocks(self.tensors), blocks, strict=True)
+        )
 
     def _versions_now(self) -> list[int]:
         return [0 if parameter.is_inference() else parameter._version for parameter in self.parameters.values()]
@@ -177,7 +185,6 @@ class Claim:
         passes.at_end(self)
 
     def pass_ended(self) -> None:
-        # Optimizers may write through `.data` or raw pointers, which no version counter sees.
         self.contents.outdated = True
         self.release()
 
@@ -215,7 +222,8 @@ def claim(
     """Claim a base weight with these updates, or with its originals for none, and write them if they are not there.
 
     None where waiting graphs need something else in it: other adapters' updates or, unless this forward is recorded
-    too, the same updates with the values from before an optimizer step.
+    too, values from before an optimizer step. Optimizers may write through `.data` or raw pointers, which no version
+    counter sees: after a backward pass what is still written counts as outdated.
     """
     with _lock:
         key = _key(parameters)
@@ -231,7 +239,7 @@ def claim(
         # Claimed first: whatever is dropped from here on, the weight stays.
         made = Claim(contents, patch, updates)
         if not contents.is_current(updates):
-            if not recorded and contents.state != _state(updates):
+            if not recorded:
                 made.release()
                 return None
             contents.rewrite(updates)
@@ -241,6 +249,11 @@ def claim(
 
 def _state(updates: list[Update]) -> list[tuple]:
     return [update.state for update in updates]
+
+
+def _tensors(state: list[tuple]) -> list[list]:
+    """Where the values lie, whatever they are."""
+    return [[stamp[:1] for stamp in update] for update in state]
 
 
 def _key(parameters: dict[str, nn.Parameter]) -> int:

@@ -201,7 +201,9 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         self._checked[name] = stamp
         self._others[name] = self._others_now(name)
 
+    @torch.inference_mode(False)
     def _others_now(self, name: str) -> torch.Tensor | None:
+        # An inference tensor, kept, could not be saved for a later backward.
         if name in self.row_sft_delta and name in self.row_sft_column_delta:
             return other_rows(self.row_sft_ids[name], self.out_features)
         return None
