@@ -139,11 +139,14 @@ def _planners(jobs: int) -> ProcessPoolExecutor | None:
     """Processes that plan while this one measures; they see no GPU, whose memory is to be the measured step's own."""
     if jobs < 2:
         return None
+    if torch.cuda.is_available():
+        # From here on this process does not look at the variable any more; those that it starts do.
+        torch.cuda.init()
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_as_planner)
 
 
 def _as_planner() -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
 

@@ -56,7 +56,6 @@ def test_loss_and_gradients_are_the_dense_models(channel):
 
 def test_training_lowers_the_loss_and_leaves_the_base_bit_for_bit():
     tuned, batch = tuned_llama()
-    before = {name: layer.get_base_layer().weight.clone() for name, layer in row_layers(tuned).items()}
     tuned.base_model.restore_base_weights()
     bases = {name: layer.get_base_layer().weight.clone() for name, layer in row_layers(tuned).items()}
     optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-2, fused=True)
@@ -69,7 +68,6 @@ def test_training_lowers_the_loss_and_leaves_the_base_bit_for_bit():
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     tuned.base_model.restore_base_weights()
-    assert before.keys() == bases.keys()
     for name, layer in row_layers(tuned).items():
         assert torch.equal(layer.get_base_layer().weight, bases[name]), name
 
