@@ -76,7 +76,7 @@ plan-accuracy: setup ## planned against measured peaks on a grid of small shapes
 	@$(BIN)/python benchmarks/plan_accuracy.py
 
 gpu: ## everything a CUDA card can say, in order of worth, offline; MINUTES=9 keeps within nine minutes
-	@python=$(PYTHON); $$python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \
+	@python=$(PYTHON); $$python benchmarks/gpu_packages.py --has-torch || \
 		{ $(MAKE) --no-print-directory setup && python=$(BIN)/python; } && \
 		$$python benchmarks/gpu.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(COMMIT),--commit $(COMMIT))
 

@@ -2,12 +2,15 @@
 
     python benchmarks/gpu_packages.py --collect       fill .gpu-wheels/ for Python 3.12 on Linux (make gpu-wheels)
     python benchmarks/gpu_packages.py --collect 3.13
+    python benchmarks/gpu_packages.py --has-torch     exit status 0 if this Python has a CUDA build of torch
 
 What takes most room is expected to be there: torch and whatever it needs, numpy, pandas, scipy, matplotlib, pyarrow.
 """
 
+import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -145,7 +148,18 @@ def _pip(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "pip", *arguments], check=True, stdout=sys.stderr)
 
 
+def has_torch() -> bool:
+    """Whether this Python has a CUDA build of torch; its import, which takes seconds, is left to those who use it."""
+    found = importlib.util.find_spec("torch")
+    if found is None or not found.submodule_search_locations:
+        return False
+    build = Path(found.submodule_search_locations[0]) / "version.py"
+    return build.exists() and runpy.run_path(str(build)).get("cuda") is not None
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--has-torch"]:
+        sys.exit(not has_torch())
     if sys.argv[1:2] != ["--collect"] or len(sys.argv) > 3:
         sys.exit(__doc__)
     sys.exit(collect(sys.argv[2] if len(sys.argv) == 3 else "3.12"))

@@ -86,7 +86,8 @@ class Worker:
         timer = threading.Timer(self.limit or 0, lambda: (late.set(), self.process.kill()))
         if self.limit:
             timer.start()
-        line = self.process.stdout.readline()
+        # Whatever a library prints while it is imported goes before the first answer.
+        line = next((line for line in self.process.stdout if line.startswith('{"')), None)
         timer.cancel()
         said = json.loads(line) if line else {"error": self._ended()}
         if late.is_set():
