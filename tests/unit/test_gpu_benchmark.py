@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import gpu
 import gpu_packages
@@ -24,6 +23,7 @@ import step
 import summary
 from contenders import CONTENDERS
 
+BENCHMARKS = Path(gpu.__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"}
 FACTS = {
     "card": {"name": "NVIDIA Tiny", "slug": "tiny", "memory_bytes": 24 * 10**9},
