@@ -54,11 +54,16 @@ class Run:
             if self.record["stages"].get(stage.name, {}).get("state") == "done":
                 print(f"{stage.name}: done already", flush=True)
                 continue
-            self.record["stages"][stage.name] = {"title": stage.title, **self._tried(stage)}
-            self._write(wanted)
-        self._write(wanted)
+            # Whoever ends this call from outside leaves a page of all that was written by then.
+            self._enter(stage, {"state": "begun", "note": "the call was ended before the stage was"})
+            self._enter(stage, self._tried(stage))
+        self._write()
         print(f"\n{(self.folder / 'README.md').read_text()}\nwritten to {self.folder / 'README.md'}")
         return int(any(self.record["stages"][stage.name]["state"] == "failed" for stage in wanted))
+
+    def _enter(self, stage: Stage, found: dict) -> None:
+        self.record["stages"][stage.name] = {"title": stage.title, **found}
+        self._write()
 
     def _tried(self, stage: Stage) -> dict:
         missing = unmet(stage, self.facts)
@@ -104,7 +109,7 @@ class Run:
         path = self.folder / "gpu.json"
         return json.loads(path.read_text()) if path.exists() else None
 
-    def _write(self, wanted: list[Stage]) -> None:
+    def _write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         known = [stage.name for stage in stages(self.options.dry_run)]
         text = gpu_tables.page(self.record, self.folder, [name for name in known if name in self.record["stages"]])
@@ -215,7 +220,14 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    return Run(options, facts, environment, began).run()
+    run = Run(options, facts, environment, began)
+    # Told to end, the stage's processes end first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return run.run()
+    except KeyboardInterrupt:
+        print(f"gpu: interrupted; {run.folder} has what was done, and the next call goes on", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

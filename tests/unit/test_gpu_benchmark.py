@@ -167,6 +167,24 @@ def test_a_stage_that_would_not_fit_is_not_begun(monkeypatch, tmp_path):
     assert not (run.folder / "long").exists()
 
 
+def test_a_call_that_is_told_to_end_ends_its_stage_and_says_so(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, str(BENCHMARKS / "gpu.py"), "--dry-run", "--stages", "step-8b", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    begun = [process.stdout.readline() for _ in range(2)]
+    assert begun[1].startswith("step-8b: ")
+    process.terminate()
+    assert process.wait(60) == 130
+    assert "gpu: interrupted" in process.stderr.read()
+    (folder,) = tmp_path.iterdir()
+    assert json.loads((folder / "gpu.json").read_text())["stages"]["step-8b"]["state"] == "begun"
+    assert "- step-8b: begun: " in (folder / "README.md").read_text()
+
+
 def test_every_method_of_a_stage_is_a_contender_and_every_contender_is_found_in_the_source():
     assert gpu_stages.contenders() == list(CONTENDERS)
     for each in gpu_stages.stages(dry_run=False):
