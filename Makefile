@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets quickstart demo test test-peft-versions lint bench tune-quickstart tune-demo importance plan-8b \
+.PHONY: help setup assets quickstart demo test test-peft-versions test-oldest lint bench tune-quickstart tune-demo importance plan-8b \
 	plan-accuracy gpu gpu-wheels clean
 
 help: ## list the targets
@@ -44,6 +44,9 @@ test: setup ## run the tests that every change must pass, on every core
 
 test-peft-versions: setup ## run the tuner's contract tests on the oldest and the newest peft that pyproject.toml admits
 	@$(BIN)/python tests/peft_versions.py
+
+test-oldest: setup ## run the tuner's and the benchmarks' tests on the oldest torch and transformers admitted (3 GB to download)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/oldest_versions.py
 
 lint: setup ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
