@@ -10,8 +10,8 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets quickstart demo test test-peft-versions lint bench tune-quickstart tune-demo importance plan-8b \
-	plan-accuracy clean
+.PHONY: help setup assets quickstart demo test test-peft-versions test-oldest lint bench tune-quickstart tune-demo importance plan-8b \
+	plan-accuracy gpu gpu-wheels clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ test: setup ## run the tests that every change must pass, on every core
 test-peft-versions: setup ## run the tuner's contract tests on the oldest and the newest peft that pyproject.toml admits
 	@$(BIN)/python tests/peft_versions.py
 
+test-oldest: setup ## run the tuner's and the benchmarks' tests on the oldest torch and transformers admitted (3 GB to download)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/oldest_versions.py
+
 lint: setup ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -75,5 +78,13 @@ plan-8b: setup ## what every method needs for Llama-3-8B on an 80 GB card, plann
 plan-accuracy: setup ## planned against measured peaks on a grid of small shapes
 	@$(BIN)/python benchmarks/plan_accuracy.py
 
+gpu: ## everything a CUDA card can say, in order of worth, offline; MINUTES=9 keeps within nine minutes
+	@python=$(PYTHON); $$python benchmarks/gpu_packages.py --has-torch || \
+		{ $(MAKE) --no-print-directory setup && python=$(BIN)/python; } && \
+		$$python benchmarks/gpu.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(COMMIT),--commit $(COMMIT))
+
+gpu-wheels: ## collect in .gpu-wheels/ what a machine without network may lack for make gpu (36 MB, for Python 3.12)
+	@$(PYTHON) benchmarks/gpu_packages.py --collect
+
 clean: ## remove the virtual environment, fetched assets and reports; recorded runs stay
-	rm -rf $(VENV) .assets reports benchmarks/out *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .assets .gpu-wheels .gpu-packages reports benchmarks/out *.egg-info .pytest_cache .ruff_cache

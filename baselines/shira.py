@@ -1,8 +1,10 @@
 """SHiRA (Bhardwaj et al., arXiv 2406.13175) through PEFT: single entries of W, chosen at random, are trained."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from peft import ShiraConfig
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -63,7 +65,26 @@ class Shira(PeftMethod):
 
     def peft_config(self, model: nn.Module, knobs: Knobs) -> ShiraConfig:
         """PEFT's own random mask: the same stream in every layer."""
-        return ShiraConfig(r=knobs.values["r"], random_seed=self.seed)
+        config = ShiraConfig(r=knobs.values["r"], random_seed=self.seed)
+        config.mask_fn = _once_a_shape(config.mask_fn)
+        return config
+
+
+def _once_a_shape(mask_fn: Callable) -> Callable:
+    """`mask_fn` that draws once for all layers of a shape, whose masks are the same.
+
+    A permutation of 59 million entries takes a second, and Llama-3-8B has 96 such layers. Masks are kept on the CPU: a
+    GPU's memory is the model's.
+    """
+    masks: dict[tuple, torch.Tensor] = {}
+
+    def mask(base_layer: nn.Module, r: int, **kwargs) -> torch.Tensor:
+        shape = tuple(base_layer.weight.shape)
+        if (shape, r) not in masks:
+            masks[shape, r] = mask_fn(base_layer, r, **kwargs).cpu()
+        return masks[shape, r].to(base_layer.weight.device)
+
+    return mask
 
 
 METHOD = Shira

@@ -3,6 +3,7 @@
     python benchmarks/plan_accuracy.py                  small Llamas and BERTs on the CPU
     python benchmarks/plan_accuracy.py --device cuda    Llamas of 1.5 and 8 billion parameters: an 80 GB card
     python benchmarks/plan_accuracy.py --device cuda --small        of 1.5 billion alone: a 40 GB card
+    python benchmarks/plan_accuracy.py --device cuda --large --jobs 12     of 8 billion alone, planned by 12 processes
 
 The measured peak is, on a CPU, what model and optimizer hold plus the profiler's exact peak of new allocations in one
 warm step, on a GPU the allocator's own (there a library's workspace counts, which no plan knows of); the planned one
@@ -13,9 +14,12 @@ import argparse
 import gc
 import itertools
 import json
+import multiprocessing
+import os
 import statistics
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -39,6 +43,8 @@ from rowsft.plan.autocast import autocasting, claimed_alike
 from rowsft.plan.step import plan_step, run_step
 from rowsft.progress import bar
 from rowsft.selection import Targets
+from rowsft.store.attempt import state_of
+from rowsft.store.files import write_atomic
 
 METHODS = {
     "row_sft": {"importance": "random"},
@@ -81,10 +87,16 @@ _PUBLISHED = {
 }
 
 
-def gpu_grid(full: bool) -> Iterator[Case]:
-    """All methods on Llamas of 1.5 billion parameters and, with `full`, of 8 billion."""
-    for size in ((16, 2048, 4, 512), (32, 4096, 1, 512))[: 2 if full else 1]:
-        for method, attention, checkpointing in itertools.product(METHODS, ("eager", "sdpa"), (False, True)):
+_GPU_SIZES = {"small": (16, 2048, 4, 512), "large": (32, 4096, 1, 512)}
+
+
+def gpu_grid(full: bool, sizes: tuple[str, ...] = ("small", "large")) -> Iterator[Case]:
+    """All methods on Llamas of 1.5 billion parameters (small) and, with `full`, of 8 billion (large).
+
+    What says most comes first: a call may be ended before it is through.
+    """
+    for size in (_GPU_SIZES[name] for name in sizes if full or name == "small"):
+        for attention, checkpointing, method in itertools.product(("sdpa", "eager"), (False, True), METHODS):
             yield Case("llama", method, *size, "bfloat16", attention, checkpointing, False, device="cuda")
 
 
@@ -99,11 +111,44 @@ def grid(full: bool) -> Iterator[Case]:
         yield Case(family, method, *size, dtype, attention, checkpointing, family == "bert", autocast)
 
 
-def compare(case: Case) -> dict:
-    """The case with planned and measured bytes and the relative error of the plan."""
-    planned, measured = planned_bytes(case), measured_bytes(case)
+def compare(case: Case, planning: Future | None = None) -> dict:
+    """The case with planned and measured bytes and the relative error of the plan.
+
+    planning: planned_bytes of the case in another process; without it the plan is made here.
+    """
+    planned = planning.result() if planning else planned_bytes(case)
+    measured = measured_bytes(case)
     error = planned / measured - 1
     return {**asdict(case), "planned_bytes": planned, "measured_bytes": measured, "relative_error": error}
+
+
+def _compared(case: Case, planning: Future | None) -> dict:
+    """`compare`; `error`, and `oom`, where a cell could not be measured."""
+    try:
+        return compare(case, planning)
+    except Exception as error:
+        oom = {"oom": True} if state_of(error) == "oom" else {}
+        return {**asdict(case), "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", **oom}
+    finally:
+        gc.collect()
+        if case.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _planners(jobs: int) -> ProcessPoolExecutor | None:
+    """Processes that plan while this one measures; they see no GPU, whose memory is to be the measured step's own."""
+    if jobs < 2:
+        return None
+    if torch.cuda.is_available():
+        # From here on this process does not look at the variable any more; those that it starts do.
+        torch.cuda.init()
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_as_planner)
+
+
+def _as_planner() -> None:
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
 
 
 def planned_bytes(case: Case) -> int:
@@ -187,37 +232,78 @@ def batch_of(case: Case) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def main() -> None:
-    """Print the worst cells and the median, and write all of them."""
+def main() -> int:
+    """Print the worst cells and the median, and write all of them. Exit status 1 if one could not be measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument(
         "--small", action="store_true", help="only the cells that CI compares; on a GPU the smaller model"
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/plan_accuracy.json"))
+    parser.add_argument("--large", action="store_true", help="on a GPU the larger model alone")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that plan while this one measures")
+    parser.add_argument("--resume", action="store_true", help="keep the cells that --out has of the same commit")
     parsed = parser.parse_args()
     if parsed.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no CUDA device is visible; run it where there is one, or with --device cpu")
     logging.set_verbosity_error()
-    cases = list((gpu_grid if parsed.device == "cuda" else grid)(not parsed.small))
-    rows = [compare(case) for case in bar("comparing")(cases)]
-    rows.sort(key=lambda row: -abs(row["relative_error"]))
-    errors = [abs(row["relative_error"]) for row in rows]
-    for row in rows[:10]:
+    sizes = {"sizes": ("large",)} if parsed.large else {}
+    cases = list(gpu_grid(not parsed.small, **sizes) if parsed.device == "cuda" else grid(not parsed.small))
+    cases = [case for case in cases if case.method in parsed.methods]
+    environment = collect({"seed": 0})
+    done = _measured_before(parsed.out, environment["git_commit"]) if parsed.resume else {}
+    missing = [case for case in cases if case not in done]
+    planners = _planners(parsed.jobs)
+    plans = {case: planners.submit(planned_bytes, case) if planners else None for case in missing}
+    for case in bar("comparing")(missing):
+        done[case] = _compared(case, plans[case])
+        rows = sorted((done[case] for case in cases if case in done), key=_by_error)
+        _write(rows, parsed.out, environment)
+    if planners:
+        planners.shutdown()
+    rows = sorted((done[case] for case in cases), key=_by_error)
+    failed = [row for row in rows if "error" in row]
+    errors = [abs(row["relative_error"]) for row in rows if "error" not in row]
+    for row in failed:
+        print(f"{'oom' if row.get('oom') else 'failed'}: {row}")
+    for row in rows[: 10 if errors else 0]:
+        if "error" in row:
+            continue
         named = {k: v for k, v in row.items() if not k.endswith("bytes") and k != "relative_error"}
         print(f"{100 * row['relative_error']:+.4f} %  {row['planned_bytes']:,} of {row['measured_bytes']:,}  {named}")
-    print(f"{len(rows)} cells: median {100 * statistics.median(errors):.4f} %, worst {100 * errors[0]:.4f} %")
-    parsed.out.parent.mkdir(parents=True, exist_ok=True)
-    summary = {"median_error": statistics.median(errors), "worst_error": errors[0]}
+    if errors:
+        print(f"{len(errors)} cells: median {100 * statistics.median(errors):.4f} %, worst {100 * errors[0]:.4f} %")
+    return 1 if failed else 0
+
+
+def _by_error(row: dict) -> float:
+    """The worst first, and those that could not be measured last."""
+    return -abs(row.get("relative_error", 0))
+
+
+def _write(rows: list[dict], out: Path, environment: dict) -> None:
+    """After every cell: whoever measures may be ended at any moment."""
+    errors = [abs(row["relative_error"]) for row in rows if "error" not in row]
+    summary = {"median_error": statistics.median(errors), "worst_error": max(errors)} if errors else {}
     result = {
         "command": " ".join(sys.argv),
         "labels": LABELS,
         **summary,
         "rows": rows,
-        "environment": collect({"seed": 0}),
+        "environment": environment,
     }
-    parsed.out.write_text(json.dumps(result, indent=1) + "\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def _measured_before(out: Path, commit: str | None) -> dict[Case, dict]:
+    """The cells that an earlier call at this commit wrote, those that ran out of memory among them."""
+    found = json.loads(out.read_text()) if out.exists() else {"rows": []}
+    rows = found["rows"] if found.get("environment", {}).get("git_commit") == commit else []
+    kept = [row for row in rows if row.get("oom") or "error" not in row]
+    return {Case(**{label: row[label] for label in LABELS}): row for row in kept}
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,6 +23,8 @@ from rowsft import score
 from rowsft.importance import registry
 from rowsft.measure import AllocationPeak, collect
 from rowsft.measure.device import synchronize
+from rowsft.store.attempt import state_of
+from rowsft.store.files import write_atomic
 
 MIB = 2**20
 HERE = Path(__file__).resolve().parent
@@ -57,7 +59,8 @@ def scored(model, metric: str, batches: list[dict], limit_bytes: int, draws: int
         score(model, metric, batches, draws=draws)
         synchronize(device)
     except Exception as error:
-        return {**row, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        oom = {"oom": True} if state_of(error) == "oom" else {}
+        return {**row, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", **oom}
     seconds = time.perf_counter() - begin
     return {
         **row,
@@ -91,6 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="llama", help="model to score")
+    parser.add_argument("--metrics", nargs="+", choices=registry.names(), metavar="METRIC", help="some of them")
     parser.add_argument("--batches", type=int, default=2, help="calibration batches of the shape's size")
     parser.add_argument("--draws", type=int, default=8, help="of zo_taylor (a run's default is 256)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -101,13 +105,9 @@ def main(arguments: list[str] | None = None) -> int:
     limit = step_peak_bytes(shape, device, DTYPES[options.dtype])
     model = build(shape, device, DTYPES[options.dtype])
     batches = [batch(shape, device, index) for index in range(options.batches)]
-    rows = []
-    for metric in registry.names():
-        rows.append(scored(model, metric, batches, limit, options.draws))
-        print(f"{options.shape}: {metric} scored", file=sys.stderr)
     environment = collect({"seed": SEED})
     result = {
-        "rows": rows,
+        "rows": [],
         "shape": options.shape,
         "calibration_batches": options.batches,
         "step_peak_bytes": limit,
@@ -116,10 +116,16 @@ def main(arguments: list[str] | None = None) -> int:
         "commit": environment["git_commit"],
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "selection.json").write_text(json.dumps(result, indent=1) + "\n")
+    for metric in options.metrics or registry.names():
+        result["rows"].append(scored(model, metric, batches, limit, options.draws))
+        # After every metric: whoever measures may be ended at any moment.
+        write_atomic(options.out / "selection.json", (json.dumps(result, indent=1) + "\n").encode())
+        print(f"{options.shape}: {metric} scored", file=sys.stderr)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     (options.out / "selection.md").write_text(markdown(result))
     print(markdown(result))
-    return 1 if any("error" in row for row in rows) else 0
+    return 1 if any("error" in row for row in result["rows"]) else 0
 
 
 if __name__ == "__main__":

@@ -52,12 +52,20 @@ def _bert(layers, hidden, intermediate, heads, vocab) -> dict[str, Any]:
     }
 
 
+# Width, intermediate, heads, key-value heads, vocabulary.
+_LLAMA_3_8B = (4096, 14336, 32, 8, 128256)
+
 SHAPES = {
     "llama": Shape("llama", _llama(8, 512, 1408, 8, 4, 8192), batch=8, length=256, rank=16),
     "bert": Shape("bert", _bert(6, 384, 1536, 12, 30522), batch=16, length=128, rank=16),
-    "llama3_8b": Shape("llama", _llama(32, 4096, 14336, 32, 8, 128256), batch=1, length=512, rank=16),
+    "llama3_8b": Shape("llama", _llama(32, *_LLAMA_3_8B), batch=1, length=512, rank=64),
+    "llama3_8b_4x2048": Shape("llama", _llama(32, *_LLAMA_3_8B), batch=4, length=2048, rank=64),
+    "llama3_8b_2_layers": Shape("llama", _llama(2, *_LLAMA_3_8B), batch=1, length=512, rank=64),
+    "llama2_7b": Shape("llama", _llama(32, 4096, 11008, 32, 32, 32000), batch=1, length=512, rank=64),
     "tiny_llama": Shape("llama", _llama(2, 32, 64, 4, 2, 128), batch=2, length=16, rank=2),
     "tiny_bert": Shape("bert", _bert(2, 32, 64, 4, 128), batch=2, length=16, rank=2),
+    # More than any address space holds: what out of memory looks like, on every machine.
+    "too_large": Shape("llama", _llama(1, 2**24, 2**30, 4, 2, 2**30), batch=1, length=16, rank=2),
 }
 
 

@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rowsft.report.labels import Point, place
+from rowsft.store.files import write_atomic
 
 MIB = 2**20
 INK, OTHER = "#1c2024", "#7f7f7f"
@@ -20,13 +21,19 @@ COLOURS = {
     "shira": "#CC79A7",
 }
 REFERENCES = ("floor", "lora")
-EXACT = ("flops", "step_peak_bytes", "total_peak_bytes")
+EXACT = ("flops", "step_peak_bytes", "total_peak_bytes", "total_peak_reserved_bytes")
+MEASURED = ("trainable_parameters", "tokens_per_step", *EXACT)
 _COLUMNS = """\
 FLOPs are those of forward and backward as torch's FlopCounterMode counts them; on a CPU it leaves attention's own
 product out, for every method alike. Step peak: new allocations at once in a warm forward and backward. Total peak: the
 whole step with weights, gradients and AdamW's state. Both are exact (on a CPU every allocation is replayed) and repeat.
-Times: median and 95th percentile over all timed steps, which run apart from the measured ones; their ratios are taken
-round by round: median [lowest, highest]. There is no dropout, and only full trains biases."""
+Times: median and 95th percentile over all timed steps, which run apart from the measured ones. There is no dropout, and
+only full trains biases."""
+_BY_ROUND = "Ratios of times are taken round by round: median [lowest, highest]."
+IN_TURN = """\
+Every method took its rounds at one go, after the method before it had ended. A ratio of times is that of the medians
+over all steps, and its range is that of the medians of rounds: fastest round over the other's slowest, to slowest over
+fastest. Nothing but the rounds' own spread is in it: a change of the card's clock between two methods is not."""
 
 
 def rows(
@@ -35,30 +42,36 @@ def rows(
     measured: dict[str, dict],
     rounds: dict[str, list[list[float]]],
     errors: dict[str, str],
+    in_turn: bool = False,
 ) -> list[dict]:
     """One row a method. `rounds`: method -> the seconds of its steps, round by round.
 
     A ratio of times is that of the medians of one round, so that a disturbance of the machine falls on both sides;
-    given are its median, lowest and highest over the rounds. A method that failed has `error` and what was measured
-    before.
+    given are its median, lowest and highest over the rounds. in_turn: rounds of two methods were not taken side by
+    side: see IN_TURN. A method that failed has `error` and what was measured before.
     """
     found = []
     for name in methods:
         row = {"method": name, "shape": shape, **measured.get(name, {})}
         if rounds[name]:
-            row |= _times(rounds[name])
+            row |= _times(rounds[name], row.get("tokens_per_step"))
         for reference in REFERENCES:
-            row |= _ratios(name, reference, measured, rounds)
+            row |= _ratios(name, reference, measured, rounds, in_turn)
         if name in errors:
             row["error"] = errors[name]
         found.append(row)
     return found
 
 
+def save(result: dict, out: Path) -> None:
+    """step.json under `out`, whole at every moment: whoever measures may be ended at any."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "step.json", (json.dumps(result, indent=1) + "\n").encode())
+
+
 def write(result: dict, out: Path) -> None:
     """step.json, step.md and step.png under `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "step.json").write_text(json.dumps(result, indent=1) + "\n")
+    save(result, out)
     (out / "step.md").write_text(markdown(result))
     _picture(result["rows"], out / "step.png")
 
@@ -73,7 +86,7 @@ def markdown(result: dict) -> str:
     for shape in shapes:
         parts.append(f"## {shape}, {result['settings']['dtype']}")
         parts.append(_table([row for row in result["rows"] if row["shape"] == shape]))
-    parts.append(_COLUMNS)
+    parts.append(f"{_COLUMNS}\n{IN_TURN if result['settings'].get('in_turn') == 'True' else _BY_ROUND}")
     parts.append("\n".join(f"- {name}: {about}" for name, about in result["about"].items()))
     parts.append(
         f"{device or hardware['cpu_model']}, {threads['torch_threads']} threads; torch "
@@ -83,10 +96,15 @@ def markdown(result: dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _times(rounds: list[list[float]]) -> dict:
+def _times(rounds: list[list[float]], tokens: int | None) -> dict:
     seconds = [second for turn in rounds for second in turn]
+    median = float(np.median(seconds))
+    turns = [float(np.median(turn)) for turn in rounds]
     return {
-        "step_seconds_median": float(np.median(seconds)),
+        "round_seconds_low": min(turns),
+        "round_seconds_high": max(turns),
+        "step_seconds_median": median,
+        **({"tokens_per_second": tokens / median} if tokens else {}),
         "step_seconds_p95": float(np.percentile(seconds, 95)),
         "step_seconds_min": min(seconds),
         "step_seconds_max": max(seconds),
@@ -94,12 +112,22 @@ def _times(rounds: list[list[float]]) -> dict:
     }
 
 
-def _ratios(name: str, reference: str, measured: dict[str, dict], rounds: dict[str, list[list[float]]]) -> dict:
+def _ratios(
+    name: str, reference: str, measured: dict[str, dict], rounds: dict[str, list[list[float]]], in_turn: bool
+) -> dict:
     ratios = {}
     if name in measured and reference in measured:
-        ratios = {f"{key}_over_{reference}": measured[name][key] / measured[reference][key] for key in EXACT}
+        mine, other = measured[name], measured[reference]
+        ratios = {f"{key}_over_{reference}": mine[key] / other[key] for key in EXACT if key in mine and key in other}
     turns = list(zip(rounds[name], rounds.get(reference, []), strict=False))
-    if turns:
+    if turns and in_turn:
+        mine, other = ([float(np.median(turn)) for turn in rounds[each]] for each in (name, reference))
+        ratios[f"step_seconds_over_{reference}"] = {
+            "median": float(np.median(np.concatenate(rounds[name])) / np.median(np.concatenate(rounds[reference]))),
+            "low": min(mine) / max(other),
+            "high": max(mine) / min(other),
+        }
+    elif turns:
         each = [float(np.median(mine) / np.median(other)) for mine, other in turns]
         ratios[f"step_seconds_over_{reference}"] = {
             "median": float(np.median(each)),

@@ -13,9 +13,12 @@ from rowsft.store.files import read_json
 #: A row is known by these of its fields, in this order, unless the file gives `labels` of its own.
 _LABELS = ("shape", "method", "metric")
 #: How often something was measured, and the extremes of single steps: no results of their own.
-_ASIDE = frozenset({"timed_steps", "calibration_batches", "step_seconds_min", "step_seconds_max"})
-#: Parts of a file that are no settings.
-_PARTS = frozenset({"rows", "about", "settings", "environment", "command", "commit", "labels"})
+_ASIDE = frozenset(
+    {"timed_steps", "calibration_batches", "step_seconds_min", "step_seconds_max", "tokens_per_step"}
+    | {"round_seconds_low", "round_seconds_high"}
+)
+#: Parts of a file that are no settings; `rounds` are the single steps behind the rows.
+_PARTS = frozenset({"rows", "rounds", "about", "settings", "environment", "command", "commit", "labels"})
 
 _EXPECTED = "expected a file that one of benchmarks/ wrote"
 

@@ -181,6 +181,7 @@ def test_start_stop_and_count_out_of_order_are_refused():
         clock.start()
 
 
+@pytest.mark.gpu
 @GPU
 def test_gpu_steps_are_timed_on_the_device_not_on_the_host():
     def never() -> float:

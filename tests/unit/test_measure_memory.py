@@ -92,6 +92,7 @@ def test_a_phase_that_died_of_memory_leaves_what_it_reached():
     assert memory["train"]["peak_allocated_bytes"] is None, "not counted on a CPU: null, never 0"
 
 
+@pytest.mark.gpu
 @GPU
 def test_a_gpu_phase_that_died_of_memory_leaves_its_peak():
     memory, device = {}, torch.device("cuda")
@@ -215,6 +216,7 @@ def test_device_that_cannot_be_measured_is_named():
         AllocationPeak("mps")
 
 
+@pytest.mark.gpu
 @GPU
 def test_gpu_peak_of_known_tensors():
     old = torch.zeros(1 << 20, device="cuda")

@@ -65,6 +65,7 @@ def test_the_names_that_are_asked_exist_in_the_library():
             assert hasattr(pynvml, name), name
 
 
+@pytest.mark.gpu
 @GPU
 def test_a_gpu_that_works_takes_energy_and_memory():
     gpu, energy = gpu_of("cuda"), {}

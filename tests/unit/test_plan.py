@@ -135,6 +135,8 @@ def test_parts_and_parameters_add_up():
 GPU_CELLS = [case for case in gpu_grid(False) if case.method in ("row_sft", "lora", "dora")]
 
 
+@pytest.mark.gpu
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: its allocator says what a step takes")
 @pytest.mark.parametrize("case", GPU_CELLS, ids=lambda case: f"{case.method}-{case.attention}-{case.checkpointing}")
 def test_a_billion_parameters_are_planned_within_three_percent_on_a_gpu(case):

@@ -21,19 +21,19 @@ def small(channel, **settings):
     return adapt(tiny_llama(num_hidden_layers=1), TARGETS, channel=channel, **settings).train()
 
 
-def compare_steps(compiled, tuned, twin, batch, steps=3):
+def compare_steps(compiled, tuned, twin, batch, steps=3, **tolerance):
     optimizers = [
         torch.optim.AdamW([p for p in each.parameters() if p.requires_grad], lr=1e-2) for each in (tuned, twin)
     ]
     losses = []
     for _ in range(steps):
         loss, expected = compiled(**batch).loss, twin(**batch).loss
-        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(loss, expected, **tolerance)
         loss.backward()
         expected.backward()
         for parameter, reference in zip(tuned.parameters(), twin.parameters(), strict=True):
             if reference.requires_grad:
-                torch.testing.assert_close(parameter.grad, reference.grad)
+                torch.testing.assert_close(parameter.grad, reference.grad, **tolerance)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -56,7 +56,8 @@ def test_steps_under_autocast_equal_uncompiled_ones(channel):
     twin = copy.deepcopy(tuned)
     compiled = torch.compile(tuned, backend="aot_eager", fullgraph=True)
     with torch.autocast("cpu", torch.bfloat16):
-        compare_steps(compiled, tuned, twin, causal_batch())
+        # torch 2.8 rounds some sums to bfloat16 once more or less when it compiles.
+        compare_steps(compiled, tuned, twin, causal_batch(), rtol=1.6e-2, atol=1e-3)
 
 
 def test_compiled_and_uncompiled_calls_alternate():
