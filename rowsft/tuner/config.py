@@ -103,6 +103,8 @@ class RowSFTConfig(PeftConfig):
         layers = self.layers_to_transform
         if not (layers is None or _is_int(layers) or _all(layers, _is_int)):
             raise UserError(f"layers_to_transform={layers!r} are no indices of layers; give whole numbers")
+        if not isinstance(self.recompute_inputs, bool):
+            raise UserError(f"recompute_inputs={self.recompute_inputs!r} is neither true nor false; give one of them")
         if not isinstance(self.importance, str):
             raise UserError(f"importance={self.importance!r} is no metric's name; give one, such as 'l2'")
 

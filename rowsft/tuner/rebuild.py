@@ -190,8 +190,8 @@ class Source:
         device = self.node._input_metadata[0].device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return _value(self.node)
-        return _value(self.node)
+                return _value(self.node).detach()
+        return _value(self.node).detach()
 
     def gives(self, x: Tensor) -> bool:
         """Whether the value is x, up to the rounding of a norm.

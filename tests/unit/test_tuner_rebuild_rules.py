@@ -6,14 +6,16 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 
+from rowsft.tuner import rebuild
+
 B, T, H, D = 2, 5, 4, 8
 WIDTH = H * D
 
 
 def source_of(x):
-    from rowsft.tuner import rebuild
-
-    return rebuild.source_of(x)
+    """The source, or None where x is left to the caller."""
+    found = rebuild.source_of(x)
+    return found if isinstance(found, rebuild.Source) else None
 
 
 def leaf(dtype=torch.float32, *shape):
@@ -144,12 +146,9 @@ def test_what_has_no_rule_is_left(rule):
 
 
 @pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_layer_norm_is_as_exact_as_its_own_output(dtype, affine):
-    """From mean and rstd, because eps is not saved: a large eps shows whoever assumes one.
-
-    On a CPU mean and rstd of 16-bit weights are saved in 16 bit, which costs a second rounding.
-    """
+    """From mean and rstd, because eps is not saved: a large eps shows whoever assumes one."""
     norm = nn.LayerNorm(WIDTH, eps=0.3, elementwise_affine=affine).to(dtype)
     for parameter in norm.parameters():
         nn.init.normal_(parameter)
@@ -161,8 +160,13 @@ def test_layer_norm_is_as_exact_as_its_own_output(dtype, affine):
     check(source, x, rtol=2 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps)
     exact = norm.double()(z.detach().double())
     own, rebuilt = ((each.double() - exact).norm() for each in (x.detach(), source.value()))
-    assert rebuilt <= (1.5 if dtype is torch.float32 else 2.5) * own + 1e-12
-    assert (source.value().double() - x.double()).norm() <= (1e-6 if dtype is torch.float32 else 2**-8) * x.norm()
+    assert rebuilt <= 1.5 * own + 1e-12
+    assert (source.value().double() - x.double()).norm() <= 1e-6 * x.norm()
+
+
+def test_layer_norm_with_statistics_of_16_bits_is_left():
+    """A CPU saves them so for a 16-bit weight; what is computed from them has lost half its digits."""
+    assert source_of(nn.LayerNorm(WIDTH).bfloat16()(leaf(torch.bfloat16))) is None
 
 
 def test_layer_norm_over_two_dimensions():

@@ -36,6 +36,13 @@ REBUILT_AND_KEPT = {
     "t5": {"sdpa": (30, 6), "eager": (24, 12)},
     "vit": {"sdpa": (9, 3), "eager": (7, 5)},
 }
+#: The same on a CPU in bf16, which saves a LayerNorm's statistics in 16 bits: its outputs are kept.
+REBUILT_AND_KEPT_IN_BF16 = {
+    **REBUILT_AND_KEPT,
+    **dict.fromkeys(("bert", "opt", "roberta", "vit"), {"sdpa": (4, 8), "eager": (2, 10)}),
+    "gpt2": {"sdpa": (4, 4), "eager": (2, 6)},
+    "deberta_v3": {"sdpa": (2, 10), "eager": (2, 10)},
+}
 
 
 def precision(kind: str):
@@ -56,7 +63,8 @@ def test_every_family_in_every_precision(name, attention, kind):
         found.append(gradients(model))
     assert not sources(keeping)[0]
     rebuilt, kept = sources(rebuilding)
-    assert (len(rebuilt), len(kept)) == REBUILT_AND_KEPT[name][attention], rebuilding.base_model.input_sources()
+    expected = REBUILT_AND_KEPT_IN_BF16 if kind == "bf16" else REBUILT_AND_KEPT
+    assert (len(rebuilt), len(kept)) == expected[name][attention], rebuilding.base_model.input_sources()
     with precision(kind):
         normed = normed_layers(keeping, batch)
     compare(*found, normed, torch.float32 if kind == "fp32" else torch.bfloat16)
