@@ -18,12 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 
 from rowsft.errors import UserError
 
 from . import passes
-from .matrix import has_no_data
+from .base import BaseTensors
 from .patch import Blocks, Patch
 from .update import Update
 
@@ -36,14 +35,14 @@ _lock = threading.RLock()
 class Contents:
     """What one claimed base weight (with its bias) holds: `updates` through `patch`, or the originals (None)."""
 
-    def __init__(self, layer_name: str, parameters: dict[str, nn.Parameter]):
+    __slots__ = ("base", "claims", "layer_name", "outdated", "patch", "state", "updates", "versions")
+
+    def __init__(self, layer_name: str, base: BaseTensors):
         self.layer_name = layer_name
-        self.parameters = parameters
-        self.tensors = {name: parameter.data for name, parameter in parameters.items()}
-        self.key = _key(parameters)
+        self.base = base
         self.patch: Patch | None = None
         self.updates: list[Update] = []
-        self.state: list[tuple] = []
+        self.state: list[list[tuple]] = []
         self.claims = 0
         self.outdated = False
         self.versions = self._versions_now()
@@ -65,14 +64,14 @@ class Contents:
         """Write the updates over the originals, which the weight holds."""
         self.patch, self.updates, self.state, self.outdated = patch, updates, _state(updates), False
         if patch is not None:
-            patch.write(self.tensors, updates)
+            patch.write(self.base.tensors, updates)
 
     def rewrite(self, updates: list[Update]) -> None:
         """Bring what it holds up to date. Graphs that wait for the earlier values are refused from now on."""
         self.check_untouched()
         values = self.patch.values(updates)
         if not self._stands(self.patch, values):
-            self.patch.put(self.tensors, values)
+            self.patch.put(self.base.tensors, values)
             self.refuse_waiting_graphs()
         self.updates, self.state, self.outdated = updates, _state(updates), False
 
@@ -80,52 +79,52 @@ class Contents:
         """One claim less; the last one restores the originals."""
         with _lock:
             self.claims -= 1
-            if self.claims == 0 and _claimed.get(self.key) is self:
-                del _claimed[self.key]
+            if self.claims == 0 and _claimed.get(self.base.key) is self:
+                del _claimed[self.base.key]
                 self.restore()
 
     def end(self) -> None:
         """Restore the originals now, whoever still claims the weight: their backward is refused."""
         with _lock:
-            if _claimed.pop(self.key, None) is self:
+            if _claimed.pop(self.base.key, None) is self:
                 self.restore()
                 self.refuse_waiting_graphs()
 
     def keep(self) -> None:
         """Leave what is written in the weight for good: it is the weight's own from now on."""
         with _lock:
-            _claimed.pop(self.key, None)
+            _claimed.pop(self.base.key, None)
             self.patch = None
 
     def restore(self) -> None:
         if self.patch is not None:
             patch, self.patch = self.patch, None
             self.check_untouched(patch)
-            patch.restore(self.tensors)
+            patch.restore(self.base.tensors)
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """The originals are in the weight for the time of the block."""
         self.check_untouched()
-        written: Blocks | None = None if self.patch is None else self.patch.blocks(self.tensors)
+        written: Blocks | None = None if self.patch is None else self.patch.blocks(self.base.tensors)
         if written is not None:
-            self.patch.restore(self.tensors)
+            self.patch.restore(self.base.tensors)
         try:
             yield
         finally:
             if written is not None:
-                self.patch.put(self.tensors, written)
+                self.patch.put(self.base.tensors, written)
 
     def originals(self) -> dict[str, torch.Tensor]:
         """A copy of the weight (and bias) with the originals in it."""
-        copies = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        copies = {name: tensor.clone() for name, tensor in self.base.tensors.items()}
         if self.patch is not None:
             self.patch.restore(copies)
         return copies
 
     def refuse_waiting_graphs(self) -> None:
         """Let autograd see that the weight has changed."""
-        for parameter in self.parameters.values():
+        for parameter in self.base.parameters.values():
             if not parameter.is_inference():
                 torch.autograd.graph.increment_version(parameter)
         self.versions = self._versions_now()
@@ -150,11 +149,11 @@ class Contents:
         """Whether the entries hold just that."""
         return all(
             own is None or torch.equal(there, own)
-            for there, own in zip(patch.blocks(self.tensors), blocks, strict=True)
+            for there, own in zip(patch.blocks(self.base.tensors), blocks, strict=True)
         )
 
     def _versions_now(self) -> list[int]:
-        return [0 if parameter.is_inference() else parameter._version for parameter in self.parameters.values()]
+        return [0 if each.is_inference() else each._version for each in self.base.parameters.values()]
 
 
 class Claim:
@@ -190,10 +189,10 @@ class Claim:
 
     def _renew(self) -> None:
         old = self.contents
-        contents = _claimed.get(old.key)
-        unchanged = self.state == _state(self.updates) and old.key == _key(old.parameters)
+        contents = _claimed.get(old.base.key)
+        unchanged = self.state == _state(self.updates) and old.base.has_not_moved()
         if contents is None and unchanged:
-            contents = _claimed[old.key] = Contents(old.layer_name, old.parameters)
+            contents = _claimed[old.base.key] = Contents(old.layer_name, old.base)
             contents.write(self.patch, self.updates)
         elif contents is None or not contents.holds(self.patch, self.updates) or contents.state != self.state:
             raise RuntimeError(
@@ -211,13 +210,13 @@ class Claim:
             warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
 
-def contents_of(parameters: dict[str, nn.Parameter]) -> Contents | None:
+def contents_of(base: BaseTensors) -> Contents | None:
     """What a base weight holds, if anybody claims it."""
-    return _claimed.get(_key(parameters)) if _claimed else None
+    return _claimed.get(base.key)
 
 
 def claim(
-    layer_name: str, parameters: dict[str, nn.Parameter], patch: Patch | None, updates: list[Update], recorded: bool
+    layer_name: str, base: BaseTensors, patch: Patch | None, updates: list[Update], recorded: bool
 ) -> Claim | None:
     """Claim a base weight with these updates, or with its originals for none, and write them if they are not there.
 
@@ -226,10 +225,9 @@ def claim(
     counter sees: after a backward pass what is still written counts as outdated.
     """
     with _lock:
-        key = _key(parameters)
-        contents = _claimed.get(key)
+        contents = _claimed.get(base.key)
         if contents is None:
-            contents = _claimed[key] = Contents(layer_name, parameters)
+            contents = _claimed[base.key] = Contents(layer_name, base)
             made = Claim(contents, patch, updates)
             contents.write(patch, updates)
             made.state = contents.state
@@ -247,15 +245,10 @@ def claim(
         return made
 
 
-def _state(updates: list[Update]) -> list[tuple]:
+def _state(updates: list[Update]) -> list[list[tuple]]:
     return [update.state for update in updates]
 
 
-def _tensors(state: list[tuple]) -> list[list]:
+def _tensors(state: list[list[tuple]]) -> list[list]:
     """Where the values lie, whatever they are."""
     return [[stamp[:1] for stamp in update] for update in state]
-
-
-def _key(parameters: dict[str, nn.Parameter]) -> int:
-    weight = parameters["weight"]
-    return id(weight) if has_no_data(weight) else weight.data_ptr()

@@ -11,12 +11,13 @@ from torch import nn
 
 from rowsft.errors import UserError
 
+from .base import BaseTensors
 from .compiled import register_layer
 from .config import RowSFTConfig
 from .contents import Claim, Contents, claim, contents_of
 from .ids import Chosen, check_layer_ids
-from .managed import WRITABLE_DTYPES, is_ordinary, manager_of
-from .matrix import address_of, as_matrix, other_rows, shape_of
+from .managed import WRITABLE_DTYPES
+from .matrix import as_matrix, other_rows, shape_of
 from .patch import Patch
 from .update import Update
 
@@ -54,8 +55,8 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         self._input_checked = False
         self._patch: Patch | None = None
         self._merged_claim: Claim | None = None
-        self._checked: dict[str, tuple] = {}
-        self._others: dict[str, torch.Tensor | None] = {}
+        self._seen_base: BaseTensors | None = None
+        self._made: dict[str, Update] = {}
         self._tied: dict[str, nn.Parameter] = {}
         register_layer(self)
 
@@ -104,8 +105,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
 
     def delete_adapter(self, adapter_name: str) -> None:
         self._patch = None
-        self._checked.pop(adapter_name, None)
-        self._others.pop(adapter_name, None)
+        self._made.pop(adapter_name, None)
         super().delete_adapter(adapter_name)
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
@@ -118,24 +118,33 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
 
     # The base weight ------------------------------------------------------------------------------------------------
 
+    def _base(self) -> BaseTensors:
+        """The base layer's tensors as they are now."""
+        layer = self._modules["base_layer"]
+        if isinstance(layer, BaseTunerLayer):
+            layer = layer.get_base_layer()
+        if self._seen_base is None or not self._seen_base.is_of(layer):
+            self._seen_base = BaseTensors(layer)
+        return self._seen_base
+
     def _contents(self) -> Contents | None:
         """What the base weight holds, while anybody claims it."""
-        return contents_of(self._tensors()) if self._is_plain() else None
+        return contents_of(self._base())
 
     def _claim(self, updates: list[Update], recorded: bool) -> Claim | None:
         """Have the base weight hold these updates, or the originals for none; None where a waiting graph forbids it."""
-        return claim(self.layer_name, self._tensors(), self._patch_for(updates), updates, recorded)
+        return claim(self.layer_name, self._base(), self._patch_for(updates), updates, recorded)
 
     def _patch_for(self, updates: list[Update]) -> Patch | None:
         if updates and (self._patch is None or not self._patch.fits(updates)):
-            self._patch = Patch(self.get_base_layer(), self._tensors(), updates)
+            self._patch = Patch(self.get_base_layer(), self._base().tensors, updates)
         return self._patch if updates else None
 
     def _private_copy(self, updates: list[Update]) -> dict[str, torch.Tensor]:
         """The base layer's tensors with these updates, whatever the base weight holds now."""
         contents = self._contents()
         if contents is None:
-            tensors = {name: tensor.data.clone() for name, tensor in self._tensors().items()}
+            tensors = {name: tensor.clone() for name, tensor in self._base().tensors.items()}
         else:
             tensors = contents.originals()
         if updates:
@@ -152,61 +161,43 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         if (contents := self._contents()) is not None:
             contents.end()
 
-    def _tensors(self) -> dict[str, nn.Parameter]:
-        base_layer = self.get_base_layer()
-        bias = {} if base_layer.bias is None else {"bias": base_layer.bias}
-        return {"weight": base_layer.weight, **bias}
-
     def _adapters(self, names: list[str]) -> list[str]:
         """Those of the named adapters that train something here."""
-        return [name for name in names if name in self.row_sft_delta or name in self.row_sft_column_delta]
+        rows, columns = self._modules["row_sft_delta"], self._modules["row_sft_column_delta"]
+        return [name for name in names if name in rows or name in columns]
 
     def _updates(self, names: list[str]) -> list[Update]:
-        if torch.compiler.is_compiling():
-            return [self._update(name, self._others_now(name)) for name in names]
-        for name in names:
-            self._check_ids(name)
-        return [self._update(name, self._others[name]) for name in names]
+        return [self._update(name) for name in names]
 
-    def _update(self, name: str, others: torch.Tensor | None) -> Update:
-        return Update(
-            rows=_get(self.row_sft_ids, name),
-            delta=_get(self.row_sft_delta, name),
-            bias=_get(self.row_sft_bias, name),
-            columns=_get(self.row_sft_column_ids, name),
-            column_delta=_get(self.row_sft_column_delta, name),
-            others=others,
+    def _update(self, name: str) -> Update:
+        """The adapter's update; made anew, with its ids checked, only when its tensors are others."""
+        modules = self._modules
+        parts = (
+            modules["row_sft_ids"]._buffers.get(name),
+            _held(modules["row_sft_delta"], name),
+            _held(modules["row_sft_bias"], name),
+            modules["row_sft_column_ids"]._buffers.get(name),
+            _held(modules["row_sft_column_delta"], name),
         )
+        if torch.compiler.is_compiling():
+            return Update(*parts, others=self._others(name))
+        made = self._made.get(name)
+        if made is None or not made.consists_of(*parts):
+            check_layer_ids(parts[0], parts[3], self.layer_name, (self.out_features, self.in_features), name)
+            # An inference tensor, kept, could not be saved for a later backward.
+            with torch.inference_mode(False):
+                made = self._made[name] = Update(*parts, others=self._others(name))
+        return made
 
-    def _is_plain(self) -> bool:
-        """Whether the values of the base tensors can be read and written as they are."""
-        return all(map(is_ordinary, self._tensors().values()))
+    def _others(self, name: str) -> torch.Tensor | None:
+        if name in self.row_sft_delta and name in self.row_sft_column_delta:
+            return other_rows(self.row_sft_ids[name], self.out_features)
+        return None
 
     @torch.compiler.assume_constant_result
     def _is_writable(self) -> bool:
         """Whether forward may write rows in place: nobody else reads or manages the base tensors, or trains them."""
-        return (
-            not self.shared
-            and manager_of(self.get_base_layer()) is None
-            and not any(tensor.requires_grad or tensor.is_inference() for tensor in self._tensors().values())
-        )
-
-    def _check_ids(self, name: str) -> None:
-        """Refuse placeholder and impossible ids; looks at the values only when they have changed."""
-        rows, columns = _get(self.row_sft_ids, name), _get(self.row_sft_column_ids, name)
-        stamp = tuple((address_of(ids), ids._version) for ids in (rows, columns) if ids is not None)
-        if self._checked.get(name) == stamp:
-            return
-        check_layer_ids(rows, columns, self.layer_name, (self.out_features, self.in_features), name)
-        self._checked[name] = stamp
-        self._others[name] = self._others_now(name)
-
-    @torch.inference_mode(False)
-    def _others_now(self, name: str) -> torch.Tensor | None:
-        # An inference tensor, kept, could not be saved for a later backward.
-        if name in self.row_sft_delta and name in self.row_sft_column_delta:
-            return other_rows(self.row_sft_ids[name], self.out_features)
-        return None
+        return not self.shared and self._base().is_writable
 
     # A weight that is moved, copied, saved or loaded while a graph waits ----------------------------------------------
 
@@ -215,7 +206,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         contents = self._contents()
         if contents is not None and not self.merged and not keep_vars:
             originals = contents.originals()
-            names = {id(tensor): name for name, tensor in self._tensors().items()}
+            names = {id(tensor): name for name, tensor in self._base().parameters.items()}
             for key, tensor in self.named_parameters(prefix=prefix.removesuffix(".")):
                 if id(tensor) in names:
                     state[key] = originals[names[id(tensor)]]
@@ -249,13 +240,13 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         # Graphs are not copied. What is written for them, or merged, the copy's weight holds too: the patch goes along.
         contents = self._contents()
         patch = None if contents is None else contents.patch
-        return {**self.__dict__, "_patch": patch, "_merged_claim": None, "_checked": {}}
+        return {**self.__dict__, "_patch": patch, "_merged_claim": None, "_made": {}, "_seen_base": None}
 
     def __setstate__(self, state):
         super().__setstate__(state)
         register_layer(self)
         if self._patch is not None:
-            self._patch.restore({name: tensor.data for name, tensor in self._tensors().items()})
+            self._patch.restore(self._base().tensors)
             self._patch = None
         if self.merged:
             self._merged_claim = self._claim(self._updates(self.merged_adapters), recorded=True)
@@ -266,5 +257,8 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         return super().train(mode)
 
 
-def _get(held: nn.Module, name: str) -> torch.Tensor | None:
-    return held[name] if name in held else None  # noqa: SIM401 (a ParameterDict and a BufferDict have no common get)
+def _held(parameters: nn.ParameterDict, name: str) -> torch.Tensor | None:
+    """The entry, by the short way: this is looked up in every forward."""
+    own = parameters._parameters.get(name)
+    # A flat sharded parameter puts views of itself there, which are no parameters.
+    return parameters.__dict__.get(name) if own is None else own

@@ -98,7 +98,7 @@ class Linear(RowSFTLayer):
                 claim.release()
         # Graphs wait for something else in the weight, which is put back.
         with self._contents().suspended():
-            patch, tensors = self._patch_for(updates), {name: each.data for name, each in self._tensors().items()}
+            patch, tensors = self._patch_for(updates), self._base().tensors
             try:
                 if patch is not None:
                     patch.write(tensors, updates)
@@ -185,7 +185,7 @@ class Linear(RowSFTLayer):
         names = self._adapters(check_adapters_to_merge(self, adapter_names))
         if not names:
             return
-        if not self._is_plain():
+        if not self._base().is_ordinary:
             weight = self.get_base_layer().weight
             raise UserError(
                 f"cannot merge into layer {self.layer_name}: its weight is {type(weight).__name__} of {weight.dtype} "
@@ -219,13 +219,13 @@ class Linear(RowSFTLayer):
                 raise ValueError(f"layer {self.layer_name} would not be finite after merging adapters {names}")
 
     def _merged_values(self, updates: list[Update]):
-        patch, tensors = Patch(self.get_base_layer(), self._tensors(), updates), self._private_copy([])
+        patch, tensors = Patch(self.get_base_layer(), self._base().tensors, updates), self._private_copy([])
         patch.write(tensors, updates)
         return patch.blocks(tensors)
 
     def _untie(self) -> None:
         """Give this layer its own tensors while merged: other modules share them and must not see the updates."""
-        self._tied = self._tensors()
+        self._tied = self._base().parameters
         for name, tensor in self._tied.items():
             setattr(self.get_base_layer(), name, nn.Parameter(tensor.detach().clone(), requires_grad=False))
 

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 WRITABLE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
+REPLICATE = "torch.distributed._composable.replicate_with_fsdp"
 _replicated: WeakSet[nn.Module] = WeakSet()
 
 
@@ -54,7 +55,7 @@ def _replicate(layer: nn.Module) -> str | None:
 
     The function of the same name that is built on DDP leaves parameters alone.
     """
-    replicate = sys.modules.get("torch.distributed._composable.replicate_with_fsdp")
+    replicate = sys.modules.get(REPLICATE)
     if replicate is None:
         return None
     if layer not in _replicated:

@@ -23,9 +23,8 @@ class Patch:
 
     def __init__(self, layer: nn.Module, tensors: dict[str, torch.Tensor], updates: list[Update]):
         self.layer = layer
-        self.place = _places(updates)
-        # Held so that no other tensor can come to lie at their addresses.
-        self.held = [(update.rows, update.columns) for update in updates]
+        # Held, since their ids are what `fits` goes by.
+        self.updates = updates
         self.rows, self.row_positions = _union([update.rows for update in updates])
         self.columns, self.column_positions = _union([update.columns for update in updates])
         d_out = len(as_matrix(layer, tensors["weight"]))
@@ -56,7 +55,7 @@ class Patch:
 
     def fits(self, updates: list[Update]) -> bool:
         """Whether this patch is of exactly the entries that these updates touch."""
-        return self.place == _places(updates)
+        return updates == self.updates or _places(updates) == _places(self.updates)
 
     def blocks(self, tensors: dict[str, torch.Tensor]) -> Blocks:
         """Copies of what stands in the entries now."""
@@ -94,8 +93,28 @@ class Patch:
 
     def write(self, tensors: dict[str, torch.Tensor], updates: list[Update]) -> None:
         """Keep the originals and write the updates over them; the tensors hold the originals before."""
-        self.originals = self.blocks(tensors)
+        self._keep(tensors)
         self.put(tensors, self.values(updates))
+
+    def _keep(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Bring `originals` up to date, in the same memory from one step to the next."""
+        held = next((block for block in self.originals if block is not None), None)
+        weight = tensors["weight"]
+        if held is None or held.dtype != weight.dtype or held.device != weight.device:
+            # Inference tensors could not be renewed outside of inference mode.
+            with torch.inference_mode(False):
+                self.originals = self.blocks(tensors)
+            return
+        rows, columns, bias = self.originals
+        matrix = as_matrix(self.layer, weight)
+        if rows is not None:
+            torch.index_select(matrix, 0, self.rows, out=rows)
+        if columns is not None and self.others is None:
+            torch.index_select(matrix, 1, self.columns, out=columns)
+        elif columns is not None:
+            columns.copy_(matrix[self._column_index()])
+        if bias is not None:
+            torch.index_select(tensors["bias"], 0, self.rows, out=bias)
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Write the originals back, into these tensors or a copy of them."""

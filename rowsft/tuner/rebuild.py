@@ -23,6 +23,8 @@ from torch.nn import functional
 
 from . import passes
 
+_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+
 #: Nodes that one X may be computed through: a handful of elementwise operators, with views between them.
 MOST_NODES = 10
 
@@ -35,14 +37,17 @@ class Operand:
     above: int | None = None
     optional: bool = False
 
+    def __post_init__(self):
+        object.__setattr__(self, "_saved", f"_saved_{self.saved}")
+        object.__setattr__(self, "_raw", f"_raw_saved_{self.saved}")
+
     def obstacle(self, node: Node, room: list[int]) -> str | None:
         """Why it cannot be had; None when it can."""
         if self.saved is not None:
-            hook = getattr(getattr(node, f"_raw_saved_{self.saved}"), "unpack_hook", None)
-            if hook is not None:
+            if getattr(getattr(node, self._raw), "unpack_hook", None) is not None:
                 return "saved-tensor hooks hold an operand"
             try:
-                if self.optional or getattr(node, f"_saved_{self.saved}") is not None:
+                if self.optional or getattr(node, self._saved) is not None:
                     return None
             except RuntimeError:
                 return "an operand was changed in place"
@@ -51,7 +56,7 @@ class Operand:
         return _obstacle(*node.next_functions[self.above], room)
 
     def value(self, node: Node) -> Tensor | None:
-        held = None if self.saved is None else getattr(node, f"_saved_{self.saved}")
+        held = None if self.saved is None else getattr(node, self._saved)
         if held is not None or self.above is None:
             return held
         return _value(node.next_functions[self.above][0])
@@ -63,7 +68,7 @@ class Rule:
 
     operands: tuple[Operand, ...]
     compute: Callable[..., Tensor]
-    unless: Callable[[Node], str | None] = lambda node: None
+    unless: Callable[[Node], str | None] | None = None
 
 
 RULES: dict[str, Rule] = {}
@@ -232,31 +237,24 @@ def source_of(x: Tensor) -> Source | str:
 
     Called while the graph is recorded; who goes on to need the source in backward says so by `Source.used`.
     """
-    source = getattr(x, "_row_sft_source", None)
-    if source is None or source.node is not x.grad_fn:
-        reason = _why_kept(x)
-        if reason is not None:
-            return reason
-        source = x._row_sft_source = Source(x.grad_fn)
-    if x._version:
-        return "the input was changed in place"
-    if _hooks_are_active():
-        return "saved-tensor hooks are active"
-    return source
-
-
-def _why_kept(x: Tensor) -> str | None:
     node = x.grad_fn
     if node is None:
         return "the input has no history"
-    if type(x) is not Tensor and not isinstance(x, FakeTensor):
-        return f"the input is a {type(x).__name__}"
     if x._version:
         # Its node does not know of a change under no_grad.
         return "the input was changed in place"
     if _hooks_are_active():
         return "saved-tensor hooks are active"
-    return _obstacle(node, x.output_nr, [MOST_NODES])
+    known = x.__dict__.get("_row_sft_source")
+    if known is not None and known.node is node:
+        return known
+    if type(x) is not Tensor and not isinstance(x, FakeTensor):
+        return f"the input is a {type(x).__name__}"
+    obstacle = _obstacle(node, x.output_nr, [MOST_NODES])
+    if obstacle is not None:
+        return obstacle
+    x._row_sft_source = source = Source(node)
+    return source
 
 
 def _obstacle(node: Node | None, number: int, room: list[int]) -> str | None:
@@ -271,8 +269,10 @@ def _obstacle(node: Node | None, number: int, room: list[int]) -> str | None:
     room[0] -= 1
     if room[0] < 0:
         return f"more than {MOST_NODES} operators"
-    obstacles = (each.obstacle(node, room) for each in known.operands)
-    return next((why for why in obstacles if why is not None), None) or known.unless(node)
+    for operand in known.operands:
+        if (why := operand.obstacle(node, room)) is not None:
+            return why
+    return None if known.unless is None else known.unless(node)
 
 
 def _value(node: Node) -> Tensor:
@@ -284,7 +284,7 @@ def _value(node: Node) -> Tensor:
 
 def _hooks_are_active() -> bool:
     """Whether whatever is saved now goes through hooks, as under non-reentrant checkpointing or offloading."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    return _top_hooks(True) is not None
 
 
 def _name(node: Node) -> str:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch.nn import functional
 
-from .matrix import address_of
 
-
-@dataclass(frozen=True)
 class Update:
     """W[rows] += delta, b[rows] += bias, and W[others, columns] += column_delta.
 
@@ -19,27 +14,37 @@ class Update:
     None stands for all rows. Whatever a layer does not train is None.
     """
 
-    rows: torch.Tensor | None = None
-    delta: torch.Tensor | None = None
-    bias: torch.Tensor | None = None
-    columns: torch.Tensor | None = None
-    column_delta: torch.Tensor | None = None
-    others: torch.Tensor | None = None
+    __slots__ = ("bias", "column_delta", "columns", "delta", "others", "place", "rows", "values")
+
+    def __init__(
+        self,
+        rows: torch.Tensor | None = None,
+        delta: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+        columns: torch.Tensor | None = None,
+        column_delta: torch.Tensor | None = None,
+        others: torch.Tensor | None = None,
+    ):
+        self.rows, self.delta, self.bias = rows, delta, bias
+        self.columns, self.column_delta, self.others = columns, column_delta, others
+        #: What is trained: delta, bias and column_delta, as far as there are.
+        self.values = [value for value in (delta, bias, column_delta) if value is not None]
+        #: Where the update goes; a patch serves as long as this stays the same.
+        self.place = _stamp(rows), _stamp(columns), bias is None
+
+    def consists_of(self, rows, delta, bias, columns, column_delta) -> bool:
+        """Whether it was made of just these tensors, with the ids that they hold now."""
+        return (
+            self.delta is delta
+            and self.column_delta is column_delta
+            and self.bias is bias
+            and self.place == (_stamp(rows), _stamp(columns), bias is None)
+        )
 
     @property
-    def place(self) -> tuple:
-        """Where the update goes; a patch serves as long as this stays the same."""
-        return _stamp(self.rows), _stamp(self.columns), self.bias is None
-
-    @property
-    def state(self) -> tuple:
+    def state(self) -> list[tuple]:
         """What the update holds, as far as autograd's version counters can tell."""
-        return _stamp(self.delta), _stamp(self.bias), _stamp(self.column_delta)
-
-    @property
-    def values(self) -> list[torch.Tensor]:
-        """What is trained: delta, bias and column_delta, as far as there are."""
-        return [value for value in (self.delta, self.bias, self.column_delta) if value is not None]
+        return [_stamp(value) for value in self.values]
 
     @property
     def trains(self) -> bool:
@@ -70,4 +75,4 @@ class Update:
 
 
 def _stamp(tensor: torch.Tensor | None) -> tuple:
-    return () if tensor is None else (address_of(tensor), tensor._version)
+    return () if tensor is None else (id(tensor), tensor._version)

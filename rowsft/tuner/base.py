@@ -1,0 +1,65 @@
+"""The tensors of one base layer as they are now, looked at once for as long as they stay the same."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import nn
+
+from .managed import REPLICATE, is_ordinary, manager_of
+from .matrix import has_no_data
+
+
+class BaseTensors:
+    """Weight and bias of a base layer: as parameters, as bare tensors to write in, and whether that is allowed.
+
+    is_ordinary: whether their values can be read and written as they are. is_writable: whether a forward may, because
+    nobody else manages them or trains them. key: where the weight lies; the same for all layers that share it.
+    """
+
+    __slots__ = ("_manager_marks", "bias", "is_ordinary", "is_writable", "key", "parameters", "tensors", "weight")
+
+    def __init__(self, layer: nn.Module):
+        self.weight, self.bias = layer.weight, layer.bias
+        bias = {} if self.bias is None else {"bias": self.bias}
+        self.parameters: dict[str, nn.Parameter] = {"weight": self.weight, **bias}
+        self.is_ordinary = all(map(is_ordinary, self.parameters.values()))
+        self.is_writable = manager_of(layer) is None and not any(
+            each.requires_grad or each.is_inference() for each in self.parameters.values()
+        )
+        # `.data` shares memory, but no version counter.
+        self.tensors = {name: each.data for name, each in self.parameters.items()} if self.is_ordinary else {}
+        self.key = _address(self.weight) or id(self.weight)
+        self._manager_marks = _marks(layer, self.weight, self.bias)
+
+    def is_of(self, layer: nn.Module) -> bool:
+        """Whether this is still true of the layer; never where its weight is no parameter of its own."""
+        parameters = layer._parameters
+        weight, bias = parameters.get("weight"), parameters.get("bias")
+        return (
+            weight is self.weight
+            and bias is self.bias
+            and self.has_not_moved()
+            and _marks(layer, weight, bias) == self._manager_marks
+        )
+
+    def has_not_moved(self) -> bool:
+        """Whether the weight still lies where it lay."""
+        return (_address(self.weight) or id(self.weight)) == self.key
+
+
+def _address(weight: torch.Tensor) -> int:
+    return weight.data_ptr() if type(weight) is nn.Parameter and not has_no_data(weight) else 0
+
+
+def _marks(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple:
+    """What tells a layer that somebody has begun to manage, or to train, from the same layer before."""
+    own = layer.__dict__
+    return (
+        weight.requires_grad,
+        bias is not None and bias.requires_grad,
+        own.get("_is_fsdp_managed_module"),
+        own.get("_hf_hook"),
+        manager_of(layer) if REPLICATE in sys.modules else None,
+    )
