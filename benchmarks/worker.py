@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rowsft.measure import AllocationPeak, phase_memory
+from rowsft.measure.flops import grouped_attention
 from rowsft.store.attempt import state_of
 
 
@@ -60,7 +61,7 @@ class Trial:
         On a GPU also total_peak_reserved_bytes: what the allocator had taken from the driver when it had taken most.
         """
         # Before torch.compile, whose operators are not counted.
-        with FlopCounterMode(display=False) as flops:
+        with FlopCounterMode(display=False, custom_mapping=grouped_attention()) as flops:
             self.forward_backward()
         self.drop_gradients()
         if self.backend:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
+from rowsft.measure.flops import BACKWARD, FORWARD, attention_backward_flops, attention_flops
 from rowsft.measure.ledger import tensors_in
 
 aten = torch.ops.aten
@@ -64,12 +65,10 @@ class Costs(TorchDispatchMode):
 
 
 def _operations(packet, args, kwargs, out) -> int:
-    if packet is aten._scaled_dot_product_flash_attention_for_cpu:
-        query, key, value = (tensor.shape for tensor in args[:3])
-        return sdpa_flop_count(query, _with_heads(key, query), _with_heads(value, query))
-    if packet is aten._scaled_dot_product_flash_attention_for_cpu_backward:
-        gradient, query, key, value = (tensor.shape for tensor in args[:4])
-        return sdpa_backward_flop_count(gradient, query, _with_heads(key, query), _with_heads(value, query))
+    if packet in FORWARD:
+        return attention_flops(*(tensor.shape for tensor in args[:3]))
+    if packet in BACKWARD:
+        return attention_backward_flops(*(tensor.shape for tensor in args[1:4]))
     if packet is aten._grouped_mm:
         # Of a mixture of experts: every token's row meets one expert's matrix, or its gradient.
         left, right = args[:2]
@@ -77,8 +76,3 @@ def _operations(packet, args, kwargs, out) -> int:
         return 2 * groups * left.shape[-2] * left.shape[-1] * right.shape[-1]
     count = flop_registry.get(packet)
     return count(*args, **kwargs, out_val=out) if count else 0
-
-
-def _with_heads(shape: torch.Size, like: torch.Size) -> torch.Size:
-    """The shape with as many heads as the queries have: grouped heads are shared, not saved."""
-    return torch.Size((shape[0], like[1], *shape[2:]))

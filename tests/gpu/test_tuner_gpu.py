@@ -56,7 +56,6 @@ def test_loss_and_gradients_are_the_dense_models(channel):
 
 def test_training_lowers_the_loss_and_leaves_the_base_bit_for_bit():
     tuned, batch = tuned_llama()
-    tuned.base_model.restore_base_weights()
     bases = {name: layer.get_base_layer().weight.clone() for name, layer in row_layers(tuned).items()}
     optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-2, fused=True)
     losses = []
@@ -67,7 +66,6 @@ def test_training_lowers_the_loss_and_leaves_the_base_bit_for_bit():
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    tuned.base_model.restore_base_weights()
     for name, layer in row_layers(tuned).items():
         assert torch.equal(layer.get_base_layer().weight, bases[name]), name
 
@@ -86,7 +84,6 @@ def test_the_exported_lora_adapter_computes_the_same(tmp_path):
 
 def test_merging_and_unmerging_give_the_base_back():
     tuned, _ = tuned_llama()
-    tuned.base_model.restore_base_weights()
     before = {name: layer.get_base_layer().weight.clone() for name, layer in row_layers(tuned).items()}
     tuned.merge_adapter()
     assert any(
