@@ -5,8 +5,8 @@
     python benchmarks/plan_accuracy.py --device cuda --small        of 1.5 billion alone: a 40 GB card
 
 The measured peak is, on a CPU, what model and optimizer hold plus the profiler's exact peak of new allocations in one
-warm step, on a GPU the allocator's own (there a library's workspace counts, which no plan knows of); the planned one
-comes from the same step on the meta device.
+warm step, on a GPU the allocator's own. A library's workspace counts, which no plan knows of: on a GPU, and in 16 bit
+on a CPU with AVX-512 or AMX, where oneDNN takes some. The planned peak comes from the same step on the meta device.
 """
 
 import argparse
