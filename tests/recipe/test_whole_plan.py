@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from tiny import tiny_llama
 
 from rowsft import job
 from rowsft.compose import compose
@@ -46,16 +47,21 @@ def both(workshop, data, family, *overrides):
     if source != family:
         given += ["model.target_modules=[q_proj,v_proj]", "model.exclude_modules=null", "model.head_modules=[score]"]
         given.append(f"model.source={workshop.folder / 'models' / source}")
-    bare = workshop.folder / "bare" / source
-    bare.mkdir(parents=True, exist_ok=True)
-    shutil.copy(workshop.folder / "models" / source / "config.json", bare)
-    config = compose([*given, f"model.source={bare}"])
+    config = compose([*given, f"model.source={without_weights(workshop, source)}"])
     planned = plan(config, trainer_settings(config))
     config = compose(given)
     outcome = job.run(plan_run(config), trainer_settings(config), rerun=True, say=lambda text: None)
     assert outcome.state == "done", outcome.message
     record = json.loads((outcome.folder / "record.json").read_text())
     return planned, record["attempts"][-1]["memory"]
+
+
+def without_weights(workshop, source):
+    """A folder with a model's configuration alone."""
+    bare = workshop.folder / "bare" / source
+    bare.mkdir(parents=True, exist_ok=True)
+    shutil.copy(workshop.folder / "models" / source / "config.json", bare)
+    return bare
 
 
 @pytest.mark.parametrize(
@@ -76,6 +82,9 @@ def both(workshop, data, family, *overrides):
 def test_the_planned_peak_is_that_of_the_run(workshop, long_data, family, overrides):
     planned, memory = both(workshop, long_data, family, *overrides)
     assert planned.peak_bytes == pytest.approx(memory["train"]["peak_allocated_bytes"], rel=1e-3)
+
+
+EVALUATED = ["trainer.eval_batch_size=8", "trainer.evaluate=[validation]", "task.data.validation=0.5"]
 
 
 @pytest.fixture
@@ -107,8 +116,7 @@ def one_thread():
 )
 def test_the_planned_evaluation_is_that_of_the_run(workshop, long_data, family, overrides):
     """Of twenty rows, most of them of full length: a batch of those has no padding, the last one with such has."""
-    split = ["trainer.eval_batch_size=8", "trainer.evaluate=[validation]", "task.data.validation=0.5"]
-    planned, memory = both(workshop, long_data, family, *split, *overrides)
+    planned, memory = both(workshop, long_data, family, *EVALUATED, *overrides)
     assert planned.evaluation_bytes == pytest.approx(memory["evaluate"]["peak_allocated_bytes"], rel=1e-3)
 
 
@@ -125,3 +133,27 @@ def test_the_planned_peaks_of_scoring_and_evaluating_are_those_of_the_run(worksh
     for phase in ("select", "evaluate"):
         entered = memory["ledger"][phase]
         assert entered["peak_bytes"] == pytest.approx(entered["measured_peak_bytes"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def middling(workshop):
+    """A model of so many layers that the scratch of one kernel is little."""
+    folder = workshop.folder / "models" / "middling"
+    shutil.copytree(workshop.folder / "models" / "llama", folder)
+    tiny_llama(hidden_size=256, intermediate_size=768, num_hidden_layers=16).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("instruction_set", ["ALL", "AVX512_CORE"])
+def test_a_run_with_larger_instruction_sets_is_planned_within_a_percent(workshop, long_data, middling, instruction_set):
+    """The tests keep to AVX2 (conftest.py); ALL is whatever this processor has, as a user's run takes it."""
+    given = [*workshop.overrides("llama"), f"task.data.path={long_data}/pairs.jsonl", "trainer=bf16", "method=lora"]
+    given += [f"model.source={middling}", "trainer.steps=2", *EVALUATED]
+    config = compose([*given, f"model.source={without_weights(workshop, middling.name)}"])
+    planned = plan(config, trainer_settings(config))
+    done = workshop.rowsft("run", "--rerun", *given, ONEDNN_MAX_CPU_ISA=instruction_set, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((plan_run(compose(given)).folder / "record.json").read_text())
+    memory = record["attempts"][-1]["memory"]
+    assert planned.peak_bytes == pytest.approx(memory["train"]["peak_allocated_bytes"], rel=0.01)
+    assert planned.evaluation_bytes == pytest.approx(memory["evaluate"]["peak_allocated_bytes"], rel=0.01)

@@ -42,6 +42,20 @@ def compare_gradients(name, tuned, batch):
         torch.testing.assert_close(parameter.grad, expected[key], rtol=1e-10, atol=1e-14)
 
 
+def with_gradient(name):
+    """Parameter name -> where the plain model's loss has a gradient, by a backward pass in 64 bit.
+
+    A key's bias has none: it adds the same to all scores of a query. A 32-bit kernel leaves 0 or a rounding error
+    there, so that it depends on the processor whether an optimizer moves it.
+    """
+    model, batch, _ = family(name, torch.float64)
+    model.train()(**batch).loss.backward()
+    grads = {key: parameter.grad for key, parameter in model.named_parameters()}
+    # Rounding is 1e-16 of what is summed; the smallest true ones are 1e-10 of the largest.
+    least = 1e-13 * max(grad.abs().max() for grad in grads.values())
+    return {key: grad.abs() > least for key, grad in grads.items()}
+
+
 @channels
 @families
 def test_step_zero_is_the_base_model_bit_for_bit(name, channel):
@@ -132,9 +146,13 @@ def test_exactly_the_chosen_entries_change(name, channel):
     assert any("bias" in key for key in expected) == (name != "llama" and channel != "in")
     train(tuned, batch)
     after = tuned.merge_and_unload().state_dict()
-    assert {key for key in before if not torch.equal(before[key], after[key])} == expected.keys()
+    changed = {key: before[key] != after[key] for key in before}
+    assert {key for key in changed if changed[key].any()} <= expected.keys()
+    alive = with_gradient(name)
     for key, mask in expected.items():
-        assert torch.equal(before[key] != after[key], mask)
+        assert not (changed[key] & ~mask).any(), key
+        assert changed[key][mask & alive[key]].all(), key
+        assert alive[key].all() or key.endswith(("key.bias", "c_attn.bias")), key
 
 
 def test_train_bias_false_leaves_biases_alone():
