@@ -69,35 +69,40 @@ class UpdateGradient(torch.autograd.Function):
             # In the output's dtype, which under autocast is the one that the base layer multiplied in.
             kept = x.index_select(-1, columns).to(y.dtype)
         ctx.save_for_backward(kept, rows, columns if ctx.needs_delta and ctx.needs_column_delta else None, others)
-        ctx.delta_dtype = None if delta is None else delta.dtype
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.column_delta_dtype = None if column_delta is None else column_delta.dtype
+        ctx.dtypes = [None if value is None else value.dtype for value in (delta, bias, column_delta)]
         ctx.claim = claim
         # Returned as it is, y would become a view made by a custom function, which forbids in-place operations on the
         # layer's output (OLMo clamps its projections in place).
         return y.detach()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_y: torch.Tensor):
-        if ctx.claim is not None:
-            ctx.claim.during_backward()
-        kept, rows, columns, others = ctx.saved_tensors
-        grad_delta = grad_bias = grad_column_delta = None
-        if ctx.source is not None:
-            kept = ctx.source.shared_value()
-        if ctx.needs_column_delta:
-            grad_column_delta = _column_gradient(grad_y, kept, columns, others).to(ctx.column_delta_dtype)
-        if ctx.needs_delta or ctx.needs_bias:
-            # Selected before it is flattened: a reshape of the whole gradient may be a copy of it.
-            grad_rows = grad_y.index_select(-1, rows).reshape(-1, len(rows))
-            if ctx.needs_bias:
-                grad_bias = grad_rows.sum(0, dtype=ctx.bias_dtype)
-            if ctx.needs_delta:
-                # Where dtypes differ, as under autocast, the few rows are converted and not all of X.
-                grad_delta = (grad_rows.to(kept.dtype).t() @ kept.reshape(-1, kept.shape[-1])).to(ctx.delta_dtype)
-        return grad_y, None, None, grad_delta, grad_bias, None, grad_column_delta, None, None, None
+        # The marker costs as much as the rest, and is needed only where the gradient's own graph is recorded.
+        return (_recorded_backward if torch.is_grad_enabled() else _backward)(ctx, grad_y)
 
+
+def _backward(ctx, grad_y: torch.Tensor) -> tuple:
+    if ctx.claim is not None:
+        ctx.claim.during_backward()
+    kept, rows, columns, others = ctx.saved_tensors
+    grad_delta = grad_bias = grad_column_delta = None
+    delta_dtype, bias_dtype, column_delta_dtype = ctx.dtypes
+    if ctx.source is not None:
+        kept = ctx.source.shared_value()
+    if ctx.needs_column_delta:
+        grad_column_delta = _column_gradient(grad_y, kept, columns, others).to(column_delta_dtype)
+    if ctx.needs_delta or ctx.needs_bias:
+        # Selected before it is flattened: a reshape of the whole gradient may be a copy of it.
+        grad_rows = grad_y.index_select(-1, rows).reshape(-1, len(rows))
+        if ctx.needs_bias:
+            grad_bias = grad_rows.sum(0, dtype=bias_dtype)
+        if ctx.needs_delta:
+            # Where dtypes differ, as under autocast, the few rows are converted and not all of X.
+            grad_delta = (grad_rows.to(kept.dtype).t() @ kept.reshape(-1, kept.shape[-1])).to(delta_dtype)
+    return grad_y, None, None, grad_delta, grad_bias, None, grad_column_delta, None, None, None
+
+
+_recorded_backward = once_differentiable(_backward)
 
 # `Function.apply` less its look at every argument for torch.func, whose transforms never come here: where a step takes
 # milliseconds, a tenth of a layer's time.

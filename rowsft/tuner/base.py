@@ -16,9 +16,21 @@ class BaseTensors:
 
     is_ordinary: whether their values can be read and written as they are. is_writable: whether a forward may, because
     nobody else manages them or trains them. key: where the weight lies; the same for all layers that share it.
+    versioned: those with a version counter. has_data: whether the weight is on a device, and no fake.
     """
 
-    __slots__ = ("_manager_marks", "bias", "is_ordinary", "is_writable", "key", "parameters", "tensors", "weight")
+    __slots__ = (
+        "_manager_marks",
+        "bias",
+        "has_data",
+        "is_ordinary",
+        "is_writable",
+        "key",
+        "parameters",
+        "tensors",
+        "versioned",
+        "weight",
+    )
 
     def __init__(self, layer: nn.Module):
         self.weight, self.bias = layer.weight, layer.bias
@@ -30,7 +42,9 @@ class BaseTensors:
         )
         # `.data` shares memory, but no version counter.
         self.tensors = {name: each.data for name, each in self.parameters.items()} if self.is_ordinary else {}
-        self.key = _address(self.weight) or id(self.weight)
+        self.versioned = [each for each in self.parameters.values() if not each.is_inference()]
+        self.has_data = type(self.weight) is nn.Parameter and not has_no_data(self.weight)
+        self.key = self.weight.data_ptr() if self.has_data else id(self.weight)
         self._manager_marks = _marks(layer, self.weight, self.bias)
 
     def is_of(self, layer: nn.Module) -> bool:
@@ -40,17 +54,13 @@ class BaseTensors:
         return (
             weight is self.weight
             and bias is self.bias
-            and self.has_not_moved()
+            and (not self.has_data or weight.data_ptr() == self.key)
             and _marks(layer, weight, bias) == self._manager_marks
         )
 
     def has_not_moved(self) -> bool:
         """Whether the weight still lies where it lay."""
-        return (_address(self.weight) or id(self.weight)) == self.key
-
-
-def _address(weight: torch.Tensor) -> int:
-    return weight.data_ptr() if type(weight) is nn.Parameter and not has_no_data(weight) else 0
+        return not self.has_data or self.weight.data_ptr() == self.key
 
 
 def _marks(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple:

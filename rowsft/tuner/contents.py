@@ -124,9 +124,8 @@ class Contents:
 
     def refuse_waiting_graphs(self) -> None:
         """Let autograd see that the weight has changed."""
-        for parameter in self.base.parameters.values():
-            if not parameter.is_inference():
-                torch.autograd.graph.increment_version(parameter)
+        for parameter in self.base.versioned:
+            torch.autograd.graph.increment_version(parameter)
         self.versions = self._versions_now()
 
     def check_untouched(self, patch: Patch | None = None) -> None:
@@ -153,7 +152,7 @@ class Contents:
         )
 
     def _versions_now(self) -> list[int]:
-        return [0 if each.is_inference() else each._version for each in self.base.parameters.values()]
+        return [each._version for each in self.base.versioned]
 
 
 class Claim:

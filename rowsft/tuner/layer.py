@@ -55,6 +55,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         self._input_checked = False
         self._patch: Patch | None = None
         self._merged_claim: Claim | None = None
+        self._may_drop_inputs = False
         self._seen_base: BaseTensors | None = None
         self._made: dict[str, Update] = {}
         self._tied: dict[str, nn.Parameter] = {}
@@ -78,6 +79,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
                 nn.init.normal_(held)
         self.recompute_inputs = config.recompute_inputs
         self.row_sft_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self._may_drop_inputs |= bool(config.dropout)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -124,7 +126,8 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         if isinstance(layer, BaseTunerLayer):
             layer = layer.get_base_layer()
         if self._seen_base is None or not self._seen_base.is_of(layer):
-            self._seen_base = BaseTensors(layer)
+            # The patch goes too: its originals have the old ones' dtype and device.
+            self._seen_base, self._patch = BaseTensors(layer), None
         return self._seen_base
 
     def _contents(self) -> Contents | None:
@@ -133,12 +136,15 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
 
     def _claim(self, updates: list[Update], recorded: bool) -> Claim | None:
         """Have the base weight hold these updates, or the originals for none; None where a waiting graph forbids it."""
-        return claim(self.layer_name, self._base(), self._patch_for(updates), updates, recorded)
+        base = self._base()
+        return claim(self.layer_name, base, self._patch_for(updates, base), updates, recorded)
 
-    def _patch_for(self, updates: list[Update]) -> Patch | None:
-        if updates and (self._patch is None or not self._patch.fits(updates)):
-            self._patch = Patch(self.get_base_layer(), self._base().tensors, updates)
-        return self._patch if updates else None
+    def _patch_for(self, updates: list[Update], base: BaseTensors) -> Patch | None:
+        if not updates:
+            return None
+        if self._patch is None or not self._patch.fits(updates):
+            self._patch = Patch(self.get_base_layer(), base.tensors, updates)
+        return self._patch
 
     def _private_copy(self, updates: list[Update]) -> dict[str, torch.Tensor]:
         """The base layer's tensors with these updates, whatever the base weight holds now."""

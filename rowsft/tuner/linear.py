@@ -43,17 +43,18 @@ class Linear(RowSFTLayer):
 
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """x (..., d_in) -> (..., d_out)."""
-        if self.merged and self.disable_adapters:
+        if self.merged_adapters:
+            if not self._disable_adapters:
+                return self._merged_output(x, *args, **kwargs)
             self.unmerge()
-        if self.merged:
-            return self._merged_output(x, *args, **kwargs)
-        names = [] if self.disable_adapters else self._adapters(self.active_adapters)
-        # An offloaded weight is brought back when the base layer runs, and what was written before would be lost.
-        if not self._is_writable() or (self.get_base_layer().weight.is_meta and not x.is_meta):
-            return self._add_updates(self.base_layer(x, *args, **kwargs), x, names)
+        names = [] if self._disable_adapters else self._adapters(self.active_adapters)
         if torch.compiler.is_compiling():
             return self._traced_output(names, x, *args, **kwargs)
-        if names and self._drops_inputs(names):
+        base = self._base()
+        # An offloaded weight is brought back when the base layer runs, and what was written before would be lost.
+        if self.shared or not base.is_writable or (not base.has_data and base.weight.is_meta and not x.is_meta):
+            return self._add_updates(self.base_layer(x, *args, **kwargs), x, names)
+        if self._may_drop_inputs and self._drops_inputs(names):
             return self._add_updates(self._base_output([], x, *args, **kwargs), x, names)
         if names and torch._C._are_functorch_transforms_active():
             # They transform the values, which no weight can hold.
@@ -66,8 +67,9 @@ class Linear(RowSFTLayer):
 
     def _base_output(self, updates: list[Update], x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """The base layer's output with the updates in its weight, and their gradients attached."""
-        trained = [update for update in updates if update.trains] if torch.is_grad_enabled() else []
-        if not (trained or (torch.is_grad_enabled() and x.requires_grad)):
+        recording = torch.is_grad_enabled()
+        trained = [update for update in updates if update.trains] if recording else []
+        if not (trained or (recording and x.requires_grad)):
             return self._while_written(updates, lambda: self.base_layer(x, *args, **kwargs))
         claim = self._claim(updates, recorded=True)
         if claim is None:
@@ -98,7 +100,8 @@ class Linear(RowSFTLayer):
                 claim.release()
         # Graphs wait for something else in the weight, which is put back.
         with self._contents().suspended():
-            patch, tensors = self._patch_for(updates), self._base().tensors
+            base = self._base()
+            patch, tensors = self._patch_for(updates, base), base.tensors
             try:
                 if patch is not None:
                     patch.write(tensors, updates)
@@ -136,7 +139,8 @@ class Linear(RowSFTLayer):
         The input is the compiler's to keep or to compute again: inductor's partitioner recomputes elementwise operators
         where that saves memory.
         """
-        if names and (self._drops_inputs(names) or type(self.base_layer) not in (nn.Linear, Conv1D)):
+        suits_operator = self._is_writable() and type(self.base_layer) in (nn.Linear, Conv1D)
+        if names and (self._drops_inputs(names) or not suits_operator):
             return self._add_updates(self.base_layer(x, *args, **kwargs), x, names)
         if not names:
             return self.base_layer(x, *args, **kwargs)

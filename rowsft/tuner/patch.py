@@ -34,6 +34,7 @@ class Patch:
         self.crossings = [self._crossing(update, d_out) for update in updates]
         self.has_bias = any(update.bias is not None for update in updates)
         self.originals: Blocks = (None, None, None)
+        self.has_originals = False
 
     def _column_index(self) -> tuple:
         return (slice(None) if self.others is None else self.others[:, None]), self.columns
@@ -69,8 +70,8 @@ class Patch:
     def values(self, updates: list[Update]) -> Blocks:
         """The blocks as they are to be written over `originals`, in the weight's dtype."""
         if len(updates) == 1:
-            (update,) = updates
-            return tuple(map(_sum, self.originals, (update.delta, update.column_delta, update.bias)))
+            (update,), (rows, columns, bias) = updates, self.originals
+            return _sum(rows, update.delta), _sum(columns, update.column_delta), _sum(bias, update.bias)
         rows, columns, bias = (_widened(block, updates) for block in self.originals)
         for update, at_rows, at_columns, crossing in zip(
             updates, self.row_positions, self.column_positions, self.crossings, strict=True
@@ -98,15 +99,14 @@ class Patch:
 
     def _keep(self, tensors: dict[str, torch.Tensor]) -> None:
         """Bring `originals` up to date, in the same memory from one step to the next."""
-        held = next((block for block in self.originals if block is not None), None)
-        weight = tensors["weight"]
-        if held is None or held.dtype != weight.dtype or held.device != weight.device:
+        if not self.has_originals:
             # Inference tensors could not be renewed outside of inference mode.
             with torch.inference_mode(False):
                 self.originals = self.blocks(tensors)
+            self.has_originals = True
             return
         rows, columns, bias = self.originals
-        matrix = as_matrix(self.layer, weight)
+        matrix = as_matrix(self.layer, tensors["weight"])
         if rows is not None:
             torch.index_select(matrix, 0, self.rows, out=rows)
         if columns is not None and self.others is None:

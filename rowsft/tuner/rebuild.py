@@ -131,7 +131,9 @@ def layer_norm(node, inputs, mean, deviation, weight, bias):
     normal = (inputs - mean).mul_(deviation)
     if weight is not None:
         normal.mul_(weight)
-    return normal if bias is None else normal.add_(bias)
+    if bias is not None:
+        normal.add_(bias)
+    return normal.to(inputs.dtype)
 
 
 @rule(
@@ -161,7 +163,7 @@ def turned(node, inputs):
     return inputs.t()
 
 
-# Their shape and dtype are in the node's own description, which `_value` goes by.
+# Their result's shape and dtype are in the node's own description.
 @rule(
     "CloneBackward0",
     "ToCopyBackward0",
@@ -175,7 +177,8 @@ def turned(node, inputs):
     operands=(Operand(above=0),),
 )
 def alike(node, inputs):
-    return inputs
+    [described, *_] = node._input_metadata
+    return inputs.to(described.dtype).reshape(described.shape)
 
 
 class Source:
@@ -191,12 +194,14 @@ class Source:
 
     @torch.no_grad()
     def value(self) -> Tensor:
-        """The input itself."""
-        device = self.node._input_metadata[0].device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                return _value(self.node).detach()
-        return _value(self.node).detach()
+        """The input itself, without a history."""
+        return self._computed().detach()
+
+    def _computed(self) -> Tensor:
+        if torch._C._is_any_autocast_enabled():
+            with torch.autocast(self.node._input_metadata[0].device.type, enabled=False):
+                return _value(self.node)
+        return _value(self.node)
 
     def gives(self, x: Tensor) -> bool:
         """Whether the value is x, up to the rounding of a norm.
@@ -215,11 +220,11 @@ class Source:
         return self
 
     def shared_value(self) -> Tensor:
-        """The same, computed once in a backward pass for all users and dropped by the last of them."""
+        """The same in a backward pass, computed once for all users and dropped by the last of them."""
         if self.users == 1:
-            return self.value()
+            return self._computed()
         if self._value is None or self._pass != passes.current():
-            self._pass, self._left, self._value = passes.current(), self.users, self.value()
+            self._pass, self._left, self._value = passes.current(), self.users, self._computed()
             # A pass that needs some gradients only ends before the last user's turn.
             passes.at_end(self)
         value = self._value
@@ -277,9 +282,7 @@ def _obstacle(node: Node | None, number: int, room: list[int]) -> str | None:
 
 def _value(node: Node) -> Tensor:
     known = RULES[_name(node)]
-    computed = known.compute(node, *(each.value(node) for each in known.operands))
-    [described, *_] = node._input_metadata
-    return computed.to(described.dtype).reshape(described.shape)
+    return known.compute(node, *[operand.value(node) for operand in known.operands])
 
 
 def _hooks_are_active() -> bool:
