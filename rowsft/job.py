@@ -249,9 +249,19 @@ def _train(job: Job) -> None:
         with _metered(job, "train"):
             job.trainer.train()
     curve = job.trainer.curve
-    job.attempt.update(**clock.summary(), train_loss_final=curve[-1]["loss"])
+    job.attempt.update(**clock.summary(), train_loss_final=curve[-1]["loss"], **_inputs(job.model))
     job.attempt.write_curve(curve)
     job.curve_written = True
+
+
+def _inputs(model: torch.nn.Module) -> dict:
+    """How many layers had their input computed again in backward, and how many kept it; of a method that says so."""
+    sources = getattr(model.base_model, "input_sources", None)
+    if sources is None:
+        return {}
+    told = list(sources().values())
+    rebuilt = sum(source.startswith("rebuilt") for source in told)
+    return {"inputs": {"rebuilt": rebuilt, "kept": len(told) - rebuilt}}
 
 
 def _evaluate(job: Job) -> None:

@@ -90,6 +90,26 @@ def test_record_holds_what_the_report_needs(workshop):
     assert trained == attempt["parameters"]["total_trainable"]
 
 
+def test_how_inputs_were_had_is_in_the_record(workshop):
+    """The setting is the method's own; what came of it is counted over the layers. Other methods have neither."""
+    name = "inputs"
+    for method in (["row_sft"], ["row_sft", "method.recompute_inputs=false"], ["lora"]):
+        overrides = [*workshop.overrides("llama"), f"method={method[0]}", *method[1:], "trainer.memory_probe_steps=0"]
+        done = workshop.rowsft("run", *overrides, f"experiment_name={name}")
+        assert done.returncode == 0, done.stderr
+    records = [record for record in Store(workshop.folder / "runs").records() if name in record.experiments]
+    found = {record.config["method"].get("recompute_inputs"): record.result for record in records}
+    layers = len(found[True]["knobs"]["target_modules"])
+    assert found[True]["inputs"] == {"rebuilt": layers, "kept": 0}
+    assert found[False]["inputs"] == {"rebuilt": 0, "kept": layers}
+    assert "inputs" not in found[None]
+
+    reported = workshop.rowsft("report", "--store", "runs", "--experiment", name, "--out", "reports/inputs")
+    assert reported.returncode == 0, reported.stderr
+    text = (workshop.folder / "reports" / "inputs" / "report.md").read_text()
+    assert "row-SFT (recompute_inputs=True)" in text and "row-SFT (recompute_inputs=False)" in text
+
+
 def test_the_memory_ledger_adds_up_to_what_was_measured(workshop):
     name = "ledger"
     done = workshop.rowsft("run", *workshop.overrides("llama"), "method=row_sft", f"experiment_name={name}")

@@ -168,6 +168,25 @@ def test_variants_of_a_method_are_rows_of_their_own_and_seeds_inside_a_method_ar
     ]
 
 
+def test_how_inputs_are_had_tells_rows_of_a_method_apart_and_breaks_no_contract(tmp_path):
+    """As every setting of the method's own: LoRA has none. Records from before it was one read as they did."""
+    store, group = Store(tmp_path), config(method="row_sft")["method"]
+    finish(store, regression("lora", 1))
+    finish(store, regression("row_sft", 1), method=group)
+    before = report.sections(tmp_path, "demo")[0]
+    assert [line["title"] for line in before.lines] == ["row-SFT", "LoRA"]
+    for recompute in (True, False):
+        finish(store, regression("row_sft", 1), method={**group, "recompute_inputs": recompute})
+    section = report.sections(tmp_path, "demo")[0]
+    assert [(line["title"], line["differs_in"]) for line in section.lines] == [
+        ("row-SFT (recompute_inputs=False)", ""),
+        ("row-SFT (recompute_inputs=None)", ""),
+        ("row-SFT (recompute_inputs=True)", ""),
+        ("LoRA", ""),
+    ]
+    assert [(c.key, c.status) for c in section.conditions] == [(c.key, c.status) for c in before.conditions]
+
+
 def test_csv_files_round_trip(built):
     store, files = built
     with files.runs.open(newline="") as stream:
