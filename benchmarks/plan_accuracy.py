@@ -7,8 +7,8 @@
 
 The measured peak is, on a CPU, what model and optimizer hold plus the profiler's exact peak of new allocations in one
 warm step, where oneDNN's scratch counts, which no plan knows of (in 16 bit with AVX-512 or AMX); on a GPU the
-allocator's own less cuBLAS's workspaces (`workspace_bytes` of a row; 0 on a CPU): they come from the same allocator, are
-made once for every thread that multiplies and stay, and a plan counts them with the context and not among tensors. The
+allocator's own less cuBLAS's workspaces (`workspace_bytes` of a row; 0 on a CPU), which come from the same allocator,
+are made once for every thread that multiplies and stay: a plan counts them with the context and not among tensors. The
 planned peak comes from the same step on the meta device.
 """
 
