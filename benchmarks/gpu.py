@@ -83,7 +83,8 @@ class Run:
     def _run(self, stage: Stage, limit: float) -> dict:
         folder = self.folder / stage.name
         folder.mkdir(parents=True, exist_ok=True)
-        commands = stage.commands(folder)
+        # Relative to where they run, so that the commands on record name no machine's folder.
+        commands = stage.commands(folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder)
         begin, status, late = time.monotonic(), 0, False
         with (folder / "log.txt").open("ab") as log:
             for command in commands:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 GB = 1e9
 _NOTES = """\
-GB are of 10^9 bytes. Peak allocated: the allocator's own largest sum of tensors in one warm training step, with
+GB are of 10^9 bytes. Step peak: the most that a warm forward and backward takes above what is there before it (weights,
+optimizer state, what the rows keep of the originals): activations and gradients. Peak allocated: the allocator's own largest sum of tensors in one warm training step, with
 weights, gradients and AdamW's state (fused). Peak reserved: the most that the allocator had taken from the driver in a
 step after its cache had been emptied. Step: from CUDA event to CUDA event with nothing waiting for the device in
 between, forward, backward and optimizer step; median over all timed steps, and the medians of the fastest and the
@@ -71,7 +72,8 @@ def _tables(folder: Path) -> list[str]:
 
 def step_table(rows: list[dict]) -> str:
     """A row a method: bytes, time and tokens, each over the floor and over LoRA."""
-    titles = ["method", "trainable", "peak allocated GB", "/ floor", "/ LoRA", "peak reserved GB", "/ floor", "/ LoRA"]
+    titles = ["method", "trainable", "step peak GB", "/ floor", "/ LoRA", "peak allocated GB", "/ floor", "/ LoRA"]
+    titles += ["peak reserved GB", "/ floor", "/ LoRA"]
     titles += ["step ms, median [rounds]", "/ floor", "/ LoRA", "tokens/s"]
     return _markdown(titles, [_step_cells(row, len(titles)) for row in rows])
 
@@ -80,7 +82,7 @@ def _step_cells(row: dict, width: int) -> list[str]:
     if "error" in row:
         return _failed(row["method"], row, width)
     cells = [row["method"], f"{row['trainable_parameters']:,}"]
-    for key in ("total_peak_bytes", "total_peak_reserved_bytes"):
+    for key in ("step_peak_bytes", "total_peak_bytes", "total_peak_reserved_bytes"):
         cells.append(f"{row[key] / GB:.2f}" if key in row else "–")
         cells += [_ratio(row.get(f"{key}_over_{reference}")) for reference in ("floor", "lora")]
     time = f"{1000 * row['step_seconds_median']:.1f}" if "step_seconds_median" in row else "–"
