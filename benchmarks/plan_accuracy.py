@@ -6,9 +6,9 @@
     python benchmarks/plan_accuracy.py --device cuda --large --jobs 12     of 8 billion alone, planned by 12 processes
 
 The measured peak is, on a CPU, what model and optimizer hold plus the profiler's exact peak of new allocations in one
-warm step, on a GPU the allocator's own less cuBLAS's workspaces (`workspace_bytes` of a row; 0 on a CPU): they come from
-the same allocator, are made once for every thread that multiplies and stay, 32 MiB each on an H100, and a plan counts
-them with the context and not among tensors. The planned peak comes from the same step on the meta device.
+warm step, on a GPU the allocator's own less cuBLAS's workspaces (`workspace_bytes` of a row; 0 on a CPU). They lie in
+the same memory, are made once for every thread that multiplies and stay, 32 MiB each on an H100; a plan counts them
+with the context, not among tensors. The planned peak comes from the same step on the meta device.
 """
 
 import argparse
