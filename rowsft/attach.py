@@ -37,8 +37,8 @@ def score(
     importance: a metric's name. calibration: training batches (dicts of tensors that model.forward accepts, with
     labels) for metrics that need them; any iterable, gone through once. The next four say which layers, as in
     `rowsft.selection.Targets`. seed: of metrics that draw. group_bytes: bytes of gradients and layer inputs held at a
-    time; None keeps the peak under that of a training step. draws: perturbations that zo_taylor averages over.
-    progress: wraps an iterable of batches, called with (items, total).
+    time; None keeps the peak under that of a training step that keeps its inputs, as LoRA's does. draws: perturbations
+    that zo_taylor averages over. progress: wraps an iterable of batches, called with (items, total).
 
     Returns, in the model's order and on the CPU, for channel
     - "out": full layer name -> scores of its rows, float32 (d_out,);

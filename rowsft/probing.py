@@ -42,7 +42,7 @@ def evaluation(job: "Job", evaluate: Callable[[list[dict]], object]) -> None:
         # The longest may all have been cut to one length. The batch in which they end has padding then, and its mask
         # makes it the largest.
         largest[-1] = by_length[-1]
-    # Saving has put the base rows back; evaluation after training finds the trained ones, and the originals kept.
+    # The first time leaves what the later ones find: after training with dropout, the originals of the chosen rows.
     evaluate(largest)
     # The optimizer's state stays while the trained model is evaluated.
     optimizer = None if job.trainer is None else job.trainer.optimizer
@@ -54,7 +54,9 @@ def training_step(job: "Job") -> None:
     if job.trainer is None:
         return
     batch, optimizer = training.largest_batch(job.trainer), job.trainer.optimizer
-    # A step of little memory clears away what evaluating left beside the weights.
+    # Evaluating left the originals of the chosen rows, which training with dropout does without. A move, be it to where
+    # the model is, drops them; a step of little memory makes those that training keeps.
+    job.model.to(job.device)
     training.extra_step(job.trainer, batch[:1])
     for _ in range(job.settings.memory_probe_steps):
         _peak(job, "train", lambda: training.extra_step(job.trainer, batch), optimizer)

@@ -1,15 +1,16 @@
-"""How many layers one pass may serve, so that scoring's peak stays below that of a training step of the row channel.
+"""How many layers one pass may serve, so that scoring's peak stays below that of a row step that keeps its inputs.
 
-That step backpropagates through the frozen network and keeps the input of every target layer for it. A pass of a
-metric does the same for its group of layers alone, so what the other layers' inputs would have taken is free for
-accumulated gradients and for the one gradient on its way. What an input costs is measured in one forward pass: layers
-that read the same tensor share it, and one that the network keeps anyway (as attention keeps its output) costs nothing.
-Nor does one that is still in use when the last layer runs, as a residual is: there, where a step's forward peaks, the
-frozen network holds it too.
+That step, with `recompute_inputs` off (LoRA's is alike), backpropagates through the frozen network and keeps the input
+of every target layer for it. A pass of a metric does the same for its group of layers alone, so what the other layers'
+inputs would have taken is free for accumulated gradients and for the one gradient on its way. What an input costs is
+measured in one forward pass: layers that read the same tensor share it, and one that the network keeps anyway (as
+attention keeps its output) costs nothing. Nor does one that is still in use when the last layer runs, as a residual is:
+there, where a step's forward peaks, the frozen network holds it too.
 
 The bound: a layer stands alone where it does not fit with another, so a pass needs at least the accumulators and the
 gradient of one layer. Only where those alone exceed all kept inputs (a batch of fewer tokens than a layer is wide) can
-scoring's peak exceed the step's.
+scoring's peak exceed the step's. A step that computes inputs again keeps next to nothing beside the frozen network:
+scoring, which needs those bytes at least, may peak above that one, and comes closest with `group_bytes` 0.
 """
 
 import weakref
@@ -44,8 +45,8 @@ class Pass:
 def groups_of(layers: dict[str, nn.Module], context: Context, holds: Pass) -> list[dict[str, nn.Module]]:
     """Consecutive layers that one pass may serve together within `context.group_bytes`, in their order.
 
-    None takes all that a row step keeps (`kept_bytes`) on the largest calibration batch. A layer that does not fit
-    with others stands alone.
+    None takes all that a row step keeps (`kept_bytes`) on the largest calibration batch where it keeps its inputs. A
+    layer that does not fit with others stands alone.
     """
     kept = kept_inputs(layers, context)
     room = kept_bytes(kept) if context.group_bytes is None else context.group_bytes

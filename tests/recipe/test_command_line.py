@@ -97,10 +97,11 @@ def test_how_inputs_were_had_is_in_the_record(workshop):
         overrides = [*workshop.overrides("llama"), f"method={method[0]}", *method[1:], "trainer.memory_probe_steps=0"]
         done = workshop.rowsft("run", *overrides, f"experiment_name={name}")
         assert done.returncode == 0, done.stderr
-    records = [record for record in Store(workshop.folder / "runs").records() if name in record.experiments]
+    records = Store(workshop.folder / "runs").runs(name)
     found = {record.config["method"].get("recompute_inputs"): record.result for record in records}
     layers = len(found[True]["knobs"]["target_modules"])
-    assert found[True]["inputs"] == {"rebuilt": layers, "kept": 0}
+    # What q, k and v of the first layer read has no history: nothing before it is trained.
+    assert found[True]["inputs"] == {"rebuilt": layers - 3, "kept": 3}
     assert found[False]["inputs"] == {"rebuilt": 0, "kept": layers}
     assert "inputs" not in found[None]
 
