@@ -10,6 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import generation
 import overhead
 import selection
 import summary
@@ -154,6 +155,30 @@ def test_writing_has_a_row_for_every_channel(planned, tmp_path, capsys):
         assert row["write_moved_bytes"] > row["write_least_bytes"]
         assert row["restore_moved_bytes"] >= row["restore_least_bytes"]
     assert all(f"| {name} |" in (tmp_path / "writing.md").read_text() for name in writing.CHANNELS)
+
+
+def test_every_method_generates_what_the_plain_model_does_until_it_is_trained():
+    plain, *others = (
+        generation.Generation(SHAPES["tiny_llama"], name, CPU, torch.float32, 40, 5) for name in generation.METHODS
+    )
+    tokens = plain.tokens()
+    assert tokens.shape == (1, 45)
+    assert all(torch.equal(other.tokens(), tokens) for other in others)
+
+
+def test_generation_has_a_row_for_every_method(tmp_path, capsys):
+    options = ["--shape", "tiny_llama", "--rounds", "2", "--new", "3", "--out", str(tmp_path)]
+    assert generation.main(options) == 0
+    found = json.loads((tmp_path / "generation.json").read_text())["rows"]
+    assert [row["method"] for row in found] == list(generation.METHODS)
+    assert all(f"| {name} |" in (tmp_path / "generation.md").read_text() for name in generation.METHODS)
+
+
+def test_ratios_of_generation_are_those_of_one_round():
+    rows = {row["method"]: row for row in generation.rows("s", {"rows": [1.0, 9.0, 2.0], "lora": [2.0, 3.0, 2.0]}, 2)}
+    assert rows["rows"]["token_milliseconds"] == {"median": 1000, "low": 500, "high": 4500}
+    assert rows["rows"]["seconds_over_lora"] == {"median": 1, "low": 0.5, "high": 3}
+    assert "seconds_over_plain" not in rows["rows"]
 
 
 @pytest.mark.parametrize("shape", ["tiny_llama", "tiny_bert"])
