@@ -66,9 +66,11 @@ importance: assets ## does the choice of rows matter? eight metrics, two budgets
 	@$(BIN)/rowsft sweep experiment=importance
 	@$(BIN)/rowsft report --experiment importance --out reports/importance
 
-bench: setup ## a step of every method, the cost of choosing rows, the harness's own (half an hour on two idle cores)
+bench: setup ## a step of every method, the cost of choosing and writing rows, generation, the harness's own (half an hour on two idle cores)
 	@$(BIN)/python benchmarks/step.py
 	@$(BIN)/python benchmarks/selection.py
+	@for shape in llama bert; do $(BIN)/python benchmarks/writing.py --shape $$shape --out benchmarks/out/writing-$$shape || exit; done
+	@$(BIN)/python benchmarks/generation.py
 	@$(BIN)/python benchmarks/overhead.py
 
 plan-8b: setup ## what every method needs for Llama-3-8B on an 80 GB card, planned offline, with a page (6 minutes)

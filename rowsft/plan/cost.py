@@ -11,8 +11,12 @@ from rowsft.measure.flops import BACKWARD, FORWARD, attention_backward_flops, at
 from rowsft.measure.ledger import tensors_in
 
 aten = torch.ops.aten
-# Operators that only look at memory in another way.
-_FREE = ("view", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze", "detach", "alias")
+# Operators that only look at memory in another way, or take some and leave it as it is.
+_VIEWS = ("view", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze", "detach", "alias")
+_FREE = (*_VIEWS, "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+# Operators that read, or write, some entries of their first tensor and leave the rest alone.
+_GATHER = (aten.index_select, aten.index, aten.embedding)
+_SCATTER = (aten.index_copy_, aten.index_put_, aten._index_put_impl_)
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Device:
 class Costs(TorchDispatchMode):
     """Context manager that enters every operator's floating-point operations (a multiplication and an addition are
     two, as in torch's FlopCounterMode; attention's products are counted on every device) and the bytes that it has to
-    read and write if nothing stays in a cache."""
+    read and write if nothing stays in a cache: of a tensor that is indexed, those of the entries that are taken or put.
+    """
 
     def __init__(self):
         super().__init__()
@@ -41,7 +46,7 @@ class Costs(TorchDispatchMode):
         if packet.__name__.strip("_") not in _FREE:
             tensors = list(tensors_in((*args, *kwargs.values(), out)))
             if tensors:
-                moved = sum({id(t): t.nbytes for t in tensors}.values())
+                moved = _moved(packet, args, tensors)
                 self.operators[_operations(packet, args, kwargs, out), moved, tensors[0].dtype] += 1
         return out
 
@@ -62,6 +67,17 @@ class Costs(TorchDispatchMode):
             times * max(flops / device.flops.get(dtype, fastest), moved / device.bytes_per_second)
             for (flops, moved, dtype), times in self.operators.items()
         )
+
+
+def _moved(packet, args, tensors: list[torch.Tensor]) -> int:
+    sizes = {id(tensor): tensor.nbytes for tensor in tensors}
+    if packet in _GATHER:
+        # As much is read as comes out, the last of the tensors.
+        sizes[id(args[0])] = tensors[-1].nbytes
+    elif packet in _SCATTER:
+        # As much is written as is put in.
+        sizes[id(args[0])] = sizes[id(args[3 if packet is aten.index_copy_ else 2])]
+    return sum(sizes.values())
 
 
 def _operations(packet, args, kwargs, out) -> int:

@@ -10,10 +10,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import generation
 import overhead
 import selection
 import summary
-from contenders import SecondProduct
+import writing
+from contenders import CONTENDERS, SecondProduct
 from shapes import SHAPES, batch, build
 from worker import Trial
 
@@ -123,6 +125,60 @@ def test_a_metric_that_fails_is_a_row_that_says_so():
     model = build(SHAPES["tiny_llama"], CPU, torch.float32)
     row = selection.scored(model, "taylor", [], 1)
     assert row["error"].startswith("UserError: importance=taylor needs training batches")
+
+
+@pytest.mark.parametrize("name", writing.CHANNELS)
+def test_all_layers_are_written_and_restored(name):
+    model = CONTENDERS[name].attach(build(SHAPES["tiny_bert"], CPU, torch.float32), 2).model
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        torch.nn.init.ones_(parameter)
+    frozen = {key: value.clone() for key, value in model.named_parameters() if not value.requires_grad}
+    work = writing.Writing(model)
+    work.write()
+    changed = sum(int((value != frozen[key]).sum()) for key, value in model.named_parameters() if key in frozen)
+    assert changed == sum(parameter.numel() for parameter in trained)
+    work.restore()
+    assert all(torch.equal(value, frozen[key]) for key, value in model.named_parameters() if key in frozen)
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_writing_has_a_row_for_every_channel(planned, tmp_path, capsys):
+    options = ["--shape", "tiny_llama", "--dtype", "bf16", "--rounds", "2", "--out", str(tmp_path)]
+    assert writing.main([*options, "--planned"] if planned else options) == 0
+    rows = json.loads((tmp_path / "writing.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == list(writing.CHANNELS)
+    for row in rows:
+        # 16-bit originals and W, 32-bit deltas.
+        assert row["write_least_bytes"] == (2 + 4 + 2) * row["trainable_parameters"]
+        assert row["restore_least_bytes"] == (2 + 2) * row["trainable_parameters"]
+        assert row["write_moved_bytes"] > row["write_least_bytes"]
+        assert row["restore_moved_bytes"] >= row["restore_least_bytes"]
+    assert all(f"| {name} |" in (tmp_path / "writing.md").read_text() for name in writing.CHANNELS)
+
+
+def test_every_method_generates_what_the_plain_model_does_until_it_is_trained():
+    plain, *others = (
+        generation.Generation(SHAPES["tiny_llama"], name, CPU, torch.float32, 40, 5) for name in generation.METHODS
+    )
+    tokens = plain.tokens()
+    assert tokens.shape == (1, 45)
+    assert all(torch.equal(other.tokens(), tokens) for other in others)
+
+
+def test_generation_has_a_row_for_every_method(tmp_path, capsys):
+    options = ["--shape", "tiny_llama", "--rounds", "2", "--new", "3", "--out", str(tmp_path)]
+    assert generation.main(options) == 0
+    found = json.loads((tmp_path / "generation.json").read_text())["rows"]
+    assert [row["method"] for row in found] == list(generation.METHODS)
+    assert all(f"| {name} |" in (tmp_path / "generation.md").read_text() for name in generation.METHODS)
+
+
+def test_ratios_of_generation_are_those_of_one_round():
+    rows = {row["method"]: row for row in generation.rows("s", {"rows": [1.0, 9.0, 2.0], "lora": [2.0, 3.0, 2.0]}, 2)}
+    assert rows["rows"]["token_milliseconds"] == {"median": 1000, "low": 500, "high": 4500}
+    assert rows["rows"]["seconds_over_lora"] == {"median": 1, "low": 0.5, "high": 3}
+    assert "seconds_over_plain" not in rows["rows"]
 
 
 @pytest.mark.parametrize("shape", ["tiny_llama", "tiny_bert"])

@@ -22,6 +22,7 @@ from rowsft.models import SHIPPED_CONFIGS
 from rowsft.plan import _told, plan, scoring
 from rowsft.plan.advice import ways_out
 from rowsft.plan.autocast import autocast, autocasting, claimed_alike, claims_hold
+from rowsft.plan.cost import Costs
 from rowsft.plan.fit import Demand
 from rowsft.plan.scene import scene_of
 from rowsft.plan.step import plan_step
@@ -120,6 +121,24 @@ def test_flops_are_those_that_torch_counts(family, method):
         blank = attached(case)
     step = plan_step(blank, {name: tensor.to("meta") for name, tensor in batch.items()}, False, False)
     assert step.costs.flops == counted.get_total_flops()
+
+
+def test_of_an_indexed_tensor_only_the_entries_taken_or_put_are_moved():
+    weight, ids, wide = torch.zeros(100, 8), torch.tensor([3, 5]), torch.zeros(100, 2)
+    rows, row_bytes, id_bytes = weight[:2].clone(), 2 * 8 * 4, 2 * 8
+    for work, expected in (
+        (lambda: weight.index_select(0, ids), 2 * row_bytes + id_bytes),
+        (lambda: torch.index_select(weight, 0, ids, out=rows), 2 * row_bytes + id_bytes),
+        (lambda: weight[ids], 2 * row_bytes + id_bytes),
+        (lambda: torch.nn.functional.embedding(ids, weight), 2 * row_bytes + id_bytes),
+        (lambda: weight.index_copy_(0, ids, rows), 2 * row_bytes + id_bytes),
+        (lambda: weight.__setitem__((slice(None), ids), wide), 2 * wide.nbytes + id_bytes),
+        (lambda: torch.empty_like(weight), 0),
+        (lambda: weight.add_(1), weight.nbytes),
+    ):
+        with Costs() as costs:
+            work()
+        assert costs.bytes_moved == expected
 
 
 def test_parts_and_parameters_add_up():
