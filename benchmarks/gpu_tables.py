@@ -6,14 +6,15 @@ from pathlib import Path
 GB = 1e9
 _NOTES = """\
 GB are of 10^9 bytes. Step peak: the most that a warm forward and backward takes above what is there before it (weights,
-optimizer state, what the rows keep of the originals): activations and gradients. Peak allocated: the allocator's own largest sum of tensors in one warm training step, with
-weights, gradients and AdamW's state (fused). Peak reserved: the most that the allocator had taken from the driver in a
-step after its cache had been emptied. Step: from CUDA event to CUDA event with nothing waiting for the device in
-between, forward, backward and optimizer step; median over all timed steps, and the medians of the fastest and the
-slowest round. Every method is a process of its own and took its rounds at one go, so ratios of times hold the rounds'
-own spread (the range in brackets: fastest round over the other's slowest, to slowest over fastest), not a change of the
-card's clock between two methods. Ratios of tokens/s are the inverse of those of times. The floor is backpropagation
-through the frozen network. Weights are random, as many trainable parameters as LoRA of rank 64, no dropout."""
+optimizer state, what the rows keep of the originals): activations and gradients. Peak allocated: the allocator's own
+largest sum of tensors in one warm training step, with weights, gradients and AdamW's state (fused). Peak reserved: the
+most that the allocator had taken from the driver in a step after its cache had been emptied. Step: from CUDA event to
+CUDA event with nothing waiting for the device in between, forward, backward and optimizer step; median over all timed
+steps, and the medians of the fastest and the slowest round. Every method is a process of its own and took its rounds at
+one go, so ratios of times hold the rounds' own spread (the range in brackets: fastest round over the other's slowest,
+to slowest over fastest), not a change of the card's clock between two methods. Ratios of tokens/s are the inverse of
+those of times. The floor is backpropagation through the frozen network. Weights are random, as many trainable
+parameters as LoRA of rank 64, no dropout."""
 
 
 def page(record: dict, folder: Path, names: list[str]) -> str:
