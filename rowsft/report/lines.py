@@ -34,12 +34,23 @@ def paired(table: Table, row: Row, method: str) -> Difference | None:
     return difference(row.scores, reference.scores) if reference is not None and reference is not row else None
 
 
+#: Settings of methods that trade memory for time, and so belong to the conditions of a comparison.
+TRADES = ("method.recompute_inputs",)
+
+
 def differs_in(rows: list[Row]) -> dict[int, str]:
-    """{id(row): the row's own values of every setting, the method's aside, that the trained rows do not share}."""
+    """{id(row): the row's own values of every setting that the trained rows do not share}.
+
+    A method's own settings are left out, but for those in TRADES, where the method has them.
+    """
     trained = [row for row in rows if row.trains]
-    keys = [key for key in differing(trained) if key.split(".")[0] != "method"]
+    keys = [key for key in differing(trained) if key in TRADES or key.split(".")[0] != "method"]
     return {
-        id(row): ", ".join(f"{short(key)}={_plain(row.settings.get(key))}" for key in keys) if row.trains else ""
+        id(row): ", ".join(
+            f"{short(key)}={_plain(row.settings.get(key))}" for key in keys if key not in TRADES or key in row.settings
+        )
+        if row.trains
+        else ""
         for row in rows
     }
 
