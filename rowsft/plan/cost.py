@@ -16,7 +16,7 @@ _VIEWS = ("view", "t", "transpose", "permute", "expand", "slice", "select", "uns
 _FREE = (*_VIEWS, "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 # Operators that read, or write, some entries of their first tensor and leave the rest alone.
 _GATHER = (aten.index_select, aten.index, aten.embedding)
-_SCATTER = (aten.index_copy_, aten.index_put_, aten._index_put_impl_)
+_SCATTER = (aten.index_copy_, aten.index_put_, aten._index_put_impl_, aten.scatter_)
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,10 @@ class Patch:
         """Write blocks into the entries."""
         rows, columns, bias = blocks
         matrix = as_matrix(self.layer, tensors["weight"])
-        if columns is not None:
+        if columns is not None and self.others is None:
+            # Half the time of the same as an indexed assignment.
+            matrix.scatter_(1, self.columns.expand_as(columns), columns)
+        elif columns is not None:
             matrix[self._column_index()] = columns
         if rows is not None:
             matrix.index_copy_(0, self.rows, rows)
