@@ -70,13 +70,14 @@ class Costs(TorchDispatchMode):
 
 
 def _moved(packet, args, tensors: list[torch.Tensor]) -> int:
-    sizes = {id(tensor): tensor.nbytes for tensor in tensors}
+    # Of an expanded tensor what it lies in, however often it is read.
+    sizes = {id(tensor): min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in tensors}
     if packet in _GATHER:
         # As much is read as comes out, the last of the tensors.
         sizes[id(args[0])] = tensors[-1].nbytes
     elif packet in _SCATTER:
         # As much is written as is put in.
-        sizes[id(args[0])] = sizes[id(args[3 if packet is aten.index_copy_ else 2])]
+        sizes[id(args[0])] = sizes[id(args[3 if packet in (aten.index_copy_, aten.scatter_) else 2])]
     return sum(sizes.values())
 
 

@@ -169,7 +169,7 @@ def test_variants_of_a_method_are_rows_of_their_own_and_seeds_inside_a_method_ar
 
 
 def test_how_inputs_are_had_tells_rows_of_a_method_apart_and_breaks_no_contract(tmp_path):
-    """It trades memory for time, so "differs in" has it, where a method has it; records from before read as they did."""
+    """It trades memory for time, so "differs in" has it where a method has it; older records read as they did."""
     store, group = Store(tmp_path), config(method="row_sft")["method"]
     finish(store, regression("lora", 1))
     finish(store, regression("row_sft", 1), method=group)
