@@ -36,11 +36,6 @@ def has_no_data(tensor: torch.Tensor) -> bool:
     return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
-def address_of(tensor: torch.Tensor) -> int:
-    """Where a tensor's data lie; 0 where there are none."""
-    return 0 if has_no_data(tensor) else tensor.data_ptr()
-
-
 def as_matrix(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
     """`weight`, laid out as the layer stores it, as a view (d_out, d_in); Conv1D stores W transposed."""
     return weight.t() if isinstance(layer, Conv1D) else weight
