@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from .contents import Claim
 from .rebuild import Source
@@ -71,6 +70,8 @@ class UpdateGradient(torch.autograd.Function):
         ctx.save_for_backward(kept, rows, columns if ctx.needs_delta and ctx.needs_column_delta else None, others)
         ctx.dtypes = [None if value is None else value.dtype for value in (delta, bias, column_delta)]
         ctx.claim = claim
+        values = () if torch.compiler.is_compiling() else (delta, bias, column_delta)
+        ctx.trained = [value for value in values if value is not None and value.requires_grad]
         # Returned as it is, y would become a view made by a custom function, which forbids in-place operations on the
         # layer's output (OLMo clamps its projections in place).
         return y.detach()
@@ -102,7 +103,36 @@ def _backward(ctx, grad_y: torch.Tensor) -> tuple:
     return grad_y, None, None, grad_delta, grad_bias, None, grad_column_delta, None, None, None
 
 
-_recorded_backward = once_differentiable(_backward)
+class _OnceDifferentiable(torch.autograd.Function):
+    """Passes gradients on and refuses their own backward.
+
+    `once_differentiable` leaves its results without a way to its arguments: `autograd.grad` of chosen inputs would not
+    get there and take the second derivative for zero.
+    """
+
+    @staticmethod
+    def forward(ctx, count, *tensors):
+        return tuple(None if each is None else each.detach() for each in tensors[:count])
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            "row-SFT layers have no second derivatives (once_differentiable); take them of a merged model, or "
+            "under torch.func"
+        )
+
+
+def _recorded_backward(ctx, grad_y: torch.Tensor) -> tuple:
+    with torch.no_grad():
+        # Without the history of grad_y, which comes back as the arguments of the function below.
+        results = _backward(ctx, grad_y)
+    kinds = [index for index, each in enumerate(results) if each is not None]
+    given = _OnceDifferentiable.apply(len(kinds), *(results[index] for index in kinds), grad_y, *ctx.trained)
+    full = [None] * len(results)
+    for index, each in zip(kinds, given, strict=True):
+        full[index] = each
+    return tuple(full)
+
 
 # `Function.apply` less its look at every argument for torch.func, whose transforms never come here: where a step takes
 # milliseconds, a tenth of a layer's time.

@@ -6,17 +6,21 @@ import sys
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .managed import REPLICATE, is_ordinary, manager_of
 from .matrix import has_no_data
+
+_PRODUCTS = (nn.Linear.forward, Conv1D.forward)
 
 
 class BaseTensors:
     """Weight and bias of a base layer: as parameters, as bare tensors to write in, and whether that is allowed.
 
     is_ordinary: whether their values can be read and written as they are. is_writable: whether a forward may, because
-    nobody else manages them or trains them. key: where the weight lies; the same for all layers that share it.
-    versioned: those with a version counter. has_data: whether the weight is on a device, and no fake.
+    nobody else manages or trains them, and what the layer computes is the product with them, which neither a forward of
+    its own nor hooks change: the gradient is that of the product. key: where the weight lies; the same for all layers
+    that share it. versioned: those with a version counter. has_data: whether the weight is on a device, and no fake.
     """
 
     __slots__ = (
@@ -37,8 +41,11 @@ class BaseTensors:
         bias = {} if self.bias is None else {"bias": self.bias}
         self.parameters: dict[str, nn.Parameter] = {"weight": self.weight, **bias}
         self.is_ordinary = all(map(is_ordinary, self.parameters.values()))
-        self.is_writable = manager_of(layer) is None and not any(
-            each.requires_grad or each.is_inference() for each in self.parameters.values()
+        self.is_writable = (
+            manager_of(layer) is None
+            and type(layer).forward in _PRODUCTS
+            and not (layer._forward_hooks or layer._forward_pre_hooks)
+            and not any(each.requires_grad or each.is_inference() for each in self.parameters.values())
         )
         # `.data` shares memory, but no version counter.
         self.tensors = {name: each.data for name, each in self.parameters.items()} if self.is_ordinary else {}
@@ -68,6 +75,7 @@ def _marks(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) ->
     own = layer.__dict__
     return (
         weight.requires_grad,
+        bool(layer._forward_hooks or layer._forward_pre_hooks),
         bias is not None and bias.requires_grad,
         own.get("_is_fsdp_managed_module"),
         own.get("_hf_hook"),

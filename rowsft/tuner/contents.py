@@ -105,22 +105,34 @@ class Contents:
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """The originals are in the weight for the time of the block."""
-        self.check_untouched()
-        written: Blocks | None = None if self.patch is None else self.patch.blocks(self.base.tensors)
-        if written is not None:
-            self.patch.restore(self.base.tensors)
-        try:
-            yield
-        finally:
+        with self._held():
+            self.check_untouched()
+            written: Blocks | None = None if self.patch is None else self.patch.blocks(self.base.tensors)
             if written is not None:
-                self.patch.put(self.base.tensors, written)
+                self.patch.restore(self.base.tensors)
+            try:
+                yield
+            finally:
+                # None where the block has moved the model, which ends all claims.
+                if written is not None and self.patch is not None:
+                    self.patch.put(self.base.tensors, written)
 
     def originals(self) -> dict[str, torch.Tensor]:
         """A copy of the weight (and bias) with the originals in it."""
-        copies = {name: tensor.clone() for name, tensor in self.base.tensors.items()}
-        if self.patch is not None:
-            self.patch.restore(copies)
+        with self._held():
+            copies = {name: tensor.clone() for name, tensor in self.base.tensors.items()}
+            if self.patch is not None:
+                self.patch.restore(copies)
         return copies
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """What it holds stays for the time of the block, though the collector drop the last graph that needs it."""
+        self.claims += 1
+        try:
+            yield
+        finally:
+            self.release()
 
     def refuse_waiting_graphs(self) -> None:
         """Let autograd see that the weight has changed."""
@@ -188,19 +200,23 @@ class Claim:
 
     def _renew(self) -> None:
         old = self.contents
-        contents = _claimed.get(old.base.key)
         unchanged = self.state == _state(self.updates) and old.base.has_not_moved()
+        contents = _claimed.get(old.base.key)
+        if contents is not None:
+            contents.claims += 1
         if contents is None and unchanged:
             contents = _claimed[old.base.key] = Contents(old.layer_name, old.base)
+            contents.claims = 1
             contents.write(self.patch, self.updates)
         elif contents is None or not contents.holds(self.patch, self.updates) or contents.state != self.state:
+            if contents is not None:
+                contents.release()
             raise RuntimeError(
                 f"the values written into layer {old.layer_name} have changed since this graph was recorded, by an "
                 "optimizer step or by a forward with other adapters; run the second backward before, or forward again"
             )
         self.contents = contents
         self.live = True
-        contents.claims += 1
 
     def __del__(self):
         try:
@@ -231,10 +247,13 @@ def claim(
             contents.write(patch, updates)
             made.state = contents.state
             return made
-        if not contents.holds(patch, updates):
-            return None
-        # Claimed first: whatever is dropped from here on, the weight stays.
+        # Counted before anything is allocated: whatever the collector drops from here on, the weight stays.
+        contents.claims += 1
         made = Claim(contents, patch, updates)
+        contents.claims -= 1
+        if not contents.holds(patch, updates):
+            made.release()
+            return None
         if not contents.is_current(updates):
             if not recorded:
                 made.release()

@@ -77,7 +77,8 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         if not config.init_weights:
             for held in self._held(adapter_name):
                 nn.init.normal_(held)
-        self.recompute_inputs = config.recompute_inputs
+        # A layer that was found to need its input kept has to be found so again.
+        self.recompute_inputs, self._input_checked = config.recompute_inputs, False
         self.row_sft_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self._may_drop_inputs |= bool(config.dropout)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -126,6 +127,10 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         if isinstance(layer, BaseTunerLayer):
             layer = layer.get_base_layer()
         if self._seen_base is None or not self._seen_base.is_of(layer):
+            moved = self._seen_base is not None and not self._seen_base.has_not_moved()
+            if moved and (contents := contents_of(self._seen_base)) is not None:
+                # Its storage went elsewhere, as into shared memory, with what is written in it.
+                contents.end()
             # The patch goes too: its originals have the old ones' dtype and device.
             self._seen_base, self._patch = BaseTensors(layer), None
         return self._seen_base
@@ -185,7 +190,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
             modules["row_sft_column_ids"]._buffers.get(name),
             _held(modules["row_sft_column_delta"], name),
         )
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return Update(*parts, others=self._others(name))
         made = self._made.get(name)
         if made is None or not made.consists_of(*parts):
@@ -251,9 +256,12 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
     def __setstate__(self, state):
         super().__setstate__(state)
         register_layer(self)
-        if self._patch is not None:
-            self._patch.restore(self._base().tensors)
-            self._patch = None
+        patch, self._patch = self._patch, None
+        if patch is not None:
+            contents = self._contents()
+            # A shallow copy shares the weight with the graphs that wait for what it holds.
+            if contents is None or contents.patch is not patch:
+                patch.restore(self._base().tensors)
         if self.merged:
             self._merged_claim = self._claim(self._updates(self.merged_adapters), recorded=True)
 

@@ -50,17 +50,27 @@ class Linear(RowSFTLayer):
         names = [] if self._disable_adapters else self._adapters(self.active_adapters)
         if torch.compiler.is_compiling():
             return self._traced_output(names, x, *args, **kwargs)
+        if torch.jit.is_tracing():
+            # A trace holds the weight itself, and not what is written in it for a time.
+            with self.with_originals():
+                return self._add_updates(self.base_layer(x, *args, **kwargs), x, names)
         base = self._base()
         # An offloaded weight is brought back when the base layer runs, and what was written before would be lost.
         if self.shared or not base.is_writable or (not base.has_data and base.weight.is_meta and not x.is_meta):
-            return self._add_updates(self.base_layer(x, *args, **kwargs), x, names)
+            return self._add_updates(self._original_output(x, *args, **kwargs), x, names)
         if self._may_drop_inputs and self._drops_inputs(names):
             return self._add_updates(self._base_output([], x, *args, **kwargs), x, names)
-        if names and torch._C._are_functorch_transforms_active():
+        if torch._C._are_functorch_transforms_active():
             # They transform the values, which no weight can hold.
-            base_output = functional_call(self.base_layer, self._private_copy([]), (x, *args), kwargs)
-            return self._add_updates(base_output, x, names)
+            return self._add_updates(self._original_output(x, *args, **kwargs), x, names)
         return self._base_output(self._updates(names), x, *args, **kwargs)
+
+    def _original_output(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """The base layer's output with the originals, without a claim on them."""
+        contents = self._contents()
+        if contents is None or contents.patch is None:
+            return self.base_layer(x, *args, **kwargs)
+        return functional_call(self.base_layer, self._private_copy([]), (x, *args), kwargs)
 
     def _drops_inputs(self, names: list[str]) -> bool:
         return self.training and any(isinstance(self.row_sft_dropout[name], nn.Dropout) for name in names)
@@ -98,8 +108,12 @@ class Linear(RowSFTLayer):
                 return work()
             finally:
                 claim.release()
+        contents = self._contents()
+        if contents is None:
+            # The collector has dropped them just now.
+            return self._while_written(updates, work)
         # Graphs wait for something else in the weight, which is put back.
-        with self._contents().suspended():
+        with contents.suspended():
             base = self._base()
             patch, tensors = self._patch_for(updates, base), base.tensors
             try:
@@ -115,7 +129,7 @@ class Linear(RowSFTLayer):
         if update.delta is None or not update.delta.requires_grad:
             return None
         found = source_of(x) if self.recompute_inputs else self._why_kept
-        if isinstance(found, Source) and not self._input_checked:
+        if isinstance(found, Source) and not self._input_checked and x.numel():
             self._input_checked = True
             if not (has_no_data(x) or found.gives(x)):
                 self.recompute_inputs, self._why_kept = False, "what would be rebuilt is not the input"
@@ -128,7 +142,9 @@ class Linear(RowSFTLayer):
 
     def _merged_output(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         y = self.base_layer(x, *args, **kwargs)
-        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return y
+        if not (torch.is_grad_enabled() and x.requires_grad):
             return y
         contents = self._contents()
         return with_gradient(y, x, Update(), Claim(contents, contents.patch, contents.updates), None)

@@ -204,14 +204,13 @@ def test_rows_say_how_a_stage_ended(tmp_path):
 
 def test_a_table_has_the_ratios_and_says_oom():
     numbers = {"trainable_parameters": 5, "total_peak_bytes": 3e9, "total_peak_reserved_bytes": 4e9, "flops": 1}
-    numbers |= {"step_peak_bytes": 1, "tokens_per_step": 512}
-    measured = {"floor": numbers | {"total_peak_bytes": 2e9}, "rows": numbers}
+    numbers |= {"step_peak_bytes": 1.5e9, "tokens_per_step": 512}
+    measured = {"floor": numbers | {"total_peak_bytes": 2e9, "step_peak_bytes": 1e9}, "rows": numbers}
     rounds = {"floor": [[0.1, 0.1, 0.1]], "rows": [[0.2, 0.2, 0.2], [0.4, 0.4, 0.4]], "lora": []}
     rows = summary.rows("s", ["floor", "rows", "lora"], measured, rounds, {"lora": "out"}, in_turn=True)
     lines = gpu_tables.step_table([*rows[:2], {**rows[2], "oom": True}]).splitlines()
-    assert (
-        "| rows | 5 | 3.00 | 1.500 | – | 4.00 | 1.000 | – | 300.0 [200.0, 400.0] | 3.000 [2.000, 4.000] |" in lines[3]
-    )
+    sizes = "| rows | 5 | 1.50 | 1.500 | – | 3.00 | 1.500 | – | 4.00 | 1.000 | – |"
+    assert lines[3].startswith(f"{sizes} 300.0 [200.0, 400.0] | 3.000 [2.000, 4.000] |")
     assert lines[3].endswith("| 1,707 |")
     assert lines[4].startswith("| lora | oom |")
 

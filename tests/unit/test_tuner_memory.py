@@ -40,11 +40,14 @@ def test_columns_keep_tokens_times_columns_floats_and_nothing_else(name):
 @pytest.mark.parametrize("channel", ["out", "half"])
 def test_rows_keep_inputs_and_ids_and_no_tensor_of_weight_shape(channel):
     model, batch, targets = frozen("llama")
-    inputs = {}
+    inputs, hooks = {}, []
     for name in row_layers(adapt(family("llama")[0], targets)):
-        model.get_submodule(name).register_forward_hook(lambda m, args, out, n=name: inputs.update({n: args[0]}))
+        layer = model.get_submodule(name)
+        hooks.append(layer.register_forward_hook(lambda m, args, out, n=name: inputs.update({n: args[0]})))
     base = {tensor.data_ptr() for tensor in model.parameters()}
     before = saved_bytes(model, batch, base)
+    for hook in hooks:
+        hook.remove()
     tuned = adapt(model, targets, channel=channel)
     layers = row_layers(tuned)
     assert inputs.keys() == layers.keys()
