@@ -139,9 +139,9 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         """What the base weight holds, while anybody claims it."""
         return contents_of(self._base())
 
-    def _claim(self, updates: list[Update], recorded: bool) -> Claim | None:
+    def _claim(self, updates: list[Update], recorded: bool, base: BaseTensors | None = None) -> Claim | None:
         """Have the base weight hold these updates, or the originals for none; None where a waiting graph forbids it."""
-        base = self._base()
+        base = base or self._base()
         return claim(self.layer_name, base, self._patch_for(updates, base), updates, recorded)
 
     def _patch_for(self, updates: list[Update], base: BaseTensors) -> Patch | None:
@@ -174,7 +174,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
 
     def _adapters(self, names: list[str]) -> list[str]:
         """Those of the named adapters that train something here."""
-        rows, columns = self._modules["row_sft_delta"], self._modules["row_sft_column_delta"]
+        rows, columns = self._modules["row_sft_delta"]._keys, self._modules["row_sft_column_delta"]._keys
         return [name for name in names if name in rows or name in columns]
 
     def _updates(self, names: list[str]) -> list[Update]:
@@ -190,7 +190,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
             modules["row_sft_column_ids"]._buffers.get(name),
             _held(modules["row_sft_column_delta"], name),
         )
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch._C._is_tracing():
             return Update(*parts, others=self._others(name))
         made = self._made.get(name)
         if made is None or not made.consists_of(*parts):

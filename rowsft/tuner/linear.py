@@ -14,9 +14,10 @@ from transformers.pytorch_utils import Conv1D
 from rowsft.errors import UserError
 
 from .autograd import with_gradient
+from .base import BaseTensors
 from .compiled import as_autocast, forget_layer, written_linear
 from .config import RowSFTConfig
-from .contents import Claim
+from .contents import Claim, contents_of
 from .ids import Chosen
 from .layer import RowSFTLayer
 from .matrix import as_matrix, has_no_data
@@ -47,10 +48,11 @@ class Linear(RowSFTLayer):
             if not self._disable_adapters:
                 return self._merged_output(x, *args, **kwargs)
             self.unmerge()
-        names = [] if self._disable_adapters else self._adapters(self.active_adapters)
+        active = self._active_adapter
+        names = [] if self._disable_adapters else self._adapters([active] if isinstance(active, str) else active)
         if torch.compiler.is_compiling():
             return self._traced_output(names, x, *args, **kwargs)
-        if torch.jit.is_tracing():
+        if torch._C._is_tracing():
             # A trace holds the weight itself, and not what is written in it for a time.
             with self.with_originals():
                 return self._add_updates(self.base_layer(x, *args, **kwargs), x, names)
@@ -59,11 +61,11 @@ class Linear(RowSFTLayer):
         if self.shared or not base.is_writable or (not base.has_data and base.weight.is_meta and not x.is_meta):
             return self._add_updates(self._original_output(x, *args, **kwargs), x, names)
         if self._may_drop_inputs and self._drops_inputs(names):
-            return self._add_updates(self._base_output([], x, *args, **kwargs), x, names)
+            return self._add_updates(self._base_output(base, [], x, *args, **kwargs), x, names)
         if torch._C._are_functorch_transforms_active():
             # They transform the values, which no weight can hold.
             return self._add_updates(self._original_output(x, *args, **kwargs), x, names)
-        return self._base_output(self._updates(names), x, *args, **kwargs)
+        return self._base_output(base, self._updates(names), x, *args, **kwargs)
 
     def _original_output(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """The base layer's output with the originals, without a claim on them."""
@@ -75,13 +77,13 @@ class Linear(RowSFTLayer):
     def _drops_inputs(self, names: list[str]) -> bool:
         return self.training and any(isinstance(self.row_sft_dropout[name], nn.Dropout) for name in names)
 
-    def _base_output(self, updates: list[Update], x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    def _base_output(self, base: BaseTensors, updates: list[Update], x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """The base layer's output with the updates in its weight, and their gradients attached."""
         recording = torch.is_grad_enabled()
         trained = [update for update in updates if update.trains] if recording else []
         if not (trained or (recording and x.requires_grad)):
-            return self._while_written(updates, lambda: self.base_layer(x, *args, **kwargs))
-        claim = self._claim(updates, recorded=True)
+            return self._while_written(base, updates, lambda: self.base_layer(x, *args, **kwargs))
+        claim = self._claim(updates, True, base)
         if claim is None:
             # Another graph needs the weight as it is, as when a reference model that is trained too runs with the
             # adapters disabled between a policy's forward and its backward.
@@ -98,23 +100,24 @@ class Linear(RowSFTLayer):
             y = with_gradient(y, x, update, claim, self._source_of(x, update))
         return y
 
-    def _while_written(self, updates: list[Update], work: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def _while_written(
+        self, base: BaseTensors, updates: list[Update], work: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
         """What `work` returns, which runs with the updates in the base weight and records no graph."""
-        if not updates and self._contents() is None:
+        if not updates and contents_of(base) is None:
             return work()
-        claim = self._claim(updates, recorded=False)
+        claim = self._claim(updates, False, base)
         if claim is not None:
             try:
                 return work()
             finally:
                 claim.release()
-        contents = self._contents()
+        contents = contents_of(base)
         if contents is None:
             # The collector has dropped them just now.
-            return self._while_written(updates, work)
+            return self._while_written(base, updates, work)
         # Graphs wait for something else in the weight, which is put back.
         with contents.suspended():
-            base = self._base()
             patch, tensors = self._patch_for(updates, base), base.tensors
             try:
                 if patch is not None:
@@ -174,13 +177,13 @@ class Linear(RowSFTLayer):
         # An input in another dtype than the weight comes from autocast, which is off in here.
         mixed = x.dtype != self.base_layer.weight.dtype
         with torch.no_grad(), torch.autocast(x.device.type, dtype=x.dtype, enabled=mixed):
-            return self._while_written(self._updates(names), lambda: self.base_layer(x))
+            return self._while_written(self._base(), self._updates(names), lambda: self.base_layer(x))
 
     @torch.no_grad()
     def operator_input_gradient(self, grad_y: torch.Tensor, names: list[str]) -> torch.Tensor:
         """The gradient (..., d_in) of that operator's input."""
         matrix = as_matrix(self.base_layer, self.base_layer.weight)
-        return self._while_written(self._updates(names), lambda: grad_y @ matrix.to(grad_y.dtype))
+        return self._while_written(self._base(), self._updates(names), lambda: grad_y @ matrix.to(grad_y.dtype))
 
     def _add_updates(self, y: torch.Tensor, x: torch.Tensor, names: list[str]) -> torch.Tensor:
         for name, update in zip(names, self._updates(names), strict=True):

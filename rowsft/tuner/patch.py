@@ -170,7 +170,11 @@ def _union(ids: list[torch.Tensor | None]) -> tuple[torch.Tensor | None, list[to
 
 def _sum(original: torch.Tensor | None, update: torch.Tensor | None) -> torch.Tensor | None:
     """original + update, computed in the wider dtype and rounded once to the original's."""
-    return None if original is None else torch.add(original, update.detach(), out=torch.empty_like(original))
+    if original is None:
+        return None
+    if original.dtype is update.dtype:
+        return original + update.detach()
+    return torch.add(original, update.detach(), out=torch.empty_like(original))
 
 
 def _widened(original: torch.Tensor | None, updates: list[Update]) -> torch.Tensor | None:

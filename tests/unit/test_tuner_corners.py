@@ -1,4 +1,4 @@
-"""Corners in which a layer was silently wrong once, or broke: hooks, collections, traces, copies, second derivatives."""
+"""Corners in which a layer was once silently wrong, or broke: collections, copies, traces, hooks, double gradients."""
 
 import copy
 
