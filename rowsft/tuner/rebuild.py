@@ -44,7 +44,8 @@ class Operand:
     def obstacle(self, node: Node, room: list[int]) -> str | None:
         """Why it cannot be had; None when it can."""
         if self.saved is not None:
-            if getattr(getattr(node, self._raw), "unpack_hook", None) is not None:
+            # torch 2.8 does not tell; 2.11 does.
+            if getattr(node, self._raw).unpack_hook is not None:
                 return "saved-tensor hooks hold an operand"
             try:
                 if self.optional or getattr(node, self._saved) is not None:
