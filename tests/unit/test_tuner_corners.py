@@ -92,10 +92,12 @@ def test_torch_func_with_disabled_adapters_and_merged():
 
 def test_a_trace_holds_the_adapted_model():
     tuned, x = model().eval(), batch()
+    # Another test's failed graph may wait still, in a traceback.
+    claimed = set(contents_module._claimed)
     with torch.no_grad():
         traced = torch.jit.trace(tuned.base_model.model, x)
         torch.testing.assert_close(traced(x), merged(tuned)(x))
-    assert not contents_module._claimed
+    assert set(contents_module._claimed) <= claimed
 
 
 def test_a_shallow_copy_leaves_a_waiting_graph_alone():
