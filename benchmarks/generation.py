@@ -16,10 +16,10 @@ import time
 import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
 from contenders import CONTENDERS
 from shapes import DTYPES, SEED, SHAPES, Shape, batch, build
+from tables import spread, spread_text, table
 from torch import nn
 
 from rowsft.measure import collect
@@ -82,29 +82,19 @@ def rows(shape: str, seconds: dict[str, list[float]], new: int) -> list[dict]:
     """One row a method: milliseconds a token, and ratios of times, taken round by round."""
     found = []
     for name, values in seconds.items():
-        row = {"method": name, "shape": shape, "token_milliseconds": _spread([1e3 * each / new for each in values])}
+        row = {"method": name, "shape": shape, "token_milliseconds": spread([1e3 * each / new for each in values])}
         for reference in REFERENCES:
             if reference in seconds:
                 ratios = [mine / other for mine, other in zip(values, seconds[reference], strict=True)]
-                row[f"seconds_over_{reference}"] = _spread(ratios)
+                row[f"seconds_over_{reference}"] = spread(ratios)
         found.append(row)
     return found
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": float(np.median(values)), "low": min(values), "high": max(values)}
 
 
 def markdown(result: dict) -> str:
     """The table, the machine and the command."""
     keys = ["token_milliseconds", *(f"seconds_over_{reference}" for reference in REFERENCES)]
-    lines = [["method", "ms a token", "time / plain", "time / LoRA"], ["---"] * 4]
-    for row in result["rows"]:
-        cells = [
-            f"{value['median']:.2f} [{value['low']:.2f}, {value['high']:.2f}]" if (value := row.get(key)) else ""
-            for key in keys
-        ]
-        lines.append([row["method"], *cells])
+    cells = [[row["method"], *(spread_text(row[key]) if key in row else "" for key in keys)] for row in result["rows"]]
     environment, settings = result["environment"], result["settings"]
     gpus = ", ".join(gpu["name"] for gpu in environment["hardware"]["gpus"])
     where = gpus if settings["device"] == "cuda" else environment["hardware"]["cpu_model"]
@@ -113,7 +103,7 @@ def markdown(result: dict) -> str:
         f"one text, {settings['rounds']} rounds in turn; median [lowest, highest], ratios round by round. {where}, "
         f"{environment['threads']['torch_threads']} threads; commit {result['commit']}; `{result['command']}`"
     )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{about}\n"
+    return f"{table(['method', 'ms a token', 'time / plain', 'time / LoRA'], cells)}\n\n{about}\n"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -80,6 +80,7 @@ def _real() -> list[Stage]:
             "llama3_8b_4x2048", _FEWER, [*step, "--checkpointing", "--rounds", "2", "--steps", "2"],
         ),
         _selection("selection-8b", 60, 240, 40, ["--shape", "llama3_8b", *cuda], ["wanda", "taylor", "zo_taylor"]),
+        _writing("writing-8b", 45, 120, 24, ["--shape", "llama3_8b", *cuda, "--channels", "rows", "columns"]),
         _step(
             "step-7b", "Llama-2-7B shape (the paper's model), 1 x 512, no checkpointing", 60, 240, 20,
             "llama2_7b", _FEWER, [*step, "--rounds", "4", "--steps", "5"],
@@ -108,6 +109,7 @@ def _tiny() -> list[Stage]:
         _plan("plan-8b", "Plan against allocator, tiny shapes", 5, 300, 0, ["--small", "--methods", "row_sft", "lora"]),
         _step("step-8b-4x2048", "Tiny Llama, checkpointing", 5, 120, 0, "tiny_llama", ["lora"], checkpointed),
         _selection("selection-8b", 5, 120, 0, ["--shape", "tiny_llama"], ["wanda", "taylor"]),
+        _writing("writing-8b", 5, 120, 0, ["--shape", "tiny_llama", "--rounds", "2"]),
         _step("compile", "torch.compile", 5, 120, 0, "tiny_llama", ["rows"], [*step, "--compile", "eager"]),
     ]
 
@@ -146,16 +148,26 @@ def _plan(name, title, least, limit, needs_gb, options) -> Stage:
     return Stage(name, title, least, limit, needs_gb, commands, outcome, modules=("hydra", "omegaconf"))
 
 
-def _selection(name, least, limit, needs_gb, options, metrics) -> Stage:
-    def commands(folder: Path) -> list[list[str]]:
-        return [
-            [sys.executable, str(BENCHMARKS / "selection.py"), *options, "--metrics", *metrics, "--out", str(folder)]
-        ]
+def _table(name, title, least, limit, needs_gb, script, options, modules=()) -> Stage:
+    """A benchmark that writes its rows into <script>.json of the folder that it is given."""
 
-    title = "What choosing the rows costs"
-    return Stage(
-        name, title, least, limit, needs_gb, commands, lambda folder, _: rows_outcome(folder / "selection.json")
-    )
+    def commands(folder: Path) -> list[list[str]]:
+        return [[sys.executable, str(BENCHMARKS / f"{script}.py"), *options, "--out", str(folder)]]
+
+    def outcome(folder: Path, _: int) -> Outcome:
+        return rows_outcome(folder / f"{script}.json")
+
+    return Stage(name, title, least, limit, needs_gb, commands, outcome, modules=modules)
+
+
+def _selection(name, least, limit, needs_gb, options, metrics) -> Stage:
+    options = [*options, "--metrics", *metrics]
+    return _table(name, "What choosing the rows costs", least, limit, needs_gb, "selection", options)
+
+
+def _writing(name, least, limit, needs_gb, options) -> Stage:
+    title, needs = "What writing the rows costs", ("hydra", "omegaconf")
+    return _table(name, title, least, limit, needs_gb, "writing", options, needs)
 
 
 def _quickstart(least: int, limit: int, device: str) -> Stage:

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from tables import failed, ratio, spread_text, table
+
 GB = 1e9
 _NOTES = """\
 GB are of 10^9 bytes. Step peak: the most that a warm forward and backward takes above what is there before it (weights,
@@ -61,12 +63,17 @@ def _where(record: dict) -> str:
 
 
 def _tables(folder: Path) -> list[str]:
-    tables = {"step.json": step_table, "plan_accuracy.json": plan_table, "selection.json": selection_table}
+    tables = {
+        "step.json": step_table,
+        "plan_accuracy.json": plan_table,
+        "selection.json": selection_table,
+        "writing.json": writing_table,
+    }
     found = []
-    for name, table in tables.items():
+    for name, drawn in tables.items():
         path = folder / name
         rows = json.loads(path.read_text())["rows"] if path.exists() else []
-        found += [table(rows)] if rows else []
+        found += [drawn(rows)] if rows else []
     report = folder / "report.md"
     return found + ([report.read_text()] if report.exists() else [])
 
@@ -76,21 +83,21 @@ def step_table(rows: list[dict]) -> str:
     titles = ["method", "trainable", "step peak GB", "/ floor", "/ LoRA", "peak allocated GB", "/ floor", "/ LoRA"]
     titles += ["peak reserved GB", "/ floor", "/ LoRA"]
     titles += ["step ms, median [rounds]", "/ floor", "/ LoRA", "tokens/s"]
-    return _markdown(titles, [_step_cells(row, len(titles)) for row in rows])
+    return table(titles, [_step_cells(row, len(titles)) for row in rows])
 
 
 def _step_cells(row: dict, width: int) -> list[str]:
     if "error" in row:
-        return _failed(row["method"], row, width)
+        return failed(row["method"], row, width)
     cells = [row["method"], f"{row['trainable_parameters']:,}"]
     for key in ("step_peak_bytes", "total_peak_bytes", "total_peak_reserved_bytes"):
         cells.append(f"{row[key] / GB:.2f}" if key in row else "–")
-        cells += [_ratio(row.get(f"{key}_over_{reference}")) for reference in ("floor", "lora")]
+        cells += [ratio(row.get(f"{key}_over_{reference}")) for reference in ("floor", "lora")]
     time = f"{1000 * row['step_seconds_median']:.1f}" if "step_seconds_median" in row else "–"
     if "round_seconds_low" in row:
         time += f" [{1000 * row['round_seconds_low']:.1f}, {1000 * row['round_seconds_high']:.1f}]"
     cells.append(time)
-    cells += [_ratio(row.get(f"step_seconds_over_{reference}")) for reference in ("floor", "lora")]
+    cells += [ratio(row.get(f"step_seconds_over_{reference}")) for reference in ("floor", "lora")]
     tokens = row.get("tokens_per_second")
     return [*cells, f"{tokens:,.0f}" if tokens else "–"]
 
@@ -103,13 +110,13 @@ def plan_table(rows: list[dict]) -> str:
         name = f"{row['family']} {row['layers']} x {row['width']}, {row['batch']} x {row['length']}"
         begin = [row["method"], name, row["attention"], "on" if row["checkpointing"] else "off"]
         if "error" in row:
-            cells.append([*begin, *_failed("", row, 3)[1:], ""])
+            cells.append([*begin, *failed("", row, 3)[1:], ""])
             continue
         sizes = [f"{row[key] / GB:.3f}" for key in ("planned_bytes", "measured_bytes")]
         cells.append([*begin, *sizes, f"{100 * row['relative_error']:+.2f} %"])
     errors = [abs(row["relative_error"]) for row in rows if "error" not in row]
     worst = f"Largest error of {len(errors)} cells: {100 * max(errors):.2f} %.\n\n" if errors else ""
-    return worst + _markdown(titles, cells)
+    return worst + table(titles, cells)
 
 
 def selection_table(rows: list[dict]) -> str:
@@ -119,24 +126,30 @@ def selection_table(rows: list[dict]) -> str:
     for row in rows:
         draws = f" ({row['draws']} draws)" if "draws" in row else ""
         if "error" in row:
-            cells.append(_failed(row["metric"], row, len(titles)))
+            cells.append(failed(row["metric"], row, len(titles)))
             continue
         peak = f"{row['peak_bytes'] / GB:.3f}"
         cells.append([row["metric"] + draws, peak, f"{row['peak_over_step']:.2f}", f"{row['seconds']:.2f}"])
-    return _markdown(titles, cells)
+    return table(titles, cells)
 
 
-def _failed(name: str, row: dict, width: int) -> list[str]:
-    said = "oom" if row.get("oom") else f"failed: {row['error'][:160]}".replace("|", "/")
-    return [name, said, *[""] * (width - 2)]
-
-
-def _ratio(value: float | dict | None) -> str:
-    if isinstance(value, dict):
-        return f"{value['median']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _markdown(titles: list[str], cells: list[list[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def writing_table(rows: list[dict]) -> str:
+    """A row a channel: bytes and the device's milliseconds of writing all layers and of restoring them."""
+    titles = ["method", "write MB, least / moved", "write ms", "restore MB, least / moved", "restore ms", "step ms"]
+    titles += ["write + restore / step", "host ms, write / restore"]
+    cells = []
+    for row in rows:
+        if "error" in row:
+            cells.append(failed(row["method"], row, len(titles)))
+            continue
+        cells.append([row["method"]])
+        for work in ("write", "restore"):
+            cells[-1].append(" / ".join(f"{row[f'{work}_{kind}_bytes'] / 1e6:,.0f}" for kind in ("least", "moved")))
+            cells[-1].append(spread_text(row[f"{work}_seconds"], 1000))
+        host = [row.get(f"{work}_host_seconds") for work in ("write", "restore")]
+        cells[-1] += [
+            spread_text(row["step_seconds"], 1000, ".1f"),
+            spread_text(row["share_of_step"], 100, ".2f") + " %",
+            " / ".join(f"{1000 * value['median']:.1f}" for value in host) if all(host) else "–",
+        ]
+    return table(titles, cells)

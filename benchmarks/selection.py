@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from contenders import CONTENDERS
 from shapes import DTYPES, SEED, SHAPES, Shape, batch, build
+from tables import failed, table
 
 from rowsft import score
 from rowsft.importance import registry
@@ -72,20 +73,21 @@ def scored(model, metric: str, batches: list[dict], limit_bytes: int, draws: int
 
 def markdown(result: dict) -> str:
     """The table, the machine's part and the command."""
-    lines = ["| metric | needs | peak MiB | peak / step peak of the rows | seconds |", "|---|---|---|---|---|"]
+    titles = ["metric", "needs", "peak MiB", "peak / step peak of the rows", "seconds"]
+    cells = []
     for row in result["rows"]:
+        name = f"{row['metric']} ({row['draws']} draws)" if "draws" in row else row["metric"]
         if "error" in row:
-            lines.append(f"| {row['metric']} | {row['needs']} | failed: {row['error'].replace('|', '/')} | | |")
-        else:
-            numbers = f"{row['peak_bytes'] / MIB:.1f} | {row['peak_over_step']:.3f} | {row['seconds']:.2f}"
-            name = f"{row['metric']} ({row['draws']} draws)" if "draws" in row else row["metric"]
-            lines.append(f"| {name} | {row['needs']} | {numbers} |")
+            cells.append(failed(name, row, len(titles)))
+            continue
+        numbers = [f"{row['peak_bytes'] / MIB:.1f}", f"{row['peak_over_step']:.3f}", f"{row['seconds']:.2f}"]
+        cells.append([name, row["needs"], *numbers])
     about = (
         f"{result['shape']}, {result['calibration_batches']} calibration batches; a training step of the row channel "
         f"peaks at {result['step_peak_bytes'] / MIB:.1f} MiB. The seconds are those of one run. Commit "
         f"{result['commit']}; `{result['command']}`"
     )
-    return "\n".join(lines) + f"\n\n{about}\n"
+    return f"{table(titles, cells)}\n\n{about}\n"
 
 
 def main(arguments: list[str] | None = None) -> int:

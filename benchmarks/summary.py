@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from tables import failed, ratio, spread, table
 
 from rowsft.report.labels import Point, place
 from rowsft.store.files import write_atomic
@@ -129,11 +130,7 @@ def _ratios(
         }
     elif turns:
         each = [float(np.median(mine) / np.median(other)) for mine, other in turns]
-        ratios[f"step_seconds_over_{reference}"] = {
-            "median": float(np.median(each)),
-            "low": min(each),
-            "high": max(each),
-        }
+        ratios[f"step_seconds_over_{reference}"] = spread(each)
     return ratios
 
 
@@ -141,13 +138,12 @@ def _table(found: list[dict]) -> str:
     titles = ["method", "trainable", "GFLOPs", "step peak MiB", "total peak MiB", "step ms, median / p95"]
     titles += ["FLOPs / floor", "step peak / floor", "time / floor", "step peak / LoRA", "total peak / LoRA"]
     titles += ["time / LoRA"]
-    lines = [titles, ["---"] * len(titles), *(_cells(row, len(titles)) for row in found)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table(titles, [_cells(row, len(titles)) for row in found])
 
 
 def _cells(row: dict, width: int) -> list[str]:
     if "error" in row:
-        return [row["method"], f"failed: {row['error']}".replace("|", "/"), *[""] * (width - 2)]
+        return failed(row["method"], row, width)
     ratios = ["flops_over_floor", "step_peak_bytes_over_floor", "step_seconds_over_floor"]
     ratios += ["step_peak_bytes_over_lora", "total_peak_bytes_over_lora", "step_seconds_over_lora"]
     return [
@@ -157,14 +153,8 @@ def _cells(row: dict, width: int) -> list[str]:
         f"{row['step_peak_bytes'] / MIB:.1f}",
         f"{row['total_peak_bytes'] / MIB:.1f}",
         f"{1000 * row['step_seconds_median']:.1f} / {1000 * row['step_seconds_p95']:.1f}",
-        *(_ratio(row.get(key)) for key in ratios),
+        *(ratio(row.get(key), ".2f", "") for key in ratios),
     ]
-
-
-def _ratio(value: float | dict | None) -> str:
-    if isinstance(value, dict):
-        return f"{value['median']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
-    return "" if value is None else f"{value:.3f}"
 
 
 def _picture(found: list[dict], path: Path) -> None:

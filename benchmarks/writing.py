@@ -19,10 +19,10 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from contenders import CONTENDERS
 from shapes import DTYPES, SEED, SHAPES, Shape, batch, build
+from tables import failed, spread, spread_text, table
 from torch import nn
 
 from rowsft.budget import Budget
@@ -136,10 +136,6 @@ def timed(work: Callable[[], None], device: torch.device, ahead: bool = False) -
     return begin.elapsed_time(end) / 1000
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": float(np.median(values)), "low": min(values), "high": max(values)}
-
-
 def planned(shape: Shape, name: str, dtype: torch.dtype) -> dict:
     """One row without a device: bytes, the roofline step time of known devices, and what share of it they take."""
     meta = torch.device("meta")
@@ -173,18 +169,16 @@ def markdown(result: dict) -> str:
         titles += [f"{name}: step ms, share least / moved" for name in DEVICES]
     else:
         titles += ["step ms", "write ms", "restore ms", "write + restore / step"]
-    lines = [titles, ["---"] * len(titles)]
+    lines = []
     for row in result["rows"]:
         if "error" in row:
-            cells = [f"failed: {row['error'].replace('|', '/')}", *[""] * (len(titles) - 2)]
-        else:
-            cells = [
-                " / ".join(f"{row[f'{work}_{kind}_bytes'] / MIB:.2f}" for kind in ("least", "moved"))
-                for work in ("write", "restore")
-            ]
-            cells += _shares(row) if result["planned"] else _seconds(row)
-        lines.append([row["method"], *cells])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            lines.append(failed(row["method"], row, len(titles)))
+            continue
+        moved = [
+            " / ".join(f"{row[f'{work}_{kind}_bytes'] / MIB:.2f}" for kind in ("least", "moved"))
+            for work in ("write", "restore")
+        ]
+        lines.append([row["method"], *moved, *(_shares(row) if result["planned"] else _seconds(row))])
     about = """\
 Least: the originals and the deltas are read and W is written; the originals are read and W is written back. Moved: what
 the layers' operators move one after another if nothing stays in a cache."""
@@ -201,14 +195,11 @@ round by round. On a GPU the device's seconds; those of the host, which run besi
     gpus = ", ".join(gpu["name"] for gpu in machine[0]["gpus"]) if result["device"] == "cuda" else None
     where = "no device" if result["planned"] else f"{gpus or machine[0]['cpu_model']}, {machine[1]} threads"
     end = f"{result['shape']}, {result['dtype']}; {where}; commit {result['commit']}; `{result['command']}`"
-    return f"{table}\n\n{about}\n\n{end}\n"
+    return f"{table(titles, lines)}\n\n{about}\n\n{end}\n"
 
 
 def _seconds(row: dict) -> list[str]:
-    cells = [
-        f"{1e3 * value['median']:.2f} [{1e3 * value['low']:.2f}, {1e3 * value['high']:.2f}]"
-        for value in (row[f"{work}_seconds"] for work in ("step", "write", "restore"))
-    ]
+    cells = [spread_text(row[f"{work}_seconds"], 1000) for work in ("step", "write", "restore")]
     share = row["share_of_step"]
     return [*cells, f"{share['median']:.2%} [{share['low']:.2%}, {share['high']:.2%}]"]
 

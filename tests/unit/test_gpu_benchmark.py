@@ -79,6 +79,7 @@ def test_the_dry_run_comes_to_every_stage_and_a_second_call_keeps_all_of_it(tmp_
     assert page in first.stdout
     for words in ("| rows | 2,048 |", "| floor | oom |", "| taylor |", "Largest error of 8 cells", "Nothing: every"):
         assert words in page
+    assert page.index("What choosing the rows costs") < page.index("write MB, least / moved")
     assert sum(path.stat().st_size for path in folder.rglob("*.*")) < 1_000_000
     second = gpu_py("--dry-run", "--out", tmp_path)
     assert second.returncode == 0
