@@ -212,6 +212,8 @@ def _readable(source: str):
     """Turn what transformers raises for gated, missing or unreachable repositories into one UserError."""
     try:
         yield
+    except UserError:
+        raise
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         first = " ".join(str(error).split())[:200]
         if source.startswith("package:") or Path(source).expanduser().is_dir():
@@ -231,6 +233,8 @@ def _sensible(source: str):
     """Turn what transformers and torch raise for values that no model can have into one UserError."""
     try:
         yield
+    except UserError:
+        raise
     except _NO_MODEL as error:
         first = " ".join(str(error).split())[:200]
         raise UserError(
