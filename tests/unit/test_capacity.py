@@ -76,7 +76,7 @@ def test_a_model_without_an_end_takes_any_length():
 
 
 def plain(*more: str, **names) -> PreTrainedTokenizerFast:
-    """One token a word such as w7, nothing put in front; any other letters are dropped, as words in a foreign script."""
+    """One token a word such as w7, nothing put in front; words of other letters are dropped."""
     known = ["<pad>", "</s>", "<unk>", *(f"w{number}" for number in range(60)), *more]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(known)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace(Regex("[a-v]"), "")
