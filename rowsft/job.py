@@ -57,6 +57,9 @@ class Job:
     gpu: measure.Gpu | None = field(init=False)
 
     def __post_init__(self):
+        if self.device.type == "cuda":
+            # Clocks, events and whatever names no GPU are then of this one.
+            torch.cuda.set_device(self.device)
         self.clock = measure.PhaseClock(self.device)
         self.memory["kind"] = measure.KINDS[self.device.type]
         self.gpu = measure.gpu_of(self.device)
@@ -67,7 +70,7 @@ class Job:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda" if training.uses_cuda(self.settings) else "cpu")
+        return training.device_of(self.settings)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def run(plan: RunPlan, settings: TrainerSettings, rerun: bool, say: Callable[[st
     Bad input is raised as UserError: before the data are read it leaves no trace in the store, later a failure.
     """
     parts = _build(plan)
-    training.uses_cuda(settings)
+    training.device_of(settings)
     with Store(plan.store).open(plan.config) as folder:
         done = folder.record.result
         if done and not rerun:
