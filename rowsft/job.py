@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from rowsft import capacity, measure, probing, training
 from rowsft.budget import Budget
 from rowsft.calibrating import TrainingBatches
+from rowsft.checkpoint import write_checkpoint
 from rowsft.identity import RunPlan
 from rowsft.importance.calibration import Calibration
 from rowsft.instantiating import bad_input, instantiated
@@ -311,7 +312,14 @@ def _evaluate(job: Job) -> None:
 def _save(job: Job) -> None:
     with job.clock.phase("save"):
         if job.method.trains:
-            job.attempt.write_folder("adapter", lambda folder: job.method.save(job.model, folder))
+            job.attempt.write_folder("adapter", lambda folder: _write_trained(job, folder))
+
+
+def _write_trained(job: Job, folder: Path) -> None:
+    if job.method.saves_checkpoint:
+        write_checkpoint(job.model, job.loaded.tokenizer, job.task.about().get("classes"), folder)
+    else:
+        job.method.save(job.model, folder)
 
 
 def _probe_memory(job: Job) -> None:
