@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from torch import nn
 
@@ -15,6 +16,8 @@ class Full(PlainMethod):
     """Train everything; no budget applies."""
 
     name: str = "full"
+
+    saves_checkpoint: ClassVar[bool] = True
     head_modules: list[str] = field(default_factory=list, init=False)
 
     def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> Knobs:

@@ -169,6 +169,7 @@ def _run(parsed: argparse.Namespace) -> int:
     if parsed.multirun:
         return _sweep(parsed)
     from rowsft.compose import compose
+    from rowsft.devices import see_one
     from rowsft.identity import plan_run
     from rowsft.settings import trainer_settings
 
@@ -180,6 +181,7 @@ def _run(parsed: argparse.Namespace) -> int:
         return 0
     settings = trainer_settings(config)
     plan = plan_run(config)
+    see_one(settings.device)
     # The profiler warns of every tensor older than its window; the peak counts those apart.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

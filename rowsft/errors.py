@@ -1,8 +1,11 @@
 """The one exception for bad input."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Bad input, said in one line: the thing, the value, what was expected, what to do.
+
+    A ValueError, as PEFT and transformers raise for bad input: whoever catches those need not know this package. Code
+    of this package that catches ValueError around a call that may raise a UserError lets the latter pass first.
 
     The command line prints the message after ``rowsft: error:`` and exits with status 2, without a traceback.
     """

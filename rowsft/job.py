@@ -12,14 +12,15 @@ import torch
 import transformers
 from omegaconf import OmegaConf
 
-from rowsft import measure, probing, training
+from rowsft import capacity, measure, probing, training
 from rowsft.budget import Budget
 from rowsft.calibrating import TrainingBatches
+from rowsft.checkpoint import write_checkpoint
 from rowsft.identity import RunPlan
 from rowsft.importance.calibration import Calibration
 from rowsft.instantiating import bad_input, instantiated
 from rowsft.method import Knobs, Method
-from rowsft.models import Loaded, check_length, load, targets_of
+from rowsft.models import Loaded, load, targets_of
 from rowsft.progress import bar
 from rowsft.settings import TrainerSettings
 from rowsft.store import Attempt, Store
@@ -57,6 +58,9 @@ class Job:
     gpu: measure.Gpu | None = field(init=False)
 
     def __post_init__(self):
+        if self.device.type == "cuda":
+            # Clocks, events and whatever names no GPU are then of this one.
+            torch.cuda.set_device(self.device)
         self.clock = measure.PhaseClock(self.device)
         self.memory["kind"] = measure.KINDS[self.device.type]
         self.gpu = measure.gpu_of(self.device)
@@ -67,7 +71,7 @@ class Job:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda" if training.uses_cuda(self.settings) else "cpu")
+        return training.device_of(self.settings)
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def run(plan: RunPlan, settings: TrainerSettings, rerun: bool, say: Callable[[st
     Bad input is raised as UserError: before the data are read it leaves no trace in the store, later a failure.
     """
     parts = _build(plan)
-    training.uses_cuda(settings)
+    training.device_of(settings)
     with Store(plan.store).open(plan.config) as folder:
         done = folder.record.result
         if done and not rerun:
@@ -144,10 +148,12 @@ def _load(job: Job) -> None:
                 problem_type=getattr(job.task, "problem_type", None),
                 seed=job.seed,
             )
-            check_length(job.loaded.model.config, config.task.get("max_length"))
+            capacity.check_length(job.loaded.model, config.task.get("max_length"))
+            capacity.check_padding(job.loaded.tokenizer, config.model.source)
             job.model = job.loaded.model.to(job.device)
         with job.clock.phase("data"):
             job.encoded = _encode(job, job.splits["train"])
+            _check_tokens(job)
     # What loading leaves behind: the loader's own threads escape a ledger, and only the resident set shows them.
     measure.account(job.memory, "load", lambda ledger: None, job.device, job.model, measured_phase="load")
     job.attempt.update(
@@ -180,6 +186,27 @@ def _encode(job: Job, examples: list[dict]) -> list[dict]:
     for first in bar("tokenising")(range(0, len(examples), ENCODED_AT_ONCE)):
         encoded += job.task.encode(examples[first : first + ENCODED_AT_ONCE], job.loaded.tokenizer)
     return encoded
+
+
+def _check_tokens(job: Job) -> None:
+    """Refuse texts without tokens and tokens without embeddings, in every split that the run will use."""
+    model, tokenizer = job.loaded.model, job.loaded.tokenizer
+    source = job.plan.config["model"]["source"]
+
+    def check(split: str, encoded: list[dict]) -> None:
+        capacity.check_encoded(model, tokenizer, source, split, job.splits[split], encoded)
+
+    check("train", job.encoded)
+    spare = capacity.spare_tokens(model, tokenizer)
+    if spare:
+        capacity.check_pad_id(model, tokenizer, source)
+    if spare or capacity.may_give_nothing(tokenizer, job.task.head):
+        # Encoded once more for evaluation: only where it might fail then, with the training lost.
+        for split in job.settings.evaluate:
+            if split != "train":
+                check(split, _encode(job, job.splits[split]))
+    if spare:
+        job.say(f"  warning: the tokenizer has {spare:,} ids more than the embeddings have rows; no text uses them")
 
 
 def _select(job: Job) -> None:
@@ -285,7 +312,14 @@ def _evaluate(job: Job) -> None:
 def _save(job: Job) -> None:
     with job.clock.phase("save"):
         if job.method.trains:
-            job.attempt.write_folder("adapter", lambda folder: job.method.save(job.model, folder))
+            job.attempt.write_folder("adapter", lambda folder: _write_trained(job, folder))
+
+
+def _write_trained(job: Job, folder: Path) -> None:
+    if job.method.saves_checkpoint:
+        write_checkpoint(job.model, job.loaded.tokenizer, job.task.about().get("classes"), folder)
+    else:
+        job.method.save(job.model, folder)
 
 
 def _probe_memory(job: Job) -> None:

@@ -39,6 +39,8 @@ class Method(Protocol):
     name: str
     trains: bool
     needs_calibration: bool
+    #: Whether what is trained is the model itself, and saved as a checkpoint of its own.
+    saves_checkpoint: bool
 
     def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> Knobs:
         """Turn the budget into sizes. Reads shapes only: a model on the meta device will do. Raises UserError."""
@@ -122,6 +124,7 @@ class PeftMethod:
 
     trains: ClassVar[bool] = True
     needs_calibration: bool = False
+    saves_checkpoint: ClassVar[bool] = False
     sizes: ClassVar[tuple[str, ...]] = ()
     native: ClassVar[tuple[str, ...]] = ()
 
@@ -205,7 +208,9 @@ class PeftMethod:
         return trainable_counts(model, lambda name: ".modules_to_save." in name)
 
     def save(self, model: PeftModel, folder: Path) -> None:
-        """See `Method.save`: PEFT's own adapter format."""
+        """See `Method.save`: PEFT's own adapter format, the same bytes whatever Python hashes to."""
+        for config in model.peft_config.values():
+            in_order(config)
         model.save_pretrained(folder)
 
     def merge(self, model: PeftModel) -> nn.Module:
@@ -218,6 +223,7 @@ class PlainMethod:
 
     trains: ClassVar[bool] = True
     needs_calibration: ClassVar[bool] = False
+    saves_checkpoint: ClassVar[bool] = False
     sizes: ClassVar[tuple[str, ...]] = ()
 
     def select(self, model: nn.Module, knobs: Knobs, calibration: Sequence[dict]) -> Knobs:
@@ -241,6 +247,14 @@ def _parts_with_parameters(model: nn.Module, names: Sequence[str]) -> list[str]:
         for inner, module in model.get_submodule(name).named_modules()
         if any(True for _ in module.parameters(recurse=False))
     ]
+
+
+def in_order(config: PeftConfig) -> PeftConfig:
+    """`config` with lists for its sets of names, which PEFT would write in an order that changes from run to run."""
+    for name, value in vars(config).items():
+        if isinstance(value, set):
+            setattr(config, name, sorted(value))
+    return config
 
 
 def head_parameters(model: nn.Module, head_modules: Sequence[str]) -> int:

@@ -151,18 +151,6 @@ def blueprint(
         )
 
 
-def check_length(config: PretrainedConfig, length: int | None) -> None:
-    """Raise UserError for texts of more tokens than the model has positions for."""
-    positions = positions_of(config)
-    if positions and length and length > positions:
-        raise UserError(f"task.max_length={length}: the model has {positions} positions; lower it to at most that")
-
-
-def positions_of(config: PretrainedConfig) -> int | None:
-    """The longest text that the model has positions for; None where it sets no end."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
-
-
 def recompute_activations(model: PreTrainedModel) -> None:
     """Turn gradient checkpointing on. Raises UserError for a model that cannot do it."""
     try:
@@ -212,6 +200,8 @@ def _readable(source: str):
     """Turn what transformers raises for gated, missing or unreachable repositories into one UserError."""
     try:
         yield
+    except UserError:
+        raise
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         first = " ".join(str(error).split())[:200]
         if source.startswith("package:") or Path(source).expanduser().is_dir():
@@ -231,6 +221,8 @@ def _sensible(source: str):
     """Turn what transformers and torch raise for values that no model can have into one UserError."""
     try:
         yield
+    except UserError:
+        raise
     except _NO_MODEL as error:
         first = " ".join(str(error).split())[:200]
         raise UserError(
@@ -330,9 +322,11 @@ def _check_new_weights(new_weights: list[str], allowed: list[str], source: str, 
 
 def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the tokenizer a pad token if it has none (padding is masked everywhere) and tell the model about it."""
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    # A tokenizer with neither is refused where texts are put into batches: capacity.check_padding.
+    if tokenizer.pad_token_id is not None:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def _local_revision(source: str) -> str:

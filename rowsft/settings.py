@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rowsft.devices import DEVICE
 from rowsft.errors import UserError
 
 SCHEDULERS = ("constant", "linear", "cosine", "step_epoch")
@@ -67,7 +68,7 @@ def _check(settings: TrainerSettings) -> None:
     _require(0 <= settings.warmup_ratio < 1, "warmup_ratio", settings, "a share from 0 to below 1")
     _require(settings.scheduler in SCHEDULERS, "scheduler", settings, f"one of {', '.join(SCHEDULERS)}")
     _require(settings.autocast in (None, "bf16", "fp16"), "autocast", settings, "null, bf16 or fp16")
-    _require(settings.device in ("auto", "cpu", "cuda"), "device", settings, "auto, cpu or cuda")
+    _require(DEVICE.fullmatch(settings.device) is not None, "device", settings, "auto, cpu, cuda or cuda:NUMBER")
     once = len(settings.evaluate) == len(set(settings.evaluate)) > 0
     _require(once, "evaluate", settings, f"at least one of {', '.join(SPLITS)}, each once")
     for split in settings.evaluate:

@@ -3,12 +3,14 @@
 import math
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from rowsft.devices import index_of
 from rowsft.errors import UserError
 from rowsft.measure import StepClock
 from rowsft.models import recompute_activations
@@ -172,7 +174,10 @@ def build_trainer(
     ordered = [encoded[i] for i in data_order(len(encoded), steps * per_step, seed)]
     if settings.gradient_checkpointing:
         recompute_activations(model)
-    arguments = TrainingArguments(
+    device = device_of(settings)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    arguments = OneDeviceArguments(
         output_dir=str(scratch),
         max_steps=steps,
         per_device_train_batch_size=settings.batch_size,
@@ -188,8 +193,8 @@ def build_trainer(
         disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,
         seed=seed,
-        use_cpu=not uses_cuda(settings),
-        dataloader_pin_memory=uses_cuda(settings),
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
     )
     trainer = OrderedTrainer(
         settings=settings,
@@ -240,11 +245,36 @@ def extra_step(trainer: OrderedTrainer, batch: list[dict], enter: Callable[[str]
     trainer.model_wrapped.zero_grad()
 
 
-def uses_cuda(settings: TrainerSettings) -> bool:
-    """Whether a run with these settings computes on a GPU: `auto` takes one when there is one.
+def device_of(settings: TrainerSettings) -> torch.device:
+    """The one device that a run with these settings computes on: `auto` takes a GPU when there is one.
 
-    Raises UserError where a GPU is asked for and none is visible.
+    Raises UserError where a GPU is asked for and it is not visible.
     """
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("trainer.device=cuda: no CUDA device is visible; use auto or cpu")
-    return settings.device != "cpu" and torch.cuda.is_available()
+    asked, index = settings.device, index_of(settings.device)
+    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(f"trainer.device={asked}: no such CUDA device is visible; use auto or cpu")
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"trainer.device={asked}: {torch.cuda.device_count()} CUDA devices are visible, counted from 0; "
+            "choose one of them"
+        )
+    return torch.device("cuda", index)
+
+
+class OneDeviceArguments(TrainingArguments):
+    """transformers' arguments for one device: with several GPUs visible it would copy the model to each of them.
+
+    The GPU is torch's current one, which whoever makes these arguments has set.
+    """
+
+    @cached_property
+    def _setup_devices(self) -> torch.device:
+        current = None if self.use_cpu else torch.cuda.current_device()
+        device = super()._setup_devices
+        if current is None:
+            return device
+        self._n_gpu = 1
+        torch.cuda.set_device(current)
+        return torch.device("cuda", current)

@@ -28,6 +28,8 @@ def paired_differences(a: Record, b: Record) -> dict[str, Difference]:
 def _scored(record: Record, split: str, name: str) -> Scored | None:
     try:
         return scored(record, split, name)
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{record.file('predictions')} is damaged ({type(error).__name__}: {error}); expected one JSON object an "

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
+from rowsft.method import in_order
 from rowsft.selection import layer_shape
 
 # The tensors of one layer as the tuner saves them.
@@ -49,7 +50,7 @@ class LoraAdapter:
         rank = max(self.ranks.values())
         others = {f"^{re.escape(name)}": r for name, r in self.ranks.items() if r != rank}
         kept = ("base_model_name_or_path", "revision", "task_type", "auto_mapping", "modules_to_save")
-        LoraConfig(
+        made = LoraConfig(
             **{key: config.get(key) for key in kept},
             inference_mode=True,
             r=rank,
@@ -59,7 +60,8 @@ class LoraAdapter:
             target_modules=self.target_modules,
             fan_in_fan_out=self.fan_in_fan_out,
             lora_bias=self.lora_bias,
-        ).save_pretrained(folder)
+        )
+        in_order(made).save_pretrained(folder)
         save_file(self.tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from peft import PeftModel
 from torch import Tensor
 
+from rowsft.checkpoint import write_checkpoint
 from rowsft.errors import UserError
 from rowsft.export.source import Source
 from rowsft.models import Loaded, load, skeleton
@@ -23,11 +24,7 @@ def write_merged(source: Source, folder: Path) -> None:
     loaded = load(source.model, source.head, **_head_settings(source, head))
     _check_base(source, loaded, head)
     model = PeftModel.from_pretrained(loaded.model, source.folder).merge_and_unload()
-    if classes:
-        model.config.id2label = dict(enumerate(classes))
-        model.config.label2id = {name: index for index, name in enumerate(classes)}
-    model.save_pretrained(folder)
-    loaded.tokenizer.save_pretrained(folder)
+    write_checkpoint(model, loaded.tokenizer, classes, folder)
 
 
 def _head_settings(source: Source, head: dict[str, Tensor]) -> dict:

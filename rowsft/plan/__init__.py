@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import (
     UnsupportedFakeTensorException,
 )
 
+from rowsft.capacity import check_length
 from rowsft.errors import UserError
-from rowsft.models import check_length
 from rowsft.plan.evaluating import evaluation_peak
 from rowsft.plan.fit import Demand
 from rowsft.plan.scene import Scene, scene_of
@@ -72,7 +72,7 @@ def plan(
     """
     scene = scene_of(config, settings, changes)
     base = scene.base()
-    check_length(base.config, scene.length)
+    check_length(base, scene.length)
     knobs = scene.sizes(base)
     total = _by_kind(base, trained_only=False)
     selection = None

@@ -9,10 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from rowsft.budget import Budget
+from rowsft.capacity import positions_of
 from rowsft.errors import UserError
 from rowsft.instantiating import instantiated
 from rowsft.method import Knobs, Method
-from rowsft.models import blueprint, positions_of, recompute_activations, targets_of
+from rowsft.models import blueprint, recompute_activations, targets_of
 from rowsft.plan.autocast import autocasting, claimed_alike
 from rowsft.settings import TrainerSettings
 from rowsft.tasks import Task
@@ -44,7 +45,7 @@ class Scene:
     @property
     def positions(self) -> int | None:
         """The longest text that the model has positions for; None where it sets no end."""
-        return positions_of(self.base().config)
+        return positions_of(self.base())
 
     def sizes(self, model: nn.Module) -> Knobs:
         """The budget, solved for the method on `model`."""

@@ -56,6 +56,8 @@ def read_raw(folder: Path) -> dict:
     try:
         with explained(path):
             raw = read_json(path)
+    except UserError:
+        raise
     except ValueError as error:
         raise UnreadableRecord(f"{path} is damaged ({type(error).__name__}: {error})") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("schema_version"), int):

@@ -29,7 +29,8 @@ class Sentiment(ClassificationTask):
     def _facts(self) -> dict[str, Any]:
         facts = assets.about("movie_reviews")
         dropped = "snippets rated exactly 0 and repeated texts are dropped; own split by hash of the text"
-        return {**facts, "caveat": f"{facts['caveat']}; label = sign of the mean rating; {dropped}"}
+        caveat = f"{facts['caveat']}; label = sign of the mean rating; {dropped}"
+        return {**facts, "caveat": caveat, "classes": ["negative", "positive"]}
 
 
 def parse(text: str) -> list[dict]:

@@ -6,7 +6,7 @@ import shlex
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from rowsft import cli, job
 from rowsft.compose import compose
@@ -127,6 +127,17 @@ def test_other_methods(workshop, capsys):
         assert code == 2
         assert f"is of method {method}, which has no adapter to export; {said}" in errors
     assert not nothing.exists()
+
+
+def test_a_fully_tuned_checkpoint_serves_a_pipeline_as_it_is(workshop):
+    record = run(workshop, "bert", "full", "whole_checkpoint", "trainer.learning_rate=0.01")
+    served = pipeline("text-classification", model=str(record.file("adapter")), top_k=None)
+    texts = [example["text"] for example in map(json.loads, (workshop.folder / "data/texts.jsonl").open())][:8]
+    answers = [{answer["label"]: answer["score"] for answer in answers} for answers in served(texts)]
+    assert all(answer.keys() == {"bad", "good"} for answer in answers)
+    assert len({round(answer["good"], 6) for answer in answers}) > 1
+    model = AutoModelForSequenceClassification.from_pretrained(record.file("adapter"))
+    assert model.config.label2id == {"bad": 0, "good": 1}
 
 
 def test_unknown_and_unfinished_runs(workshop, capsys):

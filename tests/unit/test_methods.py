@@ -133,6 +133,15 @@ def test_a_saved_adapter_loads_through_peft(case, name, tmp_path):
     torch.testing.assert_close(logits(loaded, batch), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["row_sft", "lora", "dora", "shira"])
+def test_names_are_saved_in_an_order_of_their_own(name, tmp_path):
+    """Not in that of a set, which changes with PYTHONHASHSEED and with it the recorded sha256."""
+    method, knobs, wrapped, _, _ = prepared("bert", name, Budget(like={"method": "lora", "r": 2}))
+    method.save(wrapped, tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["target_modules"] == sorted(knobs.values["target_modules"]) and len(saved["target_modules"]) > 6
+
+
 def test_full_saves_the_checkpoint(tmp_path):
     method, _, model, _, batch = prepared("bert", "full")
     train(model, batch)

@@ -1,0 +1,135 @@
+"""What a model takes (longest text, token ids, padding) and whether texts fit: checked before training."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rowsft.errors import UserError, shortened
+from rowsft.tasks.answer_score import IGNORE
+
+
+def positions_of(model: PreTrainedModel) -> int | None:
+    """The longest text, in tokens, that the model has positions for; None where it sets no end.
+
+    Read off the model, so that it holds for any family: in a table of positions that keeps a row for padding, the
+    first token comes after that row (RoBERTa and its descendants). Tables that add rows of their own for an offset
+    (OPT, BART) have as many as the configuration says. The meta device will do.
+    """
+    configured = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not configured:
+        return None
+    return configured - max((_rows_before_the_first(table) for table in _position_tables(model, configured)), default=0)
+
+
+def check_length(model: PreTrainedModel, length: int | None) -> None:
+    """Raise UserError for texts of more tokens than the model has positions for."""
+    positions = positions_of(model)
+    if not (positions and length and length > positions):
+        return
+    configured = model.config.get_text_config().max_position_embeddings
+    before = f" ({configured} positions, the first {configured - positions} for padding)"
+    raise UserError(
+        f"task.max_length={length}: the model takes at most {positions} tokens"
+        f"{before if configured > positions else ''}; set task.max_length={positions} or less"
+    )
+
+
+def check_padding(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Raise UserError for a tokenizer that has no token to fill shorter texts of a batch with."""
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"model.source={source}: its tokenizer has neither a pad_token nor an eos_token, so texts of different "
+            "lengths cannot form a batch; name one of its tokens as pad_token in the folder's tokenizer_config.json"
+        )
+
+
+def spare_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many ids the tokenizer has beyond the rows of the model's embeddings; 0 where each id has its row."""
+    return max(0, _ids(tokenizer) - _rows(model))
+
+
+def check_pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Raise UserError where padding, which any batch may hold, has no row in the embeddings."""
+    if tokenizer.pad_token_id >= _rows(model):
+        raise UserError(_too_many(model, tokenizer, source, f"its pad_token {tokenizer.pad_token}"))
+
+
+def check_encoded(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    split: str,
+    examples: Sequence[Mapping[str, Any]],
+    encoded: Sequence[Mapping[str, Any]],
+) -> None:
+    """Check what a task's `encode` has made of the `examples` of a split.
+
+    Raises UserError for an example without tokens, and for a token id that the embeddings have no row for.
+    """
+    rows = _rows(model)
+    for index, each in enumerate(encoded):
+        ids = each["input_ids"]
+        if not ids or None in ids:
+            raise UserError(
+                f"{_name(examples, encoded, index)} of the {split} data gives no token, and the tokenizer of "
+                f"model.source={source} puts none in front (it has no BOS token); remove the example, or fill its text"
+            )
+        if max(ids) >= rows:
+            token = tokenizer.convert_ids_to_tokens(max(ids))
+            used = f"{_name(examples, encoded, index)} of the {split} data holds {shortened(token)}"
+            raise UserError(_too_many(model, tokenizer, source, used))
+        if isinstance(each["labels"], list) and not set(each["labels"]) - {IGNORE}:
+            raise UserError(
+                f"{_name(examples, encoded, index)} of the {split} data has an answer without any token, and the "
+                f"tokenizer of model.source={source} adds no EOS token; remove the example, or fill its answer"
+            )
+
+
+def may_give_nothing(tokenizer: PreTrainedTokenizerBase, head: str) -> bool:
+    """Whether a text can come out without any token: nothing is put in front of it."""
+    if head == "causal_lm":
+        return tokenizer.bos_token_id is None and tokenizer.eos_token_id is None
+    return not tokenizer("")["input_ids"]
+
+
+def _position_tables(model: nn.Module, count: int) -> list[nn.Module]:
+    """Embeddings of `count` rows that tell of padding, input embeddings apart."""
+    tokens = model.get_input_embeddings()
+    return [
+        module
+        for module in model.modules()
+        if module is not tokens
+        and isinstance(getattr(module, "padding_idx", None), int)
+        and getattr(getattr(module, "weight", None), "ndim", 0) == 2
+        and len(module.weight) == count
+    ]
+
+
+def _rows_before_the_first(table: nn.Module) -> int:
+    return table.padding_idx + 1
+
+
+def _rows(model: PreTrainedModel) -> int:
+    embeddings = model.get_input_embeddings()
+    return getattr(embeddings, "num_embeddings", len(embeddings.weight))
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest id: ids may leave gaps, so this is not the number of tokens."""
+    return 1 + max(tokenizer.get_vocab().values(), default=-1)
+
+
+def _too_many(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, used: str) -> str:
+    rows, ids = _rows(model), _ids(tokenizer)
+    return (
+        f"model.source={source}: its tokenizer has {ids:,} ids, {ids - rows:,} more than its embeddings have rows "
+        f"({rows:,}), and {used}; save the tokenizer that belongs to the model there, or the model after "
+        f"model.resize_token_embeddings({ids})"
+    )
+
+
+def _name(examples: Sequence[Mapping[str, Any]], encoded: Sequence, index: int) -> str:
+    same = len(examples) == len(encoded)
+    return f"example {shortened(examples[index].get('id', index))}" if same else f"encoded example {index}"

@@ -1,0 +1,26 @@
+"""UserError is a ValueError, and code that catches ValueError lets it pass with its own message."""
+
+import pytest
+
+from rowsft import RowSFTConfig
+from rowsft.errors import UserError
+from rowsft.models import blueprint
+from rowsft.store.record import read_raw
+
+
+def test_bad_input_is_a_value_error_for_those_who_do_not_know_this_package():
+    with pytest.raises(ValueError, match="rows=0 is not a row count"):
+        RowSFTConfig(rows=0)
+
+
+def test_a_record_that_the_system_refuses_is_not_called_damaged(tmp_path):
+    (tmp_path / "record.json").mkdir()
+    with pytest.raises(UserError, match="it cannot be used"):
+        read_raw(tmp_path)
+
+
+def test_a_missing_folder_is_not_called_a_wrong_configuration(tmp_path):
+    missing = tmp_path / "missing"
+    with pytest.raises(UserError) as error:
+        blueprint({"source": str(missing)}, "causal_lm")
+    assert str(error.value).startswith(f"model.source={missing}: no such folder; expected")
