@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,10 +137,13 @@ def _build(plan: RunPlan) -> dict[str, Any]:
 def _load(job: Job) -> None:
     config = OmegaConf.create(job.plan.config)
     job.say(f"loading {config.model.name} and {config.task.name}")
+    # A GPU's allocator counts along; a CPU's is asked where memory is measured at all.
+    asked = probing.wanted(job) and job.device.type == "cpu"
+    peak = measure.AllocationPeak(job.device) if asked else None
     with measure.watched(job.memory, "load", job.device, job.gpu):
         with job.clock.phase("data"):
             job.splits = job.task.splits()
-        with job.clock.phase("load"):
+        with job.clock.phase("load"), peak or nullcontext():
             job.loaded = load(
                 config.model,
                 job.task.head,
@@ -155,7 +158,10 @@ def _load(job: Job) -> None:
             job.encoded = _encode(job, job.splits["train"])
             _check_tokens(job)
     # What loading leaves behind: the loader's own threads escape a ledger, and only the resident set shows them.
-    measure.account(job.memory, "load", lambda ledger: None, job.device, job.model, measured_phase="load")
+    if peak is not None:
+        job.memory["load"]["peak_allocated_bytes"] = peak.new_peak_bytes
+    measured = {"load": job.memory["load"]["peak_allocated_bytes"]}
+    measure.account(job.memory, "load", lambda ledger: None, job.device, job.model, measured=measured)
     job.attempt.update(
         task_about=job.task.about(),
         model_facts=job.loaded.facts,

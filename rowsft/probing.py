@@ -24,9 +24,10 @@ def selection(job: "Job", sizes: Knobs, calibration: Calibration) -> None:
     # Of equal ones it is one that has padding, whose mask takes memory.
     largest = max(calibration, key=lambda batch: (batch["input_ids"].numel(), not batch["attention_mask"].all()))
 
-    def select() -> None:
+    def select(hold: Callable[[dict], None]) -> None:
         # Made anew, so that the batch counts, as training's and evaluation's do.
         batch = {key: value.clone() if torch.is_tensor(value) else value for key, value in largest.items()}
+        hold(batch)
         job.method.select(job.model, sizes, Rehearsal([batch]))
 
     _measure(job, "select", select)
@@ -46,7 +47,7 @@ def evaluation(job: "Job", evaluate: Callable[[list[dict]], object]) -> None:
     evaluate(largest)
     # The optimizer's state stays while the trained model is evaluated.
     optimizer = None if job.trainer is None else job.trainer.optimizer
-    _measure(job, "evaluate", lambda: evaluate(largest), optimizer)
+    _measure(job, "evaluate", lambda hold: evaluate(largest), optimizer)
 
 
 def training_step(job: "Job") -> None:
@@ -61,18 +62,35 @@ def training_step(job: "Job") -> None:
     for _ in range(job.settings.memory_probe_steps):
         _peak(job, "train", lambda: training.extra_step(job.trainer, batch), optimizer)
 
-    def step(ledger: Ledger) -> None:
-        training.extra_step(job.trainer, batch, lambda phase: setattr(ledger, "phase", phase))
+    measured = measure.peaks_by_phase(
+        lambda enter: training.extra_step(job.trainer, batch, enter), job.device, job.model, optimizer
+    )
 
-    points = measure.account(job.memory, "forward", step, job.device, job.model, optimizer, measured_phase="train")
+    def step(ledger: Ledger) -> None:
+        training.extra_step(job.trainer, batch, lambda phase: setattr(ledger, "phase", phase), _holding(ledger))
+
+    points = measure.account(job.memory, "forward", step, job.device, job.model, optimizer, measured)
     job.attempt.write_memory(points)
 
 
+def _holding(ledger: Ledger) -> Callable[[dict], None]:
+    """Says of a batch what a plan says of it: it is no activation, though the forward pass leaves it behind."""
+    return lambda batch: ledger.hold("temporary", filter(torch.is_tensor, batch.values()))
+
+
 def _measure(
-    job: "Job", phase: str, work: Callable[[], object], optimizer: "torch.optim.Optimizer | None" = None
+    job: "Job",
+    phase: str,
+    work: Callable[[Callable[[dict], None]], object],
+    optimizer: "torch.optim.Optimizer | None" = None,
 ) -> None:
-    _peak(job, phase, work, optimizer)
-    measure.account(job.memory, phase, lambda ledger: work(), job.device, job.model, optimizer, measured_phase=phase)
+    _peak(job, phase, lambda: work(lambda batch: None), optimizer)
+    measured = {phase: (job.memory[phase] or {}).get("peak_allocated_bytes")}
+
+    def entered(ledger: Ledger) -> None:
+        work(_holding(ledger))
+
+    measure.account(job.memory, phase, entered, job.device, job.model, optimizer, measured)
 
 
 def _peak(job: "Job", phase: str, work: Callable[[], object], optimizer: "torch.optim.Optimizer | None" = None) -> None:

@@ -2,7 +2,8 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -226,23 +227,52 @@ def largest_batch(trainer: OrderedTrainer) -> list[dict]:
     return max((data[first : first + size] for first in range(0, len(data), size)), key=extent)
 
 
-def extra_step(trainer: OrderedTrainer, batch: list[dict], enter: Callable[[str], None] = lambda phase: None) -> None:
+def extra_step(
+    trainer: OrderedTrainer,
+    batch: list[dict],
+    enter: Callable[[str], None] = lambda phase: None,
+    hold: Callable[[dict], None] = lambda inputs: None,
+) -> None:
     """One more full optimizer step on `batch`, as the Trainer itself takes it. It changes the model: record first.
 
-    enter: told when "forward" (with its backward) and "optimizer_step" begin.
+    enter: told when "forward", "backward" and "optimizer_step" begin: the next phase as soon as a backward returns.
+    hold: shown what the model is given, on its device.
     """
     micro = [trainer.data_collator([dict(example) for example in batch])] * trainer.settings.gradient_accumulation
     tokens = trainer._get_num_items_in_batch(micro, trainer.args.device)
     trainer.current_gradient_accumulation_steps = len(micro)
-    for inputs in micro:
+    for number, inputs in enumerate(micro):
         enter("forward")
-        # Trainer's own step, not the counting one: no clock runs here.
-        Trainer.training_step(trainer, trainer.model_wrapped, dict(inputs), tokens)
-    enter("optimizer_step")
+        with _told(trainer, enter, "forward" if number + 1 < len(micro) else "optimizer_step", hold):
+            # Trainer's own step, not the counting one: no clock runs here.
+            Trainer.training_step(trainer, trainer.model_wrapped, dict(inputs), tokens)
     if trainer.settings.max_grad_norm > 0:
         trainer._clip_grad_norm(trainer.model_wrapped)
     trainer.optimizer.step()
     trainer.model_wrapped.zero_grad()
+
+
+@contextmanager
+def _told(trainer: OrderedTrainer, enter: Callable[[str], None], after: str, hold: Callable[[dict], None]) -> Iterator:
+    """Inside the block `hold` and `enter` hear of the inputs and of the backward pass, which phase `after` follows."""
+    prepare, backward = trainer._prepare_inputs, trainer.accelerator.backward
+
+    def prepared(inputs: dict) -> dict:
+        moved = prepare(inputs)
+        hold(moved)
+        return moved
+
+    def marked(*args, **kwargs) -> None:
+        enter("backward")
+        backward(*args, **kwargs)
+        enter(after)
+
+    trainer._prepare_inputs, trainer.accelerator.backward = prepared, marked
+    try:
+        yield
+    finally:
+        # What the classes define shows again.
+        del trainer._prepare_inputs, trainer.accelerator.backward
 
 
 def device_of(settings: TrainerSettings) -> torch.device:

@@ -3,7 +3,14 @@
 from rowsft.measure.account import account
 from rowsft.measure.clocks import PHASES, PhaseClock, StepClock
 from rowsft.measure.environment import collect
-from rowsft.measure.memory import KINDS, AllocationPeak, phase_memory, profile_peak, resident_tensor_bytes
+from rowsft.measure.memory import (
+    KINDS,
+    AllocationPeak,
+    peaks_by_phase,
+    phase_memory,
+    profile_peak,
+    resident_tensor_bytes,
+)
 from rowsft.measure.nvml import Gpu, energy_of, gpu_of
 from rowsft.measure.phases import probe, watched
 from rowsft.measure.resident import ResidentPeak
@@ -20,6 +27,7 @@ __all__ = [
     "collect",
     "energy_of",
     "gpu_of",
+    "peaks_by_phase",
     "phase_memory",
     "probe",
     "profile_peak",

@@ -1,8 +1,9 @@
 """The ledger of a run: at every phase's peak, what each part of the memory held."""
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -23,12 +24,12 @@ def account(
     device: torch.device,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
-    measured_phase: str | None = None,
+    measured: Mapping[str, int | None] = MappingProxyType({}),
 ) -> list[dict]:
     """Enter into `memory["ledger"]` every phase of `work`, called with the ledger, whose phase it may set.
 
-    phase: the one that it begins with. measured_phase: the section of `memory` whose measured peak, taken of the same
-    work without the ledger, the largest phase is held against. Returns the picture's points: phase, and bytes by part.
+    phase: the one that it begins with. measured: phase -> the peak in bytes that was measured of the same work without
+    the ledger. Returns the picture's points: phase, and bytes by part.
     """
     ledger = Ledger(CUDA_BLOCK_BYTES if device_kind(device) == "cuda" else 1)
     ledger.phase = phase
@@ -39,12 +40,8 @@ def account(
         ledger.watch_gradients(model)
         ledger.begin()
         work(ledger)
-    peaks = ledger.peaks()
-    measured = (memory.get(measured_phase or "") or {}).get("peak_allocated_bytes")
-    largest = max(peaks.values(), key=lambda moment: moment.total)
-    for name, moment in peaks.items():
-        held_against = measured if moment is largest else None
-        memory.setdefault("ledger", {})[name] = entered(moment, held_against)
+    for name, moment in ledger.peaks().items():
+        memory.setdefault("ledger", {})[name] = entered(moment, measured.get(name))
     return points(ledger.moments())
 
 
@@ -62,12 +59,16 @@ def _steady_garbage() -> Iterator[None]:
 
 
 def entered(moment: Moment, measured_bytes: int | None) -> dict:
-    """A phase's peak as the record keeps it; unattributed is what was measured beyond the parts, None if unmeasured."""
+    """A phase's peak as the record keeps it.
+
+    unattributed_bytes: what was measured beyond the parts, below 0 where the parts claim more than there was; None if
+    nothing was measured.
+    """
     return {
         "peak_bytes": moment.total,
         "parts": dict(moment.parts),
         "measured_peak_bytes": measured_bytes,
-        "unattributed_bytes": None if measured_bytes is None else max(0, measured_bytes - moment.total),
+        "unattributed_bytes": None if measured_bytes is None else measured_bytes - moment.total,
     }
 
 

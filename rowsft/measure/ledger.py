@@ -53,7 +53,7 @@ class Ledger(TorchDispatchMode):
 
     Works on any device, the meta device too, where nothing is computed and the sizes are all there is. block_bytes:
     what sizes are rounded up to. What exists before the block is entered by `hold`. `phase` may be set at any time;
-    while it is "forward", what happens inside a backward pass is entered under "backward".
+    while it is "forward", what happens from the first operator of a backward pass on is entered under "backward".
 
     Which part a storage belongs to follows from its life: what the forward pass leaves behind when a backward pass
     begins was saved for it, and so is what a backward pass computes with gradients switched on (recomputation under
@@ -66,6 +66,7 @@ class Ledger(TorchDispatchMode):
         super().__init__()
         self.block_bytes = block_bytes
         self._phase = "forward"
+        self._went_back = False
         self.entries: list[Entry] = []
         # (entry, +1 or -1, phase) in the order of time; a phase begins with (None, 0, phase).
         self._events: list[tuple[int | None, int, str]] = []
@@ -85,6 +86,7 @@ class Ledger(TorchDispatchMode):
     @phase.setter
     def phase(self, name: str) -> None:
         self._phase = name
+        self._went_back = False
         self._events.append((None, 0, name))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -253,7 +255,9 @@ class Ledger(TorchDispatchMode):
             self._events.append((entry, -1, self._phase_now()))
 
     def _phase_now(self) -> str:
-        return "backward" if self._phase == "forward" and _in_backward() else self._phase
+        # A backward pass leaves gradients: what comes after it is no forward's, until the next one is announced.
+        self._went_back |= self._phase == "forward" and _in_backward()
+        return "backward" if self._went_back else self._phase
 
 
 def tensors_in(value) -> Iterator[torch.Tensor]:

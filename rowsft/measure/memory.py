@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from rowsft.measure.device import device_kind
 
 KINDS = {"cpu": "cpu_profiler", "cuda": "cuda_allocator"}
+
+
+# Marks of `peaks_by_phase` in the profiler's events.
+_MARK = "rowsft.phase:"
 
 
 class AllocationPeak:
@@ -30,6 +34,8 @@ class AllocationPeak:
     def __init__(self, device: str | torch.device):
         self.kind = KINDS[device_kind(device)]
         self.new_peak_bytes: int | None = None
+        # Of the phases that `peaks_by_phase` marks, on a CPU.
+        self.by_phase: dict[str, int] = {}
         self.peak_allocated_bytes: int | None = None
         self.peak_reserved_bytes: int | None = None
         self._device = torch.device(device)
@@ -50,7 +56,9 @@ class AllocationPeak:
         if self.kind == "cpu_profiler":
             self._profile.__exit__(exc_type, exc_value, traceback)
             if exc_type is None:
-                self.new_peak_bytes = peak_of(_cpu_memory_events(self._profile))
+                events = _cpu_memory_events(self._profile)
+                self.by_phase = peaks_of(events)
+                self.new_peak_bytes = peak_of(event for event in events if not isinstance(event, str))
             self._profile = None
         else:
             # Not after an error, which it may raise again; the counters are the host's own.
@@ -136,14 +144,85 @@ def resident_groups(model: nn.Module, optimizer: torch.optim.Optimizer | None = 
     }
 
 
+def peaks_by_phase(
+    work: Callable[[Callable[[str], None]], object],
+    device: str | torch.device,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> dict[str, int]:
+    """Call `work` with a function that it tells every phase that begins: phase -> allocation peak in bytes.
+
+    What a phase begins with counts as its first moment. On a CPU the peaks are those of the profiler's timeline above
+    what model and optimizer hold, as in `phase_memory`; on a GPU the allocator's counters are read and reset at every
+    phase's end. What happens before the first phase belongs to it.
+    """
+    if device_kind(device) == "cuda":
+        return _cuda_peaks_by_phase(work, device)
+    resident_bytes = resident_tensor_bytes(model, optimizer)["total_bytes"]
+
+    def mark(phase: str) -> None:
+        with record_function(f"{_MARK}{phase}"):
+            pass
+
+    with AllocationPeak(device) as peak:
+        work(mark)
+    return {phase: resident_bytes + new for phase, new in peak.by_phase.items()}
+
+
+def _cuda_peaks_by_phase(work: Callable[[Callable[[str], None]], object], device: torch.device) -> dict[str, int]:
+    # Allocations are the host's own doing: their order, and so the peaks, need no waiting for the GPU.
+    peaks: dict[str, int] = {}
+    now: str | None = None
+
+    def enter(phase: str) -> None:
+        nonlocal now
+        if now is not None:
+            peaks[now] = max(peaks.get(now, 0), torch.cuda.max_memory_allocated(device))
+            torch.cuda.reset_peak_memory_stats(device)
+        now = phase
+
+    torch.cuda.reset_peak_memory_stats(device)
+    work(enter)
+    if now is not None:
+        enter(now)
+    return peaks
+
+
 def peak_of(events: Iterable[tuple[int, int]]) -> int:
     """Largest sum of live bytes over (address, bytes) events in time order; bytes are negative for a free.
 
     The allocator remembers sizes from earlier profiled windows, and an address may have changed hands since: only a
     free of an address that was allocated in these events counts, with the size it was allocated with.
     """
+    return max(_totals(events), default=0)
+
+
+def peaks_of(events: Iterable[tuple[int, int] | str]) -> dict[str, int]:
+    """`peak_of` for every phase of the events, which begins with its name among them; empty without names."""
+    peaks: dict[str, int] = {}
+    phase, before = None, 0
+    every = list(events)
+    totals = _totals(event for event in every if not isinstance(event, str))
+    largest_before = 0
+    for event in every:
+        if isinstance(event, str):
+            phase = event
+            # What came before the first phase is its own.
+            first = before if peaks else largest_before
+            peaks[phase] = max(peaks.get(phase, 0), first)
+            continue
+        before = next(totals)
+        if phase is None:
+            largest_before = max(largest_before, before)
+        else:
+            peaks[phase] = max(peaks[phase], before)
+    return peaks
+
+
+def _totals(events: Iterable[tuple[int, int]]) -> Iterator[int]:
+    """Live bytes after every event."""
     live: dict[int, int] = {}
-    total = peak = 0
+    total = 0
     for address, size in events:
         if size < 0:
             total -= live.pop(address, 0)
@@ -151,24 +230,25 @@ def peak_of(events: Iterable[tuple[int, int]]) -> int:
             # An address handed out again was freed where the profiler could not see it.
             total += size - live.get(address, 0)
             live[address] = size
-            peak = max(peak, total)
-    return peak
+        yield max(0, total)
 
 
-def _cpu_memory_events(profiled: profile) -> list[tuple[int, int]]:
-    """(address, bytes) of every CPU "[memory]" event in time order.
+def _cpu_memory_events(profiled: profile) -> list[tuple[int, int] | str]:
+    """(address, bytes) of every CPU "[memory]" event, and the names of phases where they begin, in time order.
 
     Read from the event tree because the flat "[memory]" events carry sizes without addresses.
     """
     nodes = list(profiled.profiler.kineto_results.experimental_event_tree())
-    events = []
+    events: list[tuple[int, tuple[int, int] | str]] = []
     while nodes:
         node = nodes.pop()
         nodes.extend(node.children)
         if node.tag == torch._C._profiler._EventType.Allocation and node.extra_fields.device.type == "cpu":
-            events.append((node.start_time_ns, node.extra_fields.ptr, node.extra_fields.alloc_size))
+            events.append((node.start_time_ns, (node.extra_fields.ptr, node.extra_fields.alloc_size)))
+        elif node.name.startswith(_MARK):
+            events.append((node.start_time_ns, node.name.removeprefix(_MARK)))
     events.sort(key=lambda event: event[0])
-    return [(address, size) for _, address, size in events]
+    return [event for _, event in events]
 
 
 def _plain_tensors(model: nn.Module) -> Iterator[torch.Tensor]:

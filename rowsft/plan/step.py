@@ -110,17 +110,22 @@ def run_step(
 
     costs: those of the last micro-batch are entered.
     """
-    for number in range(accumulation):
+
+    def enter(phase: str) -> None:
         if ledger is not None:
-            ledger.phase = "forward"
+            ledger.phase = phase
+
+    for number in range(accumulation):
+        enter("forward")
         with costs if costs is not None and number == accumulation - 1 else nullcontext():
             loss = model(**batch, **loss_arguments).loss
             if optimizer is not None:
+                enter("backward")
                 loss.backward()
+                # As `training.extra_step` has it: the loss outlives its backward pass.
+                enter("forward" if number + 1 < accumulation else "optimizer_step")
         del loss
     if optimizer is not None:
-        if ledger is not None:
-            ledger.phase = "optimizer_step"
         if max_grad_norm:
             trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)

@@ -1,10 +1,13 @@
 """The ledger of tensor memory: sizes in closed form, parts by what a storage was for."""
 
+from itertools import groupby
+
 import torch
 from torch import nn
 
 from rowsft.measure import AllocationPeak
-from rowsft.measure.ledger import Ledger
+from rowsft.measure.account import entered
+from rowsft.measure.ledger import Ledger, Moment
 from rowsft.tasks.answer_score import read_scores
 
 ROWS, WIDTH, HIDDEN = 6, 8, 16
@@ -100,3 +103,27 @@ def test_answers_are_read_with_every_byte_in_the_ledger():
     given = logits.nbytes + targets.nbytes
     assert peak.new_peak_bytes >= logits.nbytes
     assert moment.total - given == peak.new_peak_bytes
+
+
+def test_what_follows_a_backward_pass_is_no_forwards():
+    model, x = two_layers(), torch.randn(ROWS, WIDTH)
+    with Ledger() as ledger:
+        ledger.watch_gradients(model)
+        model(x).sum().backward()
+        after = torch.empty(1000)
+        ledger.phase = "forward"
+        again = model(x)
+    assert len(after) and len(again)
+    stretches = [phase for phase, _ in groupby(moment.phase for moment in ledger.moments())]
+    assert stretches == ["forward", "backward", "forward"]
+    first = next(moment for moment in ledger.moments() if moment.phase == "forward")
+    assert first.parts["gradients"] == 0
+    # Of a second micro-batch: the first one's gradients are there while it goes forward.
+    assert ledger.peaks()["forward"].parts["gradients"] == HIDDEN * FLOAT
+
+
+def test_parts_that_claim_more_than_there_was_are_seen():
+    moment = Moment("load", {"base_weights": 100})
+    assert entered(moment, 90)["unattributed_bytes"] == -10
+    assert entered(moment, 130)["unattributed_bytes"] == 30
+    assert entered(moment, None)["unattributed_bytes"] is None
