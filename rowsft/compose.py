@@ -66,6 +66,21 @@ def sweep(overrides: list[str]) -> list[int]:
     return [job.return_value for batch in batches or [] for job in batch]
 
 
+def composed_unresolved(overrides: list[str]) -> DictConfig:
+    """What Hydra alone makes of overrides that it can read: nothing is checked, resolved or tuned yet."""
+    with _open_hydra() as hydra:
+        config = hydra.compose_config("config", overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+    OmegaConf.set_struct(config, False)
+    config.pop("hydra", None)
+    return config
+
+
+def group_names() -> list[str]:
+    """Every configuration group, nested ones as `group/sub`."""
+    with _open_hydra() as hydra:
+        return _groups(hydra)
+
+
 def options(group: str) -> list[str]:
     """Every name that `group=` accepts, nested ones as `sub/name`."""
     with _open_hydra() as hydra:
