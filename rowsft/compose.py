@@ -19,6 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rowsft.errors import UserError
+from rowsft.experiment_names import as_text, check_experiment_name
+from rowsft.store.ignored import check_rules
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 # A sweep composes every job before the first: what its jobs look names up in is composed once a process.
@@ -38,6 +40,8 @@ def compose(overrides: list[str]) -> DictConfig:
             del config["hydra"]
             _use_tuned_learning_rate(config, overrides)
             OmegaConf.resolve(config)
+            declare_ignored(config)
+            check_experiment_name(config.experiment_name)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_one_line(error)) from error
     missing = sorted(OmegaConf.missing_keys(config))
@@ -62,6 +66,21 @@ def sweep(overrides: list[str]) -> list[int]:
     return [job.return_value for batch in batches or [] for job in batch]
 
 
+def composed_unresolved(overrides: list[str]) -> DictConfig:
+    """What Hydra alone makes of overrides that it can read: nothing is checked, resolved or tuned yet."""
+    with _open_hydra() as hydra:
+        config = hydra.compose_config("config", overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+    OmegaConf.set_struct(config, False)
+    config.pop("hydra", None)
+    return config
+
+
+def group_names() -> list[str]:
+    """Every configuration group, nested ones as `group/sub`."""
+    with _open_hydra() as hydra:
+        return _groups(hydra)
+
+
 def options(group: str) -> list[str]:
     """Every name that `group=` accepts, nested ones as `sub/name`."""
     with _open_hydra() as hydra:
@@ -74,7 +93,7 @@ def quoted(overrides: list[str]) -> list[str]:
     Each part of a comma list is taken by itself. What Hydra reads as it stands stays as it stands.
     """
     parser = OverridesParser.create()
-    return [text if _parses(parser, text) else _with_quotes(parser, text) for text in overrides]
+    return [as_text(parser, text) if _parses(parser, text) else _with_quotes(parser, text) for text in overrides]
 
 
 def swept_values(setting: str) -> tuple[str, list[str]]:
@@ -211,6 +230,14 @@ def _use_tuned_learning_rate(config: DictConfig, overrides: list[str]) -> None:
     said = any(text.lstrip("+").startswith("trainer.learning_rate=") for text in overrides)
     if table is not None and not said and config.method.name in table.learning_rate:
         config.trainer.learning_rate = table.learning_rate[config.method.name]
+
+
+def declare_ignored(config: DictConfig) -> None:
+    """Move what the method says it ignores to the top level: it concerns the run's identity, not the method's class."""
+    rules = config.method.pop("ignores", None) if isinstance(config.get("method"), DictConfig) else None
+    config.ignores = (
+        [] if rules is None else check_rules(OmegaConf.to_container(rules) if OmegaConf.is_config(rules) else rules)
+    )
 
 
 def _one_line(error: Exception) -> str:

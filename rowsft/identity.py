@@ -1,12 +1,15 @@
 """What a composed configuration will run as: its id, its folder and its name. Imports no torch: skipping is instant."""
 
 import hashlib
+import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from rowsft.store import run_id
+from rowsft.store.files import sha256
+from rowsft.store.places import Places
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,18 @@ class RunPlan:
     config: dict
 
 
-def plan_run(config: DictConfig) -> RunPlan:
-    """Name the run that `config` (composed and resolved) describes."""
-    plain = OmegaConf.to_container(config, resolve=True)
+def plan_run(config: DictConfig | dict, places: Places | None = None) -> RunPlan:
+    """Name the run that `config` (composed and resolved) describes.
+
+    The folder is that of the run's id, or, where an older version recorded the same run under an id of its own, that.
+    places: the listed store, for a caller who asks for many runs.
+    """
+    plain = config if isinstance(config, dict) else OmegaConf.to_container(config, resolve=True)
     plain["revisions"] = {"model": _model_revision(plain["model"]), "data": _data_revisions(plain["task"])}
-    identity = run_id(plain)
     store = Path(plain["store"])
+    folder = (places or Places(store)).place(plain)
     label = f"{plain['method']['name']} on {plain['task']['name']} with {plain['model']['name']}, seed {plain['seed']}"
-    return RunPlan(identity, store, store / identity, plain["experiment_name"], label, plain)
+    return RunPlan(folder.name, store, folder, plain["experiment_name"], label, plain)
 
 
 def _model_revision(model: dict) -> str:
@@ -40,18 +47,36 @@ def _model_revision(model: dict) -> str:
 
 
 def _data_revisions(task: dict) -> dict[str, str]:
-    """The sha256 of every local data file that the task names: an edited file is another run."""
-    paths = {key: Path(value).expanduser() for key, value in _leaves(task) if isinstance(value, str) and value}
-    files = {key: path for key, path in sorted(paths.items()) if _is_file(path)}
-    return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in files.items()}
+    """The sha256 of the content of every local data file or folder that the task names: edited data are another run."""
+    found = {}
+    for key, value in sorted(_leaves(task)):
+        if isinstance(value, str) and value and _may_be_path(key, value):
+            digest = _digest(Path(value).expanduser(), folders=key.rsplit(".", 1)[-1].endswith("path"))
+            if digest:
+                found[key] = digest
+    return found
 
 
-def _is_file(path: Path) -> bool:
+def _may_be_path(key: str, value: str) -> bool:
+    """A file that happens to be called as a column or a class is not meant by that."""
+    return key.rsplit(".", 1)[-1].endswith(("path", "file", "files")) or os.sep in value or "." in value
+
+
+def _digest(path: Path, folders: bool) -> str | None:
     try:
-        return path.is_file()
-    except OSError:
-        # A prompt template, say: longer than any file name.
-        return False
+        if path.is_file():
+            facts = path.stat()
+            return _content(path, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+        return sha256(path) if folders and path.is_dir() else None
+    except (OSError, ValueError):
+        # A prompt template, say: longer than any file name. A file that may not be read is told of by its reader.
+        return None
+
+
+@lru_cache(maxsize=1024)
+def _content(path: Path, *_facts: int) -> str:
+    """The sha256 of a file; a sweep of a thousand jobs reads it once, unless size, time or inode change."""
+    return sha256(path)
 
 
 def _folder_fingerprint(folder: Path) -> str:

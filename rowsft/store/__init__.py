@@ -18,6 +18,7 @@ from rowsft.store.attempt import Attempt
 from rowsft.store.files import explained, write_csv, write_jsonl
 from rowsft.store.folder import RunFolder
 from rowsft.store.identity import RESULTS_VERSION, experiment_name, identity, run_id
+from rowsft.store.places import Places
 from rowsft.store.record import SCHEMA_VERSION, STATES, Record, UnreadableRecord, read_record
 
 __all__ = [
@@ -52,7 +53,7 @@ class Store:
         Raises UserError when another process works on it, when the folder cannot be written or is full, and when
         its record was written by a newer version.
         """
-        return RunFolder(self.root / run_id(config), config)
+        return RunFolder(Places(self.root).place(config), config)
 
     def runs(self, experiment: str | None = None) -> list[Record]:
         """Every readable run (of one experiment), by id. An unreadable record is skipped with a one-line warning."""

@@ -12,7 +12,7 @@ from rowsft.store import files
 from rowsft.store.attempt import Attempt, error_fields, state_of
 from rowsft.store.identity import experiment_name, experiment_notes, identity
 from rowsft.store.lock import RunLock
-from rowsft.store.record import SCHEMA_VERSION, Record, UnreadableRecord, close_stale, now, read_raw
+from rowsft.store.record import SCHEMA_VERSION, Record, UnreadableRecord, close_stale, now, read_raw, record_of
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +54,7 @@ class RunFolder:
     def record(self) -> Record:
         """The record as this process holds it."""
         raw = json.loads(json.dumps(self._raw))
-        known = ("id", "state", "config", "identity", "experiments", "created_at", "attempts", "experiment_notes")
-        return Record(folder=self.path, **{key: raw[key] for key in known})
+        return record_of(raw, self.path)
 
     def begin(self, **meta) -> Attempt:
         """Start the next attempt (state running) with `meta` as its first fields; earlier attempts stay as they are."""

@@ -1,10 +1,13 @@
-"""What a run is: the part of its config that determines its result, and the hash of that part."""
+"""What a run is: the part of its config that determines its result, and the hash of that part (docs/runs.md)."""
 
 import hashlib
 import json
 import math
+import re
+from pathlib import PurePath
 
 from rowsft.errors import UserError
+from rowsft.store.ignored import ignored
 
 #: Raised by one whenever a change of the code changes results: old runs then keep their ids and new ones get their own.
 RESULTS_VERSION = 2
@@ -20,27 +23,91 @@ PRESENTATION = frozenset(
         "fairness",
         "assets",
         "hydra",
+        "ignores",
     }
 )
 
 #: The same, wherever they stand: where files are cached and whether a bar is drawn.
 PRESENTATION_ANYWHERE = frozenset({"cache_dir", "progress"})
 
+# The dials of a budget: with one of them set, the budget's default is not read.
+_DIALS = ("rows", "ratio", "params", "like")
+
+
+# Endings that say how a file is packed, not what it holds.
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
+
 
 def identity(config: dict) -> dict:
     """The part of a resolved config that determines the result, with `results_version`.
 
-    An integral float reads as an integer (0.0 and 0 are one setting). Raises UserError for a value that JSON cannot
-    hold or that is not finite, naming its key.
+    Left out is what the method ignores (`rowsft.store.ignored`) and a budget's default where another dial is set. Files
+    and model folders stand there by their content (under `revisions`), not by their path. An integral float reads as
+    an integer (0.0 and 0 are one setting). Raises UserError for a value that JSON cannot hold or that is not finite,
+    naming its key.
     """
+    whole = old_identity(config)
+    for key in ignored(config):
+        _drop(whole, key)
+    budget = whole.get("budget")
+    if isinstance(budget, dict) and any(budget.get(dial) is not None for dial in _DIALS):
+        budget.pop("default", None)
+    _by_content(whole)
+    return whole
+
+
+def old_identity(config: dict) -> dict:
+    """What `identity` was before it left anything out: ids of older runs are made of it."""
     kept = {str(key): value for key, value in config.items() if str(key) not in PRESENTATION}
     return {"results_version": RESULTS_VERSION, **_plain(kept, "")}
 
 
 def run_id(config: dict) -> str:
     """First 12 hex digits of the sha256 of the canonical JSON (sorted keys, no spaces, UTF-8) of `identity(config)`."""
-    text = json.dumps(identity(config), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return _hash(identity(config))
+
+
+def old_run_id(config: dict) -> str:
+    """The id that the same config had by `old_identity`."""
+    return _hash(old_identity(config))
+
+
+def _hash(settings: dict) -> str:
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:12]
+
+
+def _drop(settings: dict, key: str) -> None:
+    *path, last = key.split(".")
+    node: object = settings
+    for part in path:
+        node = node.get(part) if isinstance(node, dict) else None
+    if isinstance(node, dict):
+        node.pop(last, None)
+
+
+def _by_content(settings: dict) -> None:
+    """Put in place of a path what of it counts: the ending, by which a file is read. Its content is a revision."""
+    revisions = settings.get("revisions")
+    if not isinstance(revisions, dict):
+        return
+    model, task = settings.get("model"), settings.get("task")
+    if isinstance(model, dict) and "source" in model and _FINGERPRINT.fullmatch(str(revisions.get("model"))):
+        model["source"] = "folder"
+    for key in revisions.get("data") or () if isinstance(revisions.get("data"), dict) else ():
+        *path, last = key.split(".")
+        node: object = task
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict) and isinstance(node.get(last), str):
+            node[last] = f"file{_ending(node[last])}"
+
+
+def _ending(path: str) -> str:
+    endings = [ending.lower() for ending in PurePath(path).suffixes]
+    packed = 1 + (len(endings) > 1 and endings[-1] in _PACKED)
+    return "".join(endings[-packed:])
 
 
 def experiment_name(config: dict) -> str | None:

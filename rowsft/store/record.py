@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rowsft.errors import UserError
 from rowsft.store.files import explained, read_json
+from rowsft.store.identity import identity
 from rowsft.store.lock import is_held
 
 SCHEMA_VERSION = 1
@@ -89,17 +90,31 @@ def read_record(folder: Path) -> Record:
     raw = read_raw(folder)
     if not alive:
         close_stale(raw)
+    return record_of(raw, Path(folder))
+
+
+def record_of(raw: dict, folder: Path) -> Record:
+    """The record that a checked record.json holds."""
     return Record(
         id=raw["id"],
         state=raw["state"],
         config=raw["config"],
-        identity=raw["identity"],
-        experiments=list(raw.get("experiments") or []),
-        folder=Path(folder),
+        identity=_identity_of(raw, folder),
+        # Names were numbers where they read as such.
+        experiments=[str(name) for name in raw.get("experiments") or []],
+        folder=folder,
         created_at=raw.get("created_at"),
         attempts=raw["attempts"],
         experiment_notes=raw.get("experiment_notes") or {},
     )
+
+
+def _identity_of(raw: dict, folder: Path) -> dict:
+    """By today's rules, whichever version wrote the record: what is compared is told apart by the same settings."""
+    try:
+        return identity(raw["config"])
+    except UserError as error:
+        raise UnreadableRecord(f"{folder / 'record.json'} has a config that is none ({error})") from error
 
 
 def close_stale(raw: dict, message: str = "process gone") -> bool:

@@ -1,0 +1,76 @@
+"""Which settings cannot change what a method does, by `ignores` in its YAML; docs/runs.md has the form.
+
+A composed config carries the declaration of its method under the top-level key `ignores`. In a config that was recorded
+before there was one, it is looked up in conf/method.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from rowsft.errors import UserError
+
+_FOLDER = Path(__file__).resolve().parents[2] / "conf" / "method"
+_RULE = re.compile(r"(?P<keys>[\w.]+(?:\s*,\s*[\w.]+)*)(?:\s+if\s+(?P<when>[\w.]+)(?:=(?P<values>\S.*))?)?")
+
+
+def ignored(config: dict) -> list[str]:
+    """The dotted keys of `config` that its method ignores at these settings; a key of a group stands for all below it.
+
+    Raises UserError for a rule that does not read KEY[, KEY ...] [if KEY[=VALUE|VALUE ...]].
+    """
+    rules = config.get("ignores")
+    if rules is None:
+        rules = _declared(config.get("method"))
+    return list(_applied(config, check_rules(rules)))
+
+
+def check_rules(rules: object) -> Sequence[str]:
+    """`rules` as they are. Raises UserError where they are no list of rules."""
+    if not isinstance(rules, list | tuple):
+        raise UserError(f"method.ignores={rules!r}: expected a list of keys, such as [budget, trainer.warm_head]")
+    for rule in rules:
+        if not isinstance(rule, str) or not _RULE.fullmatch(rule.strip()):
+            raise UserError(f"method.ignores: {rule!r}: expected KEY, KEY if KEY, or KEY if KEY=VALUE|VALUE")
+    return rules
+
+
+def _applied(config: dict, rules: Iterable[str]) -> Iterable[str]:
+    for rule in rules:
+        keys, when, values = _RULE.fullmatch(rule.strip()).group("keys", "when", "values")
+        if when is not None:
+            value = _value(config, when)
+            if value is None or (values and "".join(str(value).split()) not in values.replace(" ", "").split("|")):
+                continue
+        yield from (key.strip() for key in keys.split(","))
+
+
+def _value(config: dict, key: str) -> object:
+    node: object = config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def _declared(method: object) -> Sequence[str]:
+    if not isinstance(method, dict):
+        return ()
+    return _packaged().get((_module(method), str(method.get("name"))), ())
+
+
+@cache
+def _packaged() -> dict[tuple[str, str], Sequence[str]]:
+    """(module, name) of every method of conf/method -> its rules."""
+    found = {}
+    for path in sorted(_FOLDER.glob("**/*.yaml")):
+        content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if isinstance(content, dict):
+            found[_module(content), str(content.get("name"))] = content.get("ignores") or ()
+    return found
+
+
+def _module(method: dict) -> str:
+    return str(method.get("_target_")).rpartition(".")[0]
