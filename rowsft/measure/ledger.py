@@ -25,6 +25,8 @@ PARTS = (
 CUDA_BLOCK_BYTES = 512
 _KEEPS_NUMBER = (torch.ops.aten.mul.Tensor, torch.ops.aten.div.Tensor)
 _NUMBER_BYTES = 8
+# Fake tensors are asked for their device time and again, through every mode.
+_ASKS_DEVICE = torch.ops.prim.device.default
 
 
 @dataclass
@@ -90,6 +92,8 @@ class Ledger(TorchDispatchMode):
         self._events.append((None, 0, name))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is _ASKS_DEVICE:
+            return func(*args)
         scratch = self._begin_casts(func, args) + self._begin_logsumexp(func, args)
         out = func(*args, **(kwargs or {}))
         in_backward = _in_backward()
@@ -244,8 +248,10 @@ class Ledger(TorchDispatchMode):
 
         Sparse tensors have no storage of their own; their parts are tensors that have.
         """
-        # Fake tensors, of which a plan under autocast is made, claim to be on a CPU.
-        on_host = tensor.device.type == "cpu" and self.block_bytes != 1 and not isinstance(tensor, FakeTensor)
+        if isinstance(tensor, FakeTensor):
+            # Of these, which claim to be on a CPU, a plan under autocast is made. All of them count.
+            return True
+        on_host = tensor.device.type == "cpu" and self.block_bytes != 1
         return not on_host and tensor.layout is torch.strided
 
     def _leave(self, address: int, entry: int) -> None:
