@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from rowsft import assets
 from rowsft.errors import UserError
+from rowsft.reach import without_waiting
 from rowsft.selection import Targets
 
 Head = Literal["causal_lm", "sequence_classification"]
@@ -129,6 +130,8 @@ def blueprint(
             config = AutoConfig.for_model(**given)
         else:
             place, options = _resolve(source, model_cfg)
+            if "revision" in options:
+                options = without_waiting(options)
             given, _ = PretrainedConfig.get_config_dict(place, **options)
             config = AutoConfig.from_pretrained(place, **options)
     _check_kind(source, config)

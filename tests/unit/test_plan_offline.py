@@ -1,0 +1,46 @@
+"""What can be planned without a network, and how soon it is said that something cannot."""
+
+import json
+
+import pytest
+import torch
+from huggingface_hub import constants
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rowsft import reach
+from rowsft.compose import compose
+from rowsft.errors import UserError
+from rowsft.models import SHIPPED_CONFIGS, blueprint
+
+PUBLISHED_PARAMETERS = {
+    "meta-llama--Llama-2-7b-hf": 6_738_415_616,
+    "meta-llama--Meta-Llama-3-8B": 8_030_261_248,
+    "mistralai--Mistral-7B-v0.1": 7_241_732_096,
+    "google--gemma-7b": 8_537_680_896,
+    "package--smollm2_135m": 134_515_008,
+    # Their backbones, 86 and 304 million, with embeddings of 128,100 tokens, a pooler, and two classes.
+    "microsoft--deberta-v3-base": 184_423_682,
+    "microsoft--deberta-v3-large": 435_063_810,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
+def test_shipped_configurations_have_the_published_sizes(name):
+    given = json.loads((SHIPPED_CONFIGS / f"{name}.json").read_text())
+    kind = AutoModelForSequenceClassification if "deberta" in name else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = kind.from_config(AutoConfig.for_model(**given))
+    assert model.num_parameters() == PUBLISHED_PARAMETERS[name]
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://no-such-host.invalid"])
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch, endpoint):
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    assert reach.without_waiting({"revision": "main"}) == {"revision": "main", "local_files_only": True}
+
+
+def test_an_unknown_model_without_a_network_is_one_line(monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    config = compose(["model=llama3_8b", "model.source=org/nothing", "task=prompt_response"])
+    with pytest.raises(UserError, match=r"model\.source=org/nothing: .*without a network, set model\.source"):
+        blueprint(config.model, "causal_lm")
