@@ -11,7 +11,7 @@ import numpy as np
 from rowsft.store import Store
 
 METHODS = ("row_sft", "lora", "dora", "shira")
-SIZES = {"row_sft": 1.0, "lora": 0.998, "dora": 0.99, "shira": 0.995}
+SIZES = {"row_sft": 1.0, "lora": 0.998, "dora": 0.992, "shira": 0.995}
 
 
 def plant(root: Path, settings: int, seeds: int, examples: int = 1000, experiment: str = "planted") -> None:

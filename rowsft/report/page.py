@@ -62,6 +62,7 @@ def _section(section: Section) -> dict:
         "conditions": section.conditions,
         "remarks": section.remarks,
         "chart": curves.chart(section),
+        "fewer_curves": len(section.table.rows) > curves.MOST_LINES,
         "metric": section.table.metric,
     }
 
