@@ -7,7 +7,7 @@ from pathlib import Path
 from rowsft.compare.side import Side, not_finite_note, numbers_in
 from rowsft.compare.units import has_unit
 from rowsft.errors import UserError
-from rowsft.report.rows import flatten
+from rowsft.report.settings import flatten
 from rowsft.store.files import read_json
 
 #: A row is known by these of its fields, in this order, unless the file gives `labels` of its own.

@@ -2,7 +2,7 @@
 
 from rowsft.errors import UserError
 from rowsft.report.predictions import Difference, Scored, difference, scored
-from rowsft.report.rows import dig
+from rowsft.report.settings import dig
 from rowsft.store import Record
 
 

@@ -6,7 +6,7 @@ from rowsft.compare.side import Side, not_finite_note, numbers_in
 from rowsft.compare.units import has_unit
 from rowsft.errors import UserError, shortened
 from rowsft.report.listing import entry
-from rowsft.report.rows import dig, flatten
+from rowsft.report.settings import dig, flatten
 from rowsft.store import Record
 
 #: Parts of an attempt that hold values by name.

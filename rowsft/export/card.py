@@ -5,7 +5,7 @@ from typing import Any
 
 from rowsft.export.command import command
 from rowsft.export.source import Source
-from rowsft.report.rows import flatten
+from rowsft.report.settings import flatten
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _MIB = 2**20

@@ -13,8 +13,9 @@ from pathlib import Path
 from rich.console import Console
 
 from rowsft.errors import UserError
-from rowsft.progress import bar
+from rowsft.progress import steps
 from rowsft.report import flat, plots, terminal
+from rowsft.report.grids import Grids
 from rowsft.report.page import page
 from rowsft.report.rows import gather
 from rowsft.report.section import Section, section
@@ -51,7 +52,9 @@ def sections(store_root: str | Path, experiment: str | None = None) -> list[Sect
         raise UserError(f"store {store.root}: no runs; make some with `rowsft run` or name another with --store FOLDER")
     wanted = [experiment] if experiment is not None else [*known, None]
     tables = gather(everything, wanted)
-    return [section(table, everything) for table in bar("computing tables")(tables, total=len(tables))]
+    grids = Grids(everything)
+    with steps("computing tables", sum(bool(row.done) for table in tables for row in table.rows)) as step:
+        return [section(table, grids, step) for table in tables]
 
 
 def build(store_root: str | Path, experiment: str | None = None, out: str | Path = "reports") -> ReportFiles:

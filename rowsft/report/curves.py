@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rowsft.report.rows import Row
+from rowsft.report.rows import Row, Table
 from rowsft.report.section import Section
 from rowsft.report.style import look
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 36
+#: More curves than these cannot be told apart.
+MOST_LINES = 24
 #: The running mean spans this share of the steps.
 _SMOOTHING = 1 / 20
 
@@ -35,8 +37,11 @@ class Chart:
 
 
 def chart(section: Section) -> Chart | None:
-    """The training loss of every shown row over optimizer steps; None when no run has a curve."""
-    curves = [(row, *found) for row in section.table.rows if (found := _mean_loss(row)) is not None]
+    """The training loss of the rows over optimizer steps; None when no run has a curve.
+
+    Of more rows than MOST_LINES, those of each method with the best metric.
+    """
+    curves = [(row, *found) for row in _drawn(section.table) if (found := _mean_loss(row)) is not None]
     if not curves:
         return None
     last = max(steps[-1] for _, steps, _ in curves)
@@ -59,6 +64,20 @@ def chart(section: Section) -> Chart | None:
         for row, steps, loss in curves
     ]
     return Chart(drawn, [(x(t), f"{t:g}") for t in _ticks(0, last)], [(y(t), f"{t:g}") for t in _ticks(low, high)])
+
+
+def _drawn(table: Table) -> list[Row]:
+    """The rows whose curves are drawn."""
+    if len(table.rows) <= MOST_LINES:
+        return table.rows
+    best: dict[str, Row] = {}
+    sign = 1 if table.higher_is_better else -1
+    for row in table.rows:
+        if row.estimate is not None:
+            other = best.get(row.method)
+            if other is None or sign * row.estimate.value > sign * other.estimate.value:
+                best[row.method] = row
+    return list(best.values())
 
 
 def _mean_loss(row: Row) -> tuple[np.ndarray, np.ndarray] | None:

@@ -1,29 +1,22 @@
-"""The fairness contract of a table: each condition held against the records, and said to be met, not met or unknown."""
+"""The fairness contract of a table: each condition held against the records, and said to be met, not met or unknown.
+
+Where a setting was swept, rows are judged among those of its value: each budget for itself.
+"""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
+from rowsft.report.grids import MET, NOT_MET, UNKNOWN, Grids, few
 from rowsft.report.predictions import Scored
-from rowsft.report.rows import (
-    LEARNING_RATE,
-    WATCHING,
-    Row,
-    Table,
-    best_on_validation,
-    differing,
-    dig,
-    family_of,
-    named,
-    settings_of,
-)
-from rowsft.store import Record
+from rowsft.report.rows import Row, Table
+from rowsft.report.settings import UNBUDGETED, WATCHING, differing, dig, under
+from rowsft.report.sweeps import BUDGET_TOLERANCE, Sweep
 
-MET, NOT_MET, STATED, UNKNOWN = "met", "not met", "stated", "not recorded"
+STATED = "stated"
 
-BUDGET_TOLERANCE = 0.01
 SEEDS_NEEDED = 3
-#: These have no budget to share: nothing, the head alone, or everything is trained.
-UNBUDGETED = ("none", "head", "full")
 
 
 @dataclass(frozen=True)
@@ -36,35 +29,79 @@ class Condition:
     detail: str
 
 
-def contract(table: Table, store_records: list[Record]) -> list[Condition]:
-    """The contract of a table. `store_records` are all of the store's: a tuning grid may be an experiment of its own.
+class Group:
+    """The finished rows of one value of what was swept."""
+
+    def __init__(self, rows: list[Row]):
+        self.rows = rows
+        self.adapters = [row for row in rows if row.method not in UNBUDGETED]
+
+    @cached_property
+    def unequal(self) -> list[str]:
+        """The settings that the rows do not share."""
+        return self._unequal(self.rows)
+
+    @cached_property
+    def unequal_adapters(self) -> list[str]:
+        """The settings that the rows of adapter methods do not share."""
+        return self._unequal(self.adapters)
+
+    def _unequal(self, rows: list[Row]) -> list[str]:
+        return [key for key in differing(row.settings for row in rows) if key not in WATCHING]
+
+
+def contract(table: Table, grids: Grids) -> list[Condition]:
+    """The contract of a table. `grids` are the whole store's: a tuning grid may be an experiment of its own.
 
     What the records cannot tell is `not recorded`, unless the experiment's `fairness: {<key>: <text>}` states it.
     """
     rows = [row for row in table.rows if row.trains and row.done]
-    adapters = [row for row in rows if row.method not in UNBUDGETED]
-    checks = [
-        ("base_weights", "same base weights", _same(rows, settings=_BASE, facts=_base_facts)),
-        ("data_order", "same data in the same order", _data_order(rows)),
-        ("target_modules", "same target modules", _same(adapters, leaves=_TARGETS, ending=_ONLY_ADAPTERS)),
-        ("budget", "same trainable-parameter budget, met within 1 %", _budget(adapters)),
-        ("dropout", "same dropout", _same(adapters, leaves=("dropout", "lora_dropout"), ending=_ONLY_ADAPTERS)),
-        ("adapter_dtype", "same dtype of adapter and base, same autocast", _dtype(rows)),
+    groups = {label: Group(members) for label, members in Sweep(rows).groups.items()} or {"": Group([])}
+    stated = table.notes.get("fairness") or {}
+    stated = stated if isinstance(stated, dict) else {}
+    found = []
+    for key, text, check in _checks(grids, table.higher_is_better):
+        status, detail = _together({label: check(group) for label, group in groups.items()})
+        found.append(_condition(key, text, status, detail, stated.get(key)))
+    return found
+
+
+def _checks(grids: Grids, higher_is_better: bool) -> list[tuple[str, str, Callable[[Group], tuple[str, str]]]]:
+    return [
+        ("base_weights", "same base weights", lambda g: _same(g, settings=_BASE, facts=_base_facts)),
+        ("data_order", "same data in the same order", _data_order),
+        ("target_modules", "same target modules", lambda g: _same_adapters(g, _TARGETS)),
+        ("budget", f"same trainable-parameter budget, met within {BUDGET_TOLERANCE:.0%}".replace("%", " %"), _budget),
+        ("dropout", "same dropout", lambda g: _same_adapters(g, ("dropout", "lora_dropout"))),
+        ("adapter_dtype", "same dtype of adapter and base, same autocast", _dtype),
         (
             "optimizer",
             "same optimizer family and schedule",
-            _same(rows, settings=_OPTIMIZER, ending="AdamW throughout"),
+            lambda g: _same(g, settings=_OPTIMIZER, ending="AdamW throughout"),
         ),
-        ("steps", "same number of optimizer steps", _same(rows, facts=lambda result: result.get("steps"))),
-        ("label_masking", "same label masking", _same(rows, settings=("task",), ending="the task does it")),
-        ("evaluation", "same evaluation on the same examples", _evaluation(rows)),
-        ("learning_rate", "learning rate tuned per method over one grid on validation", _tuning(table, store_records)),
-        ("seeds", f"at least {SEEDS_NEEDED} seeds each", _seeds(rows)),
-        ("machine", "same machine, threads, packages and clean commit, one job at a time", _machine(rows)),
+        ("steps", "same number of optimizer steps", lambda g: _same(g, facts=lambda result: result.get("steps"))),
+        ("label_masking", "same label masking", lambda g: _same(g, settings=("task",), ending="the task does it")),
+        ("evaluation", "same evaluation on the same examples", _evaluation),
+        (
+            "learning_rate",
+            "learning rate tuned per method over one grid on validation",
+            lambda g: grids.judge(g.rows, higher_is_better),
+        ),
+        ("seeds", f"at least {SEEDS_NEEDED} seeds each", _seeds),
+        ("machine", "same machine, threads, packages and clean commit, one job at a time", _machine),
     ]
-    stated = table.notes.get("fairness") or {}
-    stated = stated if isinstance(stated, dict) else {}
-    return [_condition(key, text, *found, stated.get(key)) for key, text, found in checks]
+
+
+def _together(found: dict[str, tuple[str, str]]) -> tuple[str, str]:
+    """The worst of the groups' findings, with the groups that it holds for."""
+    status = next(one for one in (NOT_MET, UNKNOWN, MET) if one in {status for status, _ in found.values()})
+    details = {label: detail for label, (own, detail) in found.items() if own == status}
+    if len(set(details.values())) > 1:
+        return status, few([f"{label}: {detail}" if detail else label for label, detail in details.items()], most=4)
+    detail = next(iter(details.values()))
+    if len(details) == len(found):
+        return status, detail
+    return status, f"{few(list(details), ' / ', most=4)}{': ' if detail else ''}{detail}"
 
 
 def remarks(table: Table) -> list[str]:
@@ -73,7 +110,8 @@ def remarks(table: Table) -> list[str]:
     return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
-_BASE = ("model.source", "model.revision", "model.dtype", "revisions.model")
+# That the source is the same is a condition of standing in one table: groups.py.
+_BASE = ("model.dtype",)
 _TARGETS = ("target_modules", "exclude_modules", "layers_to_transform")
 _ORDER = ("task", "revisions.data", "trainer.batch_size", "trainer.gradient_accumulation", "trainer.epochs")
 _ONLY_ADAPTERS = "among the adapter methods"
@@ -88,22 +126,15 @@ def _condition(key: str, text: str, status: str, detail: str, stated: str | None
     return Condition(key, text, status, detail)
 
 
-def _same(rows: list[Row], settings=(), leaves=(), facts=None, ending: str = "") -> tuple[str, str]:
-    """Met when settings under these keys, settings with these last names, and facts of the results all agree."""
-    if not rows:
+def _same(group: Group, settings=(), facts=None, ending: str = "") -> tuple[str, str]:
+    """Met when the settings under these keys and facts of the results agree in all rows."""
+    if not group.rows:
         return UNKNOWN, "no finished run"
-    unequal = [
-        key
-        for key in differing(rows)
-        if key not in WATCHING
-        and (any(key == name or key.startswith(name + ".") for name in settings) or key.rsplit(".", 1)[-1] in leaves)
-    ]
+    unequal = [key for key in group.unequal if under(key, settings)]
     if unequal:
         return NOT_MET, "differs in " + ", ".join(unequal)
-    if leaves and not any(key.rsplit(".", 1)[-1] in leaves for row in rows for key in row.settings):
-        return UNKNOWN, ""
     if facts is not None:
-        seen = {json.dumps(facts(result), sort_keys=True) for row in rows for result in row.results}
+        seen = {json.dumps(facts(result), sort_keys=True) for row in group.rows for result in row.results}
         if "null" in seen:
             return UNKNOWN, ""
         if len(seen) > 1:
@@ -111,46 +142,64 @@ def _same(rows: list[Row], settings=(), leaves=(), facts=None, ending: str = "")
     return MET, ending
 
 
+def _same_adapters(group: Group, leaves: tuple[str, ...]) -> tuple[str, str]:
+    """Met when settings with these last names agree in all rows of adapter methods."""
+    if not group.adapters:
+        return UNKNOWN, "no finished run"
+    unequal = [key for key in group.unequal_adapters if _leaf(key) in leaves]
+    if unequal:
+        return NOT_MET, "differs in " + ", ".join(unequal)
+    if not any(_leaf(key) in leaves for row in group.adapters for key in row.settings):
+        return UNKNOWN, ""
+    return MET, _ONLY_ADAPTERS
+
+
+def _leaf(key: str) -> str:
+    return key.rsplit(".", 1)[-1]
+
+
 def _base_facts(result: dict) -> list:
     return [dig(result, "model_facts", key) for key in ("sha256", "revision", "parameters")]
 
 
-def _data_order(rows: list[Row]) -> tuple[str, str]:
-    status, detail = _same(rows, settings=_ORDER)
-    seeds = {row.method: sorted(str(record.config.get("seed")) for record in row.done) for row in rows}
+def _data_order(group: Group) -> tuple[str, str]:
+    status, detail = _same(group, settings=_ORDER)
+    seeds = {row.title: sorted(str(record.config.get("seed")) for record in row.done) for row in group.rows}
     if status == MET and len({tuple(found) for found in seeds.values()}) > 1:
-        return NOT_MET, "seeds differ: " + "; ".join(f"{method} {', '.join(found)}" for method, found in seeds.items())
+        return NOT_MET, "seeds differ: " + few([f"{title} {', '.join(found)}" for title, found in seeds.items()])
     return status, detail or "the order depends on the seed alone"
 
 
-def _budget(adapters: list[Row]) -> tuple[str, str]:
+def _budget(group: Group) -> tuple[str, str]:
     known = [
         (row, dig(result, "parameters", "budget_asked"), dig(result, "parameters", "budget_achieved"))
-        for row in adapters
+        for row in group.adapters
         for result in row.results
     ]
     if not known or any(not asked or achieved is None for _, asked, achieved in known):
         return UNKNOWN, "" if known else "no adapter method finished"
     asked = sorted({asked for _, asked, _ in known})
     if len(asked) > 1:
-        return NOT_MET, "asked for " + ", ".join(f"{number:,}" for number in asked)
+        return NOT_MET, "asked for " + few([f"{number:,}" for number in asked], ", ")
     row, worst = max(((row, got / want - 1) for row, want, got in known), key=lambda pair: abs(pair[1]))
     status = MET if abs(worst) <= BUDGET_TOLERANCE else NOT_MET
     return status, f"largest deviation {100 * worst:+.2f} % ({row.title}); {_ONLY_ADAPTERS}"
 
 
-def _dtype(rows: list[Row]) -> tuple[str, str]:
-    status, detail = _same(rows, settings=("model.dtype", "trainer.autocast"), leaves=("adapter_dtype",))
-    if status == NOT_MET:
-        return status, detail
-    seen = {str(dig(result, "parameters", "adapter_dtype")) for row in rows for result in row.results}
+def _dtype(group: Group) -> tuple[str, str]:
+    status, detail = _same(group, settings=("model.dtype", "trainer.autocast"))
+    unequal = [key for key in group.unequal if _leaf(key) == "adapter_dtype"]
+    if status == NOT_MET or unequal:
+        return NOT_MET, detail if status == NOT_MET else "differs in " + ", ".join(unequal)
+    seen = {str(dig(result, "parameters", "adapter_dtype")) for row in group.rows for result in row.results}
     if seen == {"None"} or not seen:
         return UNKNOWN, "the base's dtype and autocast are the same" if status == MET else ""
     return (MET, ", ".join(seen)) if len(seen) == 1 else (NOT_MET, "adapters in " + ", ".join(sorted(seen)))
 
 
-def _evaluation(rows: list[Row]) -> tuple[str, str]:
-    status, detail = _same(rows, settings=("task", "revisions.data"))
+def _evaluation(group: Group) -> tuple[str, str]:
+    rows = group.rows
+    status, detail = _same(group, settings=("task", "revisions.data"))
     if status != MET:
         return status, detail
     scores: list[Scored | None] = [
@@ -163,44 +212,15 @@ def _evaluation(rows: list[Row]) -> tuple[str, str]:
     return MET, f"{len(scores[0].ids):,} {rows[0].split} examples"
 
 
-def _tuning(table: Table, store_records: list[Record]) -> tuple[str, str]:
-    """Met when every row's rate is the best on validation of a grid in the store, the same grid for each method."""
-    rows = [row for row in table.rows if row.trains and row.done]
-    grids, unbest = {}, []
-    for row in rows:
-        pool: dict[float, Row] = {}
-        for record in store_records:
-            other = Row(row.method, settings_of(record), table.split)
-            if record.result and named(record.config, "method") == row.method and family_of(other) == family_of(row):
-                pool.setdefault(other.settings.get(LEARNING_RATE), other).done.append(record)
-        grids[row.title] = sorted(pool)
-        best = best_on_validation(list(pool.values()), table.higher_is_better)
-        if best is None or best.settings.get(LEARNING_RATE) != row.learning_rate:
-            unbest.append(row.title)
-    sizes = {tuple(grid) for grid in grids.values()}
-    if not rows:
+def _seeds(group: Group) -> tuple[str, str]:
+    if not group.rows:
         return UNKNOWN, "no finished run"
-    if all(len(grid) < 2 for grid in sizes):
-        return UNKNOWN, "the store holds no grid of learning rates for these settings"
-    if len(sizes) > 1:
-        return NOT_MET, "rates tried: " + "; ".join(f"{name} {_rates(grid)}" for name, grid in grids.items())
-    if unbest:
-        return NOT_MET, f"not the best rate on validation: {', '.join(unbest)}"
-    return MET, f"grid {_rates(next(iter(sizes)))}"
-
-
-def _rates(grid) -> str:
-    return ", ".join(f"{rate:g}" for rate in grid)
-
-
-def _seeds(rows: list[Row]) -> tuple[str, str]:
-    if not rows:
-        return UNKNOWN, "no finished run"
-    fewest = min(len(row.done) for row in rows)
+    fewest = min(len(row.done) for row in group.rows)
     return (MET if fewest >= SEEDS_NEEDED else NOT_MET), f"the least is {fewest}"
 
 
-def _machine(rows: list[Row]) -> tuple[str, str]:
+def _machine(group: Group) -> tuple[str, str]:
+    rows = group.rows
     environments = [result.get("environment") or {} for row in rows for result in row.results]
     if not environments or any(not found.get("hardware") for found in environments):
         return UNKNOWN, ""

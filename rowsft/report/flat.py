@@ -2,8 +2,8 @@
 
 import json
 
-from rowsft.report.rows import flatten
 from rowsft.report.section import Section
+from rowsft.report.settings import flatten
 from rowsft.store import Record
 
 #: Free-form parts of an attempt: one JSON cell each, for their keys differ from run to run.

@@ -1,36 +1,45 @@
 """A table's rows as numbers: one flat dict a row, units in the names, None for what was not measured."""
 
+from collections.abc import Callable
 from statistics import fmean, median
 
 from rowsft.report.clocks import clock_numbers
 from rowsft.report.predictions import Difference, difference
-from rowsft.report.rows import Row, Table, differing, dig, short
+from rowsft.report.rows import Row, Table
+from rowsft.report.settings import differing, dig, plain, short_names
 
 #: Every other row is held against these, on the same test examples and in cost.
 REFERENCES = ("lora", "full")
 
 
-def lines(table: Table) -> list[dict]:
-    """One dict for each shown row that has a finished run.
+def lines(table: Table, step: Callable[[], None] = lambda: None) -> list[dict]:
+    """One dict for each shown row that has a finished run; `step` is called after each.
 
-    Metrics are means over seeds, costs medians over seeds (bytes, seconds). `*_to_lora` are ratios to the LoRA row;
-    `minus_lora` and `minus_full` paired differences of the primary metric.
+    Metrics are means over seeds, costs medians over seeds (bytes, seconds). `*_to_lora` are ratios to the row's LoRA,
+    `minus_lora` and `minus_full` paired differences of the primary metric to its LoRA and its full fine-tuning, whose
+    titles are under `lora_reference` and `full_reference` (references.py says which those are).
     """
     finished = [row for row in table.rows if row.done]
     differs = differs_in(finished)
-    numbers = [_numbers(table, row) | {"differs_in": differs[id(row)]} for row in finished]
-    lora = next((line for row, line in zip(finished, numbers, strict=True) if row is table.row("lora")), {})
-    for row, line in zip(finished, numbers, strict=True):
+    numbers = {}
+    for row in finished:
+        # The slow part: predictions are read here.
+        numbers[id(row)] = _numbers(table, row) | {"differs_in": differs[id(row)]}
+        step()
+    for row in finished:
+        line = numbers[id(row)]
+        found = {method: table.references.of(row, method).row for method in REFERENCES}
+        lora = numbers[id(found["lora"])] if found["lora"] is not None else {}
         line["train_peak_to_lora"] = _ratio(line["train_peak_allocated_bytes"], lora.get("train_peak_allocated_bytes"))
         line["step_to_lora"] = _ratio(line["step_median_seconds"], lora.get("step_median_seconds"))
-        for method in REFERENCES:
-            line |= _difference_fields(f"minus_{method}", paired(table, row, method))
-    return numbers
+        for method, reference in found.items():
+            line |= _difference_fields(f"minus_{method}", paired(row, reference))
+            line[f"{method}_reference"] = reference.title if reference is not None else None
+    return list(numbers.values())
 
 
-def paired(table: Table, row: Row, method: str) -> Difference | None:
-    """The row against the table's row of `method`, on the same examples; None for that row itself."""
-    reference = table.row(method)
+def paired(row: Row, reference: Row | None) -> Difference | None:
+    """The row against its reference, on the same examples; None without one, or where the row is its own."""
     return difference(row.scores, reference.scores) if reference is not None and reference is not row else None
 
 
@@ -41,14 +50,14 @@ TRADES = ("method.recompute_inputs",)
 def differs_in(rows: list[Row]) -> dict[int, str]:
     """{id(row): the row's own values of every setting that the trained rows do not share}.
 
-    A method's own settings are left out, but for those in TRADES, where the method has them.
+    A method's own settings are left out, but for those in TRADES, and so is what a method does not have.
     """
     trained = [row for row in rows if row.trains]
-    keys = [key for key in differing(trained) if key in TRADES or key.split(".")[0] != "method"]
+    differ = differing(row.settings for row in trained)
+    keys = [key for key in differ if key in TRADES or key.split(".")[0] != "method"]
+    names = short_names(keys)
     return {
-        id(row): ", ".join(
-            f"{short(key)}={_plain(row.settings.get(key))}" for key in keys if key not in TRADES or key in row.settings
-        )
+        id(row): ", ".join(f"{names[key]}={plain(row.settings[key])}" for key in keys if key in row.settings)
         if row.trains
         else ""
         for row in rows
@@ -89,6 +98,7 @@ def references(table: Table) -> dict[str, float]:
 
 def grid_lines(table: Table) -> list[dict]:
     """The learning-rate grid: one dict a rate that was tried, with its validation metric and what it cost."""
+    shown = {id(row) for row in table.rows}
     return [
         {
             "title": row.title,
@@ -98,7 +108,7 @@ def grid_lines(table: Table) -> list[dict]:
             "seeds": len(row.done),
             "unfinished": len(row.unfinished),
             "seconds": sum(row.values("seconds", "total")),
-            "chosen": row in table.rows,
+            "chosen": id(row) in shown,
         }
         for family in table.grid
         for row in family
@@ -139,6 +149,7 @@ def _numbers(table: Table, row: Row) -> dict:
         "low": estimate.low if estimate else None,
         "high": estimate.high if estimate else None,
         "interval": estimate.covers if estimate else None,
+        "interval_cut": estimate.cut if estimate else None,
         "train_peak_allocated_bytes": _median(row, "memory", "train", "peak_allocated_bytes"),
         "train_step_peak_new_bytes": _median(row, "memory", "train", "step_peak_new_bytes"),
         "select_peak_allocated_bytes": _median(row, "memory", "select", "peak_allocated_bytes"),
@@ -189,7 +200,3 @@ def _median(row: Row, *path: str) -> float | None:
 
 def _ratio(mine: float | None, reference: float | None) -> float | None:
     return mine / reference if mine is not None and reference else None
-
-
-def _plain(value) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

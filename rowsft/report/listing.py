@@ -3,7 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
-from rowsft.report.rows import dig, named, primary
+from rowsft.report.settings import dig, named, primary
 from rowsft.store import Record, Store
 
 COLOURS = {"done": "green", "running": "cyan", "pending": "dim", "failed": "red", "oom": "red", "interrupted": "yellow"}

@@ -8,8 +8,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rowsft.report import curves
 from rowsft.report.listing import entry
-from rowsft.report.rows import flatten
 from rowsft.report.section import Section
+from rowsft.report.settings import flatten
 from rowsft.report.tables import blocks, demonstration, halves, heading, main_rows, notes
 from rowsft.store import Record
 
@@ -62,6 +62,7 @@ def _section(section: Section) -> dict:
         "conditions": section.conditions,
         "remarks": section.remarks,
         "chart": curves.chart(section),
+        "fewer_curves": len(section.table.rows) > curves.MOST_LINES,
         "metric": section.table.metric,
     }
 

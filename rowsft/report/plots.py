@@ -1,4 +1,7 @@
-"""The picture: primary metric against training's peak memory, one panel a table, labels that never overlap."""
+"""The picture: primary metric against training's peak memory, one panel a table, labels that never overlap.
+
+A panel of a few points names each, one of more numbers them, one of very many names the best of each method.
+"""
 
 import io
 from dataclasses import dataclass
@@ -7,7 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from rowsft.formulas import bounds
 from rowsft.report.labels import Point, place
+from rowsft.report.rows import METHOD_TITLES
 from rowsft.report.section import Section
 from rowsft.report.style import look
 from rowsft.report.tables import heading
@@ -31,6 +36,8 @@ _DPI = 160
 #: More names than this, or longer ones, do not fit a panel: the points are numbered and a key beneath has the names.
 _MOST_NAMES = 7
 _LONGEST_NAME = 24
+#: From this many points on, neither names nor numbers nor intervals can be read.
+_CROWDED_FROM = 41
 _MIB = 2**20
 
 
@@ -41,7 +48,7 @@ def accuracy_vs_memory(sections: list[Section], theme: Theme = LIGHT) -> bytes |
         return None
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
-    longest = max(len(_points(section)) if _numbered(section) else 0 for section in shown)
+    longest = max(_key_lines(section) for section in shown)
     size = (_PANEL_INCHES[0] * columns, (_PANEL_INCHES[1] + _KEY_LINE_INCHES * longest) * rows)
     figure = Figure(figsize=size, dpi=_DPI, facecolor=theme.paper, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -64,25 +71,100 @@ def _points(section: Section) -> list[dict]:
     return [line for line in section.lines if all(line[key] is not None for key in needed)]
 
 
+def _crowded(section: Section) -> bool:
+    return len(_points(section)) >= _CROWDED_FROM
+
+
 def _numbered(section: Section) -> bool:
     points = _points(section)
-    return len(points) > _MOST_NAMES or any(len(line["title"]) > _LONGEST_NAME for line in points)
+    return not _crowded(section) and (
+        len(points) > _MOST_NAMES or any(len(line["title"]) > _LONGEST_NAME for line in points)
+    )
+
+
+def _key_lines(section: Section) -> int:
+    """Lines of the key beneath a panel."""
+    if _crowded(section):
+        return len(_by_method(section))
+    return len(_points(section)) if _numbered(section) else 0
+
+
+def _by_method(section: Section) -> dict[str, list[dict]]:
+    found: dict[str, list[dict]] = {}
+    for line in _points(section):
+        found.setdefault(line["method"], []).append(line)
+    return found
 
 
 def _labelled(section: Section) -> list[Point]:
+    points, crowded, numbered = _points(section), _crowded(section), _numbered(section)
+    if crowded:
+        points = best_of_each_method(section)
+    methods = [other["method"] for other in section.lines]
     labelled = []
-    for number, line in enumerate(_points(section), start=1):
-        name = str(number) if _numbered(section) else line["title"]
-        colour, _ = look(line["method"], [other["method"] for other in section.lines])
-        low, high = (line["value"] if line[end] is None else line[end] for end in ("low", "high"))
-        labelled.append(Point(name, line["train_peak_allocated_bytes"] / _MIB, line["value"], low, high, colour))
+    for number, line in enumerate(points, start=1):
+        low, high = (line["value"] if crowded or line[end] is None else line[end] for end in ("low", "high"))
+        labelled.append(
+            Point(
+                str(number) if numbered else line["title"],
+                line["train_peak_allocated_bytes"] / _MIB,
+                line["value"],
+                low,
+                high,
+                look(line["method"], methods)[0],
+            )
+        )
     return labelled
 
 
-def _panel(axis: Axes, section: Section, theme: Theme) -> None:
-    points, table = _points(section), section.table
+def best_of_each_method(section: Section) -> list[dict]:
+    """The point of each method with the best value."""
+    pick = max if section.table.higher_is_better else min
+    return [pick(lines, key=lambda line: line["value"]) for lines in _by_method(section).values()]
+
+
+def _limits(section: Section) -> tuple[float, float]:
+    """The ends of the axis: all values, and of intervals what does not squeeze the values together.
+
+    Two seeds have intervals of twelve standard errors, next to which differences of values would be invisible.
+    """
+    points = _points(section)
+    values = [line["value"] for line in points]
+    low, high = min(values), max(values)
+    reach = 1.5 * max(high - low, 0.02 * abs(high), 1e-6)
+    ends = (
+        [] if _crowded(section) else [line[end] for line in points for end in ("low", "high") if line[end] is not None]
+    )
+    low, high = (max(min([low, *ends]), low - reach), min(max([high, *ends]), high + reach))
+    room = 0.12 * (high - low or 0.02 * abs(high) or 1e-3)
+    limits = bounds(section.table.metric) or (low - room, high + room)
+    # A little beyond the metric's range: a marker on the border is seen whole.
+    return max(low - room, limits[0] - room), min(high + room, limits[1] + room)
+
+
+def _clouds(axis: Axes, section: Section, theme: Theme) -> None:
+    """Every method's points in one colour."""
     methods = [line["method"] for line in section.lines]
-    for number, line in enumerate(points, start=1):
+    for method, lines in _by_method(section).items():
+        colour, marker = look(method, methods)
+        axis.plot(
+            [line["train_peak_allocated_bytes"] / _MIB for line in lines],
+            [line["value"] for line in lines],
+            marker,
+            color=colour,
+            markersize=5,
+            markeredgecolor=theme.paper,
+            markeredgewidth=0.5,
+            alpha=0.8,
+            zorder=3,
+            label=f"{METHOD_TITLES.get(method, method)}: {len(lines)} settings, the best is named",
+        )
+
+
+def _markers(axis: Axes, section: Section, theme: Theme) -> None:
+    """Every point with its interval."""
+    methods = [line["method"] for line in section.lines]
+    for number, line in enumerate(_points(section), start=1):
         colour, marker = look(line["method"], methods)
         errors = None if line["low"] is None else [[line["value"] - line["low"]], [line["high"] - line["value"]]]
         x = line["train_peak_allocated_bytes"] / _MIB
@@ -101,7 +183,12 @@ def _panel(axis: Axes, section: Section, theme: Theme) -> None:
             zorder=3,
             label=f"{number}  {line['title']}",
         )
-    if _numbered(section):
+
+
+def _panel(axis: Axes, section: Section, theme: Theme) -> None:
+    table = section.table
+    (_clouds if _crowded(section) else _markers)(axis, section, theme)
+    if _key_lines(section):
         axis.legend(
             loc="upper left",
             bbox_to_anchor=(0, -0.16),
@@ -110,8 +197,9 @@ def _panel(axis: Axes, section: Section, theme: Theme) -> None:
             labelcolor=theme.ink,
             markerscale=0.7,
         )
-    axis.margins(x=0.2, y=0.18)
+    axis.margins(x=0.2)
     axis.set_xlim(left=max(0, axis.get_xlim()[0]))
+    axis.set_ylim(*_limits(section))
     _zero_line(axis, section, theme)
     axis.set_facecolor(theme.paper)
     axis.grid(color=theme.faint, linewidth=0.6)

@@ -8,61 +8,38 @@ own name (or `correct`, for accuracy) is taken instead where it stands there. Mu
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from scipy import stats
 
-from rowsft.report.statistics import OVER_EXAMPLES, Estimate, bootstrap, wilson
+from rowsft.formulas import FORMULAS, accuracy
+from rowsft.report import resampling
+from rowsft.report.statistics import OVER_EXAMPLES, Estimate, percentiles, wilson
 from rowsft.store import Record
 
 #: How far the recomputed metric may lie from the recorded one before the predictions are taken for something else.
 TOLERANCE = 1e-3
 
-
-def accuracy(prediction: np.ndarray, label: np.ndarray) -> float:
-    """Share of equal values."""
-    return float(np.mean(prediction == label))
-
-
-def pearson(prediction: np.ndarray, label: np.ndarray) -> float:
-    """Pearson's correlation; nan when one side is constant."""
-    a, b = prediction - prediction.mean(), label - label.mean()
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
-
-
-def spearman(prediction: np.ndarray, label: np.ndarray) -> float:
-    """Pearson's correlation of the ranks, ties averaged."""
-    return pearson(stats.rankdata(prediction), stats.rankdata(label))
-
-
-def matthews(prediction: np.ndarray, label: np.ndarray) -> float:
-    """Matthews' correlation over any number of classes (Gorodkin 2004); nan when one side is constant."""
-    classes = np.unique(np.concatenate([prediction, label]))
-    a, b = (side[:, None] == classes for side in (prediction, label))
-    a, b = a - a.mean(0), b - b.mean(0)
-    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
-
-
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": accuracy,
-    "accuracy_norm": accuracy,
-    "accuracy_sum": accuracy,
-    "pearson": pearson,
-    "spearman": spearman,
-    "matthews": matthews,
-    "matthews_correlation": matthews,
-}
 #: Where a metric's predictions stand, if not under `prediction`.
 _PREDICTED = {"accuracy_sum": "prediction_sum"}
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A run's examples of one split, in order of id: `metric(rows)` is the metric of those row numbers."""
+    """A run's examples of one split, in order of id: `metric(rows)` is the metric of those row numbers.
+
+    resampled: the metric on all resamples of the bootstrap at once, where that is faster than one by one.
+    """
 
     ids: tuple[str, ...]
     metric: Callable[[np.ndarray], float]
     is_proportion: bool
+    resampled: Callable[[], np.ndarray] | None = None
+
+    @cached_property
+    def draws(self) -> np.ndarray:
+        """The metric on every resample of the examples, the same resamples for every run (resampling.py)."""
+        return self.resampled() if self.resampled else resampling.one_by_one(self.metric, len(self.ids))
 
 
 def scored(record: Record, split: str, metric_name: str | None = None) -> Scored | None:
@@ -74,18 +51,18 @@ def scored(record: Record, split: str, metric_name: str | None = None) -> Scored
     if path is None or not path.exists():
         return None
     name = metric_name or result["primary_metric"]
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line]
-    lines = sorted((line for line in lines if line.get("split", "test") == split), key=lambda line: str(line["id"]))
-    found = _metric(lines, name)
+    lines = [line for line in _read(path.read_text()) if line.get("split", "test") == split]
+    ids, order = _in_order([str(line["id"]) for line in lines])
+    found = _metric([lines[index] for index in order], name)
     recorded = ((result.get("metrics") or {}).get(split) or {}).get(name)
     if found is None or recorded is None:
         return None
-    metric, is_proportion = found
+    metric, is_proportion, resampled = found
     with np.errstate(invalid="ignore", divide="ignore"):
-        # nan (a constant prediction) fails this comparison too.
+        # nan (a prediction that is no number) fails this comparison too.
         if not abs(metric(np.arange(len(lines))) - recorded) <= TOLERANCE:
             return None
-    return Scored(tuple(str(line["id"]) for line in lines), metric, is_proportion)
+    return Scored(ids, metric, is_proportion, resampled)
 
 
 def over_examples(value: float, scores: Scored | None) -> Estimate:
@@ -93,7 +70,7 @@ def over_examples(value: float, scores: Scored | None) -> Estimate:
     if scores is None:
         return Estimate(value, None, None, None, 1)
     n = len(scores.ids)
-    interval = wilson(round(value * n), n) if scores.is_proportion else bootstrap(scores.metric, n)
+    interval = wilson(round(value * n), n) if scores.is_proportion else percentiles(scores.draws)
     return Estimate(value, *(interval or (None, None)), OVER_EXAMPLES if interval else None, 1)
 
 
@@ -113,29 +90,59 @@ def difference(mine: dict[int, Scored], reference: dict[int, Scored]) -> Differe
 
     Examples are resampled, the same for both and for every seed; the spread over seeds is not in the interval.
     """
-    pairs = [(mine[seed], reference[seed]) for seed in sorted(mine.keys() & reference.keys())]
-    if not pairs or len({scores.ids for pair in pairs for scores in pair}) != 1 or not pairs[0][0].ids:
+    pairs = [(mine[seed], reference[seed]) for seed in sorted(mine.keys() & reference.keys(), key=str)]
+    if not pairs or not pairs[0][0].ids or any(scores.ids != pairs[0][0].ids for pair in pairs for scores in pair):
         return None
     n = len(pairs[0][0].ids)
+    every = np.arange(n)
+    value = float(np.mean([a.metric(every) - b.metric(every) for a, b in pairs]))
+    gaps = np.mean([_gaps(a.draws, b.draws) for a, b in pairs], axis=0)
+    return Difference(value, *(percentiles(gaps) or (None, None)), len(pairs), n)
 
-    def gap(rows: np.ndarray) -> float:
-        return float(np.mean([a.metric(rows) - b.metric(rows) for a, b in pairs]))
 
-    return Difference(gap(np.arange(n)), *(bootstrap(gap, n) or (None, None)), len(pairs), n)
+def _gaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    # Where one has fewer resamples, they are the first of the other's.
+    fewer = min(len(a), len(b))
+    return a[:fewer] - b[:fewer]
 
 
-def _metric(lines: list[dict], name: str) -> tuple[Callable[[np.ndarray], float], bool] | None:
+def _read(text: str) -> list[dict]:
+    """The lines of a predictions file. Parsed in one go: a store holds millions of them."""
+    return json.loads("[" + ",".join(line for line in text.splitlines() if line) + "]")
+
+
+_orders: dict[int, tuple[list[str], tuple[str, ...], list[int]]] = {}
+
+
+def _in_order(ids: list[str]) -> tuple[tuple[str, ...], list[int]]:
+    """(the ids sorted, the places they stood at); the runs of a table share one and the same tuple of ids."""
+    key = hash(tuple(ids))
+    known = _orders.get(key)
+    if known is None or known[0] != ids:
+        order = sorted(range(len(ids)), key=ids.__getitem__)
+        known = _orders[key] = (ids, tuple(ids[index] for index in order), order)
+    return known[1], known[2]
+
+
+def _metric(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | None:
+    """(the metric of row numbers, whether it is a share of examples, the metric on all resamples)."""
     if not lines:
         return None
     for key in (name, "correct") if name == "accuracy" else (name,):
         if all(isinstance(line.get(key), bool | int | float) for line in lines):
             return _mean_of(np.array([line[key] for line in lines], dtype=float))
     predicted = _PREDICTED.get(name, "prediction")
-    if name not in METRICS or any(line.get(predicted) is None or line.get("label") is None for line in lines):
+    if name not in FORMULAS or any(line.get(predicted) is None or line.get("label") is None for line in lines):
         return None
     prediction, label = (np.array([line[key] for line in lines]) for key in (predicted, "label"))
-    return lambda rows: METRICS[name](prediction[rows], label[rows]), METRICS[name] is accuracy
+    formula = FORMULAS[name]
+    return (
+        lambda rows: formula(prediction[rows], label[rows]),
+        formula is accuracy,
+        lambda: resampling.metric(name, prediction, label),
+    )
 
 
-def _mean_of(values: np.ndarray) -> tuple[Callable[[np.ndarray], float], bool]:
-    return lambda rows: float(values[rows].mean()), bool(np.isin(values, (0, 1)).all())
+def _mean_of(values: np.ndarray) -> tuple[Callable, bool, Callable]:
+    is_proportion = bool(np.isin(values, (0, 1)).all())
+    return lambda rows: float(values[rows].mean()), is_proportion, lambda: resampling.means(values)

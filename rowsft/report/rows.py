@@ -1,12 +1,19 @@
 """Records gathered into tables: one per (experiment, task, model), one row per setting, seeds together."""
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 
+from rowsft import formulas
+from rowsft.report.groups import groups
 from rowsft.report.predictions import Scored, over_examples, scored
+from rowsft.report.references import References
+from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, dig, named, primary, without_seeds
 from rowsft.report.statistics import Estimate, over_seeds
+from rowsft.report.sweeps import Sweep, variants
 from rowsft.store import Record
 
 METHOD_ORDER = ("none", "head", "row_sft", "lora", "dora", "full")
@@ -18,37 +25,6 @@ METHOD_TITLES = {
     "dora": "DoRA",
     "full": "full fine-tuning",
 }
-LEARNING_RATE = "trainer.learning_rate"
-
-#: Trainer settings that say how a run is watched or reported, not how it is trained.
-WATCHING = frozenset(
-    f"trainer.{name}"
-    for name in ("evaluate", "eval_batch_size", "memory_probe_steps", "timing_warmup_steps", "logging_steps")
-)
-
-
-def flatten(node, prefix: str = "") -> dict[str, object]:
-    """Nested mappings as {"a.b": value}; lists and an empty mapping stay values."""
-    if not isinstance(node, dict) or not node:
-        return {prefix: node} if prefix else {}
-    return {
-        name: leaf
-        for key, value in node.items()
-        for name, leaf in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
-
-
-def named(config: dict, group: str) -> str:
-    """The name a config group goes by: its `name`, else its source or class."""
-    part = config.get(group)
-    if isinstance(part, dict):
-        return str(part.get("name") or part.get("source") or part.get("_target_", "?").rsplit(".", 1)[-1])
-    return str(part) if part is not None else "?"
-
-
-def settings_of(record: Record) -> dict[str, object]:
-    """Every setting that determines a run's result but its seeds, flat."""
-    return {key: value for key, value in flatten(record.identity).items() if key.rsplit(".", 1)[-1] != "seed"}
 
 
 def order_of(method: str) -> tuple[int, str]:
@@ -58,14 +34,20 @@ def order_of(method: str) -> tuple[int, str]:
 
 @dataclass
 class Row:
-    """One setting: its finished runs (`done`, one per seed) and the others, which have no result (`unfinished`)."""
+    """One setting: its finished runs (`done`, one per seed) and the others, which have no result (`unfinished`).
+
+    repeats: runs of a setting and seed that another run counts for (full fine-tuning, once per budget by an older
+    version).
+    """
 
     method: str
     settings: dict[str, object]
     split: str = "test"
     done: list[Record] = field(default_factory=list)
     unfinished: list[Record] = field(default_factory=list)
+    repeats: list[Record] = field(default_factory=list)
     variant: str = ""
+    read: Callable[[Record, str], Scored | None] = scored
 
     @property
     def title(self) -> str:
@@ -82,6 +64,21 @@ class Row:
     def results(self) -> list[dict]:
         """The finished attempt of every seed."""
         return [record.result for record in self.done]
+
+    @cached_property
+    def size(self) -> int | None:
+        """Trainable parameters that were asked for, or that it has, the head left out; None where not recorded."""
+        for name in ("budget_asked", "budget_achieved", "adapter"):
+            found = self.values("parameters", name)
+            if found:
+                return found[0]
+        return None
+
+    @cached_property
+    def family(self) -> str:
+        """A key that rows share when they train alike in all but the learning rate."""
+        kept = {key: value for key, value in self.settings.items() if key != LEARNING_RATE and key not in WATCHING}
+        return json.dumps(kept, sort_keys=True)
 
     @property
     def learning_rate(self) -> float | None:
@@ -101,16 +98,19 @@ class Row:
     @cached_property
     def scores(self) -> dict[int, Scored]:
         """{seed: scored test examples} of the seeds whose predictions are there."""
-        found = {record.config.get("seed"): scored(record, self.split) for record in self.done}
+        found = {record.config.get("seed"): self.read(record, self.split) for record in self.done}
         return {seed: scores for seed, scores in found.items() if scores is not None}
 
     @cached_property
     def estimate(self) -> Estimate | None:
         """The primary metric on the table's split, with its interval."""
         values = self.metric_values(self.split)
+        if not values:
+            return None
+        bounds = formulas.bounds(self.results[0].get("primary_metric") or "")
         if len(values) >= 2:
-            return over_seeds(values)
-        return over_examples(values[0], next(iter(self.scores.values()), None)) if values else None
+            return over_seeds(values).within(bounds)
+        return over_examples(values[0], next(iter(self.scores.values()), None)).within(bounds)
 
 
 @dataclass
@@ -130,76 +130,99 @@ class Table:
     @property
     def records(self) -> list[Record]:
         """Every run behind the table, the unchosen learning rates too."""
-        rows = [*self.rows, *(row for family in self.grid for row in family if row not in self.rows)]
-        return [record for row in rows for record in [*row.done, *row.unfinished]]
+        shown = {id(row) for row in self.rows}
+        rows = [*self.rows, *(row for family in self.grid for row in family if id(row) not in shown)]
+        return [record for row in rows for record in [*row.done, *row.unfinished, *row.repeats]]
 
-    def row(self, method: str) -> Row | None:
-        """The first row of a method that has a result, if any: what the others are held against."""
-        return next((row for row in self.rows if row.method == method and row.done), None)
+    @cached_property
+    def sweep(self) -> Sweep:
+        """What differs between the rows that have a result, the method and its own settings left out."""
+        return Sweep(row for row in self.rows if row.done)
+
+    @cached_property
+    def references(self) -> References:
+        """What each row is held against."""
+        return References(self.sweep)
 
 
 def gather(records: list[Record], experiments: list[str | None]) -> list[Table]:
     """The tables of these experiments (None: runs of no experiment), in order of experiment, task and model."""
-    found = []
-    for experiment in experiments:
-        mine = [r for r in records if experiment in r.experiments or (experiment is None and not r.experiments)]
-        keys = sorted({(named(r.config, "task"), named(r.config, "model")) for r in mine})
-        for task, model in keys:
-            here = [r for r in mine if (named(r.config, "task"), named(r.config, "model")) == (task, model)]
-            found.append(_table(experiment or "", task, model, here))
-    return found
+    members: dict[str | None, list[Record]] = {}
+    for record in records:
+        for name in record.experiments or [None]:
+            members.setdefault(name, []).append(record)
+    read = once(scored)
+    return [
+        _table(experiment or "", task, model, here, read)
+        for experiment in experiments
+        for (task, model), here in groups(members.get(experiment, [])).items()
+    ]
 
 
-def dig(node, *path: str):
-    """The value at a path of nested mappings, None where the path ends early."""
-    for key in path:
-        node = node.get(key) if isinstance(node, dict) else None
-    return node
+def once(read: Callable) -> Callable:
+    """`read(record, split)` that reads each file once, however many tables a run stands in."""
+    found: dict[tuple[str, str], Scored | None] = {}
+
+    def remembered(record: Record, split: str) -> Scored | None:
+        if (record.id, split) not in found:
+            found[record.id, split] = read(record, split)
+        return found[record.id, split]
+
+    return remembered
 
 
-def primary(result: dict, split: str) -> float | None:
-    """The primary metric of one attempt on a split, None where it was not evaluated."""
-    return dig(result, "metrics", split, result.get("primary_metric"))
-
-
-def _table(experiment: str, task: str, model: str, records: list[Record]) -> Table:
+def _table(experiment: str, task: str, model: str, records: list[Record], read: Callable) -> Table:
     results = [record.result for record in records if record.result]
     split = "test" if any(primary(result, "test") is not None for result in results) else "validation"
     metric = next((result["primary_metric"] for result in results if result.get("primary_metric")), "metric")
     higher = next((result["higher_is_better"] for result in results if "higher_is_better" in result), True)
-    rows: dict[str, Row] = {}
-    for record in sorted(records, key=lambda r: (str(r.config.get("seed")), r.id)):
-        settings = settings_of(record)
-        key = json.dumps(settings, sort_keys=True)
-        row = rows.setdefault(key, Row(named(record.config, "method"), settings, split))
-        (row.done if record.result else row.unfinished).append(record)
-    shown, grid = _choose(list(rows.values()), higher)
-    _name_variants(shown)
-    shown.sort(key=lambda row: (*order_of(row.method), row.variant))
+    shown, grid = _choose(_rows(records, split, read), higher)
+    names = variants(shown)
+    for row in shown:
+        row.variant = names[id(row)]
+    shown.sort(key=lambda row: (*order_of(row.method), natural(row.variant)))
     notes = next((r.experiment_notes[experiment] for r in records if r.experiment_notes.get(experiment)), {})
     return Table(experiment, task, model, metric, higher, split, shown, grid, notes)
+
+
+def _rows(records: list[Record], split: str, read: Callable) -> list[Row]:
+    """One row a setting, by seed; of runs that are the same but for what cannot change them, one counts."""
+    rows: dict[str, Row] = {}
+    seen: set[str] = set()
+    # A run with a result comes first: an unfinished one of the same setting and seed then counts for nothing.
+    for record in sorted(records, key=lambda r: (r.result is None, str(r.config.get("seed")), r.id)):
+        determined = determining(record)
+        settings = without_seeds(determined)
+        key, run = (json.dumps(part, sort_keys=True) for part in (settings, determined))
+        row = rows.setdefault(key, Row(named(record.config, "method"), settings, split, read=read))
+        if run in seen:
+            row.repeats.append(record)
+        else:
+            seen.add(run)
+            (row.done if record.result else row.unfinished).append(record)
+    return list(rows.values())
+
+
+def natural(text: str) -> list[tuple[int, float, str]]:
+    """A sort key by which rows=4 comes before rows=16."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", text)
+    return [(0, float(part), "") if index % 2 else (1, 0.0, part) for index, part in enumerate(parts)]
 
 
 def _choose(rows: list[Row], higher: bool) -> tuple[list[Row], list[list[Row]]]:
     """Of rows that differ in the learning rate alone, show the best by the validation split; keep the grid beside."""
     families: dict[str, list[Row]] = {}
     for row in rows:
-        families.setdefault(family_of(row), []).append(row)
+        families.setdefault(row.family, []).append(row)
     shown, grid = [], []
     for family in families.values():
         best = best_on_validation(family, higher)
         if len(family) > 1 and best is not None:
-            grid.append(sorted(family, key=lambda row: row.settings[LEARNING_RATE]))
+            grid.append(sorted(family, key=lambda row: row.learning_rate or 0))
             shown.append(best)
         else:
             shown += family
     return shown, sorted(grid, key=lambda family: order_of(family[0].method))
-
-
-def family_of(row: Row) -> str:
-    """A key that rows share when they train alike in all but the learning rate."""
-    kept = {key: value for key, value in row.settings.items() if key != LEARNING_RATE and key not in WATCHING}
-    return json.dumps(kept, sort_keys=True)
 
 
 def best_on_validation(rows: list[Row], higher: bool) -> Row | None:
@@ -207,21 +230,3 @@ def best_on_validation(rows: list[Row], higher: bool) -> Row | None:
     able = [row for row in rows if row.metric_values("validation")]
     pick = max if higher else min
     return pick(able, key=lambda row: fmean(row.metric_values("validation"))) if able else None
-
-
-def _name_variants(rows: list[Row]) -> None:
-    for row in rows:
-        others = [other for other in rows if other.method == row.method]
-        keys = sorted(key for key in differing(others) if key not in WATCHING)
-        row.variant = ", ".join(f"{short(key)}={row.settings.get(key)}" for key in keys)
-
-
-def differing(rows: list[Row]) -> list[str]:
-    """The settings that are not the same in all rows, sorted."""
-    keys = sorted({key for row in rows for key in row.settings})
-    return [key for key in keys if len({json.dumps(row.settings.get(key), sort_keys=True) for row in rows}) > 1]
-
-
-def short(key: str) -> str:
-    """A setting's name without its group."""
-    return key.split(".", 1)[-1]

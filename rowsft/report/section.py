@@ -1,12 +1,13 @@
 """One table with everything computed from it, so that Markdown, HTML, CSV and the terminal show the same numbers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rowsft.report import lines as numbers
 from rowsft.report.fairness import Condition, contract, remarks
+from rowsft.report.grids import Grids
 from rowsft.report.overlap import overlaps
 from rowsft.report.rows import Table
-from rowsft.store import Record
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,14 @@ class Section:
     remarks: list[str]
 
 
-def section(table: Table, store_records: list[Record]) -> Section:
-    """Compute a table's section. `store_records` are all of the store's."""
+def section(table: Table, grids: Grids, step: Callable[[], None] = lambda: None) -> Section:
+    """Compute a table's section. `grids` are the whole store's learning rates; `step` is called after each row."""
     return Section(
         table,
-        numbers.lines(table),
+        numbers.lines(table, step),
         numbers.unfinished(table),
         numbers.grid_lines(table),
         overlaps(table),
-        contract(table, store_records),
+        contract(table, grids),
         remarks(table),
     )

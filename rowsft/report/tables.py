@@ -3,24 +3,17 @@
 import json
 
 from rowsft.report.clocks import clock_block
-from rowsft.report.lines import memory_kinds, references
-from rowsft.report.rows import Table, short
+from rowsft.report.notes import notes, of_the_same
+from rowsft.report.rows import Table
 from rowsft.report.section import Section
+from rowsft.report.settings import short
 from rowsft.report.statistics import OVER_EXAMPLES
 
 NONE = "–"
-MEMORY_KINDS = {
-    "cpu_profiler": "every allocation of a step, replayed from torch's profiler (CPU)",
-    "cuda_allocator": "torch's CUDA allocator",
-}
-
-
 _COST_COLUMNS = (
     "training peak MiB",
-    "× LoRA",
     "selection peak MiB",
     "step ms median / p95",
-    "× LoRA ",
     "tokens/s",
     "select s",
     "train s",
@@ -39,6 +32,7 @@ def heading(table: Table) -> str:
 def main_columns(table: Table, line: dict) -> dict[str, str]:
     """One row of the main table: {column title: cell}."""
     arrow = "↑" if table.higher_is_better else "↓"
+    same = of_the_same(table)
     return {
         "method": line["title"],
         "trainable parameters": _parameters(line),
@@ -46,10 +40,10 @@ def main_columns(table: Table, line: dict) -> dict[str, str]:
         f"{table.split} {table.metric} {arrow} (95 %)": metric(line),
         "seeds": str(line["seeds"]),
         "training peak MiB": _mib(line["train_peak_allocated_bytes"]),
-        "× LoRA": _times(line["train_peak_to_lora"]),
+        f"× LoRA{same}": _times(line["train_peak_to_lora"]),
         "selection peak MiB": _mib(line["select_peak_allocated_bytes"]),
         "step ms median / p95": _pair(line),
-        "× LoRA ": _times(line["step_to_lora"]),
+        f"× LoRA{same} ": _times(line["step_to_lora"]),
         "tokens/s": _number(line["tokens_per_second"], ",.0f"),
         "select s": _number(line["select_seconds"], ".1f"),
         "train s": _number(line["train_seconds"], ".1f"),
@@ -70,9 +64,9 @@ def terminal_columns(table: Table, line: dict) -> dict[str, str]:
         metric_name: cells[metric_name],
         "n": cells["seeds"],
         "peak MiB": cells["training peak MiB"],
-        "× LoRA": cells["× LoRA"],
+        "× LoRA": _times(line["train_peak_to_lora"]),
         "step ms": _number(line["step_median_seconds"], ",.0f", scale=1000),
-        "× LoRA ": cells["× LoRA "],
+        "× LoRA ": _times(line["step_to_lora"]),
         "train s": _number(line["train_seconds"], ",.0f"),
         "rate": cells["learning rate"],
     }
@@ -82,7 +76,7 @@ def difference_columns(table: Table, line: dict) -> dict[str, str]:
     """One row of the paired differences."""
     return {
         "method": line["title"],
-        f"{table.metric} minus LoRA": _difference(line, "minus_lora"),
+        f"{table.metric} minus LoRA{of_the_same(table)}": _difference(line, "minus_lora"),
         f"{table.metric} minus full fine-tuning": _difference(line, "minus_full"),
         "seeds shared (LoRA / full)": _shared(line, "seeds"),
         "examples (LoRA / full)": _shared(line, "examples"),
@@ -113,29 +107,6 @@ def grid_columns(table: Table, line: dict) -> dict[str, str]:
     }
 
 
-def notes(table: Table, numbers: list[dict]) -> list[str]:
-    """What a reader needs beneath the main table to read its numbers right."""
-    found = []
-    intervals = sorted({line["interval"] for line in numbers if line["interval"]})
-    if intervals:
-        found.append("Intervals: " + "; ".join(intervals) + ". Costs: medians over seeds.")
-    if OVER_EXAMPLES in intervals:
-        found.append("A test-set interval says nothing about the spread between seeds.")
-    kinds = memory_kinds(table)
-    if kinds:
-        found.append("Memory: " + "; ".join(MEMORY_KINDS.get(kind, kind) for kind in kinds) + ".")
-    if any(result.get("scores_from_cache") for row in table.rows for result in row.results):
-        found.append("Seconds of selection: of the runs that scored; others read the scores that those had kept.")
-    zero = references(table)
-    if zero:
-        found.append(
-            f"Zero line, nothing trained ({table.split}): "
-            + ", ".join(f"{name} {value:.4f}" for name, value in sorted(zero.items()))
-            + "."
-        )
-    return found
-
-
 def demonstration(table: Table) -> dict | None:
     """{"notes": [...], "real_command": text or None} when the experiment calls itself a demonstration."""
     said = table.notes.get("demonstration")
@@ -155,9 +126,13 @@ def main_rows(section: Section) -> list[dict[str, str]]:
 
 def halves(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """The main table as two that fit a page: what the methods give, and what they cost."""
-    cost = [{name: cell for name, cell in row.items() if name in ("method", *_COST_COLUMNS)} for row in rows]
-    gain = [{name: cell for name, cell in row.items() if name not in _COST_COLUMNS} for row in rows]
+    cost = [{name: cell for name, cell in row.items() if name == "method" or _is_cost(name)} for row in rows]
+    gain = [{name: cell for name, cell in row.items() if not _is_cost(name)} for row in rows]
     return gain, cost
+
+
+def _is_cost(column: str) -> bool:
+    return column in _COST_COLUMNS or column.startswith("× LoRA")
 
 
 def blocks(section: Section) -> list[tuple[str, list[dict[str, str]]]]:
@@ -223,7 +198,7 @@ def metric(line: dict) -> str:
         return NONE
     if line["low"] is None:
         return f"{line['value']:.4f}"
-    if line["interval"] == OVER_EXAMPLES:
+    if line["interval"] == OVER_EXAMPLES or line["interval_cut"]:
         return f"{line['value']:.4f} [{line['low']:.4f}, {line['high']:.4f}]"
     return f"{line['value']:.4f} ± {line['high'] - line['value']:.4f}"
 

@@ -9,6 +9,8 @@ from rowsft.report.section import Section
 from rowsft.report.tables import TERMINAL_COSTS, demonstration, heading, notes, state_columns, terminal_columns
 
 _LEFT = ("method", "state", "phase", "reason")
+#: More rows than these say nothing on a terminal: the best are shown, and where the others are.
+_MOST_ROWS = 40
 
 
 def show(section: Section, console: Console) -> None:
@@ -21,15 +23,33 @@ def show(section: Section, console: Console) -> None:
         if said["real_command"]:
             console.print(Text(f"For the real thing: {said['real_command']}", style="yellow"))
     if section.lines:
-        _print_main(console, [terminal_columns(table, line) for line in section.lines])
+        shown = _best(section)
+        _print_main(console, [terminal_columns(table, line) for line in shown])
+        if len(shown) < len(section.lines):
+            text = (
+                f"the best {len(shown)} of {len(section.lines)} rows by {table.metric}; all are in the page and files"
+            )
+            console.print(Text(text, style="dim"))
     else:
         console.print("No run has finished yet.")
     if section.unfinished:
         console.print(Text("runs without a result", style="bold"))
-        console.print(grid([state_columns(entry) for entry in section.unfinished]))
+        console.print(grid([state_columns(entry) for entry in section.unfinished[:_MOST_ROWS]]))
+        if len(section.unfinished) > _MOST_ROWS:
+            console.print(Text(f"and {len(section.unfinished) - _MOST_ROWS} more", style="dim"))
     for note in notes(table, section.lines):
         console.print(Text(note, style="dim"))
     console.print(_contract(section.conditions, section.remarks))
+
+
+def _best(section: Section) -> list[dict]:
+    """The lines with the best values, in the table's order, where there are more than fit."""
+    sign = -1 if section.table.higher_is_better else 1
+    ranked = sorted(
+        range(len(section.lines)),
+        key=lambda i: (section.lines[i]["value"] is None, sign * (section.lines[i]["value"] or 0)),
+    )
+    return [section.lines[index] for index in sorted(ranked[:_MOST_ROWS])]
 
 
 def _print_main(console: Console, rows: list[dict[str, str]]) -> None:

@@ -93,25 +93,52 @@ def metric_of(predictions, task):
     return ("pearson", float(np.corrcoef(a, b)[0, 1])) if task == "stsb" else ("accuracy", float((a == b).mean()))
 
 
-def finish(store, predictions, validation=None, concurrent_jobs=1, **arguments):
-    """Record one finished run (`arguments` are those of `config`) and return its id."""
+def outcomes(right, n=100):
+    """Predictions of `n` examples of which the first `right` are right."""
+    return [{"id": f"{i:05d}", "split": "test", "prediction": int(i >= right), "label": 0} for i in range(n)]
+
+
+def finish(
+    store,
+    predictions,
+    validation=None,
+    concurrent_jobs=1,
+    facts=None,
+    metric=None,
+    size=None,
+    peak=None,
+    **arguments,
+):
+    """Record one finished run and return its id.
+
+    facts: added to the model's. metric: (name, value) instead of the task's own. size: (parameters asked, achieved).
+    peak: of training, in MiB. validation: the metric on that split; False leaves it out.
+    `arguments` are those of `config`.
+    """
     wanted = config(**arguments)
     method, seed, task = wanted["method"]["name"], wanted["seed"], wanted["task"]["name"]
-    adapter, peak, new, step = COSTS.get(method, (0, None, None, None))
-    name, value = metric_of(predictions, task)
+    adapter, usual, new, step = COSTS.get(method, (0, None, None, None))
+    peak = peak or usual
+    name, value = metric or metric_of(predictions, task)
+    asked, achieved = size or (221_184, adapter)
     mib = 2**20
     with store.open(wanted) as run:
         attempt = run.begin(environment=ENVIRONMENT, concurrent_jobs=concurrent_jobs)
         attempt.update(
             primary_metric=name,
             higher_is_better=True,
-            metrics={"validation": {name: value + 0.02 if validation is None else validation}, "test": {name: value}},
+            metrics={
+                "validation": {name: value + 0.02 if validation is None else validation},
+                "test": {name: value},
+            }
+            if validation is not False
+            else {"test": {name: value}},
             parameters={
-                "adapter": adapter,
+                "adapter": achieved,
                 "head": 385,
                 "base": 22_713_216,
-                "budget_asked": 221_184 if method in ("row_sft", "lora", "dora") else None,
-                "budget_achieved": adapter if method in ("row_sft", "lora", "dora") else None,
+                "budget_asked": asked if method in ("row_sft", "lora", "dora") else None,
+                "budget_achieved": achieved if method in ("row_sft", "lora", "dora") else None,
             },
             seconds={
                 "data": 0.5,
@@ -126,7 +153,7 @@ def finish(store, predictions, validation=None, concurrent_jobs=1, **arguments):
                 "caveat": "close to training",
                 "sizes": {"test": 200},
             },
-            model_facts={"parameters": 22_713_216, "licence": "Apache-2.0", "revision": "abc"},
+            model_facts={"parameters": 22_713_216, "licence": "Apache-2.0", "revision": "abc", **(facts or {})},
             reference={"cosine_pearson": 0.827} if method == "none" else {},
             knobs={"r": 8, "rank_pattern": {"layer": 7}},
         )

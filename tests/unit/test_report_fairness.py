@@ -23,8 +23,8 @@ def changed(group, **values):
 @pytest.mark.parametrize(
     "key, changes",
     [
-        ("base_weights", changed("model", source="elsewhere")),
-        ("base_weights", {"revisions": {"model": "other", "data": {}}}),
+        ("base_weights", {"facts": {"sha256": "another file under the same name"}}),
+        ("base_weights", changed("model", dtype="bfloat16")),
         ("data_order", changed("trainer", batch_size=8)),
         ("data_order", {"seed": 2}),
         ("target_modules", changed("model", target_modules=["query"])),

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rowsft import formulas
 from rowsft.tasks.metrics.array_metric import ArrayMetric
 
 
@@ -10,7 +11,7 @@ class Accuracy(ArrayMetric):
     description = "Share of predictions that equal the reference, 0 to 1."
 
     def score(self, predictions: np.ndarray, references: np.ndarray) -> float:
-        return np.mean(predictions == references)
+        return formulas.accuracy(predictions, references)
 
 
 METRIC = Accuracy

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rowsft import formulas
 from rowsft.tasks.metrics.array_metric import ArrayMetric
 
 
@@ -10,15 +11,7 @@ class F1(ArrayMetric):
     description = "2 TP / (2 TP + FP + FN): of class 1 for labels 0 and 1, else the mean over classes seen; 0 if empty."
 
     def score(self, predictions: np.ndarray, references: np.ndarray) -> float:
-        classes = np.union1d(predictions, references)
-        if set(classes) <= {0.0, 1.0}:
-            classes = np.array([1.0])
-        return np.mean([_f1(predictions == c, references == c) for c in classes])
-
-
-def _f1(predicted: np.ndarray, true: np.ndarray) -> float:
-    total = predicted.sum() + true.sum()
-    return 2 * (predicted & true).sum() / total if total else 0.0
+        return formulas.f1(predictions, references)
 
 
 METRIC = F1

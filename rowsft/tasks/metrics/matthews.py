@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rowsft import formulas
 from rowsft.tasks.metrics.array_metric import ArrayMetric
 
 
@@ -12,13 +13,7 @@ class Matthews(ArrayMetric):
     description = "Matthews correlation, -1 to 1; 0 where either side is constant."
 
     def score(self, predictions: np.ndarray, references: np.ndarray) -> float:
-        classes = np.union1d(predictions, references)
-        predicted = (predictions[:, None] == classes).astype(float)
-        true = (references[:, None] == classes).astype(float)
-        predicted -= predicted.mean(axis=0)
-        true -= true.mean(axis=0)
-        scale = np.sqrt((predicted**2).sum() * (true**2).sum())
-        return (predicted * true).sum() / scale if scale else 0.0
+        return formulas.matthews(predictions, references)
 
 
 METRIC = Matthews

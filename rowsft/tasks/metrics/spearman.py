@@ -1,10 +1,9 @@
 """Spearman rank correlation."""
 
 import numpy as np
-from scipy.stats import rankdata
 
+from rowsft import formulas
 from rowsft.tasks.metrics.array_metric import ArrayMetric
-from rowsft.tasks.metrics.pearson import correlation
 
 
 class Spearman(ArrayMetric):
@@ -12,7 +11,7 @@ class Spearman(ArrayMetric):
     description = "Spearman rank correlation, -1 to 1, ties at their mean rank; 0 where either side is constant."
 
     def score(self, predictions: np.ndarray, references: np.ndarray) -> float:
-        return correlation(rankdata(predictions), rankdata(references))
+        return formulas.spearman(predictions, references)
 
 
 METRIC = Spearman

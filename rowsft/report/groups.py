@@ -1,0 +1,117 @@
+"""Which runs may stand in one table: those that share base weights, task and data.
+
+Everything else that differs in a table is the method, its own settings, or what was swept (sweeps.py).
+"""
+
+import re
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path, PurePath
+
+from rowsft.report.settings import dig, flatten, named, text_of, under
+from rowsft.store import Record
+
+#: Settings that all rows of a table share, whichever way they are written.
+SHARED = ("model.name", "model.source", "model.revision", "revisions.model", "task.name", "revisions.data", "task.data")
+
+_MODELS = Path(__file__).resolve().parents[2] / "conf" / "model"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def groups(records: list[Record]) -> dict[tuple[str, str], list[Record]]:
+    """{(task's label, model's label): the runs of one table}, sorted by label."""
+    found: dict[tuple, list[Record]] = {}
+    for record in records:
+        found.setdefault((_data(record), _base(record)), []).append(record)
+    firsts = {key: members[0] for key, members in found.items()}
+    tasks = _labels({data: [record for key, record in firsts.items() if key[0] == data] for data, _ in firsts}, _tasks)
+    bases = _labels({base: [record for key, record in firsts.items() if key[1] == base] for _, base in firsts}, _models)
+    named_groups = {(tasks[data], bases[base]): members for (data, base), members in found.items()}
+    return dict(sorted(named_groups.items()))
+
+
+def _base(record: Record) -> tuple:
+    """What tells base weights apart. A folder's fingerprint does, whichever way its path is written."""
+    model = record.config.get("model")
+    revision = str(dig(record.config, "revisions", "model"))
+    if _SHA256.fullmatch(revision):
+        return (revision,)
+    if not isinstance(model, dict) or not model.get("source"):
+        return (named(record.config, "model"), revision)
+    return (str(model["source"]), str(model.get("revision")), revision)
+
+
+def _data(record: Record) -> tuple:
+    """What tells a task and its data apart: a file by its content, wherever it lies."""
+    files = flatten(dig(record.config, "revisions", "data") or {})
+    data = flatten({"data": dig(record.config, "task", "data") or {}})
+    other = sorted((key, text_of(value)) for key, value in data.items() if key not in files)
+    return (named(record.config, "task"), tuple(sorted((key, str(sha)) for key, sha in files.items())), tuple(other))
+
+
+def _models(record: Record) -> list[str]:
+    """Labels of a model, from the shortest to the one that tells it from every other."""
+    source, name = str(dig(record.config, "model", "source") or ""), named(record.config, "model")
+    revision = str(dig(record.config, "revisions", "model") or "")
+    fingerprint = _SHA256.fullmatch(revision)
+    if fingerprint or _is_path(source):
+        parts = PurePath(source).parts
+        tails = ["/".join(parts[-depth:]) for depth in range(1, len(parts) + 1)] or [name]
+    else:
+        # Another model's weights under this model's settings (model=llama3_8b model.source=someone/other).
+        replaced = _shipped_source(name) not in (None, source) and source
+        tails = [source.removeprefix("package:") if replaced else name, f"{name} ({source})"]
+    mark = revision[:8] if fingerprint else revision
+    return [*tails, *(f"{label} @ {mark}" for label in tails), f"{name} {source} @ {revision}"]
+
+
+@lru_cache
+def _shipped_source(name: str) -> str | None:
+    """The source that conf/model/ gives a model of this name; None where there is no such model."""
+    path = _MODELS / f"{name}.yaml"
+    if not re.fullmatch(r"[\w.-]+", name) or not path.is_file():
+        return None
+    found = re.search(r"^source:\s*(\S+)", path.read_text(), re.MULTILINE)
+    return found[1] if found else None
+
+
+def _tasks(record: Record) -> list[str]:
+    """Labels of a task with its data, from the shortest to the one that tells it from every other."""
+    name = named(record.config, "task")
+    data = flatten(dig(record.config, "task", "data") or {})
+    values = [str(value) for value in data.values() if value is not None]
+    files = flatten(dig(record.config, "revisions", "data") or {})
+    shas = [str(sha)[:8] for _, sha in sorted(files.items())]
+    short = ", ".join(PurePath(value).name or value for value in values)
+    return [name, f"{name} ({short})", f"{name} ({', '.join(values)})", f"{name} ({', '.join([*values, *shas])})"]
+
+
+def _is_path(source: str) -> bool:
+    """Whether a model's source is a folder's path: a hub id has one slash and a package none."""
+    if source.startswith("package:"):
+        return False
+    return source.startswith(("/", ".", "~")) or source.count("/") > 1 or "\\" in source
+
+
+def _labels(members: dict, candidates) -> dict:
+    """{key: the first of its candidates that no other key has}; numbered where all are taken."""
+    options = {key: candidates(records[0]) for key, records in members.items()}
+    chosen = dict.fromkeys(options, 0)
+    while True:
+        labels = {key: options[key][chosen[key]] for key in options}
+        taken = Counter(labels.values())
+        again = [key for key in options if taken[labels[key]] > 1 and chosen[key] + 1 < len(options[key])]
+        if not again:
+            break
+        for key in again:
+            chosen[key] += 1
+    seen: Counter = Counter()
+    for key, label in labels.items():
+        seen[label] += 1
+        labels[key] = label if taken[label] == 1 else f"{label} #{seen[label]}"
+    return labels
+
+
+def compared(key: str) -> bool:
+    """Whether a setting may tell rows of a table apart, the method and its own settings left out."""
+    return not under(key, ("method", *SHARED))

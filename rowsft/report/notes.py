@@ -1,0 +1,74 @@
+"""What a reader needs beneath a table to read its numbers right."""
+
+from rowsft.report.grids import few
+from rowsft.report.lines import REFERENCES, memory_kinds, references
+from rowsft.report.rows import METHOD_TITLES, Table
+from rowsft.report.settings import short_names
+from rowsft.report.statistics import OVER_EXAMPLES
+
+MEMORY_KINDS = {
+    "cpu_profiler": "every allocation of a step, replayed from torch's profiler (CPU)",
+    "cuda_allocator": "torch's CUDA allocator",
+}
+#: More than these do not fit a column's title.
+_MOST_NAMES = 3
+
+
+def of_the_same(table: Table) -> str:
+    """ " of the same rows, steps": what a row's LoRA shares with it beyond what the whole table does; else empty."""
+    names = list(short_names(table.sweep.differs).values())
+    if not names or not table.references.has("lora"):
+        return ""
+    return f" of the same {', '.join(names) if len(names) <= _MOST_NAMES else 'settings'}"
+
+
+def notes(table: Table, numbers: list[dict]) -> list[str]:
+    """The notes of a table with these lines."""
+    found = []
+    intervals = sorted({line["interval"] for line in numbers if line["interval"]})
+    if intervals:
+        found.append("Intervals: " + "; ".join(intervals) + ". Costs: medians over seeds.")
+    if OVER_EXAMPLES in intervals:
+        found.append("A test-set interval says nothing about the spread between seeds.")
+    if any(line["interval_cut"] for line in numbers):
+        found.append(f"Intervals that reach beyond what {table.metric} can be are cut there and shown as [low, high].")
+    found += _references(table)
+    kinds = memory_kinds(table)
+    if kinds:
+        found.append("Memory: " + "; ".join(MEMORY_KINDS.get(kind, kind) for kind in kinds) + ".")
+    if any(result.get("scores_from_cache") for row in table.rows for result in row.results):
+        found.append("Seconds of selection: of the runs that scored; others read the scores that those had kept.")
+    zero = references(table)
+    if zero:
+        found.append(
+            f"Zero line, nothing trained ({table.split}): "
+            + ", ".join(f"{name} {value:.4f}" for name, value in sorted(zero.items()))
+            + "."
+        )
+    return found
+
+
+def _references(table: Table) -> list[str]:
+    """Which LoRA and which full fine-tuning the rows are held against, and which rows have none."""
+    found = []
+    differs = list(short_names(table.sweep.differs).values())
+    present = [method for method in REFERENCES if table.references.has(method)]
+    if differs and present:
+        titles = " and ".join(METHOD_TITLES[method] for method in present)
+        found.append(
+            f"Each row is held against {titles} of the same {', '.join(differs)}; a method without such a setting "
+            "(full fine-tuning has no budget) stands for every value of it."
+        )
+    rows = [row for row in table.rows if row.done and row.trains]
+    for method in present:
+        reasons = {"none": [], "several": []}
+        for row in rows:
+            reason = table.references.of(row, method).reason
+            if reason in reasons:
+                reasons[reason].append(row.title)
+        title = METHOD_TITLES[method]
+        if reasons["none"]:
+            found.append(f"No {title} with the same settings, so a dash: {few(reasons['none'], ', ')}.")
+        if reasons["several"]:
+            found.append(f"Several {title} rows fit equally well, so a dash: {few(reasons['several'], ', ')}.")
+    return found

@@ -1,0 +1,73 @@
+"""The row that another is held against: LoRA or full fine-tuning with everything else that was asked the same."""
+
+from dataclasses import dataclass
+
+from rowsft.report.settings import text_of
+from rowsft.report.sweeps import Sweep
+
+
+@dataclass(frozen=True)
+class Found:
+    """The reference of a row, or why there is none: `none`, `several` or, where the row itself is one, `itself`."""
+
+    row: object | None
+    reason: str = ""
+
+
+class References:
+    """Finds references among the rows of a table; a row has `method`, `settings` and `done`."""
+
+    def __init__(self, sweep: Sweep):
+        self._sweep = sweep
+        # method -> the settings that a row has -> their values -> rows: rows are looked up, not searched for.
+        self._index: dict[str, dict[tuple[str, ...], dict[tuple[str, ...], list]]] = {}
+        self._values = {id(row): _texts(sweep.values(row)) for row in sweep.rows}
+        for row in sweep.rows:
+            if row.done:
+                values = self._values[id(row)]
+                tables = self._index.setdefault(row.method, {})
+                tables.setdefault(tuple(values), {}).setdefault(tuple(values.values()), []).append(row)
+
+    def of(self, row, method: str) -> Found:
+        """The reference of `row`. A row of `method` itself is its own."""
+        if row.method == method:
+            return Found(row, "itself") if row.done else Found(None, "none")
+        candidates = self._alike(row, method)
+        if not candidates:
+            return Found(None, "none")
+        nearest = _nearest(row, candidates)
+        return Found(nearest) if nearest is not None else Found(None, "several")
+
+    def has(self, method: str) -> bool:
+        """Whether the table has a finished row of the method."""
+        return method in self._index
+
+    def _alike(self, row, method: str) -> list:
+        """The rows of the method with the same value of every differing setting that both have."""
+        mine, found = self._values[id(row)], []
+        for keys, table in self._index.get(method, {}).items():
+            if all(key in mine for key in keys):
+                found += table.get(tuple(mine[key] for key in keys), [])
+            else:
+                for values, rows in table.items():
+                    if all(mine.get(key, value) == value for key, value in zip(keys, values, strict=True)):
+                        found += rows
+        return found
+
+
+def _nearest(row, candidates: list):
+    """The one that has most settings in common with `row`; None where several have as many.
+
+    Where the method has one learning rate left, that is its own choice; of several, the row's own counts.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    mine = _texts(row.settings)
+    keys = {key for other in candidates for key in other.settings if key in mine}
+    shared = [sum(mine[key] == text_of(other.settings.get(key)) for key in keys) for other in candidates]
+    most = [other for other, number in zip(candidates, shared, strict=True) if number == max(shared)]
+    return most[0] if len(most) == 1 else None
+
+
+def _texts(settings) -> dict[str, str]:
+    return {key: text_of(value) for key, value in settings.items()}

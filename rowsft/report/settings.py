@@ -1,0 +1,105 @@
+"""A run's settings as a flat mapping, and which of them say what is compared."""
+
+import json
+from collections.abc import Iterable, Mapping
+
+from rowsft.store import Record
+
+LEARNING_RATE = "trainer.learning_rate"
+
+#: Trainer settings that say how a run is watched or reported, not how it is trained.
+WATCHING = frozenset(
+    f"trainer.{name}"
+    for name in ("evaluate", "eval_batch_size", "memory_probe_steps", "timing_warmup_steps", "logging_steps")
+)
+#: These train nothing, the head alone or everything: no budget applies to them.
+UNBUDGETED = ("none", "head", "full")
+#: Sizes that a method may be given itself (method.r=16); they win over the budget.
+OWN_SIZES = ("method.r", "method.rows", "method.ratio")
+#: The settings of the budget that say how much is trained.
+DIALS = ("budget.rows", "budget.ratio", "budget.params", "budget.like", "budget.default")
+
+
+def flatten(node, prefix: str = "") -> dict[str, object]:
+    """Nested mappings as {"a.b": value}; lists and an empty mapping stay values."""
+    if not isinstance(node, dict) or not node:
+        return {prefix: node} if prefix else {}
+    return {
+        name: leaf
+        for key, value in node.items()
+        for name, leaf in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def named(config: dict, group: str) -> str:
+    """The name a config group goes by: its `name`, else its source or class."""
+    part = config.get(group)
+    if isinstance(part, dict):
+        return str(part.get("name") or part.get("source") or part.get("_target_", "?").rsplit(".", 1)[-1])
+    return str(part) if part is not None else "?"
+
+
+def determining(record: Record) -> dict[str, object]:
+    """Every setting that determines a run's result, flat; a budget only where the method has one."""
+    found = flatten(record.identity)
+    if named(record.config, "method") in UNBUDGETED:
+        return {key: value for key, value in found.items() if not under(key, ("budget",))}
+    return found
+
+
+def without_seeds(settings: Mapping[str, object]) -> dict[str, object]:
+    """The settings but for `seed` and the seeds inside groups, which follow it."""
+    return {key: value for key, value in settings.items() if key.rsplit(".", 1)[-1] != "seed"}
+
+
+def differing(all_settings: Iterable[Mapping[str, object]]) -> list[str]:
+    """The keys whose values are not the same everywhere, absent ones counted as null; sorted."""
+    seen: dict[str, set[str]] = {}
+    count: dict[str, int] = {}
+    total = 0
+    for settings in all_settings:
+        total += 1
+        for key, value in settings.items():
+            seen.setdefault(key, set()).add(text_of(value))
+            count[key] = count.get(key, 0) + 1
+    return sorted(key for key, values in seen.items() if len(values | ({"null"} if count[key] < total else set())) > 1)
+
+
+def text_of(value: object) -> str:
+    """A value as a key: equal values have equal texts."""
+    # Nearly all values are numbers, and json.dumps is slow.
+    return repr(value) if type(value) in (int, float) else json.dumps(value, sort_keys=True)
+
+
+def under(key: str, prefixes: Iterable[str]) -> bool:
+    """Whether a dotted key is one of `prefixes` or lies below one."""
+    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
+
+
+def short(key: str) -> str:
+    """A setting's name without its group."""
+    return key.split(".", 1)[-1]
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """{key: its name without its group}, the whole key where two would have one name."""
+    keys = list(keys)
+    names = [short(key) for key in keys]
+    return {key: key if names.count(name) > 1 else name for key, name in zip(keys, names, strict=True)}
+
+
+def plain(value: object) -> str:
+    """A setting's value for a reader."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def dig(node, *path: str):
+    """The value at a path of nested mappings, None where the path ends early."""
+    for key in path:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
+
+
+def primary(result: dict, split: str) -> float | None:
+    """The primary metric of one attempt on a split, None where it was not evaluated."""
+    return dig(result, "metrics", split, result.get("primary_metric"))
