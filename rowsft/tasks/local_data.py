@@ -57,7 +57,7 @@ class Tables:
             given = {name: self._file(f"{name}_path", name, columns) for name in NAMES if self.data[f"{name}_path"]}
         keys = {name: repeats.keys(*(table.columns[c] for c in text_columns)) for name, table in given.items()}
         splits = self._completed(given, text_columns, keys)
-        self._count(splits, keys, " and ".join(text_columns))
+        self._count(splits, keys, shortened(" and ".join(text_columns)))
         return splits
 
     def _from_path(self, path: str, columns: list[str]) -> dict[str, Table]:
@@ -67,7 +67,7 @@ class Tables:
             return _with_train(read_folder(folder, where, columns, "row"), where)
         if is_file_name(path):
             return {"train": self._file("path", "row", columns)}
-        return read_hub(path, where, self.data["config"], self.data["revision"], columns, NAMES)
+        return read_hub(path, where, _text(self.data["config"]), _text(self.data["revision"]), columns, NAMES)
 
     def _file(self, key: str, prefix: str, columns: list[str]) -> Table:
         path = Path(str(self.data[key])).expanduser()
@@ -121,6 +121,7 @@ class Tables:
         found = repeats.repeats(keys)
         sizes = {name: len(table) for name, table in splits.items()}
         self.warnings = repeats.warnings(found, sizes, what)
+        # Splits cut off one file share its counts.
         blank = {table.source: table.counts.blank_lines for table in splits.values()}
         self.counts = {
             "blank_lines_skipped": sum(blank.values()),
@@ -153,6 +154,10 @@ def _group_names(table: Table, columns: Sequence[str], keys: list[bytes]):
         if key not in first or text < first[key]:
             first[key] = text
     return lambda i: first[keys[i]]
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def _with_train(found: dict[str, Table], where: str) -> dict[str, Table]:

@@ -82,7 +82,7 @@ class TextClassification(ClassificationTask):
         found = _ordered(set(self._labels["train"]))
         if len(found) < 2:
             raise UserError(
-                f"task.columns.label={self.columns['label']}: {len(found)} class in the training data "
+                f"task.columns.label={shortened(self.columns['label'])}: {len(found)} class in the training data "
                 f"({', '.join(map(shortened, found))}); expected two or more, or task.regression=true"
             )
         return found
@@ -126,7 +126,7 @@ class TextClassification(ClassificationTask):
             first = min(wrong, key=table.numbers.__getitem__)
             raise UserError(
                 f"{table.place(first)}: label {shortened(self._labels[split][first])!r} in column "
-                f"{self.columns['label']} is {wrong[first]}; correct it or drop the row (for classes set "
+                f"{shortened(self.columns['label'])} is {wrong[first]}; correct it or drop the row (for classes set "
                 "task.regression=false)"
             )
         return found
@@ -136,7 +136,9 @@ class TextClassification(ClassificationTask):
         counts = {**facts["counts"], "labels_stripped": self._stripped}
         warnings = list(facts["warnings"])
         if self._stripped:
-            warnings.append(f"blanks around {self._stripped:,} labels in column {self.columns['label']} are left out")
+            warnings.append(
+                f"blanks around {self._stripped:,} labels in column {shortened(self.columns['label'])} are left out"
+            )
         if self.regression:
             return {**facts, "counts": counts, "warnings": warnings}
         alike = Counter(label.casefold() for label in self.classes)

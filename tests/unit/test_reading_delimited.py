@@ -153,3 +153,9 @@ def test_a_separator_is_for_csv_alone(tmp_path):
 )
 def test_nothing_to_read(tmp_path, text, expected):
     assert f"data.csv: {expected}" in refused(classification(written(tmp_path, text)))
+
+
+def test_a_name_over_two_lines_stays_on_one_in_messages(tmp_path):
+    path = written(tmp_path, f'"te\nxt",label\n{BODY},good\n')
+    assert "line 33: no value in column te xt" in refused(classification(path, {"text": "te\nxt"}))
+    assert "no column text; it has te xt, label" in refused(classification(path))

@@ -32,7 +32,7 @@ def refused(task) -> str:
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ('{"text": "a", "label": ["x", "y"]}', "column label holds a list (['x', 'y']); expected text"),
+        ('{"text": "a", "label": ["x", "y"]}', "column label holds a list; expected text"),
         ('{"text": {"a": null}, "label": "x"}', "column text holds an object"),
         ('{"text": "a", "label": null}', "no value in column label"),
         ('{"text": "a", "label": ""}', "no value in column label"),

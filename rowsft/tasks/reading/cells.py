@@ -42,6 +42,7 @@ def _has_bytes(text: str) -> bool:
 
 
 def _fault(value: Any, column: str) -> str:
+    column = shortened(column)
     if value is None or (isinstance(value, str) and not value.strip()):
         return f"no value in column {column}; fill it or drop the row"
     if not isinstance(value, str):
@@ -55,7 +56,7 @@ def _described(value: Any) -> str:
     if isinstance(value, NotText):
         return value.what
     if isinstance(value, list):
-        return f"a list ({shortened(value)})"
+        return "a list"
     if isinstance(value, dict):
-        return f"an object ({shortened(value)})"
+        return "an object"
     return f"a {type(value).__name__}"

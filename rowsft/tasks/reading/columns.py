@@ -26,6 +26,6 @@ def missing(name: str, present: Sequence[str], where: str, hint: str = "") -> st
     """The message for a column that is not there."""
     folded = {other.strip().casefold(): other for other in present}
     near = get_close_matches(name.strip().casefold(), folded, n=1, cutoff=0.7)
-    advice = hint or (f"did you mean {folded[near[0]]}?" if near else "name the right one")
+    advice = hint or (f"did you mean {shortened(folded[near[0]])}?" if near else "name the right one")
     shown = shortened(", ".join(present), 200) or "no names"
     return f"{where}: no column {shortened(name)}; it has {shown}; {advice}"
