@@ -1,6 +1,7 @@
 """One run, top to bottom, by the same code for every method: load, select, attach, train, evaluate, save, record."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -45,6 +46,7 @@ class Job:
     task: Task
     budget: Budget
     tracker: Tracker
+    clock: measure.PhaseClock
     memory: dict = field(default_factory=lambda: {"select": None, "train": None, "evaluate": None})
     energy: dict = field(default_factory=dict)
     loaded: Loaded | None = None
@@ -54,14 +56,12 @@ class Job:
     knobs: Knobs | None = None
     trainer: training.OrderedTrainer | None = None
     curve_written: bool = False
-    clock: measure.PhaseClock = field(init=False)
     gpu: measure.Gpu | None = field(init=False)
 
     def __post_init__(self):
         if self.device.type == "cuda":
-            # Clocks, events and whatever names no GPU are then of this one.
+            # Events and whatever names no GPU are then of this one.
             torch.cuda.set_device(self.device)
-        self.clock = measure.PhaseClock(self.device)
         self.memory["kind"] = measure.KINDS[self.device.type]
         self.gpu = measure.gpu_of(self.device)
 
@@ -89,10 +89,12 @@ def run(plan: RunPlan, settings: TrainerSettings, rerun: bool, say: Callable[[st
     """Run what `plan` describes, or return the recorded outcome if it was done before and `rerun` is false.
 
     A run that fails, runs out of memory or is interrupted leaves a record that says so; the outcome carries its state.
-    Bad input is raised as UserError: before the data are read it leaves no trace in the store, later a failure.
+    Bad input is raised as UserError: in the settings or the data it leaves no trace in the store, later a failure.
     """
     parts = _build(plan)
-    training.device_of(settings)
+    clock = measure.PhaseClock(training.device_of(settings))
+    if rerun or not Store(plan.store).is_done(plan.run_id):
+        _read_ahead(parts["task"], clock)
     with Store(plan.store).open(plan.config) as folder:
         done = folder.record.result
         if done and not rerun:
@@ -101,7 +103,7 @@ def run(plan: RunPlan, settings: TrainerSettings, rerun: bool, say: Callable[[st
             environment=measure.collect({"seed": plan.config["seed"]}),
             concurrent_jobs=int(os.environ.get("ROWSFT_CONCURRENT_JOBS", 1)),
         )
-        job = Job(plan, settings, attempt, say, **parts)
+        job = Job(plan, settings, attempt, say, clock=clock, **parts)
         try:
             _perform(job)
         except BaseException as error:
@@ -113,6 +115,20 @@ def run(plan: RunPlan, settings: TrainerSettings, rerun: bool, say: Callable[[st
                 raise mistake from error
             return Outcome(plan.run_id, folder.path, state, {}, f"{type(error).__name__}: {error}")
         return Outcome(plan.run_id, folder.path, "done", folder.record.result["metrics"])
+
+
+def _read_ahead(task: Task, clock: measure.PhaseClock) -> None:
+    """Read the data before the run has a folder: what is wrong with them is the user's to correct, and no run failed.
+
+    Any other error is left to the run, which reads again and records it.
+    """
+    try:
+        with clock.phase("data"):
+            task.splits()
+    except Exception as error:
+        mistake = bad_input(error)
+        if mistake is not None:
+            raise mistake from error
 
 
 def _perform(job: Job) -> None:
@@ -162,14 +178,17 @@ def _load(job: Job) -> None:
         job.memory["load"]["peak_allocated_bytes"] = peak.new_peak_bytes
     measured = {"load": job.memory["load"]["peak_allocated_bytes"]}
     measure.account(job.memory, "load", lambda ledger: None, job.device, job.model, measured=measured)
+    about = job.task.about()
     job.attempt.update(
-        task_about=job.task.about(),
+        task_about=about,
         model_facts=job.loaded.facts,
         primary_metric=job.task.primary_metric,
         higher_is_better=job.task.higher_is_better,
     )
     sizes = ", ".join(f"{len(examples)} {name}" for name, examples in job.splits.items())
     job.say(f"  {job.model.num_parameters():,} parameters; examples: {sizes}")
+    for text in about.get("warnings", []):
+        print(f"rowsft: warning: {text}", file=sys.stderr)
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 A line of predictions.jsonl has `id`, `split` (test where absent), `prediction` and `label`; a number under the metric's
 own name (or `correct`, for accuracy) is taken instead where it stands there. Multiple choice has two accuracies:
 `prediction` is the option with the best score per character, `prediction_sum` the one with the best score in all.
+Means over tokens (loss, perplexity, token_accuracy of responses) come from each example's sum and its number of tokens.
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +24,12 @@ TOLERANCE = 1e-3
 
 #: Where a metric's predictions stand, if not under `prediction`.
 _PREDICTED = {"accuracy_sum": "prediction_sum"}
+#: Means over tokens: the key of each example's sum, and what is made of the mean.
+_OVER_TOKENS: dict[str, tuple[str, Callable[[float], float]]] = {
+    "loss": ("negative_log_likelihood", float),
+    "perplexity": ("negative_log_likelihood", lambda mean: math.exp(min(mean, 700.0))),
+    "token_accuracy": ("greedy_matches", float),
+}
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ def _gaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _read(text: str) -> list[dict]:
     """The lines of a predictions file. Parsed in one go: a store holds millions of them."""
-    return json.loads("[" + ",".join(line for line in text.splitlines() if line) + "]")
+    return json.loads("[" + ",".join(line for line in text.split("\n") if line.strip()) + "]")
 
 
 _orders: dict[int, tuple[list[str], tuple[str, ...], list[int]]] = {}
@@ -131,6 +139,8 @@ def _metric(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | N
     for key in (name, "correct") if name == "accuracy" else (name,):
         if all(isinstance(line.get(key), bool | int | float) for line in lines):
             return _mean_of(np.array([line[key] for line in lines], dtype=float))
+    if name in _OVER_TOKENS:
+        return _mean_over_tokens(lines, *_OVER_TOKENS[name])
     predicted = _PREDICTED.get(name, "prediction")
     if name not in FORMULAS or any(line.get(predicted) is None or line.get("label") is None for line in lines):
         return None
@@ -146,3 +156,18 @@ def _metric(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | N
 def _mean_of(values: np.ndarray) -> tuple[Callable, bool, Callable]:
     is_proportion = bool(np.isin(values, (0, 1)).all())
     return lambda rows: float(values[rows].mean()), is_proportion, lambda: resampling.means(values)
+
+
+def _mean_over_tokens(
+    lines: list[dict], key: str, made: Callable[[float], float]
+) -> tuple[Callable, bool, Callable] | None:
+    if not all(isinstance(line.get(field), int | float) for line in lines for field in (key, "tokens")):
+        return None
+    sums, tokens = (np.array([line[field] for line in lines], dtype=float) for field in (key, "tokens"))
+    if not (tokens > 0).all():
+        return None
+    return (
+        lambda rows: made(float(sums[rows].sum() / tokens[rows].sum())),
+        False,
+        lambda: np.array([made(mean) for mean in resampling.ratios(sums, tokens)]),
+    )

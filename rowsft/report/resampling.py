@@ -51,6 +51,15 @@ def means(values: np.ndarray) -> np.ndarray:
     return middle + (_counts(len(values)) @ (values - middle).astype(np.float32)).astype(float) / len(values)
 
 
+def ratios(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """sum(sums) / sum(weights) on every resample; both are (n,), and no weight is 0 or less."""
+    middle = sums.sum() / weights.sum()
+    # Around the whole's ratio, 32 bit are enough.
+    columns = np.stack([sums - middle * weights, weights], axis=1).astype(np.float32)
+    above, below = (_counts(len(sums)) @ columns).astype(float).T
+    return middle + above / below
+
+
 def metric(name: str, prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
     """The values of a metric of `formulas` on every resample."""
     return _RESAMPLED[formulas.FORMULAS[name]](prediction, label)

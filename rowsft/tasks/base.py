@@ -5,19 +5,20 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from rowsft.errors import UserError
-from rowsft.tasks.splits import limit
+from rowsft.errors import UserError, shortened
+from rowsft.tasks.splits import check_limits, limit
 
 
 class SplitTask(ABC):
     """A task whose examples come from `_read`; subclasses add the head, the encoding and the evaluation."""
 
     def __init__(self, name: str, max_length: int, limits: Mapping[str, int | None] | None = None):
-        if not isinstance(max_length, int) or max_length < 2:
-            raise UserError(f"task.max_length={max_length}: expected a whole number, at least 2 tokens")
-        self.name = name
+        if not isinstance(name, str | int | float) or isinstance(name, bool) or not str(name).strip():
+            raise UserError(f"task.name={shortened(name)}: expected a name")
+        whole_number("task.max_length", max_length, 2, " tokens")
+        self.name = str(name)
         self.max_length = max_length
-        self.limits = dict(limits or {})
+        self.limits = check_limits(limits)
 
     @abstractmethod
     def _read(self) -> dict[str, list[dict]]:
@@ -41,4 +42,13 @@ class SplitTask(ABC):
 
     def about(self) -> dict[str, Any]:
         """source, licence, caveat, sizes (after the limits) and sha256 of the data."""
-        return {**self._facts(), "sizes": {name: len(examples) for name, examples in self.splits().items()}}
+        # Read first: what reading counts is among the facts.
+        sizes = {name: len(examples) for name, examples in self.splits().items()}
+        return {**self._facts(), "sizes": sizes}
+
+
+def whole_number(key: str, value: Any, least: int, unit: str = "") -> int:
+    """`value` if it is a whole number from `least` on. Raises UserError naming `key`; true is no number."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{key}={shortened(value)}: expected a whole number, at least {least}{unit}")
+    return value

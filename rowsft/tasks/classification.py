@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy.special import log_softmax
 
+from rowsft.errors import UserError, shortened
 from rowsft.tasks import Evaluation, Progress, metrics
 from rowsft.tasks.base import SplitTask
 from rowsft.tasks.evaluating import run_batches
@@ -30,8 +31,10 @@ class ClassificationTask(SplitTask):
     ):
         super().__init__(name, max_length, limits)
         self.primary_metric = primary_metric
+        if isinstance(extra_metrics, str) or not isinstance(extra_metrics, Sequence):
+            raise UserError(f"task.extra_metrics={shortened(extra_metrics)}: expected a list of metrics, such as [f1]")
+        metrics.check([primary_metric, *extra_metrics])
         self.metric_names = list(dict.fromkeys([primary_metric, *extra_metrics]))
-        metrics.check(self.metric_names)
 
     @property
     @abstractmethod

@@ -1,174 +1,199 @@
-"""Tables for the tasks that read the user's own data: csv, tsv, json and jsonl files, or a data set of the hub."""
+"""The splits of the user's own data: from files, saved data sets or the hub, and cut off train where none is given."""
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rowsft.errors import UserError
+from rowsft.errors import UserError, shortened
+from rowsft.store.files import sha256
+from rowsft.tasks import repeats
+from rowsft.tasks.reading import (
+    EXPECTED,
+    SEPARATORS,
+    Table,
+    is_file_name,
+    read_file,
+    read_folder,
+    read_hub,
+)
 from rowsft.tasks.splits import NAMES, split_by_hash
 
-_READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    # The word NA in a text is a word, not a missing value.
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-}
-# Where a row's own stable name is kept: no column of a data set is called this.
-ROW_ID = "__row__"
-_KEYS = ("path", "train_path", "validation_path", "test_path", "config", "revision", "validation", "test", "split_seed")
+_FILES = ("path", "train_path", "validation_path", "test_path")
+_KEYS = (*_FILES, "separator", "config", "revision", "validation", "test", "split_seed")
 
 
 class Tables:
-    """The splits that `task.data` describes, as lists of rows (column -> value, ROW_ID -> name of the row).
+    """The splits that `task.data` describes, each a Table of text columns.
 
-    `path` is one file, or a hub id (with `config` and `revision`); or `train_path`, `validation_path` and `test_path`
-    are files. Splits that are not given are cut off train: the shares `validation` and `test` of its rows, by the hash
-    of the row's text and `split_seed`, equal texts together.
+    `path` is one file or saved folder, or a hub id (with `config` and `revision`); or `train_path`, `validation_path`
+    and `test_path` are files. Splits that are not given are cut off train: the shares `validation` and `test` of its
+    rows, by the hash of the row's text and `split_seed`, texts that are equal but for case and blanks together.
+
+    Raises UserError for values that no data could make right; the data are not touched before `read`.
     """
 
     def __init__(self, data: Mapping[str, Any]):
+        _check(data)
         self.data = {key: data.get(key) for key in _KEYS}
         self.files: dict[str, Path] = {}
+        self.counts: dict[str, Any] = {}
+        self.warnings: list[str] = []
 
-    def read(self, columns: Iterable[str], text_columns: Iterable[str]) -> dict[str, list[dict]]:
-        """train, validation and test. Raises UserError for a missing file, column or split."""
+    def read(self, columns: Sequence[str], text_columns: Sequence[str]) -> dict[str, Table]:
+        """train, validation and test. Raises UserError for a missing file, column, cell or split.
+
+        `counts` and `warnings` then say what was skipped and what occurs twice, by the text in `text_columns`.
+        """
         path, train_path = self.data["path"], self.data["train_path"]
         if (path is None) == (train_path is None):
             raise UserError(
-                f"task.data.path={path}, task.data.train_path={train_path}: give one of them (a csv, tsv, json or "
-                f"jsonl file, or for path a hub id)"
+                f"task.data.path={path}, task.data.train_path={train_path}: give one of them (a file, {EXPECTED}; "
+                "for path also a hub id)"
             )
-        given = self._from_files() if train_path or _is_file_name(str(path)) else self._from_hub()
-        for name, rows in given.items():
-            _check_columns(rows, columns, name)
-        return self._complete(given, list(text_columns))
+        columns = list(dict.fromkeys(columns))
+        if path is not None:
+            given = self._from_path(str(path), columns)
+        else:
+            given = {name: self._file(f"{name}_path", name, columns) for name in NAMES if self.data[f"{name}_path"]}
+        keys = {name: repeats.keys(*(table.columns[c] for c in text_columns)) for name, table in given.items()}
+        splits = self._completed(given, text_columns, keys)
+        self._count(splits, keys, shortened(" and ".join(text_columns)))
+        return splits
 
-    def _from_files(self) -> dict[str, list[dict]]:
-        if self.data["path"]:
-            return {"train": self._file("path", "row")}
-        return {name: self._file(f"{name}_path", name) for name in NAMES if self.data[f"{name}_path"]}
+    def _from_path(self, path: str, columns: list[str]) -> dict[str, Table]:
+        where, folder = f"task.data.path={shortened(path, 200)}", Path(path).expanduser()
+        if folder.is_dir():
+            self.files["path"] = folder
+            return _with_train(read_folder(folder, where, columns, "row"), where)
+        if is_file_name(path):
+            return {"train": self._file("path", "row", columns)}
+        return read_hub(path, where, _text(self.data["config"]), _text(self.data["revision"]), columns, NAMES)
 
-    def _file(self, key: str, prefix: str) -> list[dict]:
+    def _file(self, key: str, prefix: str, columns: list[str]) -> Table:
         path = Path(str(self.data[key])).expanduser()
+        where = f"task.data.{key}={shortened(path, 200)}"
+        if path.is_dir():
+            self.files[key] = path
+            found = read_folder(path, where, columns, prefix)
+            if list(found) != ["train"]:
+                raise UserError(f"{where}: holds the splits {', '.join(found)}; give it as task.data.path")
+            return found["train"]
+        if not path.exists():
+            raise UserError(f"{where}: no such file; expected one with the ending {EXPECTED}")
         if not path.is_file():
-            raise UserError(f"task.data.{key}={path}: no such file; expected a csv, tsv, json or jsonl file")
-        if path.suffix not in _READERS:
-            raise UserError(f"task.data.{key}={path}: unknown ending {path.suffix}; expected {', '.join(_READERS)}")
+            raise UserError(f"{where}: is not a regular file; expected one with the ending {EXPECTED}")
         self.files[key] = path
-        _check_text(f"task.data.{key}={path}", path)
-        reader, options = _READERS[path.suffix]
-        return _load(f"task.data.{key}={path}", prefix, reader, data_files=str(path), split="train", **options)
+        return read_file(path, where, columns, prefix, self.data["separator"])
 
-    def _from_hub(self) -> dict[str, list[dict]]:
-        name, config, revision = self.data["path"], self.data["config"], self.data["revision"]
-        splits = _load_hub(f"task.data.path={name}", name, config, revision)
-        if "train" not in splits:
-            raise UserError(f"task.data.path={name}: no split called train; it has {', '.join(sorted(splits))}")
-        return {split: rows for split, rows in splits.items() if split in NAMES}
-
-    def _complete(self, given: dict[str, list[dict]], text_columns: list[str]) -> dict[str, list[dict]]:
-        rows = given["train"]
-        sizes = {}
-        for name in ("validation", "test"):
-            share = float(self.data[name] or 0)
-            if name not in given and not 0 < share < 1:
-                raise UserError(f"task.data.{name}={share}: expected a share between 0 and 1, or task.data.{name}_path")
-            sizes[name] = 0 if name in given else max(1, round(share * len(rows)))
-
-        def text(row: dict) -> str:
-            return "\n".join(str(row[column]) for column in text_columns)
-
-        parts = 1 + sum(size > 0 for size in sizes.values())
-        different = len({text(row) for row in rows})
-        if different < parts:
+    def _completed(self, given: dict[str, Table], texts: Sequence[str], keys: dict) -> dict[str, Table]:
+        """The splits that are given, and the others cut off train; `keys` becomes those of the splits."""
+        train = given["train"]
+        missing = [name for name in NAMES[1:] if name not in given]
+        for name in missing:
+            if not self.data[name]:
+                raise UserError(
+                    f"task.data.{name}={self.data[name]}: expected a share between 0 and 1, or task.data.{name}_path"
+                )
+        sizes = {name: max(1, round(self.data[name] * len(train))) if name in missing else 0 for name in NAMES[1:]}
+        different = len(set(keys["train"]))
+        if different < 1 + len(missing):
             raise UserError(
-                f"task.data: {len(rows)} rows with {different} different texts cannot be cut into {parts} splits; "
-                "give more rows, or files of their own (task.data.validation_path, task.data.test_path)"
+                f"task.data: {len(train)} rows with {different} different texts cannot be cut into "
+                f"{1 + len(missing)} splits; give more rows, or files of their own (task.data.validation_path, "
+                "task.data.test_path)"
             )
-        cut = split_by_hash(rows, text, **sizes, seed=int(self.data["split_seed"] or 0))
+        if not missing:
+            return {name: given[name] for name in NAMES}
+        names = _group_names(train, texts, keys["train"])
+        cut = split_by_hash(range(len(train)), names, **sizes, seed=self.data["split_seed"] or 0)
         if not cut["train"]:
             raise UserError(
                 f"task.data.validation={self.data['validation']}, task.data.test={self.data['test']}: nothing of "
-                f"{len(rows)} rows is left to train on; lower the shares"
+                f"{len(train)} rows is left to train on; lower the shares"
             )
-        return {name: given[name] if name in given and name != "train" else cut[name] for name in NAMES}
+        splits, of_train = dict(given), keys["train"]
+        for name in ("train", *missing):
+            splits[name] = train.take(cut[name])
+            keys[name] = [of_train[i] for i in cut[name]]
+        return {name: splits[name] for name in NAMES}
+
+    def _count(self, splits: dict[str, Table], keys: dict, what: str) -> None:
+        found = repeats.repeats(keys)
+        sizes = {name: len(table) for name, table in splits.items()}
+        self.warnings = repeats.warnings(found, sizes, what)
+        # Splits cut off one file share its counts.
+        blank = {table.source: table.counts.blank_lines for table in splits.values()}
+        self.counts = {
+            "blank_lines_skipped": sum(blank.values()),
+            "rows_repeated_within_split": found["within"],
+            "rows_repeated_across_splits": found["across"],
+        }
 
     def facts(self) -> dict[str, Any]:
         """source and sha256 of the files that were read; the licence of the user's own data is not known here."""
-        source = {
-            key: self.data[key] for key in ("path", "train_path", "validation_path", "test_path") if self.data[key]
-        }
+        source = {key: self.data[key] for key in _FILES if self.data[key]}
         return {
             "source": ", ".join(str(value) for value in source.values()),
             "revision": self.data["revision"],
             "licence": "not stated: the user's own data",
             "caveat": "",
-            "sha256": {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in self.files.items()},
+            "sha256": {key: sha256(path) for key, path in self.files.items()},
+            "counts": self.counts,
+            "warnings": self.warnings,
         }
 
 
-def _check_text(where: str, path: Path) -> None:
-    """Raise UserError for a file without content or in another encoding: the readers' own words name neither."""
-    content = False
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                content = content or bool(line.strip())
-    except UnicodeDecodeError as error:
+def _group_names(table: Table, columns: Sequence[str], keys: list[bytes]):
+    """The text that stands for row `i` when splits are cut: of rows that fold alike, the first in order of characters.
+
+    It is the row's own text wherever no other folds like it.
+    """
+    texts = list(map("\n".join, zip(*(table.columns[name] for name in columns), strict=True)))
+    first: dict[bytes, str] = {}
+    for key, text in zip(keys, texts, strict=True):
+        if key not in first or text < first[key]:
+            first[key] = text
+    return lambda i: first[keys[i]]
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _with_train(found: dict[str, Table], where: str) -> dict[str, Table]:
+    if "train" not in found:
+        raise UserError(f"{where}: no split called train; it has {', '.join(sorted(found))}")
+    return {name: table for name, table in found.items() if name in NAMES}
+
+
+def _check(data: Any) -> None:
+    if not isinstance(data, Mapping):
+        raise UserError(f"task.data={shortened(data)}: expected a mapping with the keys {', '.join(_KEYS)}")
+    for key in data:
+        if key not in _KEYS:
+            raise UserError(f"task.data.{shortened(key)}: no such key; expected {', '.join(_KEYS)}")
+    for key in (*_FILES, "config", "revision"):
+        if isinstance(data.get(key), bool | Mapping) or not isinstance(data.get(key), str | int | float | None):
+            raise UserError(f"task.data.{key}={shortened(data[key])}: expected text or null")
+    separator = data.get("separator")
+    if separator is not None and (not isinstance(separator, str) or separator not in SEPARATORS):
         raise UserError(
-            f"{where}: not UTF-8 text ({error.reason}); convert it: iconv -f latin1 -t utf-8 {path.name}"
-        ) from error
-    if not content:
-        raise UserError(f"{where}: the file is empty; expected at least one row")
-
-
-def _is_file_name(path: str) -> bool:
-    return Path(path).suffix in _READERS or path.startswith(("/", ".", "~")) or Path(path).exists()
-
-
-def _load(where: str, prefix: str, reader: str, **options) -> list[dict]:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(reader, **options)
-    except Exception as error:
-        # datasets wraps whatever the parser raised; the innermost message says what is wrong with the file.
-        cause = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise UserError(f"{where}: cannot be read ({' '.join(str(cause).split())[:200]}); check the file") from error
-    return _numbered(rows, prefix)
-
-
-def _load_hub(where: str, name: str, config: str | None, revision: str | None) -> dict[str, list[dict]]:
-    from datasets import load_dataset
-
-    try:
-        found = load_dataset(name, config, revision=revision)
-    except Exception as error:
-        first = " ".join(str(error).split())[:200]
+            f"task.data.separator={shortened(separator)}: expected {', '.join(SEPARATORS)}, or null for the comma"
+        )
+    seed = data.get("split_seed")
+    if isinstance(seed, bool) or not isinstance(seed, int | None):
+        raise UserError(f"task.data.split_seed={shortened(seed)}: expected a whole number")
+    shares = {name: _share(name, data.get(name)) for name in NAMES[1:]}
+    if sum(shares[name] for name in shares if not data.get(f"{name}_path")) >= 1:
         raise UserError(
-            f"{where}: cannot be loaded from the hub ({first}); if it is gated, accept its terms and run hf auth "
-            f"login; without a network, give a local file"
-        ) from error
-    return {split: _numbered(rows, split) for split, rows in found.items()}
+            f"task.data.validation={data.get('validation')}, task.data.test={data.get('test')}: nothing is left to "
+            "train on; expected a sum below 1"
+        )
 
 
-def _numbered(rows: Iterable[dict], prefix: str) -> list[dict]:
-    return [{**row, ROW_ID: f"{prefix}-{number}"} for number, row in enumerate(rows)]
-
-
-def _check_columns(rows: list[dict], columns: Iterable[str], split: str) -> None:
-    if not rows:
-        raise UserError(f"task.data: the {split} data have no rows")
-    present = [name for name in rows[0] if name != ROW_ID]
-    for column in columns:
-        if column not in rows[0]:
-            raise UserError(f"task.data: no column {column} in the {split} data; it has {', '.join(present)}")
-        for row in rows:
-            if row[column] is None:
-                raise UserError(
-                    f"task.data: {row[ROW_ID]} (counted from 0) has no value in column {column}; fill or drop it"
-                )
+def _share(name: str, value: Any) -> float:
+    if value is None:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise UserError(f"task.data.{name}={shortened(value)}: expected a share between 0 and 1, or null")
+    return float(value)

@@ -1,20 +1,18 @@
 """Supervised fine-tuning of a causal language model on the user's own prompts and responses."""
 
 import math
-import string
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rowsft.errors import UserError
 from rowsft.tasks import Evaluation, Progress, causal
 from rowsft.tasks.base import SplitTask
-from rowsft.tasks.local_data import ROW_ID, Tables
+from rowsft.tasks.local_data import Tables
+from rowsft.tasks.reading import Table
+from rowsft.tasks.template import Template
 
 
 class PromptResponse(SplitTask):
-    """`prompt` and `response` are templates with column names in braces; `data` is explained in Tables.
-
-    A backslash followed by n counts as a line break, because a command line cannot hold a real one.
+    """`prompt` and `response` are templates with column names in braces (see Template); `data`: see Tables.
 
     The loss is on the response and the end-of-sequence token after it. Metrics over all response tokens of a split:
     `loss` (mean, nats; the primary one, lower is better), `perplexity` (its exponential), `token_accuracy` (share of
@@ -38,15 +36,16 @@ class PromptResponse(SplitTask):
     ):
         super().__init__(name, max_length, limits)
         self.tables = Tables(data)
-        self.prompt, self.response = prompt.replace("\\n", "\n"), response.replace("\\n", "\n")
-        self.columns = list(dict.fromkeys([*_fields("prompt", prompt), *_fields("response", response)]))
+        self.prompt, self.response = Template("prompt", prompt), Template("response", response)
 
     def _read(self) -> dict[str, list[dict]]:
-        tables = self.tables.read(self.columns, _fields("prompt", self.prompt))
-        return {name: [self._example(row) for row in rows] for name, rows in tables.items()}
+        tables = self.tables.read([*self.prompt.columns, *self.response.columns], self.prompt.columns)
+        return {name: self._examples(table) for name, table in tables.items()}
 
-    def _example(self, row: dict) -> dict:
-        return {"id": row[ROW_ID], "prompt": self.prompt.format(**row), "response": self.response.format(**row)}
+    def _examples(self, table: Table) -> list[dict]:
+        prompts, responses = self.prompt.filled(table), self.response.filled(table)
+        rows = zip(table.ids(), prompts, responses, strict=True)
+        return [{"id": id_, "prompt": prompt, "response": response} for id_, prompt, response in rows]
 
     def _facts(self) -> dict[str, Any]:
         return self.tables.facts()
@@ -65,7 +64,11 @@ class PromptResponse(SplitTask):
     def evaluate(
         self, model, examples: list[dict], tokenizer, batch_size: int, progress: Progress = None
     ) -> Evaluation:
-        """loss, perplexity, token_accuracy. A prediction is the example's mean token loss; it has no label."""
+        """loss, perplexity, token_accuracy. A prediction is the example's mean token loss; it has no label.
+
+        `negative_log_likelihood` (nats, summed over the response), `tokens` and `greedy_matches` of the examples give
+        the metrics of any part of them.
+        """
         scored = causal.score_answers(model, self.encode(examples, tokenizer), tokenizer, batch_size, progress)
         tokens = sum(score.tokens for score in scored)
         loss = -sum(score.log_likelihood for score in scored) / tokens
@@ -80,6 +83,7 @@ class PromptResponse(SplitTask):
                 "prediction": -score.log_likelihood / score.tokens,
                 "label": None,
                 "scores": [score.log_likelihood],
+                "negative_log_likelihood": -score.log_likelihood,
                 "tokens": score.tokens,
                 "greedy_matches": score.greedy_matches,
             }
@@ -90,16 +94,3 @@ class PromptResponse(SplitTask):
     def zero_line(self, model, examples: list[dict], tokenizer) -> dict[str, float]:
         """None: the untrained model's own loss is what the method `none` reports."""
         return {}
-
-
-def _fields(key: str, template: str) -> list[str]:
-    """Column names in braces of a template. Raises UserError for a template without any or with a broken brace."""
-    try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise UserError(
-            f"task.{key}={template!r}: {error}; expected column names in braces, like {{question}}"
-        ) from error
-    if not names or not all(names):
-        raise UserError(f"task.{key}={template!r}: expected column names in braces, like {{question}}")
-    return names

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rowsft import assets
+from rowsft.tasks.base import whole_number
 from rowsft.tasks.classification import ClassificationTask
 from rowsft.tasks.splits import fold, split_by_hash
 
@@ -20,7 +21,8 @@ class Sentiment(ClassificationTask):
         self, name: str, max_length: int, validation: int, test: int, limits: Mapping[str, int | None] | None = None
     ):
         super().__init__(name, max_length, primary_metric="accuracy", extra_metrics=["f1", "matthews"], limits=limits)
-        self.validation, self.test = validation, test
+        self.validation = whole_number("task.validation", validation, 1)
+        self.test = whole_number("task.test", test, 1)
 
     def _read(self) -> dict[str, list[dict]]:
         text = (assets.ensure("movie_reviews") / "snippets.tsv").read_text(encoding="utf-8")

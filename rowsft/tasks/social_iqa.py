@@ -9,7 +9,7 @@ import numpy as np
 
 from rowsft import assets
 from rowsft.tasks import Evaluation, Progress, causal
-from rowsft.tasks.base import SplitTask
+from rowsft.tasks.base import SplitTask, whole_number
 from rowsft.tasks.splits import fold, split_by_hash
 
 _ITEM = re.compile(r"(?P<context>.*[.!?\"'])\s+(?P<question>[^.!?]*\?) A: (.*); B: (.*); C: (.*)\.", re.DOTALL)
@@ -33,7 +33,8 @@ class SocialIqa(SplitTask):
         self, name: str, max_length: int, validation: int, test: int, limits: Mapping[str, int | None] | None = None
     ):
         super().__init__(name, max_length, limits)
-        self.validation, self.test = validation, test
+        self.validation = whole_number("task.validation", validation, 1)
+        self.test = whole_number("task.test", test, 1)
 
     def _read(self) -> dict[str, list[dict]]:
         text = (assets.ensure("social_iqa") / "items.jsonl").read_text(encoding="utf-8")

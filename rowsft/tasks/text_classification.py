@@ -1,19 +1,25 @@
 """Classification or regression on the user's own texts or pairs of texts."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from rowsft.errors import UserError
+from rowsft.errors import UserError, shortened
 from rowsft.tasks.classification import ClassificationTask
-from rowsft.tasks.local_data import ROW_ID, Tables
+from rowsft.tasks.local_data import Tables
+from rowsft.tasks.reading import Table, number
+
+_COLUMNS = ("text", "pair", "label")
+_FOR_NUMBERS = ("pearson", "spearman")
 
 
 class TextClassification(ClassificationTask):
     """`columns` names the text, an optional second text (pair), and the label; `data` is explained in Tables.
 
-    Classes are the distinct labels of the training data, in order; `labels` fixes them and their order instead. With
-    `regression` the label is a number and is used as it stands.
+    A label is text as it is written, blanks around it aside. Classes are the distinct labels of the training data, in
+    order (of value where all are numbers); `labels` fixes them and their order instead. With `regression` the label is
+    a number and is used as it stands.
     """
 
     def __init__(
@@ -28,19 +34,21 @@ class TextClassification(ClassificationTask):
         regression: bool = False,
         limits: Mapping[str, int | None] | None = None,
     ):
-        for_numbers = {"pearson", "spearman"}
-        for metric in (primary_metric, *extra_metrics):
-            if (metric in for_numbers) != regression:
+        if not isinstance(regression, bool):
+            raise UserError(f"task.regression={shortened(regression)}: expected true or false")
+        super().__init__(name, max_length, primary_metric, extra_metrics, limits)
+        for metric in self.metric_names:
+            if (metric in _FOR_NUMBERS) != regression:
                 expected = "pearson or spearman" if regression else "metrics of classes, such as accuracy"
                 raise UserError(
                     f"task.primary_metric and task.extra_metrics name {metric}: with task.regression={regression} "
                     f"expected {expected}"
                 )
-        super().__init__(name, max_length, primary_metric, extra_metrics, limits)
         self.tables = Tables(data)
-        self.columns = dict(columns)
+        self.columns = _columns(columns)
         self.regression = regression
-        self.given_labels = list(labels) if labels else None
+        self.given_labels = _given(labels)
+        self._stripped = 0
 
     @property
     def num_labels(self) -> int:
@@ -52,59 +60,142 @@ class TextClassification(ClassificationTask):
         return self.regression
 
     @cached_property
-    def _tables(self) -> dict[str, list[dict]]:
-        texts = [self.columns["text"], *([self.columns["pair"]] if self.columns.get("pair") else [])]
+    def _tables(self) -> dict[str, Table]:
+        texts = [self.columns[key] for key in ("text", "pair") if self.columns[key]]
         return self.tables.read([*texts, self.columns["label"]], texts)
+
+    @cached_property
+    def _labels(self) -> dict[str, list[str]]:
+        """The label cells of every split without the blanks around them."""
+        column, found = self.columns["label"], {}
+        for name, table in self._tables.items():
+            found[name] = [label.strip() for label in table.columns[column]]
+            pairs = zip(found[name], table.columns[column], strict=True)
+            self._stripped += sum(short is not long and short != long for short, long in pairs)
+        return found
 
     @cached_property
     def classes(self) -> list[str]:
         """The label of every class index, as text. Raises UserError where there are fewer than two."""
         if self.given_labels:
-            found = [_label_text(label) for label in self.given_labels]
-        else:
-            values = {row[self.columns["label"]] for row in self._tables["train"]}
-            numeric = all(isinstance(value, int | float) for value in values)
-            found = [_label_text(value) for value in sorted(values, key=None if numeric else str)]
-        if len(set(found)) != len(found):
-            raise UserError(f"task.labels={found}: a class is named twice; name each once")
+            return self.given_labels
+        found = _ordered(set(self._labels["train"]))
         if len(found) < 2:
             raise UserError(
-                f"task.columns.label={self.columns['label']}: {len(found)} class in the training data "
-                f"({', '.join(found)}); expected two or more, or task.regression=true"
+                f"task.columns.label={shortened(self.columns['label'])}: {len(found)} class in the training data "
+                f"({', '.join(map(shortened, found))}); expected two or more, or task.regression=true"
             )
         return found
 
     def _read(self) -> dict[str, list[dict]]:
-        return {name: [self._example(row) for row in rows] for name, rows in self._tables.items()}
+        return {name: self._examples(name, table) for name, table in self._tables.items()}
 
-    def _example(self, row: dict) -> dict:
-        example = {"id": row[ROW_ID], "text": str(row[self.columns["text"]])}
-        if self.columns.get("pair"):
-            example["pair"] = str(row[self.columns["pair"]])
-        return {**example, "label": self._label(row)}
+    def _examples(self, split: str, table: Table) -> list[dict]:
+        targets = self._numbers(split, table) if self.regression else self._indices(split, table)
+        texts = table.columns[self.columns["text"]]
+        rows = zip(table.ids(), texts, targets, strict=True)
+        if not self.columns["pair"]:
+            return [{"id": id_, "text": text, "label": label} for id_, text, label in rows]
+        pairs = table.columns[self.columns["pair"]]
+        return [
+            {"id": id_, "text": text, "pair": pair, "label": label}
+            for (id_, text, label), pair in zip(rows, pairs, strict=True)
+        ]
 
-    def _label(self, row: dict) -> int | float:
-        value = row[self.columns["label"]]
-        if not self.regression:
-            text = _label_text(value)
-            if text not in self.classes:
-                raise UserError(
-                    f"task.data: label {text} of {row[ROW_ID]} is not among the classes {', '.join(self.classes)}; "
-                    f"give training data for it or list all classes in task.labels"
-                )
-            return self.classes.index(text)
+    def _indices(self, split: str, table: Table) -> list[int]:
+        index = {label: i for i, label in enumerate(self.classes)}
         try:
-            return float(value)
-        except (TypeError, ValueError) as error:
+            return [index[label] for label in self._labels[split]]
+        except KeyError:
+            wrong = [i for i, label in enumerate(self._labels[split]) if label not in index]
+        first = min(wrong, key=table.numbers.__getitem__)
+        raise UserError(
+            f"{table.place(first)}: label {shortened(self._labels[split][first])} is not among the classes "
+            f"{shortened(', '.join(self.classes), 200)}; give training data for it or list all classes in "
+            "task.labels, in quote marks where they look like numbers"
+        )
+
+    def _numbers(self, split: str, table: Table) -> list[float]:
+        found, wrong = [], {}
+        for i, label in enumerate(self._labels[split]):
+            try:
+                found.append(number(label))
+            except ValueError as error:
+                wrong[i] = str(error)
+        if wrong:
+            first = min(wrong, key=table.numbers.__getitem__)
             raise UserError(
-                f"task.data: label {value!r} of {row[ROW_ID]} is not a number; set task.regression=false"
-            ) from error
+                f"{table.place(first)}: label {shortened(self._labels[split][first])!r} in column "
+                f"{shortened(self.columns['label'])} is {wrong[first]}; correct it or drop the row (for classes set "
+                "task.regression=false)"
+            )
+        return found
 
     def _facts(self) -> dict[str, Any]:
         facts = self.tables.facts()
-        return facts if self.regression else {**facts, "classes": self.classes}
+        counts = {**facts["counts"], "labels_stripped": self._stripped}
+        warnings = list(facts["warnings"])
+        if self._stripped:
+            warnings.append(
+                f"blanks around {self._stripped:,} labels in column {shortened(self.columns['label'])} are left out"
+            )
+        if self.regression:
+            return {**facts, "counts": counts, "warnings": warnings}
+        alike = Counter(label.casefold() for label in self.classes)
+        same = [label for label in self.classes if alike[label.casefold()] > 1]
+        if same:
+            warnings.append(
+                f"labels that differ in case alone are classes of their own: {shortened(', '.join(same), 200)}"
+            )
+        return {**facts, "counts": counts, "warnings": warnings, "classes": self.classes}
 
 
-def _label_text(value: Any) -> str:
-    # A reader that met a gap elsewhere in the column turns 1 into 1.0.
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def _columns(columns: Any) -> dict[str, str | None]:
+    if not isinstance(columns, Mapping):
+        raise UserError(f"task.columns={shortened(columns)}: expected a mapping with the keys {', '.join(_COLUMNS)}")
+    for key in columns:
+        if key not in _COLUMNS:
+            raise UserError(f"task.columns.{shortened(key)}: no such key; expected {', '.join(_COLUMNS)}")
+    found = {key: _column(key, columns.get(key)) for key in _COLUMNS}
+    for key in ("text", "label"):
+        if found[key] is None:
+            raise UserError(f"task.columns.{key}=null: expected the name of a column")
+    names = [name for name in found.values() if name is not None]
+    if len(set(names)) < len(names):
+        raise UserError(f"task.columns={shortened(found)}: a column is named twice; text, pair and label differ")
+    return found
+
+
+def _column(key: str, value: Any) -> str | None:
+    """A column's name as text: a header cell such as 0 reaches here as a number."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+        raise UserError(f"task.columns.{key}={shortened(value)}: expected the name of a column, quoted if need be")
+    return str(value)
+
+
+def _given(labels: Any) -> list[str] | None:
+    """task.labels as text: 1 is "1", true is "true"."""
+    if labels is None:
+        return None
+    if isinstance(labels, str | Mapping) or not isinstance(labels, Sequence):
+        raise UserError(f"task.labels={shortened(labels)}: expected a list of classes, or null")
+    found = []
+    for label in labels:
+        if not isinstance(label, str | int | float):
+            raise UserError(f"task.labels={shortened(list(labels))}: {shortened(label)} is no label; expected texts")
+        found.append((str(label).lower() if isinstance(label, bool) else str(label)).strip())
+    if len(set(found)) != len(found):
+        raise UserError(f"task.labels={shortened(found)}: a class is named twice; name each once")
+    if len(found) < 2 or not all(found):
+        raise UserError(f"task.labels={shortened(found)}: expected two classes or more, none of them empty")
+    return found
+
+
+def _ordered(labels: set[str]) -> list[str]:
+    """In order of value where all are numbers, and of characters otherwise (and among equal values)."""
+    try:
+        return sorted(labels, key=lambda label: (number(label), label))
+    except ValueError:
+        return sorted(labels)

@@ -40,6 +40,14 @@ def test_all_resamples_at_once_are_the_metric_on_each(name, kind):
     np.testing.assert_allclose(resampling.metric(name, prediction, label), each, atol=2e-5)
 
 
+def test_a_mean_over_tokens_is_the_ratio_of_resampled_sums():
+    generator = np.random.default_rng(3)
+    tokens = generator.integers(1, 200, 120).astype(float)
+    sums = generator.gamma(2.0, 1.5, 120) * tokens
+    each = resampling.one_by_one(lambda rows: sums[rows].sum() / tokens[rows].sum(), 120)
+    np.testing.assert_allclose(resampling.ratios(sums, tokens), each, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["f1", "matthews", "pearson", "spearman"])
 def test_constants_are_zero_in_the_task_and_in_the_report(name):
     constant, label = np.ones(20), np.tile([0.0, 2.0], 10)

@@ -86,16 +86,19 @@ def test_numeric_labels_are_sorted_as_numbers_and_labels_fix_the_order(tmp_path)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"columns": {**COLUMNS, "text": "sentence"}}, "no column sentence in the train data; it has text, label"),
+        ({"columns": {**COLUMNS, "text": "sentence"}}, "a.csv: no column sentence; it has text, label"),
         ({"columns": {**COLUMNS, "pair": "other"}}, "no column other"),
         ({"data": {"path": "nowhere/a.csv"}}, "task.data.path=nowhere/a.csv: no such file"),
         ({"data": {}}, "give one of them"),
-        ({"data": {"validation": 0}}, "task.data.validation=0.0"),
-        ({"data": {"validation": 0.6, "test": 0.5}}, "nothing of 30 rows is left to train on"),
+        ({"data": {"validation": 0}}, "task.data.validation=0: expected a share"),
+        (
+            {"data": {"validation": 0.6, "test": 0.5}},
+            "task.data.validation=0.6, task.data.test=0.5: nothing is left to train on",
+        ),
         ({"labels": ["up", "sideways"]}, "is not among the classes up, sideways"),
         (
             {"regression": True, "primary_metric": "pearson", "extra_metrics": []},
-            "is not a number; set task.regression=false",
+            "a.csv, line 2: label 'up' in column label is not a number; correct it or drop the row (for classes set",
         ),
         ({"primary_metric": "rouge"}, "metric rouge"),
         ({"max_length": 1}, "task.max_length=1"),
@@ -112,16 +115,16 @@ def test_mistakes_are_said_in_one_line(tmp_path, change, said):
 
 def test_more_mistakes_in_files(tmp_path):
     other = write(tmp_path / "b.csv", [{"text": "new", "label": "sideways"}])
-    with pytest.raises(UserError, match="label sideways of test-0 is not among the classes down, up"):
+    with pytest.raises(UserError, match="b.csv, line 2: label sideways is not among the classes down, up"):
         task({"train_path": write(tmp_path / "a.csv", rows()), "test_path": other}).splits()
     gap = write(tmp_path / "gap.jsonl", [*rows(3), {"text": "no label", "label": None}])
-    with pytest.raises(UserError, match="row-3 .* no value in column label"):
+    with pytest.raises(UserError, match="gap.jsonl, line 4: no value in column label"):
         task({"path": gap}).splits()
     (tmp_path / "empty.csv").write_text("text,label\n")
-    with pytest.raises(UserError, match="no rows|cannot be read"):
+    with pytest.raises(UserError, match="empty.csv: no rows"):
         task({"path": str(tmp_path / "empty.csv")}).splits()
     (tmp_path / "broken.json").write_text('[{"text": "a", ')
-    with pytest.raises(UserError, match="broken.json: cannot be read"):
+    with pytest.raises(UserError, match="broken.json, element 1: cannot be read as JSON"):
         task({"path": str(tmp_path / "broken.json")}).splits()
     with pytest.raises(UserError, match="unknown ending .xlsx"):
         (tmp_path / "a.xlsx").write_text("")

@@ -48,6 +48,9 @@ def test_loss_perplexity_and_accuracy_are_over_response_tokens(path):
     assert result.metrics["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-5)
     assert result.metrics["token_accuracy"] == hits / tokens
     assert [row["id"] for row in result.predictions] == [row["id"] for row in examples]
+    rows = result.predictions
+    assert sum(row["tokens"] for row in rows) == tokens and sum(row["greedy_matches"] for row in rows) == hits
+    assert sum(row["negative_log_likelihood"] for row in rows) == pytest.approx(total, rel=1e-5)
 
 
 def test_the_response_ends_with_eos_and_alone_carries_labels(path):
@@ -59,7 +62,7 @@ def test_the_response_ends_with_eos_and_alone_carries_labels(path):
 
 
 def test_mistakes_are_named(path):
-    with pytest.raises(UserError, match="no column question in the train data; it has ask, more, answer"):
+    with pytest.raises(UserError, match="pairs.jsonl: no column question; it has ask, more, answer"):
         task(path, prompt="{question}").splits()
     with pytest.raises(UserError, match="task.prompt='no field'"):
         task(path, prompt="no field")

@@ -64,7 +64,9 @@ def test_every_family_in_every_precision(name, attention, kind):
     assert not sources(keeping)[0]
     rebuilt, kept = sources(rebuilding)
     expected = REBUILT_AND_KEPT_IN_BF16 if kind == "bf16" else REBUILT_AND_KEPT
-    assert (len(rebuilt), len(kept)) == expected[name][attention], rebuilding.base_model.input_sources()
+    # Older transformers have no T5 with sdpa, and take their own in its place.
+    computed = attention if rebuilding.base_model.model._supports_sdpa else "eager"
+    assert (len(rebuilt), len(kept)) == expected[name][computed], rebuilding.base_model.input_sources()
     with precision(kind):
         normed = normed_layers(keeping, batch)
     compare(*found, normed, torch.float32 if kind == "fp32" else torch.bfloat16)

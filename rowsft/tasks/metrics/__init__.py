@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rowsft.errors import UserError
+from rowsft.errors import UserError, shortened
 
 
 def known() -> list[str]:
@@ -22,7 +22,7 @@ def check(names: Sequence[str]) -> None:
     """Raise UserError for a name that is no metric; imports nothing heavy."""
     for name in names:
         if name not in known():
-            raise UserError(f"metric {name}: no such metric; known: {', '.join(known())}")
+            raise UserError(f"metric {shortened(name)}: no such metric; known: {', '.join(known())}")
 
 
 def compute(names: Sequence[str], predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:

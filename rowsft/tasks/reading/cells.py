@@ -1,0 +1,62 @@
+"""One cell as text: what is missing, nested or not text is refused, naming its place."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rowsft.errors import UserError, shortened
+
+#: How true and false are written as text, as JSON writes them.
+WORDS = {True: "true", False: "false"}
+
+
+@dataclass(frozen=True)
+class NotText:
+    """A value that no cell of text may hold: `what` says which."""
+
+    what: str
+
+
+def place(source: str, unit: str, number: int) -> str:
+    """Where a row stands, as messages name it: `reviews.csv, line 7`."""
+    return f"{source}, {unit} {number}"
+
+
+def checked(value: Any, column: str, source: str, unit: str, number: int) -> str:
+    """`value` as it stands if it is text that says something. Raises UserError naming the place and the column.
+
+    Refused: nothing or nothing but blanks, lists and objects, half of a surrogate pair, the character NUL.
+    """
+    if type(value) is str and value and not value.isspace() and "\0" not in value and _has_bytes(value):
+        return value
+    raise UserError(f"{place(source, unit, number)}: {_fault(value, column)}")
+
+
+def _has_bytes(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _fault(value: Any, column: str) -> str:
+    column = shortened(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return f"no value in column {column}; fill it or drop the row"
+    if not isinstance(value, str):
+        return f"column {column} holds {_described(value)}; expected text"
+    if "\0" in value:
+        return f"column {column} holds the character NUL; drop it"
+    return f"column {column} holds half of a surrogate pair, which is no character; write the whole one"
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, NotText):
+        return value.what
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, dict):
+        return "an object"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,31 @@
+"""Columns found by name, with the names that come near where one is missing."""
+
+from collections import Counter
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from rowsft.errors import UserError, shortened
+
+
+def positions(wanted: Sequence[str], header: Sequence[str], where: str, hint: str = "") -> list[int]:
+    """Where each wanted column stands in `header`. Raises UserError for a missing name and one that stands twice.
+
+    `hint` is what else may be wrong with the header; it closes the message of a missing column.
+    """
+    names = [name for name in header if name]
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise UserError(f"{where}: column {shortened(twice[0])} stands twice in the header; rename or drop one")
+    for name in wanted:
+        if name not in header:
+            raise UserError(missing(name, names, where, hint))
+    return [list(header).index(name) for name in wanted]
+
+
+def missing(name: str, present: Sequence[str], where: str, hint: str = "") -> str:
+    """The message for a column that is not there."""
+    folded = {other.strip().casefold(): other for other in present}
+    near = get_close_matches(name.strip().casefold(), folded, n=1, cutoff=0.7)
+    advice = hint or (f"did you mean {shortened(folded[near[0]])}?" if near else "name the right one")
+    shown = shortened(", ".join(present), 200) or "no names"
+    return f"{where}: no column {shortened(name)}; it has {shown}; {advice}"

@@ -1,0 +1,125 @@
+"""Which reader reads what, by the ending of a name: one table for every format, with the same checks of its cells."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rowsft.errors import UserError, shortened
+from rowsft.tasks.reading import arrow, delimited, json_rows
+from rowsft.tasks.reading.counts import Counts
+from rowsft.tasks.reading.delimited import SEPARATORS
+from rowsft.tasks.reading.table import Table, collected
+from rowsft.tasks.reading.text_file import read_lines
+
+ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+_COMPRESSED = tuple(f"{ending}.gz" for ending in ENDINGS if ending != ".parquet")
+EXPECTED = f"{', '.join(ENDINGS)} (the first four also with .gz), or a folder written by save_to_disk"
+# What save_to_disk leaves in a folder of several splits, and in one of a single split.
+_SEVERAL, _SINGLE = "dataset_dict.json", "state.json"
+
+
+def ending_of(path: Path) -> str | None:
+    """The ending that decides how `path` is read, in lower case and without .gz; None for an unknown one."""
+    name = path.name.lower()
+    if name.endswith(_COMPRESSED):
+        name = name.removesuffix(".gz")
+    return next((ending for ending in ENDINGS if name.endswith(ending)), None)
+
+
+def is_file_name(path: str) -> bool:
+    """Whether `path` means a file or folder here rather than a data set of the hub."""
+    return ending_of(Path(path)) is not None or path.startswith(("/", ".", "~")) or Path(path).exists()
+
+
+def read_file(path: Path, where: str, columns: Sequence[str], prefix: str, separator: str | None = None) -> Table:
+    """The rows of one file. `where` opens every message; `separator` is a name of SEPARATORS, for a csv file alone.
+
+    Raises UserError, naming the line, for whatever is not as the format's rules say (docs/data.md).
+    """
+    ending = ending_of(path)
+    if ending is None:
+        raise UserError(f"{where}: unknown ending {path.suffix or '(none)'}; expected {EXPECTED}")
+    if separator is not None and ending != ".csv":
+        raise UserError(f"task.data.separator={separator}: {path.name} is not a csv file; set it to null")
+    counts = Counts()
+    if ending == ".parquet":
+        unit, rows = "row", arrow.parquet_rows(path, columns, where)
+    else:
+        lines = read_lines(path, where)
+        if ending == ".csv":
+            character = SEPARATORS[separator or "comma"]
+            unit, rows = "line", delimited.rows(lines, columns, where, counts, character, quotes=True)
+        elif ending == ".tsv":
+            unit, rows = "line", delimited.rows(lines, columns, where, counts, "\t", quotes=False)
+        elif ending == ".jsonl":
+            unit, rows = "line", json_rows.line_rows(lines, columns, where, counts)
+        else:
+            unit, rows = _json(lines, columns, where, counts)
+    return collected(rows, columns, where, unit, prefix, counts)
+
+
+def read_folder(path: Path, where: str, columns: Sequence[str], prefix: str) -> dict[str, Table]:
+    """The splits of a folder that `datasets` saved; a single one is called train and its ids begin with `prefix`."""
+    if not any((path / name).is_file() for name in (_SEVERAL, _SINGLE)):
+        raise UserError(f"{where}: is a folder; expected a file with one of the endings {EXPECTED}")
+    from datasets import load_from_disk
+
+    try:
+        found = load_from_disk(str(path))
+    except Exception as error:
+        raise UserError(
+            f"{where}: the saved data set cannot be read ({_reason(error)}); save it again with save_to_disk"
+        ) from error
+    if not isinstance(found, dict):
+        return {"train": _dataset(found, where, columns, prefix)}
+    return {split: _dataset(rows, f"{where}, split {split}", columns, split) for split, rows in found.items()}
+
+
+def read_hub(
+    name: str, where: str, config: str | None, revision: str | None, columns: Sequence[str], splits: Sequence[str]
+) -> dict[str, Table]:
+    """Those of `splits` that the data set `name` of the hub has. Raises UserError where it cannot be loaded."""
+    from datasets import load_dataset
+
+    try:
+        found = load_dataset(name, config, revision=revision)
+    except Exception as error:
+        raise UserError(
+            f"{where}: cannot be loaded from the hub ({_reason(error)}); if it is gated, accept its terms and run "
+            "hf auth login; without a network, give a local file"
+        ) from error
+    if "train" not in found:
+        raise UserError(f"{where}: no split called train; it has {', '.join(sorted(found))}")
+    return {
+        split: _dataset(found[split], f"{where}, split {split}", columns, split) for split in splits if split in found
+    }
+
+
+def _dataset(dataset, where: str, columns: Sequence[str], prefix: str) -> Table:
+    rows = arrow.dataset_rows(dataset, columns, where)
+    return collected(rows, columns, where, "row", prefix, Counts())
+
+
+def _json(
+    lines: Iterator[str], columns: Sequence[str], where: str, counts: Counts
+) -> tuple[str, Iterable[tuple[int, Sequence[Any]]]]:
+    """A .json file is one array of objects, or holds an object a line like .jsonl."""
+    first: list[str] = []
+    for line in lines:
+        first.append(line)
+        if line.strip():
+            break
+    if first and first[-1].lstrip().startswith("["):
+        return "element", json_rows.array_rows("".join(chain(first, lines)), columns, where)
+    if first and re.fullmatch(r"\s*\{\s*", first[-1]):
+        raise UserError(
+            f"{where}, line {len(first)}: an object over several lines; expected an array of objects, or one object "
+            "on each line"
+        )
+    return "line", json_rows.line_rows(chain(first, lines), columns, where, counts)
+
+
+def _reason(error: Exception) -> str:
+    return shortened(error, 200)

@@ -1,0 +1,111 @@
+"""JSON lines and JSON arrays of objects: numbers, true and false as they are written, nothing nested in a cell."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from rowsft.errors import UserError, shortened
+from rowsft.tasks.reading.cells import WORDS, NotText
+from rowsft.tasks.reading.columns import missing
+from rowsft.tasks.reading.counts import Counts
+
+_BLANKS = re.compile(r"[ \t\r\n]*")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Twice(f"the key {shortened(twice)} stands twice in an object")
+    return found
+
+
+class _Twice(ValueError):
+    """A key that stands twice: JSON readers take the last one without a word."""
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=str, parse_float=str, parse_constant=lambda word: NotText(word)
+)
+
+
+def line_rows(
+    lines: Iterable[str], columns: Sequence[str], where: str, counts: Counts
+) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """(line from 1, cells of `columns`) of a file with one object a line; blank lines are skipped and counted."""
+    first = True
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            counts.blank_lines += 1
+            continue
+        place = f"{where}, line {number}"
+        row = _decoded(place, _DECODER.decode, line.strip(" \t\r\n"))
+        yield number, _cells(row, columns, where, place, first)
+        first = False
+    if first:
+        raise UserError(f"{where}: the file is empty; expected at least one row")
+
+
+def array_rows(text: str, columns: Sequence[str], where: str) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """(element from 1, cells of `columns`) of a file that is one array of objects."""
+    at = _skip(text, 0) + 1
+    number = 0
+    if text[_skip(text, at) : _skip(text, at) + 1] == "]":
+        _end(text, _skip(text, at) + 1, where)
+        return
+    while True:
+        number += 1
+        place = f"{where}, element {number}"
+        row, at = _decoded(place, _DECODER.raw_decode, text, _skip(text, at))
+        yield number, _cells(row, columns, where, place, number == 1)
+        at = _skip(text, at)
+        if text[at : at + 1] == "]":
+            break
+        if text[at : at + 1] != ",":
+            found = shortened(text[at : at + 20]) or "the end of the file"
+            raise UserError(f"{place}: cannot be read as JSON (expected , or ] after it, found {found})")
+        at += 1
+    _end(text, at + 1, where)
+
+
+def _skip(text: str, at: int) -> int:
+    return _BLANKS.match(text, at).end()
+
+
+def _end(text: str, at: int, where: str) -> None:
+    at = _skip(text, at)
+    if at < len(text):
+        raise UserError(f"{where}: cannot be read as JSON (after the array stands {shortened(text[at : at + 40])})")
+
+
+def _decoded(place: str, decode, *arguments):
+    try:
+        return decode(*arguments)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{place}: cannot be read as JSON ({error.msg} at line {error.lineno}, column {error.colno})"
+            if error.lineno > 1
+            else f"{place}: cannot be read as JSON ({error.msg} at column {error.colno})"
+        ) from error
+    except _Twice as error:
+        raise UserError(f"{place}: {error}; rename or drop one") from error
+    except RecursionError as error:
+        raise UserError(f"{place}: nested too deeply; expected an object of texts") from error
+
+
+def _cells(row: Any, columns: Sequence[str], where: str, place: str, first: bool) -> tuple[Any, ...]:
+    if type(row) is not dict:
+        kind = "a list" if isinstance(row, list) else "a single value"
+        hint = "; an array of objects belongs in a .json file" if isinstance(row, list) and "line" in place else ""
+        raise UserError(f'{place}: expected an object such as {{"column": "text"}}, got {kind}{hint}')
+    cells = tuple(map(row.get, columns))
+    if None in cells and first:
+        # A later row that lacks a column has a gap; the first one shows that the name is wrong.
+        for name in columns:
+            if name not in row:
+                raise UserError(missing(name, list(row), where))
+    if True in cells or False in cells:
+        return tuple(WORDS[cell] if isinstance(cell, bool) else cell for cell in cells)
+    return cells
