@@ -100,15 +100,18 @@ def load(
     return Loaded(model.eval(), tokenizer, revision, facts)
 
 
-def skeleton(model_cfg: Mapping[str, Any], head: Head) -> PreTrainedModel:
+def skeleton(model_cfg: Mapping[str, Any], head: Head, num_labels: int | None = None) -> PreTrainedModel:
     """The model that `load` would give, on the meta device: names and shapes, no weights read.
 
-    Raises UserError for a source that cannot be read.
+    num_labels: of a classification head; None takes the configuration's own. Raises UserError for a source that cannot
+    be read.
     """
     source = str(model_cfg["source"])
     place, options = _resolve(source, model_cfg)
     with _readable(source):
         config = AutoConfig.from_pretrained(place, **options)
+    if num_labels is not None:
+        config.num_labels = num_labels
     with torch.device("meta"):
         return _CLASSES[head].from_config(config, trust_remote_code=options["trust_remote_code"])
 

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 
 from rowsft.errors import UserError
 from rowsft.export import card, lora
+from rowsft.export.intact import check_intact
 from rowsft.export.merged import write_merged
-from rowsft.export.source import find
+from rowsft.export.source import Source, find
 from rowsft.models import skeleton
 from rowsft.store.files import explained
 
@@ -37,7 +38,7 @@ def export(
     with _new_folder(out) as folder:
         if to == "lora":
             source.check_converts()
-            adapter = lora.convert(source.tensors(), skeleton(source.model, source.head), biases)
+            adapter = lora.convert(_checked(source), skeleton(source.model, source.head), biases)
             adapter.write(folder, source.config)
             for warning in adapter.warnings:
                 warn(warning)
@@ -63,11 +64,17 @@ def to_lora(model_or_folder: PeftModel | str | Path, out: str | Path, biases: st
     else:
         source = find(str(model_or_folder), Path("runs"))
         source.check_converts()
-        tensors, config, base = source.tensors(), source.config, skeleton(source.model, source.head)
+        tensors, config, base = _checked(source), source.config, skeleton(source.model, source.head)
     adapter = lora.convert(tensors, base, biases)
     with _new_folder(out) as folder:
         adapter.write(folder, config)
     return adapter.warnings
+
+
+def _checked(source: Source) -> dict[str, Tensor]:
+    tensors = source.tensors()
+    check_intact(source, tensors)
+    return tensors
 
 
 def _refuse_existing(out: Path) -> None:

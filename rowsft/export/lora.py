@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
+from rowsft.export.source import PREFIX
 from rowsft.method import in_order
 from rowsft.selection import layer_shape
 
@@ -27,9 +28,8 @@ COLUMN_IDS, COLUMN_DELTA = "row_sft_column_ids", "row_sft_column_delta"
 BIASES = ("keep", "refuse")
 VLLM_LARGEST_RANK = 512
 
-_PREFIX = "base_model.model."
 _TENSOR = re.compile(
-    rf"{re.escape(_PREFIX)}(.+)\.({'|'.join((ROW_IDS, ROW_DELTA, ROW_BIAS, COLUMN_IDS, COLUMN_DELTA))})"
+    rf"{re.escape(PREFIX)}(.+)\.({'|'.join((ROW_IDS, ROW_DELTA, ROW_BIAS, COLUMN_IDS, COLUMN_DELTA))})"
 )
 
 
@@ -104,14 +104,14 @@ def convert(tensors: dict[str, Tensor], base: nn.Module, biases: str = "keep") -
     for name, layer in layers.items():
         a, b = factors(name, parts[name], *layer_shape(layer))
         ranks[name] = len(a)
-        converted[f"{_PREFIX}{name}.lora_A.weight"] = a
-        converted[f"{_PREFIX}{name}.lora_B.weight"] = b
+        converted[f"{PREFIX}{name}.lora_A.weight"] = a
+        converted[f"{PREFIX}{name}.lora_B.weight"] = b
         if has_bias:
             # PEFT knows one lora_bias for all layers: those without a trained bias get zeros.
             bias = b.new_zeros(len(b))
             if ROW_BIAS in parts[name]:
-                bias[parts[name][ROW_IDS]] = parts[name][ROW_BIAS].to(b.dtype)
-            converted[f"{_PREFIX}{name}.lora_B.bias"] = bias
+                bias[parts[name][ROW_IDS]] = _bias(name, parts[name], layer).to(b.dtype)
+            converted[f"{PREFIX}{name}.lora_B.bias"] = bias
     return LoraAdapter(
         converted,
         ranks,
@@ -127,6 +127,10 @@ def factors(name: str, part: dict[str, Tensor], d_out: int, d_in: int) -> tuple[
 
     part: the layer's tensors by their saved names. Raises UserError where they do not fit (d_out, d_in).
     """
+    for ids, delta in ((ROW_IDS, ROW_DELTA), (COLUMN_IDS, COLUMN_DELTA)):
+        if (ids in part) != (delta in part):
+            there, lacking = (ids, delta) if ids in part else (delta, ids)
+            raise UserError(f"the adapter has {there} of layer {name}, but no {lacking}; save the adapter again")
     dtype = part[ROW_DELTA if ROW_DELTA in part else COLUMN_DELTA].dtype
     rows = _ids(name, part, ROW_IDS, d_out)
     columns = _ids(name, part, COLUMN_IDS, d_in)
@@ -175,7 +179,13 @@ def _layers(base: nn.Module, parts: dict) -> dict[str, nn.Module]:
 
 
 def _ids(name: str, part: dict[str, Tensor], kind: str, most: int) -> Tensor:
-    ids = part.get(kind, torch.empty(0, dtype=torch.int64)).long()
+    ids = part.get(kind, torch.empty(0, dtype=torch.int64))
+    if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool:
+        raise UserError(
+            f"{kind} of layer {name} are {ids.dtype} of shape {tuple(ids.shape)}; expected a list of whole numbers: "
+            "save the adapter again"
+        )
+    ids = ids.long()
     if len(ids) and (ids.min() < 0 or ids.max() >= most or len(ids.unique()) != len(ids)):
         raise UserError(
             f"{kind} of layer {name} run from {ids.min()} to {ids.max()}; expected different ones from 0 to "
@@ -191,11 +201,25 @@ def _delta(name: str, part: dict[str, Tensor], kind: str, shape: tuple[int, int]
             f"{kind} of layer {name} has shape {tuple(delta.shape)}, the base model asks for {shape}; "
             "give the base model that the adapter was trained on"
         )
-    if not torch.isfinite(delta).all():
+    return _finite(name, kind, delta).to(dtype)
+
+
+def _bias(name: str, part: dict[str, Tensor], layer: nn.Module) -> Tensor:
+    bias, rows = part[ROW_BIAS], part.get(ROW_IDS, ())
+    if layer.bias is None or bias.shape != (len(rows),):
+        raise UserError(
+            f"{ROW_BIAS} of layer {name} has shape {tuple(bias.shape)}, the base model asks for "
+            f"{'none' if layer.bias is None else (len(rows),)}; give the base model that the adapter was trained on"
+        )
+    return _finite(name, ROW_BIAS, bias)
+
+
+def _finite(name: str, kind: str, values: Tensor) -> Tensor:
+    if not torch.isfinite(values).all():
         raise UserError(
             f"{kind} of layer {name} is not finite, so no product can carry it; train again with a lower rate"
         )
-    return delta.to(dtype)
+    return values
 
 
 def _target_modules(base: nn.Module, names: list[str]) -> list[str] | str:

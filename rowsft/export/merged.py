@@ -7,10 +7,9 @@ from torch import Tensor
 
 from rowsft.checkpoint import write_checkpoint
 from rowsft.errors import UserError
-from rowsft.export.source import Source
-from rowsft.models import Loaded, load, skeleton
-
-_PREFIX = "base_model.model."
+from rowsft.export.intact import check_intact, head_settings
+from rowsft.export.source import PREFIX, Source
+from rowsft.models import Loaded, load
 
 
 def write_merged(source: Source, folder: Path) -> None:
@@ -19,26 +18,14 @@ def write_merged(source: Source, folder: Path) -> None:
     Raises UserError where the base is not the one that the run started from, or lacks weights that the adapter does not
     bring.
     """
-    head = {name.removeprefix(_PREFIX): tensor for name, tensor in source.tensors().items()}
+    tensors = source.tensors()
+    check_intact(source, tensors)
+    head = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     classes = (_result(source).get("task_about") or {}).get("classes")
-    loaded = load(source.model, source.head, **_head_settings(source, head))
+    loaded = load(source.model, source.head, **head_settings(source, tensors))
     _check_base(source, loaded, head)
     model = PeftModel.from_pretrained(loaded.model, source.folder).merge_and_unload()
     write_checkpoint(model, loaded.tokenizer, classes, folder)
-
-
-def _head_settings(source: Source, head: dict[str, Tensor]) -> dict:
-    """num_labels and problem_type of `load`; the trained head itself says how many outputs it has."""
-    if source.head != "sequence_classification":
-        return {}
-    plain = skeleton(source.model, source.head)
-    shapes = {name: parameter.shape for name, parameter in plain.named_parameters()}
-    changed = (len(tensor) for name, tensor in head.items() if shapes.get(name, tensor.shape) != tensor.shape)
-    num_labels = next(changed, plain.config.num_labels)
-    problem_type = plain.config.problem_type
-    if source.record:
-        problem_type = "regression" if num_labels == 1 else "single_label_classification"
-    return {"num_labels": num_labels, "problem_type": problem_type}
 
 
 def _check_base(source: Source, loaded: Loaded, head: dict[str, Tensor]) -> None:

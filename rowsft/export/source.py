@@ -16,6 +16,8 @@ from rowsft.store import Record
 from rowsft.store.finding import finished_run
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+# What PEFT puts before the names of the base model.
+PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)

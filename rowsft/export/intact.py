@@ -1,0 +1,71 @@
+"""Whether an adapter's file holds what its configuration and its base model ask for: looked at before any export."""
+
+import warnings
+
+import torch
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+from torch import Tensor
+
+from rowsft.errors import UserError
+from rowsft.export.source import PREFIX, TENSORS, Source
+from rowsft.models import skeleton
+
+_AGAIN = "the file is damaged, or belongs to another configuration or base model: save the adapter again"
+
+
+def head_settings(source: Source, tensors: dict[str, Tensor]) -> dict:
+    """num_labels and problem_type of the base model; the trained head itself says how many outputs it has."""
+    if source.head != "sequence_classification":
+        return {}
+    plain = skeleton(source.model, source.head)
+    known = {f"{PREFIX}{name}": parameter.shape for name, parameter in plain.named_parameters()}
+    changed = (
+        len(tensor) for name, tensor in tensors.items() if tensor.ndim and known.get(name, tensor.shape) != tensor.shape
+    )
+    num_labels = next(changed, plain.config.num_labels)
+    problem_type = plain.config.problem_type
+    if source.record:
+        problem_type = "regression" if num_labels == 1 else "single_label_classification"
+    return {"num_labels": num_labels, "problem_type": problem_type}
+
+
+def check_intact(source: Source, tensors: dict[str, Tensor]) -> None:
+    """Raise UserError for a tensor that is missing, too much, of another shape or kind of number, or not finite."""
+    file = source.folder / TENSORS
+    expected = _expected(source, tensors)
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        raise UserError(f"{file} lacks {missing[0]}{_more(missing)}; {_AGAIN}")
+    extra = [name for name in tensors if name not in expected]
+    if extra:
+        raise UserError(f"{file} holds {extra[0]}{_more(extra)}, which the adapter does not train; {_AGAIN}")
+    for name, tensor in tensors.items():
+        wanted = expected[name]
+        if tensor.shape != wanted.shape:
+            raise UserError(
+                f"{name} in {file} has shape {tuple(tensor.shape)}; expected {tuple(wanted.shape)}: {_AGAIN}"
+            )
+        if tensor.is_floating_point() != wanted.is_floating_point():
+            kind = "real numbers" if wanted.is_floating_point() else "whole numbers"
+            raise UserError(f"{name} in {file} holds {tensor.dtype}; expected {kind}: {_AGAIN}")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{name} in {file} is not finite (nan or inf), so no model could use it; train again with a lower rate"
+            )
+
+
+def _expected(source: Source, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that PEFT would save of this adapter, on the meta device."""
+    base = skeleton(source.model, source.head, head_settings(source, tensors).get("num_labels"))
+    config = PeftConfig.from_pretrained(source.folder)
+    if source.config.get("peft_type") == "ROW_SFT":
+        # Nothing is to be scored: there are no weights here.
+        config.rows_in_checkpoint = config.inference_mode = True
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(base, config)
+        return get_peft_model_state_dict(model, save_embedding_layers=False)
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
