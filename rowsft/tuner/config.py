@@ -52,7 +52,9 @@ class RowSFTConfig(PeftConfig):
             (columns). Runtime only: the ids are saved as tensors of the adapter and never enter `adapter_config.json`.
             With channel `neuron` or scope `global` they settle the sizes of the layers.
         rows_in_checkpoint (`bool`): set in the saved copy of the config only. It says that the ids arrive with the
-            adapter's tensors, so nothing is scored on loading.
+            adapter's tensors, so nothing is scored on loading for inference. A model that is to be trained has rows
+            chosen as `importance` says, where that needs no data and layers are chosen one by one: a saved config alone
+            then starts a new training, and the tensors of an adapter bring their own ids.
 
     Raises:
         UserError: for a value out of range, two sizes at once, or rows or columns that the channel does not train.
@@ -143,8 +145,9 @@ class RowSFTConfig(PeftConfig):
                     )
 
     def _check_targets(self) -> None:
+        is_expression = isinstance(self.target_modules, str) and self.target_modules.lower() != "all-linear"
         for name in ("layers_to_transform", "layers_pattern"):
-            if isinstance(self.target_modules, str) and getattr(self, name) is not None:
+            if is_expression and getattr(self, name) is not None:
                 raise UserError(
                     f"{name}={getattr(self, name)!r} has no effect when target_modules is a string "
                     f"({self.target_modules!r}); list the module names, or write the layers into the regular expression"

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    BaseTunerLayer,
+    _maybe_include_all_linear_layers,
+    check_target_module_exists,
+)
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -117,7 +123,7 @@ class RowSFTModel(BaseTuner):
         """Ids of the layers: given, placeholders until a checkpoint brings them, or chosen by a metric without data."""
         if config.row_ids is not None or config.column_ids is not None:
             return {name: _given(config, name, layer) for name, layer in targets.items()}
-        if config.rows_in_checkpoint:
+        if config.rows_in_checkpoint and not _may_choose(config, targets):
             sizes = {name: config.sizes_of(name, *shape_of(layer)) for name, layer in targets.items()}
             return {name: Chosen(*map(placeholders, size)) for name, size in sizes.items()}
         # Imported here because it imports peft, and importing peft imports this module.
@@ -164,6 +170,8 @@ class RowSFTModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         known = model.state_dict().keys()
+        if config.rows_in_checkpoint:
+            _check_ids_come_along(cls.prefix, remapped, adapter_name)
         for key in remapped:
             layer, prefix, _ = key.rpartition(f".{cls.prefix}")
             if prefix and key not in known:
@@ -173,6 +181,35 @@ class RowSFTModel(BaseTuner):
                     "was trained with"
                 )
         return remapped
+
+
+def _check_ids_come_along(prefix: str, state_dict: dict, adapter_name: str) -> None:
+    """Values without their ids would be trained on in other rows than they were made for."""
+    for values, ids in (("delta", "ids"), ("column_delta", "column_ids")):
+        ending = f".{prefix}{values}.{adapter_name}"
+        for key in (key for key in state_dict if key.endswith(ending)):
+            if f"{key.removesuffix(ending)}.{prefix}{ids}.{adapter_name}" not in state_dict:
+                raise UserError(
+                    f"the checkpoint has {prefix}{values} of {key.removesuffix(ending)} but no {prefix}{ids}; "
+                    "save the adapter again"
+                )
+
+
+def _may_choose(config: RowSFTConfig, targets: dict[str, nn.Module]) -> bool:
+    """Whether a saved adapter's config can choose rows as when it was new, of the same sizes.
+
+    A model that is to be trained has them chosen: the config may be all that is used of the saved adapter, for a new
+    training. Where its tensors are loaded too, they bring ids of their own.
+    """
+    from rowsft.importance.registry import metric
+
+    one_by_one = CHANNELS[config.channel].split is not None and config.scope == "layer" and config.attention == "linear"
+    return (
+        not config.inference_mode
+        and one_by_one
+        and not metric(config.importance).needs_data
+        and not any(layer.weight.is_meta or not layer.weight.is_floating_point() for layer in targets.values())
+    )
 
 
 def _expand_all_linear(config: RowSFTConfig, model: nn.Module) -> None:
@@ -185,7 +222,27 @@ def _expand_all_linear(config: RowSFTConfig, model: nn.Module) -> None:
     if isinstance(config.target_modules, str) and config.target_modules.lower() == "all-linear":
         _maybe_include_all_linear_layers(config, model)
         linears = {name for name in config.target_modules if not is_bypassed(model, name)}
-        config.target_modules = {name for name in linears if HEAD_NAMES.isdisjoint(name.split("."))} or linears
+        linears = {name for name in linears if HEAD_NAMES.isdisjoint(name.split("."))} or linears
+        config.target_modules = {name for name in linears if _is_in_layers(config, name)}
+        if not config.target_modules:
+            raise UserError(
+                f"layers_to_transform={config.layers_to_transform} (layers_pattern={config.layers_pattern}) leaves no "
+                f"linear layer of this model, which has {min(linears, default='none')} and others; give indices of "
+                "its blocks, from 0"
+            )
+
+
+def _is_in_layers(config: RowSFTConfig, name: str) -> bool:
+    """Whether layers_to_transform lets a layer pass, by PEFT's own rule, which does not look at full names."""
+    indices = config.layers_to_transform
+    if indices is None:
+        return True
+    rules = SimpleNamespace(
+        target_modules=[name.rpartition(".")[2]],
+        layers_to_transform=indices if isinstance(indices, int) else list(indices),
+        layers_pattern=config.layers_pattern,
+    )
+    return bool(check_target_module_exists(rules, name))
 
 
 def _take_sizes_from_ids(config: RowSFTConfig, targets: dict[str, nn.Module]) -> None:

@@ -5,7 +5,8 @@ import json
 
 import pytest
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from rows import family, layer_ids, logits, out_rows, random_rows, row_layers, shake
 from tiny import causal_batch, tiny_bert, tiny_llama
 
@@ -48,7 +49,7 @@ def sizes(model):
         ({"rows": 4, "importance": None}, "importance=None is no metric's name"),
         ({"rows": 4, "attention": "none"}, "attention='none'"),
         ({"rows": 4, "dropout": 1.0}, "dropout=1.0"),
-        ({"rows": 4, "target_modules": "all-linear", "layers_to_transform": [0]}, "layers_to_transform"),
+        ({"rows": 4, "target_modules": ".*_proj", "layers_to_transform": [0]}, "layers_to_transform"),
         ({"rows": 4, "target_modules": ["a"], "layers_pattern": "h"}, "layers_pattern"),
     ],
 )
@@ -134,6 +135,27 @@ def test_targets_in_pefts_own_terms():
     assert sizes(get_peft_model(tiny_llama(), some)).keys() == {"model.layers.1.self_attn.q_proj"}
     default = get_peft_model(tiny_llama(), RowSFTConfig(rows=1))
     assert {name.rpartition(".")[2] for name in sizes(default)} == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize("layers", [1, [0, 2], [2]])
+@pytest.mark.parametrize("pattern", [None, "layers", ["h", "layers"]])
+def test_all_linear_layers_of_some_blocks(layers, pattern):
+    config = RowSFTConfig(rows=1, target_modules="all-linear", layers_to_transform=layers, layers_pattern=pattern)
+    tuned = get_peft_model(tiny_llama(num_hidden_layers=3), config)
+    # LoRA's own choice of the same blocks, which it takes by the names of layers only.
+    names = sorted({name.rpartition(".")[2] for name in sizes(tuned)})
+    other = LoraConfig(r=1, target_modules=names, layers_to_transform=layers, layers_pattern=pattern)
+    lora = get_peft_model(tiny_llama(num_hidden_layers=3), other)
+    assert sizes(tuned).keys() == {
+        name for name, module in lora.base_model.model.named_modules() if isinstance(module, LoraLayer)
+    }
+    assert len(names) == 7
+
+
+def test_blocks_that_the_model_lacks_are_named():
+    config = RowSFTConfig(rows=1, target_modules="all-linear", layers_to_transform=[7])
+    with pytest.raises(UserError, match=r"layers_to_transform=\[7\] .* leaves no linear layer of this model"):
+        get_peft_model(tiny_llama(), config)
 
 
 @pytest.mark.parametrize("family_name", ["llama", "gpt2"])

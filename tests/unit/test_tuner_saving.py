@@ -14,8 +14,8 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
-from rows import CHANNELS, FAMILIES, adapt, family, logits, random_rows, shake, train
-from safetensors.torch import load_file
+from rows import CHANNELS, FAMILIES, adapt, family, logits, random_rows, same, shake, train
+from safetensors.torch import load_file, save_file
 from tiny import tiny_llama
 from transformers import AutoModelForCausalLM
 
@@ -157,6 +157,36 @@ def test_saving_leaves_the_live_config_able_to_choose_rows_again(tmp_path):
     norms = weight.get_base_layer().weight.square().sum(1)
     assert torch.equal(weight.row_sft_ids["default"], norms.topk(2).indices.sort().values)
     logits(tuned, batch)
+
+
+@pytest.mark.parametrize("channel", ["out", "in", "half"])
+def test_a_saved_config_starts_a_new_training(channel, tmp_path):
+    config = RowSFTConfig(rows=4, channel=channel, target_modules=["q_proj", "down_proj"])
+    config.save_pretrained(tmp_path)
+    fresh, batch, _ = family("llama")
+    again = get_peft_model(fresh, RowSFTConfig.from_pretrained(tmp_path))
+    expected = get_peft_model(family("llama")[0], config)
+    assert same(get_peft_model_state_dict(again), get_peft_model_state_dict(expected))
+    train(again, batch)
+    train(expected, batch)
+    assert torch.equal(logits(again, batch), logits(expected, batch))
+
+
+def test_an_adapter_loaded_for_more_training_brings_its_own_ids(saved):
+    base, adapter, batch, expected = saved
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter, is_trainable=True)
+    assert torch.equal(logits(loaded, batch), expected)
+
+
+def test_values_without_their_ids_are_refused(saved, tmp_path):
+    base, adapter, _, _ = saved
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    lost = next(name for name in tensors if name.endswith("row_sft_ids"))
+    del tensors[lost]
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
+    with pytest.raises(UserError, match=r"the checkpoint has row_sft_delta of .* but no row_sft_ids"):
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path, is_trainable=True)
 
 
 def test_a_loaded_config_without_its_tensors_is_refused(saved):
