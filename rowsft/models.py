@@ -27,6 +27,7 @@ from rowsft import assets
 from rowsft.errors import UserError
 from rowsft.reach import without_waiting
 from rowsft.selection import Targets
+from rowsft.tuner.quantised import keep_layout
 
 Head = Literal["causal_lm", "sequence_classification"]
 _CLASSES = {"causal_lm": AutoModelForCausalLM, "sequence_classification": AutoModelForSequenceClassification}
@@ -94,6 +95,7 @@ def load(
         )
     new_weights = sorted({*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])})
     _check_new_weights(new_weights, head_modules(model_cfg, head), source, head)
+    keep_layout(model)
     _set_padding(model, tokenizer)
     revision = commit or _local_revision(source)
     facts = _facts(model, source, revision, new_weights)

@@ -85,5 +85,7 @@ def _add_call(
 def _add_products(total: Tensor, left: Tensor, right: Tensor, matrix: Tensor, share: float) -> None:
     """total_i += share * sum over t of left_ti (right matrixᵀ)_ti, for left (t, a), right (t, b), matrix (a, b)."""
     for part in blocks(left.t()):
-        product = (right @ matrix[part].t()).to(total.dtype)
+        # A quantised weight is unpacked to a dtype of its own.
+        kind = torch.promote_types(right.dtype, matrix.dtype)
+        product = (right.to(kind) @ matrix[part].t().to(kind)).to(total.dtype)
         total[part].add_(product.mul_(left[:, part]).sum(dim=0), alpha=share)

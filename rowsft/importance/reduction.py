@@ -12,6 +12,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from rowsft.errors import UserError
 from rowsft.selection import layer_shape
 
 Axis = Literal["out", "in"]
@@ -80,9 +81,23 @@ def block_bytes(matrix: Tensor) -> int:
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """The layer's weight as it is stored; that of a quantised layer is unpacked, for as long as it is held."""
-    weight = layer.weight.detach()
-    return weight if weight.is_floating_point() else dequantize_module_weight(layer).detach()
+    """The layer's weight as it is stored; that of a quantised layer is unpacked, for as long as it is held.
+
+    Raises UserError for a quantised weight that nobody here can unpack.
+    """
+    parameter = layer.weight
+    if parameter.is_floating_point() and not type(parameter).__module__.startswith("torchao."):
+        return parameter.detach()
+    unpacked = dequantize_module_weight(layer).detach()
+    if layer.weight is not parameter and layer.weight.device == parameter.device:
+        # PEFT puts an equal one in its place, but a parameter is known by its identity.
+        layer.weight = parameter
+    if not unpacked.is_floating_point() or unpacked.shape != layer_shape(layer):
+        raise UserError(
+            f"a {type(layer).__name__} holds {parameter.dtype} weights of shape {tuple(parameter.shape)}, which cannot "
+            "be unpacked for scoring; use importance random, or give row_ids and column_ids"
+        )
+    return unpacked
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

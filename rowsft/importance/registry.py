@@ -13,6 +13,7 @@ from rowsft.importance.calibration import Calibration, Rehearsal
 from rowsft.importance.reduction import Axis, Scores, sums, weight_of
 from rowsft.importance.seeding import layer_generator
 from rowsft.selection import layer_shape
+from rowsft.tuner.quantised import keep_layout
 
 Needs = Literal["nothing", "weights", "activations", "losses", "gradients"]
 
@@ -128,6 +129,7 @@ def score_layers(
     metric, a metric that needs batches and got none, and losses, gradients or scores that are not finite.
     """
     chosen = metric(importance)
+    keep_layout(context.model)
     if chosen.needs_data and not context.calibration:
         free = sorted(name for name, known in _METRICS.items() if not known.needs_data)
         raise UserError(

@@ -25,6 +25,7 @@ from .ids import Chosen, check_ids, placeholders
 from .layer import RowSFTLayer
 from .linear import Linear
 from .matrix import is_bypassed, shape_of
+from .quantised import keep_layout
 
 
 class RowSFTModel(BaseTuner):
@@ -81,6 +82,7 @@ class RowSFTModel(BaseTuner):
 
     def _prepare_model(self, peft_config: RowSFTConfig, model: nn.Module) -> None:
         """Settle every layer's ids before the first one is wrapped, so that bad input leaves the model as it was."""
+        keep_layout(model)
         _expand_all_linear(peft_config, model)
         targets = self._targets(peft_config, model)
         _take_sizes_from_ids(peft_config, targets)
@@ -130,10 +132,9 @@ class RowSFTModel(BaseTuner):
         from rowsft.attach import plan_rows
 
         for name, layer in targets.items():
-            if layer.weight.is_meta or not layer.weight.is_floating_point():
+            if layer.weight.is_meta:
                 raise UserError(
-                    f"layer {name} has no weights that can be scored ({layer.weight.dtype} on {layer.weight.device}); "
-                    "pass row_ids and column_ids"
+                    f"layer {name} has no weights that can be scored (on the meta device); pass row_ids and column_ids"
                 )
         with ExitStack() as originals:
             for module in model.modules():
@@ -208,7 +209,7 @@ def _may_choose(config: RowSFTConfig, targets: dict[str, nn.Module]) -> bool:
         not config.inference_mode
         and one_by_one
         and not metric(config.importance).needs_data
-        and not any(layer.weight.is_meta or not layer.weight.is_floating_point() for layer in targets.values())
+        and not any(layer.weight.is_meta for layer in targets.values())
     )
 
 
