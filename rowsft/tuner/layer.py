@@ -50,8 +50,8 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters = []
         self.input_source: str | None = None
-        self.recompute_inputs = True
-        self._why_kept = "recompute_inputs is off"
+        self._keep_inputs: set[str] = set()
+        self._why_kept: str | None = None
         self._input_checked = False
         self._patch: Patch | None = None
         self._merged_claim: Claim | None = None
@@ -78,7 +78,9 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
             for held in self._held(adapter_name):
                 nn.init.normal_(held)
         # A layer that was found to need its input kept has to be found so again.
-        self.recompute_inputs, self._input_checked = config.recompute_inputs, False
+        self._why_kept, self._input_checked = None, False
+        if not config.recompute_inputs:
+            self._keep_inputs.add(adapter_name)
         self.row_sft_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self._may_drop_inputs |= bool(config.dropout)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -109,6 +111,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
     def delete_adapter(self, adapter_name: str) -> None:
         self._patch = None
         self._made.pop(adapter_name, None)
+        self._keep_inputs.discard(adapter_name)
         super().delete_adapter(adapter_name)
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
@@ -197,7 +200,9 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
             check_layer_ids(parts[0], parts[3], self.layer_name, (self.out_features, self.in_features), name)
             # An inference tensor, kept, could not be saved for a later backward.
             with torch.inference_mode(False):
-                made = self._made[name] = Update(*parts, others=self._others(name))
+                made = self._made[name] = Update(
+                    *parts, others=self._others(name), keeps_input=name in self._keep_inputs
+                )
         return made
 
     def _others(self, name: str) -> torch.Tensor | None:

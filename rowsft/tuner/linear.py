@@ -96,8 +96,10 @@ class Linear(RowSFTLayer):
                 claim.release()
                 raise
         # Where nothing here is trained, a node is needed all the same: the graph that leads to x claims the weight.
+        # Kept once, an input serves all.
+        keeps = any(update.keeps_input and update.delta is not None for update in trained)
         for update in trained or [Update()]:
-            y = with_gradient(y, x, update, claim, self._source_of(x, update))
+            y = with_gradient(y, x, update, claim, self._source_of(x, update, keeps))
         return y
 
     def _while_written(
@@ -127,16 +129,15 @@ class Linear(RowSFTLayer):
                 if patch is not None:
                     patch.restore(tensors)
 
-    def _source_of(self, x: torch.Tensor, update: Update) -> Source | None:
-        """Where backward has x from; None: the node keeps it, or does not need it."""
+    def _source_of(self, x: torch.Tensor, update: Update, keeps: bool) -> Source | None:
+        """Where backward has x from; None: the node keeps it, as `keeps` asks, or does not need it."""
         if update.delta is None or not update.delta.requires_grad:
             return None
-        found = source_of(x) if self.recompute_inputs else self._why_kept
+        found = "recompute_inputs is off" if keeps else self._why_kept or source_of(x)
         if isinstance(found, Source) and not self._input_checked and x.numel():
             self._input_checked = True
             if not (has_no_data(x) or found.gives(x)):
-                self.recompute_inputs, self._why_kept = False, "what would be rebuilt is not the input"
-                found = self._why_kept
+                found = self._why_kept = "what would be rebuilt is not the input"
         if isinstance(found, Source):
             self.input_source = found.label
             return found.used()

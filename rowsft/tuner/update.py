@@ -11,10 +11,11 @@ class Update:
 
     rows (kr,) int64 with delta (kr, d_in) and bias (kr,); columns (kc,) int64 with column_delta (d_out - kr, kc).
     others (d_out - kr,) int64: the rows that are not chosen, so that crossing entries are trained once, by the rows;
-    None stands for all rows. Whatever a layer does not train is None.
+    None stands for all rows. Whatever a layer does not train is None. keeps_input: the adapter's recompute_inputs is
+    off.
     """
 
-    __slots__ = ("bias", "column_delta", "columns", "delta", "others", "place", "rows", "values")
+    __slots__ = ("bias", "column_delta", "columns", "delta", "keeps_input", "others", "place", "rows", "values")
 
     def __init__(
         self,
@@ -24,9 +25,11 @@ class Update:
         columns: torch.Tensor | None = None,
         column_delta: torch.Tensor | None = None,
         others: torch.Tensor | None = None,
+        keeps_input: bool = False,
     ):
         self.rows, self.delta, self.bias = rows, delta, bias
         self.columns, self.column_delta, self.others = columns, column_delta, others
+        self.keeps_input = keeps_input
         #: What is trained: delta, bias and column_delta, as far as there are.
         self.values = [value for value in (delta, bias, column_delta) if value is not None]
         #: Where the update goes; a patch serves as long as this stays the same.

@@ -144,6 +144,26 @@ def test_two_adapters(name, channel, second):
     compare(*found, normed_layers(keeping, batch))
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_each_adapter_has_its_own_switch(first):
+    """Whichever came last: an input is kept where an active adapter asks for it."""
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets, recompute_inputs=first)
+    ids = random_ids(family("llama")[0], targets, seed=5)
+    tuned.add_adapter("other", RowSFTConfig(target_modules=targets, recompute_inputs=not first, **ids))
+
+    def kept(*adapters: str) -> set[str]:
+        tuned.base_model.set_adapter(list(adapters))
+        tuned(**batch).loss.backward()
+        return {said for said in tuned.base_model.input_sources().values() if said == "kept: recompute_inputs is off"}
+
+    rebuilds, keeps = ("default", "other") if first else ("other", "default")
+    assert not kept(rebuilds) and kept(keeps) and kept("default", "other") and not kept(rebuilds)
+    tuned.delete_adapter(keeps)
+    tuned.add_adapter(keeps, RowSFTConfig(target_modules=targets, **ids))
+    assert not kept(keeps)
+
+
 @pytest.mark.parametrize("trained", ["q_proj", "v_proj", "row_sft_bias", "up_proj"])
 def test_some_values_are_frozen(trained):
     """The layers that share an input may not all need it."""
