@@ -40,7 +40,12 @@ def _layer_of(weight: torch.Tensor):
     if layer is None or layer.get_base_layer().weight.data_ptr() != address:
         _layer_at.clear()
         _layer_at.update({each.get_base_layer().weight.data_ptr(): each for each in _layers})
-        layer = _layer_at[address]
+        layer = _layer_at.get(address)
+    if layer is None:
+        raise RuntimeError(
+            "rowsft::written_linear has found no row-SFT layer of this process with the weight that it was given: a "
+            "compiled program of it runs only beside its model; export the model with torch.export, or merge it first"
+        )
     return layer
 
 

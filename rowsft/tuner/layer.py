@@ -16,7 +16,7 @@ from .compiled import register_layer
 from .config import RowSFTConfig
 from .contents import Claim, Contents, claim, contents_of
 from .ids import Chosen, check_layer_ids
-from .managed import WRITABLE_DTYPES
+from .managed import SHARDING, WRITABLE_DTYPES, manager_of
 from .matrix import as_matrix, other_rows, shape_of
 from .patch import Patch
 from .update import Update
@@ -115,9 +115,30 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         super().delete_adapter(adapter_name)
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """The adapter's dense update, laid out as the base weight is: (d_out, d_in), Conv1D (d_in, d_out)."""
+        """The adapter's dense update, laid out as the base weight is: (d_out, d_in), Conv1D (d_in, d_out).
+
+        Raises UserError where its values are sharded over processes.
+        """
+        self._check_whole(adapter)
         dense = self._updates([adapter])[0].dense(self.out_features, self.in_features).detach()
         return as_matrix(self.get_base_layer(), dense).contiguous()
+
+    def _check_whole(self, adapter: str) -> None:
+        rows = len(self.row_sft_ids[adapter]) if adapter in self.row_sft_ids else 0
+        columns = len(self.row_sft_column_ids[adapter]) if adapter in self.row_sft_column_ids else 0
+        manager = manager_of(self.get_base_layer())
+        for name, shape in (
+            ("row_sft_delta", (rows, self.in_features)),
+            ("row_sft_column_delta", (self.out_features - rows, columns)),
+        ):
+            value = _held(self._modules[name], adapter)
+            is_gone = value is None and manager in SHARDING and 0 not in shape
+            if is_gone or (value is not None and (value.shape != shape or hasattr(value, "placements"))):
+                raise UserError(
+                    f"{name} of adapter {adapter!r} in layer {self.layer_name} is sharded ({manager or 'DTensor'}), so "
+                    "the whole of it is in no process; gather it first (summon_full_params, unshard(), or a full state "
+                    "dict)"
+                )
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return adapter_name not in self.row_sft_bias

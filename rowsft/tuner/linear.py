@@ -17,9 +17,10 @@ from .autograd import with_gradient
 from .base import BaseTensors
 from .compiled import as_autocast, forget_layer, written_linear
 from .config import RowSFTConfig
-from .contents import Claim, contents_of
+from .contents import Claim, Contents, contents_of
 from .ids import Chosen
 from .layer import RowSFTLayer
+from .managed import SHARDING, manager_of
 from .matrix import as_matrix, has_no_data
 from .patch import Patch
 from .rebuild import Source, source_of
@@ -150,7 +151,7 @@ class Linear(RowSFTLayer):
             return y
         if not (torch.is_grad_enabled() and x.requires_grad):
             return y
-        contents = self._contents()
+        contents = self._merged_contents()
         return with_gradient(y, x, Update(), Claim(contents, contents.patch, contents.updates), None)
 
     def _traced_output(self, names: list[str], x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
@@ -160,7 +161,8 @@ class Linear(RowSFTLayer):
         where that saves memory.
         """
         suits_operator = self._is_writable() and type(self.base_layer) in (nn.Linear, Conv1D)
-        if names and (self._drops_inputs(names) or not suits_operator):
+        # A program that is exported runs where the operator, which asks the layer itself, would find none.
+        if names and (self._drops_inputs(names) or not suits_operator or torch.compiler.is_exporting()):
             return self._add_updates(self.base_layer(x, *args, **kwargs), x, names)
         if not names:
             return self.base_layer(x, *args, **kwargs)
@@ -204,17 +206,12 @@ class Linear(RowSFTLayer):
             adapter_names: the adapters to merge; the active ones by default.
 
         Raises:
-            UserError: when the base weight is quantised, sharded or on the meta device.
+            UserError: when the base weight is quantised, sharded (FSDP, replicate, ZeRO-3) or on the meta device.
         """
         names = self._adapters(check_adapters_to_merge(self, adapter_names))
         if not names:
             return
-        if not self._base().is_ordinary:
-            weight = self.get_base_layer().weight
-            raise UserError(
-                f"cannot merge into layer {self.layer_name}: its weight is {type(weight).__name__} of {weight.dtype} "
-                f"on {weight.device}; load the base model unquantised, on one device, and merge there"
-            )
+        self._check_mergeable()
         names = [*self.merged_adapters, *names]
         if safe_merge:
             self._check_finite(names)
@@ -222,6 +219,31 @@ class Linear(RowSFTLayer):
             self._untie()
         self._merge_claimed(names)
         self.merged_adapters = names
+
+    def _check_mergeable(self) -> None:
+        manager = manager_of(self.get_base_layer())
+        if manager in SHARDING:
+            raise UserError(
+                f"cannot merge into layer {self.layer_name}: its weight is managed by {manager}, which exchanges it "
+                "with other processes; save the adapter, load it on an unsharded base model, and merge there"
+            )
+        if not self._base().is_ordinary:
+            weight = self.get_base_layer().weight
+            raise UserError(
+                f"cannot merge into layer {self.layer_name}: its weight is {type(weight).__name__} of {weight.dtype} "
+                f"on {weight.device}; load the base model unquantised, on one device, and merge there"
+            )
+
+    def _merged_contents(self) -> Contents:
+        """What the base weight holds while adapters are merged."""
+        contents = self._contents()
+        if contents is None or self._merged_claim is None or contents is not self._merged_claim.contents:
+            raise UserError(
+                f"the base weight of layer {self.layer_name} was replaced while adapters {self.merged_adapters} were "
+                "merged into it, so the originals of their rows are not at hand; load the base model and the adapter "
+                "again, or unmerge before you replace weights"
+            )
+        return contents
 
     def _merge_claimed(self, names: list[str]) -> None:
         """Claim the weight with the updates until `unmerge`; graphs that wait for anything else are refused."""
@@ -258,7 +280,7 @@ class Linear(RowSFTLayer):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        self._contents().check_untouched()
+        self._merged_contents().check_untouched()
         self._merged_claim.release()
         self._merged_claim = None
         self.merged_adapters = []
@@ -275,7 +297,7 @@ class Linear(RowSFTLayer):
         elif self.merged:
             self.unmerge()
         if self.merged:
-            self._contents().keep()
+            self._merged_contents().keep()
         else:
             self.end_claims()
         forget_layer(self)

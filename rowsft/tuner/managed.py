@@ -16,6 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 WRITABLE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 REPLICATE = "torch.distributed._composable.replicate_with_fsdp"
+#: Managers that keep a piece of the weight, or bring it for the time of a forward.
+SHARDING = ("FSDP", "replicate", "DeepSpeed ZeRO-3")
 _replicated: WeakSet[nn.Module] = WeakSet()
 
 

@@ -1,6 +1,8 @@
 """torch.compile: no graph break, the same gradients, and values written by the optimizer reach the graph."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -75,3 +77,47 @@ def test_compiled_and_uncompiled_calls_alternate():
     copied = copy.deepcopy(tuned)
     torch.testing.assert_close(logits(torch.compile(copied, backend="aot_eager", fullgraph=True), batch), expected)
     assert torch.equal(logits(tuned.unload(), batch), base)
+
+
+class Logits(torch.nn.Module):
+    """A model as torch.export takes it: a tensor in, a tensor out."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids):
+        return self.model(input_ids=ids, use_cache=False).logits
+
+
+ELSEWHERE = """
+import sys
+sys.modules["rowsft"] = None
+import torch
+program, saved = sys.argv[1:]
+ids, expected = torch.load(saved)
+torch.testing.assert_close(torch.export.load(program).module()(ids), expected)
+"""
+
+
+@pytest.mark.parametrize("channel", ["out", "half"])
+def test_an_exported_program_runs_in_a_process_of_its_own(channel, tmp_path):
+    tuned = small(channel).eval()
+    shake(tuned)
+    ids = causal_batch()["input_ids"]
+    with torch.no_grad():
+        torch.save((ids, Logits(tuned)(ids)), tmp_path / "saved.pt")
+    torch.export.save(torch.export.export(Logits(tuned), (ids,)), tmp_path / "program.pt2")
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, tmp_path / "program.pt2", tmp_path / "saved.pt"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_compiled_operator_without_its_model_says_so():
+    weight = torch.zeros(3, 4)
+    with pytest.raises(RuntimeError, match="no row-SFT layer of this process with the weight"):
+        torch.ops.rowsft.written_linear(torch.zeros(2, 4), weight, [], False, "default")

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import distribute_tensor
 
+from rowsft.errors import UserError
 from rowsft.tuner.managed import manager_of
 
 CPU = torch.device("cpu")
@@ -92,6 +93,41 @@ def test_sharded_weights_are_known_from_the_first_forward_on(shard, evaluated, m
         layer.get_base_layer().register_forward_hook(look(layer_name))
     torch.testing.assert_close(logits(sharded, batch), expected)
     assert set(seen.values()) == {name} and seen.keys() == layers.keys()
+
+
+@pytest.mark.parametrize("shard", [by_block, by_layer, by_base_layer, replicated, flat, flat_without_originals])
+def test_merging_a_sharded_weight_is_refused_by_the_name_of_its_manager(shard, mesh):
+    model, _, targets = family("llama")
+    tuned = adapt(model, targets)
+    layers = row_layers(tuned)
+    shard(tuned, mesh)
+    name = "replicate" if shard is replicated else "FSDP"
+    with pytest.raises(UserError, match=rf"cannot merge into layer model\.layers\.0.*its weight is managed by {name}"):
+        next(iter(layers.values())).merge()
+
+
+def test_merging_a_weight_of_zero_3_is_refused():
+    model, _, targets = family("llama")
+    tuned = adapt(model, targets)
+    for layer in row_layers(tuned).values():
+        # What DeepSpeed leaves on a parameter that it has partitioned.
+        layer.get_base_layer().weight.ds_id = 1
+    with pytest.raises(UserError, match="its weight is managed by DeepSpeed ZeRO-3"):
+        tuned.merge_adapter()
+
+
+@pytest.mark.parametrize("channel", ["out", "in"])
+def test_the_update_of_a_sharded_layer_is_whole_or_refused(channel, mesh):
+    model, _, targets = family("llama")
+    tuned = adapt(model, targets, channel=channel)
+    shake(tuned)
+    layer = next(iter(row_layers(tuned).values()))
+    whole = layer.get_delta_weight("default")
+    by_block(tuned, mesh)
+    with pytest.raises(UserError, match=r"delta of adapter 'default' in layer model\.layers\.0.* is sharded \(FSDP\)"):
+        layer.get_delta_weight("default")
+    tuned.base_model.model.model.layers[0].unshard()
+    assert torch.equal(layer.get_delta_weight("default"), whole)
 
 
 def test_weights_that_fully_shard_ignores_are_written(mesh):

@@ -15,6 +15,7 @@ from rows import (
     shake,
     weights,
 )
+from torch import nn
 
 from rowsft.errors import UserError
 from rowsft.tuner import RowSFTLayer
@@ -121,3 +122,40 @@ def test_a_merged_state_dict_goes_back_into_the_merged_model():
     tuned.load_state_dict(merged)
     tuned.unmerge_adapter()
     assert same(weights(tuned.unload()), before)
+
+
+def replace_parameter(layer):
+    layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+
+
+def replace_data(layer):
+    layer.weight.data = layer.weight.data.clone()
+
+
+@pytest.mark.parametrize("replace", [replace_parameter, replace_data])
+@pytest.mark.parametrize("use", ["unmerge", "disable", "unload", "merge_and_unload", "backward"])
+def test_a_weight_that_was_replaced_while_merged_is_named(replace, use):
+    model, batch, targets = family("llama")
+    tuned = adapt(model, targets)
+    shake(tuned)
+    tuned.merge_adapter()
+    layer = tuned.base_model.model.model.layers[1].self_attn.k_proj
+    replace(layer.get_base_layer())
+
+    def disable():
+        with tuned.disable_adapter():
+            tuned(**batch)
+
+    def backward():
+        tuned.enable_input_require_grads()
+        tuned(**batch).loss.backward()
+
+    uses = {
+        "unmerge": tuned.unmerge_adapter,
+        "disable": disable,
+        "unload": tuned.unload,
+        "merge_and_unload": tuned.merge_and_unload,
+        "backward": backward,
+    }
+    with pytest.raises(UserError, match=r"layers\.1\.self_attn\.k_proj was replaced while adapters \['default'\] were"):
+        uses[use]()
