@@ -29,10 +29,10 @@ def check_length(model: PreTrainedModel, length: int | None) -> None:
     if not (positions and length and length > positions):
         return
     configured = model.config.get_text_config().max_position_embeddings
-    before = f" ({configured} positions, the first {configured - positions} for padding)"
+    before = f" for tokens (of {configured}, the first {configured - positions} are for padding)"
     raise UserError(
-        f"task.max_length={length}: the model takes at most {positions} tokens"
-        f"{before if configured > positions else ''}; set task.max_length={positions} or less"
+        f"task.max_length={length}: the model has {positions} positions{before if configured > positions else ''}; "
+        f"lower it to {positions} or less"
     )
 
 

@@ -64,8 +64,8 @@ def test_the_longest_text_is_the_longest_that_runs(name):
     with pytest.raises(UserError) as error:
         check_length(model, longest + 1)
     said = str(error.value)
-    assert said.startswith(f"task.max_length={longest + 1}: the model takes at most {longest} tokens")
-    assert said.endswith(f"; set task.max_length={longest} or less")
+    assert said.startswith(f"task.max_length={longest + 1}: the model has {longest} positions")
+    assert said.endswith(f"; lower it to {longest} or less")
 
 
 def test_a_model_without_an_end_takes_any_length():
@@ -211,7 +211,7 @@ def test_roberta_at_its_last_position_trains_and_beyond_it_is_refused(tmp_path):
     said = refusal(
         tmp_path, model, tokenizer, rows, "text_classification", "model.head_modules=[classifier]", "task.max_length=17"
     )
-    assert "set task.max_length=16 or less" in said
+    assert "the model has 16 positions for tokens (of 17, the first 1 are for padding); lower it to 16 or less" in said
 
 
 def test_bert_counts_from_the_first_row():
