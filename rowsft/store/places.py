@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from rowsft.errors import UserError
-from rowsft.store.files import explained, read_json
+from rowsft.store.files import explained, read_json, read_regular
 from rowsft.store.identity import old_run_id, run_id
 
 # In every record since configs carry what their method ignores.
@@ -73,7 +73,7 @@ class Places:
         for name in sorted(self._names if self._names is not None else self._list()):
             path = self.root / name / "record.json"
             try:
-                text = path.read_bytes()
+                text = read_regular(path)
                 if _TODAYS not in text and mark in text:
                     found.setdefault(run_id(read_json(path)["config"]), []).append(name)
             except (OSError, ValueError, TypeError, KeyError, AttributeError, UserError):
