@@ -94,6 +94,14 @@ class Store:
         except UnreadableRecord:
             return False
 
+    def attempt_of(self, run_id: str, pid: int) -> dict | None:
+        """The run's latest attempt if the process `pid` made it, else None."""
+        try:
+            latest = read_record(self.root / run_id).latest
+        except (UnreadableRecord, UserError):
+            return None
+        return latest if latest and latest.get("pid") == pid else None
+
     def add_experiment(self, run_id: str, name: str, notes: dict | None = None) -> None:
         """Enter an existing run in one more experiment; see `RunFolder.add_experiment`."""
         record = read_record(self.root / run_id)

@@ -21,6 +21,8 @@ class Places:
 
     def __init__(self, root: str | Path, listed: bool = False):
         self.root = Path(root)
+        #: Of a listed store, the finished runs that were met: id -> their experiments and experiment_notes.
+        self.finished: dict[str, dict] = {}
         self._listed = listed
         self._names: set[str] | None = self._list() if listed else None
         self._older: dict[str, list[str]] | None = None
@@ -54,7 +56,11 @@ class Places:
     def _finished(self, name: str) -> bool:
         try:
             raw = read_json(self.root / name / "record.json")
-            return any(attempt["state"] == "done" for attempt in raw["attempts"])
+            if not any(attempt["state"] == "done" for attempt in raw["attempts"]):
+                return False
+            if self._listed:
+                self.finished[name] = {key: raw.get(key) for key in ("experiments", "experiment_notes")}
+            return True
         except (OSError, ValueError, TypeError, KeyError):
             return False
 
