@@ -6,9 +6,13 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rowsft import interrupt
 from rowsft.errors import RunHeld, UserError
+
+if TYPE_CHECKING:
+    from rowsft.identity import RunPlan
 
 EPILOG = """\
 examples:
@@ -20,6 +24,20 @@ examples:
   rowsft report --experiment quickstart --out reports/quickstart tables, picture and page
   rowsft export 3f2a --to lora                                   a run's adapter, to be served without rowsft
   rowsft compare 3f2a 9c01 --max-change test.accuracy=-0.01      what differs, what moved; fails if too much
+"""
+
+SWEEP_EPILOG = """\
+examples:
+  rowsft sweep experiment=quickstart                          the runs of an experiment
+  rowsft sweep method=lora,row_sft seed=1,2,3                 every combination: six jobs
+  rowsft sweep method=lora,full budget.rows=1,2,4             four jobs: no budget applies to full, one run
+
+keys of the sweep itself:
+  hydra.launcher.jobs=2      jobs at once (default 1); memory and times compare at 1 alone, and each run records it
+  hydra.launcher.threads=1   CPU threads of each job (default: all)
+
+exit status: 0 all done, 1 some are not (the last lines name them and why), 2 bad input, 130 interrupted
+
 """
 
 COMPARE_EPILOG = """\
@@ -35,6 +53,8 @@ joules). A number that one side has not measured fails.
 
 exit status: 0 within the limits, 1 over one, 2 bad input
 """
+
+CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 
 # Exit status of `run` when another process works on the same run.
 HELD = 3
@@ -65,7 +85,7 @@ def _guarded(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    parsed = _parser(_group_help() if {"-h", "--help"} & set(arguments) else None).parse_args(arguments)
+    parsed = _parsed(_parser(_group_help() if {"-h", "--help"} & set(arguments) else None), arguments)
     commands = {
         "run": _run,
         "sweep": _sweep,
@@ -78,6 +98,16 @@ def _dispatch(arguments: list[str]) -> int:
         "export": _export,
     }
     return commands[parsed.command](parsed)
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """The arguments as `parser` reads them; options may stand between overrides, which argparse takes for the end."""
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(parsed, "overrides") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides += rest
+    return parsed
 
 
 def _parser(groups: str | None) -> argparse.ArgumentParser:
@@ -97,7 +127,8 @@ def _parser(groups: str | None) -> argparse.ArgumentParser:
     run.add_argument("--show-config", action="store_true", help="print the resolved configuration and stop")
     run.add_argument("-m", "--multirun", action="store_true", help="sweep over commas, as `rowsft sweep`")
 
-    sweep = commands.add_parser("sweep", formatter_class=raw, help="run many jobs, a fresh process each", epilog=EPILOG)
+    sweep = commands.add_parser("sweep", formatter_class=raw, help="run many jobs, a fresh process each")
+    sweep.epilog = SWEEP_EPILOG + (groups or "")
     sweep.description = "Runs that are done are skipped; a failed run does not stop the others."
     sweep.add_argument("overrides", nargs="*", metavar="group=name|key=a,b,c", help="Hydra overrides; commas sweep")
     sweep.add_argument("--rerun", action="store_true", help="make new attempts of runs that are done")
@@ -158,10 +189,13 @@ def _parser(groups: str | None) -> argparse.ArgumentParser:
 
 
 def _group_help() -> str:
-    from rowsft.compose import options
-
+    """What each group accepts, from the folder alone: composing takes longer than help may."""
     groups = ("method", "model", "task", "budget", "trainer", "tracker", "experiment", "debug")
-    lines = [f"  {group:<11}{', '.join(options(group))}" for group in groups]
+    lines = []
+    for group in groups:
+        folder = CONFIG_FOLDER / group
+        names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("**/*.yaml"))
+        lines.append(f"  {group:<11}{', '.join(names)}")
     return "groups:\n" + "\n".join(lines) + "\n\nevery key with its meaning: conf/<group>/<name>.yaml\n"
 
 
@@ -181,6 +215,8 @@ def _run(parsed: argparse.Namespace) -> int:
         return 0
     settings = trainer_settings(config)
     plan = plan_run(config)
+    if not parsed.rerun and _done_already(plan):
+        return 0
     see_one(settings.device)
     # The profiler warns of every tensor older than its window; the peak counts those apart.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -203,16 +239,33 @@ def _run(parsed: argparse.Namespace) -> int:
     return 0 if outcome.state == "done" else 1
 
 
+def _done_already(plan: "RunPlan") -> bool:
+    """Whether the run is recorded as done, which is told without importing torch. Enters it in its experiment."""
+    from rowsft.store import Store
+    from rowsft.store.identity import experiment_notes
+
+    store = Store(plan.store)
+    if not store.is_done(plan.run_id):
+        return False
+    store.add_experiment(plan.run_id, plan.experiment, experiment_notes(plan.config))
+    print(plan.label)
+    print("rowsft: done already (--rerun repeats it)", file=sys.stderr)
+    print(f"done: run {plan.run_id} in {plan.folder}")
+    return True
+
+
 def _sweep(parsed: argparse.Namespace) -> int:
     from rowsft.compose import sweep
     from rowsft.sweep import launcher
 
-    launcher.options.rerun = parsed.rerun
+    launcher.current = launcher.Sweep(rerun=parsed.rerun)
     interrupt.on_signals()
     codes = sweep(parsed.overrides)
     bad = sum(code != 0 for code in codes)
     if 130 in codes:
         raise KeyboardInterrupt
+    if launcher.current.failed:
+        print("not done:", *launcher.current.failed, sep="\n  ")
     print(f"{len(codes)} job{'s' * (len(codes) != 1)}: {len(codes) - bad} done, {bad} not")
     return 1 if bad else 0
 

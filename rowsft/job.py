@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -284,7 +283,7 @@ def _train(job: Job) -> None:
     if not job.method.trains:
         return
     clock = measure.StepClock(job.settings.timing_warmup_steps, job.device)
-    with tempfile.TemporaryDirectory() as scratch, job.clock.phase("train"):
+    with job.attempt.scratch() as scratch, job.clock.phase("train"):
         job.trainer = training.build_trainer(
             job.model,
             job.encoded,
@@ -293,7 +292,7 @@ def _train(job: Job) -> None:
             job.seed,
             clock,
             lambda point: job.tracker.log(point["step"], {f"train/{k}": v for k, v in point.items() if k != "step"}),
-            Path(scratch),
+            scratch,
             normalises_by_tokens=job.task.head == "causal_lm",
         )
         per_step = job.settings.batch_size * job.settings.gradient_accumulation

@@ -11,9 +11,12 @@ Never imports torch.
 """
 
 import logging
+import os
+import re
 from pathlib import Path
 
 from rowsft.errors import UserError
+from rowsft.store import files
 from rowsft.store.attempt import Attempt
 from rowsft.store.files import explained, write_csv, write_jsonl
 from rowsft.store.folder import RunFolder
@@ -53,6 +56,7 @@ class Store:
         Raises UserError when another process works on it, when the folder cannot be written or is full, and when
         its record was written by a newer version.
         """
+        files.remove_leftovers(self.root / "scores")
         return RunFolder(Places(self.root).place(config), config)
 
     def runs(self, experiment: str | None = None) -> list[Record]:
@@ -90,11 +94,32 @@ class Store:
         except UnreadableRecord:
             return False
 
+    def attempt_of(self, run_id: str, pid: int) -> dict | None:
+        """The run's latest attempt if the process `pid` made it, else None."""
+        try:
+            latest = read_record(self.root / run_id).latest
+        except (UnreadableRecord, UserError):
+            return None
+        return latest if latest and latest.get("pid") == pid else None
+
     def add_experiment(self, run_id: str, name: str, notes: dict | None = None) -> None:
         """Enter an existing run in one more experiment; see `RunFolder.add_experiment`."""
-        if name not in self.get(run_id).experiments or notes:
+        record = read_record(self.root / run_id)
+        if name not in record.experiments or (notes and record.experiment_notes.get(name) != notes):
             with self._reopen(run_id) as run:
                 run.add_experiment(name, notes)
+
+    def record_death(self, config: dict, pid: int, message: str) -> None:
+        """Write down why the process `pid` that worked on the run of `config` went away, if it did not do so itself.
+
+        An attempt that it left open is closed as interrupted; where it began none, one is entered.
+        """
+        with self.open(config) as run:
+            if (run.record.latest or {}).get("pid") == pid:
+                run.close_dead(message)
+            else:
+                error = {"type": "Killed", "message": message, "traceback": None, "phase": None}
+                run.begin(pid=pid).finish("interrupted", error=error)
 
     def close_dead(self, run_id: str, message: str) -> None:
         """Write down why a run's process went away; does nothing when the run is not one that says running."""
@@ -103,11 +128,25 @@ class Store:
                 run.close_dead(message)
 
     def _reopen(self, run_id: str) -> RunFolder:
-        self.get(run_id)
         return RunFolder(self.root / run_id)
 
     def _folders(self) -> list[Path]:
-        if not self.root.exists():
-            return []
+        """Every folder of the store that has a record, be it one that cannot be read, by id."""
         with explained(self.root):
-            return sorted(path.parent for path in self.root.glob("*/record.json"))
+            try:
+                with os.scandir(self.root) as entries:
+                    names = sorted(entry.name for entry in entries)
+            except FileNotFoundError:
+                return []
+        return [self.root / name for name in names if _has_record(self.root / name)]
+
+
+def _has_record(folder: Path) -> bool:
+    try:
+        (folder / "record.json").lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError:
+        # Of another user: to be told of, unless it is something else's, such as lost+found.
+        return re.fullmatch("[0-9a-f]{12}", folder.name) is not None
+    return True

@@ -4,7 +4,8 @@ import errno
 import shutil
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,17 @@ class Attempt:
         with files.explained(self.path):
             temporary.rename(self.path / name)
         self._enter(name, name, files.sha256(self.path / name))
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty folder for the block. What a killed process leaves of it goes when the run is opened again."""
+        folder = self.path / ".scratch.tmp"
+        with files.explained(self.path):
+            folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def finish(self, state: str, error: dict | None = None, **fields) -> None:
         """Close the attempt as done, failed, oom or interrupted. Once only.

@@ -2,14 +2,16 @@
 
 import csv
 import errno
+import fcntl
 import hashlib
 import io
 import json
 import math
 import os
+import stat
 import sys
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rowsft.errors import UserError, shortened
@@ -36,6 +38,13 @@ def explained(folder: Path):
         raise UserError(f"{folder}: {reason} ({type(error).__name__}: {error}); {advice}") from error
 
 
+def read_regular(path: Path) -> bytes:
+    """The bytes of a file. Raises ValueError for what is none: a pipe would keep its reader waiting for ever."""
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise ValueError("not a regular file")
+    return Path(path).read_bytes()
+
+
 def read_json(path: Path) -> object:
     """What a JSON file holds.
 
@@ -44,7 +53,7 @@ def read_json(path: Path) -> object:
     """
     too_deep = ValueError(f"nested more than {_DEEPEST} deep")
     try:
-        found = json.loads(Path(path).read_bytes(), parse_int=_integer)
+        found = json.loads(read_regular(path), parse_int=_integer)
     except RecursionError:
         raise too_deep from None
     level = [found]
@@ -79,16 +88,43 @@ def write_atomic(path: Path, content: bytes) -> str:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explained(path.parent):
         try:
-            with temporary.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
+            # Without a buffer: closing one would try again what a full disk has refused.
+            with _owned(temporary) as stream:
+                view = memoryview(content)
+                while view:
+                    view = view[stream.write(view) :]
                 os.fsync(stream.fileno())
-            temporary.replace(path)
+                temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         _flush_folder(path.parent)
     return hashlib.sha256(content).hexdigest()
+
+
+def _owned(temporary: Path) -> io.FileIO:
+    """A new file that `remove_leftovers` leaves alone while this process lives and has it open."""
+    while True:
+        stream = temporary.open("wb", buffering=0)
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        # Between the two lines another process may have taken it for a leftover.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(temporary.stat(), os.fstat(stream.fileno())):
+                return stream
+        stream.close()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of writers that are gone, as far as they may be removed; those in use stay."""
+    with suppress(OSError):
+        for path in Path(folder).glob(".*.tmp"):
+            with suppress(OSError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+                finally:
+                    os.close(descriptor)
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> str:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class RunFolder:
         try:
             with files.explained(self.path):
                 for leftover in [*self.path.glob(".*.tmp"), *self.path.glob("attempt-*/.*.tmp")]:
-                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                    shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
             if config is None:
                 self._raw = read_raw(self.path)
             else:
@@ -61,7 +62,8 @@ class RunFolder:
         if self._open is not None:
             raise RuntimeError(f"run {self.id}: attempt {self._open.number} is still open")
         close_stale(self._raw)
-        on_disk = [int(path.name.split("-")[1]) for path in self.path.glob("attempt-[0-9]*")]
+        names = (re.fullmatch(r"attempt-(\d{1,9})", path.name, re.ASCII) for path in self.path.glob("attempt-*"))
+        on_disk = [int(name[1]) for name in names if name]
         number = max([0, *on_disk, *(attempt["attempt"] for attempt in self._raw["attempts"])]) + 1
         with files.explained(self.path):
             (self.path / f"attempt-{number}").mkdir()

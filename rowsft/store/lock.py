@@ -24,13 +24,13 @@ class RunLock:
     def __init__(self, folder: Path):
         self.path = Path(folder) / "lock"
         with explained(self.path.parent):
-            self._stream = self.path.open("a+")
+            # Without a buffer: closing one would try again what a full disk has refused.
+            self._stream = self.path.open("a+b", buffering=0)
         try:
             self._take()
             with explained(self.path.parent):
                 self._stream.truncate(0)
-                self._stream.write(f"{os.getpid()}\n")
-                self._stream.flush()
+                self._stream.write(f"{os.getpid()}\n".encode())
         except BaseException:
             self._stream.close()
             raise
@@ -46,7 +46,7 @@ class RunLock:
                     break
                 time.sleep(0.02)
         self._stream.seek(0)
-        owner = self._stream.read().strip()
+        owner = self._stream.read(20).decode("ascii", "replace").strip()
         who = f"process {owner}" if owner else "another process"
         raise RunHeld(
             f"run {self.path.parent.name} is being worked on by {who}; "
@@ -60,14 +60,22 @@ class RunLock:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether some process holds the lock of this run folder. Writes nothing, so a read-only store can be asked."""
-    try:
-        with (Path(folder) / "lock").open("rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
+    """Whether some process holds the lock of this run folder. Writes nothing, so a read-only store can be asked.
+
+    Raises UserError for a lock that may not be read: whether it is held cannot be told.
+    """
+    path = Path(folder) / "lock"
+    with explained(path):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
     return False
 
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from rowsft.errors import UserError
-from rowsft.store.files import explained, read_json
+from rowsft.store.files import explained, read_json, read_regular
 from rowsft.store.identity import old_run_id, run_id
 
 # In every record since configs carry what their method ignores.
@@ -21,6 +21,8 @@ class Places:
 
     def __init__(self, root: str | Path, listed: bool = False):
         self.root = Path(root)
+        #: Of a listed store, the finished runs that were met: id -> their experiments and experiment_notes.
+        self.finished: dict[str, dict] = {}
         self._listed = listed
         self._names: set[str] | None = self._list() if listed else None
         self._older: dict[str, list[str]] | None = None
@@ -54,7 +56,11 @@ class Places:
     def _finished(self, name: str) -> bool:
         try:
             raw = read_json(self.root / name / "record.json")
-            return any(attempt["state"] == "done" for attempt in raw["attempts"])
+            if not any(attempt["state"] == "done" for attempt in raw["attempts"]):
+                return False
+            if self._listed:
+                self.finished[name] = {key: raw.get(key) for key in ("experiments", "experiment_notes")}
+            return True
         except (OSError, ValueError, TypeError, KeyError):
             return False
 
@@ -73,7 +79,7 @@ class Places:
         for name in sorted(self._names if self._names is not None else self._list()):
             path = self.root / name / "record.json"
             try:
-                text = path.read_bytes()
+                text = read_regular(path)
                 if _TODAYS not in text and mark in text:
                     found.setdefault(run_id(read_json(path)["config"]), []).append(name)
             except (OSError, ValueError, TypeError, KeyError, AttributeError, UserError):

@@ -85,11 +85,12 @@ def read_raw(folder: Path) -> dict:
 
 def read_record(folder: Path) -> Record:
     """The record of a run folder. A run that says running while nobody holds its lock reads as interrupted."""
-    # The lock is asked first: a run that ends in between is then read as done, never as interrupted.
-    alive = is_held(folder)
     raw = read_raw(folder)
-    if not alive:
-        close_stale(raw)
+    if _says_running(raw) and not is_held(folder):
+        # Read again: a run that has ended in between says so now, and was never interrupted.
+        begun, raw = len(raw["attempts"]), read_raw(folder)
+        if len(raw["attempts"]) == begun:
+            close_stale(raw)
     return record_of(raw, Path(folder))
 
 
@@ -115,6 +116,10 @@ def _identity_of(raw: dict, folder: Path) -> dict:
         return identity(raw["config"])
     except UserError as error:
         raise UnreadableRecord(f"{folder / 'record.json'} has a config that is none ({error})") from error
+
+
+def _says_running(raw: dict) -> bool:
+    return raw["state"] == "running" or any(attempt["state"] == "running" for attempt in raw["attempts"])
 
 
 def close_stale(raw: dict, message: str = "process gone") -> bool:

@@ -10,18 +10,25 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from rowsft.cli import HELD
-from rowsft.compose import compose
-from rowsft.identity import RunPlan, plan_run
+from rowsft.errors import UserError, shortened
 from rowsft.store import Store
 from rowsft.store.identity import experiment_notes
 from rowsft.store.lock import is_held
+from rowsft.sweep.ending import in_words, signal_of
+from rowsft.sweep.planning import Planner, SweepJob
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass
-class _Options:
+class Sweep:
+    """What `rowsft sweep` was told besides overrides (Hydra builds launchers from configuration alone), and how its
+    jobs ended: a line for each that is not done."""
+
     rerun: bool = False
+    failed: list[str] = field(default_factory=list)
+    checked: tuple[list[list[str]], list[SweepJob]] = ([], [])
+    planner: Planner = field(default_factory=lambda: Planner(lambda text: _say(text, "dim")))
 
 
 @dataclass
@@ -32,25 +39,33 @@ class _Live:
     stopping: threading.Event = field(default_factory=threading.Event)
 
 
-# What `rowsft sweep` was told besides overrides. Hydra builds launchers from configuration alone.
-options = _Options()
+current = Sweep()
+
+
+def check(jobs: list[list[str]]) -> list[SweepJob]:
+    """Plan the jobs. Raises UserError for the first that is wrong; nothing is written and nothing started."""
+    if current.checked[0] != jobs:
+        _say(f"{len(jobs):,} job{'s' * (len(jobs) != 1)}: looking up which are done", "dim")
+        current.checked = (jobs, current.planner.plan(jobs, current.rerun))
+    return current.checked[1]
 
 
 def run_jobs(jobs: list[list[str]], at_once: int, threads: int | None) -> list[int]:
     """Run each job (a list of Hydra overrides) as `rowsft run`; returns their exit codes, 0 for those already done.
 
-    Jobs that run side by side disturb each other's clocks; each records how many there were.
+    Jobs that are the same run are started once. Jobs that run side by side disturb each other's clocks; each records
+    how many there were.
     """
-    # Composing here finds a wrong name before the first job has cost an hour.
-    planned = [(overrides, plan_run(compose(overrides))) for overrides in jobs]
+    planned = check(jobs)
     live = _Live()
     with ThreadPoolExecutor(max(1, at_once)) as pool:
-        work = [
-            pool.submit(_run_job, f"[{number}/{len(jobs)}]", overrides, plan, at_once, threads, live)
-            for number, (overrides, plan) in enumerate(planned, start=1)
-        ]
+        work = {
+            job.number: pool.submit(_run_job, job, len(jobs), at_once, threads, live)
+            for job in planned
+            if job.same_as is None and not _skipped(job, len(jobs))
+        }
         try:
-            return [job.result() for job in work]
+            codes = {number: job.result() for number, job in work.items()}
         except KeyboardInterrupt:
             # Ctrl-C reaches the jobs by itself, a signal to this process alone does not: each ends with a record.
             pool.shutdown(wait=False, cancel_futures=True)
@@ -58,14 +73,46 @@ def run_jobs(jobs: list[list[str]], at_once: int, threads: int | None) -> list[i
             for process in list(live.processes):
                 process.terminate()
             raise
+    for job in planned:
+        if job.same_as is not None:
+            codes[job.number] = _as_the_other(job, len(jobs), codes.get(job.same_as, 0))
+    return [codes.get(job.number, 0) for job in planned]
 
 
-def _run_job(number: str, overrides: list[str], plan: RunPlan, at_once: int, threads: int | None, live: _Live) -> int:
+def _skipped(job: SweepJob, of: int) -> bool:
+    """Whether the job is done and not to be repeated: then it is entered in its experiment, and that is all."""
+    if not job.done or current.rerun:
+        return False
+    _enter(job)
+    _say(f"{_name(job, of)}: done already ({job.plan.folder})", "dim")
+    return True
+
+
+def _as_the_other(job: SweepJob, of: int, code: int) -> int:
+    if job.done and not current.rerun:
+        _skipped(job, of)
+    elif code == 0:
+        _enter(job)
+        _say(f"{_name(job, of)}: the same run as [{job.same_as}/{of}] ({job.plan.folder})", "dim")
+    else:
+        _fail(job, of, f"the same run as [{job.same_as}/{of}]")
+    return code
+
+
+def _enter(job: SweepJob) -> None:
+    """Enter the run in the job's experiment, which costs nothing where it was in it when the job was planned."""
+    name, notes = job.plan.experiment, experiment_notes(job.plan.config)
+    known = current.planner.experiments(job) or {}
+    noted = known.get("experiment_notes")
+    if name not in (known.get("experiments") or []) or (notes and (noted or {}).get(name) != notes):
+        Store(job.plan.store).add_experiment(job.plan.run_id, name, notes)
+
+
+def _run_job(job: SweepJob, of: int, at_once: int, threads: int | None, live: _Live) -> int:
     """The exit code of one job. If another sweep is at this very run its result will do; if it dies, this one tries."""
-    told = " ".join(text for text in overrides if not text.startswith(("hydra", "experiment=", "+experiment=")))
-    label = f"{number} {told or plan.label}"
+    label, plan = _name(job, of), job.plan
     store = Store(plan.store)
-    rerun = options.rerun
+    rerun = current.rerun
     while True:
         if is_held(plan.folder):
             _say(f"{label}: another process is running it; waiting", "dim")
@@ -78,18 +125,37 @@ def _run_job(number: str, overrides: list[str], plan: RunPlan, at_once: int, thr
             _say(f"{label}: done already ({plan.folder})", "dim")
             return 0
         _say(f"{label}: started", "bold")
-        process, errors = _start(overrides, rerun, at_once, threads, live)
-        if process.returncode == HELD:
+        process, errors = _start(job.overrides, rerun, at_once, threads, live)
+        code = process.returncode
+        if code == HELD:
             # Two processes started at the same moment and the other one got the run.
             continue
-        if process.returncode < 0:
-            store.close_dead(plan.run_id, f"the process was killed by signal {-process.returncode}")
-        if process.returncode:
-            reason = f" ({errors.strip().splitlines()[-1]})" if errors and errors.strip() else ""
-            _say(f"{number} ended with status {process.returncode}{reason}; the sweep goes on", "yellow")
-        elif at_once > 1:
-            _say(f"{number} done", "green")
-        return process.returncode
+        if code and code != 130:
+            _fail(job, of, _why(job, process, errors), "; the sweep goes on" * (job.number < of))
+        elif at_once > 1 and not code:
+            _say(f"{label}: done", "green")
+        return code
+
+
+def _why(job: SweepJob, process: subprocess.Popen, errors: str | None) -> str:
+    """Why a job is not done, in a line. A job that was killed, or died without a record, gets its record here."""
+    code, store = process.returncode, Store(job.plan.store)
+    lines = [line for line in (errors or "").splitlines() if line.strip()]
+    told = shortened(lines[-1].removeprefix("rowsft: ").removeprefix("error: "), 300) if lines else in_words(code)
+    try:
+        if signal_of(code):
+            told = in_words(code)
+            store.record_death(job.plan.config, process.pid, told)
+        elif latest := store.attempt_of(job.plan.run_id, process.pid):
+            error = latest.get("error") or {}
+            told = shortened(f"{latest['state']}: {error.get('type')}: {error.get('message')}", 300)
+        elif code != 2:
+            store.record_death(job.plan.config, process.pid, told)
+        elif not lines:
+            told = "bad input, said above"
+    except UserError as error:
+        told = f"{told}; its record cannot be written: {error}"
+    return told
 
 
 def _start(
@@ -101,12 +167,25 @@ def _start(
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     quiet = subprocess.PIPE if at_once > 1 else None
-    process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, text=True)
+    process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, text=True, errors="replace")
     live.processes.add(process)
     _, errors = process.communicate()
     live.processes.discard(process)
     return process, errors
 
 
+def _fail(job: SweepJob, of: int, why: str, then: str = "") -> None:
+    current.failed.append(f"{_name(job, of)}: {why}")
+    _say(f"{_name(job, of)}: {why}{then}", "yellow")
+
+
+def _name(job: SweepJob, of: int) -> str:
+    return f"[{job.number}/{of}] {shortened(job.label, 200)}"
+
+
 def _say(text: str, style: str) -> None:
-    console.print(text, style=style, markup=False)
+    if console.is_terminal:
+        console.print(text, style=style, markup=False)
+    else:
+        # A thousand lines through Rich take a second.
+        print(text, flush=True)
