@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from rowsft.meeting import TOLERANCE
 from rowsft.report.grids import MET, NOT_MET, UNKNOWN, Grids, few
 from rowsft.report.predictions import Scored
 from rowsft.report.rows import Row, Table
 from rowsft.report.settings import UNBUDGETED, WATCHING, differing, dig, under
-from rowsft.report.sweeps import BUDGET_TOLERANCE, Sweep
+from rowsft.report.sweeps import Sweep
 
 STATED = "stated"
 
@@ -71,7 +72,7 @@ def _checks(grids: Grids, higher_is_better: bool) -> list[tuple[str, str, Callab
         ("base_weights", "same base weights", lambda g: _same(g, settings=_BASE, facts=_base_facts)),
         ("data_order", "same data in the same order", _data_order),
         ("target_modules", "same target modules", lambda g: _same_adapters(g, _TARGETS)),
-        ("budget", f"same trainable-parameter budget, met within {BUDGET_TOLERANCE:.0%}".replace("%", " %"), _budget),
+        ("budget", f"same trainable-parameter budget, met within {100 * TOLERANCE:g} %", _budget),
         ("dropout", "same dropout", lambda g: _same_adapters(g, ("dropout", "lora_dropout"))),
         ("adapter_dtype", "same dtype of adapter and base, same autocast", _dtype),
         (
@@ -182,7 +183,7 @@ def _budget(group: Group) -> tuple[str, str]:
     if len(asked) > 1:
         return NOT_MET, "asked for " + few([f"{number:,}" for number in asked], ", ")
     row, worst = max(((row, got / want - 1) for row, want, got in known), key=lambda pair: abs(pair[1]))
-    status = MET if abs(worst) <= BUDGET_TOLERANCE else NOT_MET
+    status = MET if abs(worst) <= TOLERANCE else NOT_MET
     return status, f"largest deviation {100 * worst:+.2f} % ({row.title}); {_ONLY_ADAPTERS}"
 
 

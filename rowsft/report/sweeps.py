@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
+from rowsft.meeting import is_met
 from rowsft.report.groups import compared
 from rowsft.report.settings import (
     DIALS,
@@ -19,8 +20,6 @@ from rowsft.report.settings import (
 
 #: Stands for the budget in a table where a method was given its own size: how many parameters were asked for.
 SIZE = "parameters"
-#: Two numbers of parameters are one budget within this share: see docs/comparison.md.
-BUDGET_TOLERANCE = 0.01
 
 
 def conditions(rows: Sequence) -> dict[int, dict[str, object]]:
@@ -56,7 +55,7 @@ def _clusters(sizes: Iterable[int]) -> dict[int, int]:
     """{number of parameters: the least of those that count as the same budget}."""
     found, least = {}, None
     for size in sorted(set(sizes)):
-        if least is None or size > least * (1 + BUDGET_TOLERANCE):
+        if least is None or not is_met(least, size):
             least = size
         found[size] = least
     return found
