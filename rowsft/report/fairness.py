@@ -40,15 +40,12 @@ class Group:
     @cached_property
     def unequal(self) -> list[str]:
         """The settings that the rows do not share."""
-        return self._unequal(self.rows)
+        return [key for key in differing(row.settings for row in self.rows) if key not in WATCHING]
 
     @cached_property
     def unequal_adapters(self) -> list[str]:
-        """The settings that the rows of adapter methods do not share."""
-        return self._unequal(self.adapters)
-
-    def _unequal(self, rows: list[Row]) -> list[str]:
-        return [key for key in differing(row.settings for row in rows) if key not in WATCHING]
+        """The settings that the rows of adapter methods do not share; a method without dropout shares no dropout."""
+        return differing((row.settings for row in self.adapters), absent=True)
 
 
 def contract(table: Table, grids: Grids) -> list[Condition]:

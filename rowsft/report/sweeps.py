@@ -128,8 +128,14 @@ def variants(rows: list) -> dict[int, str]:
     for row in rows:
         by_method.setdefault(row.method, []).append(row)
     for members in by_method.values():
-        keys = [key for key in differing(row.settings for row in members) if key not in WATCHING]
-        names = short_names(keys)
-        for row in members:
-            found[id(row)] = ", ".join(f"{names[key]}={row.settings.get(key)}" for key in keys)
+        all_settings = [row.settings for row in members]
+        found |= _told(members, differing(all_settings))
+        if len({found[id(row)] for row in members}) < len(members):
+            # What only some of them have tells them apart.
+            found |= _told(members, differing(all_settings, absent=True))
     return found
+
+
+def _told(rows: list, keys: list[str]) -> dict[int, str]:
+    names = short_names(key for key in keys if key not in WATCHING)
+    return {id(row): ", ".join(f"{name}={row.settings.get(key)}" for key, name in names.items()) for row in rows}

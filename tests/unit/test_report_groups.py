@@ -281,3 +281,27 @@ def test_a_condition_that_each_method_has_its_own_value_of_breaks_the_contract(t
     section, found = table_of(store)
     assert found["row-SFT"] == (None, None, None)
     assert status(section, "data_order").status == "not met"
+
+
+def test_a_setting_that_a_method_does_not_have_is_no_difference(tmp_path):
+    """Full fine-tuning has no budget, LoRA reads no calibration batches: neither was swept."""
+    store = Store(tmp_path)
+    trainer = config()["trainer"] | {"learning_rate": 1e-3, "calibration_batches": 10}
+    row_sft = own("row_sft") | {"_target_": "rowsft.row_sft.RowSFT", "importance": "taylor", "draws": 256}
+    plant(store, row_sft, 60, trainer=trainer, rows=2)
+    plant(store, own("lora") | {"_target_": "baselines.lora.Lora"}, 60, trainer=trainer, rows=2)
+    plant(store, own("full") | {"_target_": "baselines.full.Full"}, 60, trainer=trainer)
+    section, found = table_of(store)
+    assert [line["differs_in"] for line in section.lines] == ["", "", ""]
+    assert found == {"row-SFT": (1.0, 0.0, 0.0), "LoRA": (1.0, None, 0.0), "full fine-tuning": (1.0, 0.0, None)}
+    assert "of the same" not in tables.markdown(section)
+
+
+def test_settings_that_only_some_metrics_have_are_not_in_their_names(tmp_path):
+    store = Store(tmp_path)
+    trainer = config()["trainer"] | {"learning_rate": 1e-3, "calibration_batches": 10}
+    for importance in ("l2", "zo_taylor"):
+        method = {"_target_": "rowsft.row_sft.RowSFT", "name": "row_sft", "importance": importance, "draws": 256}
+        plant(store, method, 60, trainer=trainer, rows=2)
+    section, found = table_of(store)
+    assert list(found) == ["row-SFT (importance=l2)", "row-SFT (importance=zo_taylor)"]
