@@ -24,7 +24,10 @@ class Dora(Lora):
 
     def units(self, layers: dict[str, nn.Module]) -> dict[str, Unit]:
         """One more rank costs d_in + d_out; the first brings the magnitude along."""
-        return {name: Unit(sum(layer_shape(layer)), first=layer_shape(layer)[0]) for name, layer in layers.items()}
+        return {
+            name: Unit(sum(layer_shape(layer)), first=layer_shape(layer)[0], noun="ranks")
+            for name, layer in layers.items()
+        }
 
 
 METHOD = Dora

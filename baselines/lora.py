@@ -35,7 +35,7 @@ class Lora(PeftMethod):
 
     def units(self, layers: dict[str, nn.Module]) -> dict[str, Unit]:
         """One more rank costs d_in + d_out."""
-        return {name: Unit(sum(layer_shape(layer))) for name, layer in layers.items()}
+        return {name: Unit(sum(layer_shape(layer)), noun="ranks") for name, layer in layers.items()}
 
     def values(self, common: int, pattern: dict[str, int]) -> dict:
         """r, and rank_pattern for the layers that differ; alpha = scaling * r in every layer."""

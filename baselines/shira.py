@@ -1,7 +1,7 @@
 """SHiRA (Bhardwaj et al., arXiv 2406.13175) through PEFT: single entries of W, chosen at random, are trained."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -9,13 +9,10 @@ from peft import ShiraConfig
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rowsft.budget import Budget, Unit
+from rowsft.budget import Unit
 from rowsft.errors import UserError
 from rowsft.method import Knobs, PeftMethod
-from rowsft.selection import Targets, layer_shape
-
-# How far the one r that PEFT has for all layers may fall short of the budget.
-TOLERANCE = 0.01
+from rowsft.selection import layer_shape
 
 
 @dataclass
@@ -49,19 +46,14 @@ class Shira(PeftMethod):
         """r: the smallest that a layer was given, since PEFT has one for all of them."""
         return {"r": min([common, *pattern.values()])}
 
-    def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> Knobs:
-        """See `Method.solve`. Raises UserError where no common r comes within 1 % of the budget."""
-        knobs = super().solve(budget, model, targets)
-        layers = {name: model.get_submodule(name) for name in knobs.values["target_modules"]}
-        step = sum(unit.cost for unit in self.units(layers).values())
-        achieved = knobs.values["r"] * step
-        if achieved < (1 - TOLERANCE) * knobs.asked:
-            raise UserError(
-                f"{knobs.source} asks for {knobs.asked} parameters; PEFT's SHiRA has one r for all layers, and "
-                f"r={knobs.values['r']} gives {achieved}, more than 1 % less; ask for a multiple of {step}, "
-                "such as budget.like={method:lora,r:8}, or set method.r"
-            )
-        return replace(knobs, achieved=achieved)
+    def achieved(self, units: dict[str, Unit], counts: dict[str, int], values: dict) -> int:
+        """The parameters of one r in every layer that is tuned."""
+        return values["r"] * sum(units[name].cost for name in counts)
+
+    def coarseness(self, units: dict[str, Unit]) -> str:
+        """PEFT's SHiRA has one r."""
+        step = sum(unit.cost for unit in units.values())
+        return f"PEFT's SHiRA has one r for all layers, and one more costs {step:,}"
 
     def peft_config(self, model: nn.Module, knobs: Knobs) -> ShiraConfig:
         """PEFT's own random mask: the same stream in every layer."""

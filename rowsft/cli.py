@@ -347,13 +347,14 @@ def _runs(parsed: argparse.Namespace) -> int:
     store = Store(parsed.store)
     if not parsed.store.is_dir():
         raise UserError(f"--store {parsed.store}: no such folder; give one that runs were recorded in")
-    if parsed.experiment and parsed.experiment not in store.experiments():
-        known = ", ".join(store.experiments()) or "none"
-        raise UserError(f"--experiment {parsed.experiment}: no runs in store {parsed.store}; it has: {known}")
+    if parsed.experiment and parsed.experiment not in (known := store.experiments()):
+        text = ", ".join(known) or "none"
+        raise UserError(f"--experiment {parsed.experiment}: no runs in store {parsed.store}; it has: {text}")
     if parsed.json:
         print(json.dumps(listing.runs_list(store, parsed.experiment), indent=1))
     else:
-        Console(width=None if sys.stdout.isatty() else 160).print(listing.runs_table(store, parsed.experiment))
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        console.print(listing.runs_table(store, parsed.experiment, console.width))
     return 0
 
 

@@ -15,6 +15,7 @@ from torch import nn
 import baselines
 from rowsft.budget import Budget, Dial, Unit, check_dial, fit, proportional, row_units, uniform
 from rowsft.errors import UserError
+from rowsft.meeting import check_met
 from rowsft.selection import Chosen, Targets, eligible_layers, head_names
 
 
@@ -156,7 +157,6 @@ class PeftMethod:
         units = self.units(eligible_layers(model, targets))
         dial = self.own_size() or budget.dial()
         counts, asked = counts_for(units, dial, self.native, budget.clip, model, targets)
-        achieved = sum(units[name].total(count) for name, count in counts.items())
         tuned = {name: count for name, count in counts.items() if count}
         self.check_something(tuned, dial)
         common = Counter(tuned.values()).most_common(1)[0][0]
@@ -165,7 +165,18 @@ class PeftMethod:
             "target_modules": list(tuned),
             "head_modules": head_names(model, targets.head_modules),
         }
+        achieved = self.achieved(units, tuned, values)
+        check_met(self.name, dial.source, asked, achieved, self.coarseness(units))
         return Knobs(values, asked, achieved, dial.source)
+
+    def achieved(self, units: dict[str, Unit], counts: dict[str, int], values: dict) -> int:
+        """Trainable parameters, the head left out, of the counts of layers as `values` makes them."""
+        return sum(units[name].total(count) for name, count in counts.items())
+
+    def coarseness(self, units: dict[str, Unit]) -> str:
+        """What keeps the method from meeting a budget exactly."""
+        cheapest = min(unit.cost for unit in units.values())
+        return f"one more of {next(iter(units.values())).noun} costs a layer {cheapest:,} or more"
 
     def check_something(self, tuned: Mapping, dial: Dial) -> None:
         """Raise UserError where the dial leaves no layer to tune."""

@@ -12,6 +12,7 @@ from rowsft.budget import Budget
 from rowsft.choosing import CHANNELS, choose, choose_globally, pools_for, row_price
 from rowsft.errors import UserError
 from rowsft.importance import Context, metric
+from rowsft.meeting import check_met
 from rowsft.method import Knobs, PeftMethod, counts_for
 from rowsft.pools import Pool, Scores, layer_counts, parameters
 from rowsft.progress import bar
@@ -76,7 +77,10 @@ class RowSFT(PeftMethod):
         values |= _patterns(sizes)
         values["target_modules"] = [name for name in layers if name in tuned]
         values["head_modules"] = head_names(model, targets.head_modules)
-        return Knobs(values, asked, parameters(layers, sizes, self.train_bias), dial.source)
+        achieved = parameters(layers, sizes, self.train_bias)
+        if scope != "global":
+            check_met(self.name, dial.source, asked, achieved, self.coarseness(units))
+        return Knobs(values, asked, achieved, dial.source)
 
     def select(self, model: nn.Module, knobs: Knobs, calibration: Sequence[dict]) -> Knobs:
         """Score the target layers and choose in them; the model is left exactly as it was."""
@@ -140,7 +144,9 @@ class RowSFT(PeftMethod):
         chosen = {name: choice for name, choice in chosen.items() if len(choice.rows) or len(choice.columns)}
         sizes = {name: (len(choice.rows), len(choice.columns)) for name, choice in chosen.items()}
         values = {**values, **_patterns(sizes), "target_modules": list(chosen)}
-        return replace(knobs, values=values, achieved=parameters(layers, sizes, self.train_bias), chosen=chosen)
+        achieved = parameters(layers, sizes, self.train_bias)
+        check_met(self.name, knobs.source, knobs.asked, achieved, "rows are chosen whole, over all layers")
+        return replace(knobs, values=values, achieved=achieved, chosen=chosen)
 
     def peft_config(self, model: nn.Module, knobs: Knobs) -> RowSFTConfig:
         """The tuner's configuration with what was chosen."""

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rowsft.errors import UserError
 from rowsft.progress import steps
-from rowsft.report import flat, plots, terminal
+from rowsft.report import flat, terminal
 from rowsft.report.grids import Grids
 from rowsft.report.page import page
 from rowsft.report.rows import gather
@@ -62,6 +62,9 @@ def build(store_root: str | Path, experiment: str | None = None, out: str | Path
 
     Raises UserError when there is nothing to report or `out` cannot be written.
     """
+    # Listing runs imports this package too, and does without matplotlib.
+    from rowsft.report import plots
+
     out = Path(out)
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from rowsft.meeting import TOLERANCE
 from rowsft.report.grids import MET, NOT_MET, UNKNOWN, Grids, few
 from rowsft.report.predictions import Scored
 from rowsft.report.rows import Row, Table
 from rowsft.report.settings import UNBUDGETED, WATCHING, differing, dig, under
-from rowsft.report.sweeps import BUDGET_TOLERANCE, Sweep
+from rowsft.report.sweeps import Sweep
 
 STATED = "stated"
 
@@ -39,15 +40,12 @@ class Group:
     @cached_property
     def unequal(self) -> list[str]:
         """The settings that the rows do not share."""
-        return self._unequal(self.rows)
+        return [key for key in differing(row.settings for row in self.rows) if key not in WATCHING]
 
     @cached_property
     def unequal_adapters(self) -> list[str]:
-        """The settings that the rows of adapter methods do not share."""
-        return self._unequal(self.adapters)
-
-    def _unequal(self, rows: list[Row]) -> list[str]:
-        return [key for key in differing(row.settings for row in rows) if key not in WATCHING]
+        """The settings that the rows of adapter methods do not share; a method without dropout shares no dropout."""
+        return differing((row.settings for row in self.adapters), absent=True)
 
 
 def contract(table: Table, grids: Grids) -> list[Condition]:
@@ -71,7 +69,7 @@ def _checks(grids: Grids, higher_is_better: bool) -> list[tuple[str, str, Callab
         ("base_weights", "same base weights", lambda g: _same(g, settings=_BASE, facts=_base_facts)),
         ("data_order", "same data in the same order", _data_order),
         ("target_modules", "same target modules", lambda g: _same_adapters(g, _TARGETS)),
-        ("budget", f"same trainable-parameter budget, met within {BUDGET_TOLERANCE:.0%}".replace("%", " %"), _budget),
+        ("budget", f"same trainable-parameter budget, met within {100 * TOLERANCE:g} %", _budget),
         ("dropout", "same dropout", lambda g: _same_adapters(g, ("dropout", "lora_dropout"))),
         ("adapter_dtype", "same dtype of adapter and base, same autocast", _dtype),
         (
@@ -182,7 +180,7 @@ def _budget(group: Group) -> tuple[str, str]:
     if len(asked) > 1:
         return NOT_MET, "asked for " + few([f"{number:,}" for number in asked], ", ")
     row, worst = max(((row, got / want - 1) for row, want, got in known), key=lambda pair: abs(pair[1]))
-    status = MET if abs(worst) <= BUDGET_TOLERANCE else NOT_MET
+    status = MET if abs(worst) <= TOLERANCE else NOT_MET
     return status, f"largest deviation {100 * worst:+.2f} % ({row.title}); {_ONLY_ADAPTERS}"
 
 

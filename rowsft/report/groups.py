@@ -20,14 +20,29 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 def groups(records: list[Record]) -> dict[tuple[str, str], list[Record]]:
     """{(task's label, model's label): the runs of one table}, sorted by label."""
-    found: dict[tuple, list[Record]] = {}
+    tasks_and_models = labels(records)
+    found: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        found.setdefault((_data(record), _base(record)), []).append(record)
-    firsts = {key: members[0] for key, members in found.items()}
-    tasks = _labels({data: [record for key, record in firsts.items() if key[0] == data] for data, _ in firsts}, _tasks)
-    bases = _labels({base: [record for key, record in firsts.items() if key[1] == base] for _, base in firsts}, _models)
-    named_groups = {(tasks[data], bases[base]): members for (data, base), members in found.items()}
-    return dict(sorted(named_groups.items()))
+        found.setdefault(tasks_and_models[record.id], []).append(record)
+    return dict(sorted(found.items()))
+
+
+def labels(records: list[Record]) -> dict[str, tuple[str, str]]:
+    """{run id: (task's label, model's label)}, no longer than it takes to tell those of these runs apart."""
+    keys = {record.id: (_data(record), _base(record)) for record in records}
+    tasks, models = {}, {}
+    for record in records:
+        data, base = keys[record.id]
+        tasks.setdefault(data, record)
+        models.setdefault(base, record)
+    tasks = _distinct({key: _tasks(record) for key, record in tasks.items()})
+    models = _distinct({key: _models(record) for key, record in models.items()})
+    return {run: (tasks[data], models[base]) for run, (data, base) in keys.items()}
+
+
+def model_label(record: Record) -> str:
+    """The model's name, or that of its folder or hub id where these are not the named model's own weights."""
+    return _models(record)[0]
 
 
 def _base(record: Record) -> tuple:
@@ -93,9 +108,8 @@ def _is_path(source: str) -> bool:
     return source.startswith(("/", ".", "~")) or source.count("/") > 1 or "\\" in source
 
 
-def _labels(members: dict, candidates) -> dict:
-    """{key: the first of its candidates that no other key has}; numbered where all are taken."""
-    options = {key: candidates(records[0]) for key, records in members.items()}
+def _distinct(options: dict[tuple, list[str]]) -> dict[tuple, str]:
+    """{key: the first of its options that no other key has}; numbered where all are taken."""
     chosen = dict.fromkeys(options, 0)
     while True:
         labels = {key: options[key][chosen[key]] for key in options}

@@ -9,6 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rowsft.report.rows import Row, Table
+from rowsft.report.settings import differing
 from rowsft.store import Record
 
 IMPORTANCE = "method.importance"
@@ -64,12 +65,21 @@ def share(one: Selection, other: Selection) -> float:
 
 
 def _groups(table: Table) -> dict[str, list[Row]]:
-    """Rows that differ in the metric alone, with at least two metrics."""
+    """Rows that differ in the metric alone, with at least two metrics.
+
+    A setting that a metric does not use (l2 reads no calibration batches) is not one that it differs in.
+    """
+    rows = [row for row in table.rows if IMPORTANCE in row.settings]
+    everywhere = set.intersection(*(set(row.settings) for row in rows)) if rows else set()
+    optional = [key for key in differing(row.settings for row in rows) if key not in everywhere]
     groups: dict[str, list[Row]] = {}
-    for row in table.rows:
-        if IMPORTANCE in row.settings:
-            kept = {key: value for key, value in row.settings.items() if key != IMPORTANCE}
-            groups.setdefault(json.dumps(kept, sort_keys=True), []).append(row)
+    # Rows that have all of these settings make the groups, and the others join those that they fit in.
+    for row in sorted(rows, key=lambda row: not row.settings.keys() >= set(optional)):
+        mine = {key: row.settings[key] for key in (*everywhere, *optional) if key in row.settings and key != IMPORTANCE}
+        whole = row.settings.keys() >= set(optional)
+        fitting = [] if whole else [key for key in groups if mine.items() <= json.loads(key).items()]
+        for key in fitting or [json.dumps(mine, sort_keys=True)]:
+            groups.setdefault(key, []).append(row)
     return {group: rows for group, rows in groups.items() if len(rows) > 1}
 
 

@@ -52,8 +52,11 @@ def without_seeds(settings: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in settings.items() if key.rsplit(".", 1)[-1] != "seed"}
 
 
-def differing(all_settings: Iterable[Mapping[str, object]]) -> list[str]:
-    """The keys whose values are not the same everywhere, absent ones counted as null; sorted."""
+def differing(all_settings: Iterable[Mapping[str, object]], absent: bool = False) -> list[str]:
+    """The keys of which there are several values, sorted.
+
+    absent: whether not to have a setting is a value too. Otherwise it belongs to all: full fine-tuning has no budget.
+    """
     seen: dict[str, set[str]] = {}
     count: dict[str, int] = {}
     total = 0
@@ -62,7 +65,8 @@ def differing(all_settings: Iterable[Mapping[str, object]]) -> list[str]:
         for key, value in settings.items():
             seen.setdefault(key, set()).add(text_of(value))
             count[key] = count.get(key, 0) + 1
-    return sorted(key for key, values in seen.items() if len(values | ({"null"} if count[key] < total else set())) > 1)
+    null = {"null"} if absent else set()
+    return sorted(key for key, values in seen.items() if len(values | (null if count[key] < total else set())) > 1)
 
 
 def text_of(value: object) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
+from rowsft.meeting import is_met
 from rowsft.report.groups import compared
 from rowsft.report.settings import (
     DIALS,
@@ -19,8 +20,6 @@ from rowsft.report.settings import (
 
 #: Stands for the budget in a table where a method was given its own size: how many parameters were asked for.
 SIZE = "parameters"
-#: Two numbers of parameters are one budget within this share: see docs/comparison.md.
-BUDGET_TOLERANCE = 0.01
 
 
 def conditions(rows: Sequence) -> dict[int, dict[str, object]]:
@@ -56,7 +55,7 @@ def _clusters(sizes: Iterable[int]) -> dict[int, int]:
     """{number of parameters: the least of those that count as the same budget}."""
     found, least = {}, None
     for size in sorted(set(sizes)):
-        if least is None or size > least * (1 + BUDGET_TOLERANCE):
+        if least is None or not is_met(least, size):
             least = size
         found[size] = least
     return found
@@ -129,8 +128,14 @@ def variants(rows: list) -> dict[int, str]:
     for row in rows:
         by_method.setdefault(row.method, []).append(row)
     for members in by_method.values():
-        keys = [key for key in differing(row.settings for row in members) if key not in WATCHING]
-        names = short_names(keys)
-        for row in members:
-            found[id(row)] = ", ".join(f"{names[key]}={row.settings.get(key)}" for key in keys)
+        all_settings = [row.settings for row in members]
+        found |= _told(members, differing(all_settings))
+        if len({found[id(row)] for row in members}) < len(members):
+            # What only some of them have tells them apart.
+            found |= _told(members, differing(all_settings, absent=True))
     return found
+
+
+def _told(rows: list, keys: list[str]) -> dict[int, str]:
+    names = short_names(key for key in keys if key not in WATCHING)
+    return {id(row): ", ".join(f"{name}={row.settings.get(key)}" for key, name in names.items()) for row in rows}

@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from baselines.dora import Dora
 from baselines.full import Full
 from baselines.lora import Lora
+from baselines.shira import Shira
 from rowsft.budget import Budget, Unit, fit, proportional, row_units
 from rowsft.errors import UserError
 from rowsft.row_sft import RowSFT
@@ -172,6 +173,37 @@ def test_a_budget_over_everything_is_refused_or_clipped():
 def test_a_budget_below_one_row_is_refused(method):
     with pytest.raises(UserError, match=r"budget\.params=10 allows 10 parameters, less than"):
         method.solve(Budget(params=10), tiny_llama(), Targets())
+
+
+@pytest.mark.parametrize("method", [RowSFT(), Lora(), Dora(), Shira()])
+def test_a_budget_missed_by_more_than_one_percent_is_said_alike_by_every_method(method, caplog):
+    """One row of the smallest layer and 40 % more: nothing comes near."""
+    units = method_units(method, tiny_llama())
+    asked = round(1.4 * sum(unit.total(1) for unit in units.values()))
+    step = min(unit.cost for unit in units.values())
+    knobs = method.solve(Budget(params=asked), tiny_llama(), Targets())
+    missed = 1 - knobs.achieved / asked
+    assert knobs.achieved <= asked and (missed > 0.01 or step < 0.01 * asked)
+    assert len(caplog.messages) == (missed > 0.01)
+    for message in caplog.messages:
+        assert message.startswith(
+            f"budget.params={asked} asks for {asked:,} trainable parameters; method={method.name}"
+        )
+        assert f"(-{100 * missed:.1f} %)" in message and f"budget.params={knobs.achieved} asks every method" in message
+    again = method.solve(Budget(params=knobs.achieved), tiny_llama(), Targets())
+    assert (again.asked, again.achieved) == (knobs.achieved, knobs.achieved), "the fix that the warning names"
+    assert len(caplog.messages) <= 1
+
+
+def method_units(method, model):
+    layers = eligible_layers(model, Targets())
+    return row_units(layers) if isinstance(method, RowSFT) else method.units(layers)
+
+
+def test_a_budget_met_within_one_percent_is_met_in_silence(minilm, caplog):
+    for method in (RowSFT(), Lora(), Dora()):
+        method.solve(Budget(), minilm, Targets())
+    assert caplog.messages == []
 
 
 def test_ratio_zero_trains_nothing_and_says_so():

@@ -1,5 +1,7 @@
 """What is compared with what: tables of planted sweeps, with the right answers written out by hand."""
 
+import shutil
+
 import pytest
 from report_factory import config, finish, outcomes, status
 
@@ -84,13 +86,16 @@ def test_a_budget_without_lora_has_a_dash(budgets):
 
 
 def test_methods_without_a_budget_count_once_a_seed_however_often_they_ran(budgets):
-    """Older versions ran them once per budget."""
-    for seed in (1, 2):
-        for rows in (2, 16):
-            plant(budgets, "full", 80 + seed, seed, 400, budget={"rows": rows})
+    """Older versions ran them once per budget, under ids of their own."""
+    full = [record for record in budgets.runs() if record.config["method"]["name"] == "full"]
+    for number, record in enumerate(full):
+        again = budgets.root / f"00000000000{number}"
+        shutil.copytree(record.folder, again)
+        text = (again / "record.json").read_text().replace(record.id, again.name)
+        (again / "record.json").write_text(text)
     section, found = table_of(budgets)
     (line,) = [line for line in section.lines if line["method"] == "full"]
-    assert line["seeds"] == 2 and len(found) == 5 and len(section.table.records) == 14
+    assert line["seeds"] == 2 and len(found) == 5 and len(section.table.records) == 12
 
 
 def test_only_equal_seeds_are_paired(tmp_path):
@@ -276,3 +281,27 @@ def test_a_condition_that_each_method_has_its_own_value_of_breaks_the_contract(t
     section, found = table_of(store)
     assert found["row-SFT"] == (None, None, None)
     assert status(section, "data_order").status == "not met"
+
+
+def test_a_setting_that_a_method_does_not_have_is_no_difference(tmp_path):
+    """Full fine-tuning has no budget, LoRA reads no calibration batches: neither was swept."""
+    store = Store(tmp_path)
+    trainer = config()["trainer"] | {"learning_rate": 1e-3, "calibration_batches": 10}
+    row_sft = own("row_sft") | {"_target_": "rowsft.row_sft.RowSFT", "importance": "taylor", "draws": 256}
+    plant(store, row_sft, 60, trainer=trainer, rows=2)
+    plant(store, own("lora") | {"_target_": "baselines.lora.Lora"}, 60, trainer=trainer, rows=2)
+    plant(store, own("full") | {"_target_": "baselines.full.Full"}, 60, trainer=trainer)
+    section, found = table_of(store)
+    assert [line["differs_in"] for line in section.lines] == ["", "", ""]
+    assert found == {"row-SFT": (1.0, 0.0, 0.0), "LoRA": (1.0, None, 0.0), "full fine-tuning": (1.0, 0.0, None)}
+    assert "of the same" not in tables.markdown(section)
+
+
+def test_settings_that_only_some_metrics_have_are_not_in_their_names(tmp_path):
+    store = Store(tmp_path)
+    trainer = config()["trainer"] | {"learning_rate": 1e-3, "calibration_batches": 10}
+    for importance in ("l2", "zo_taylor"):
+        method = {"_target_": "rowsft.row_sft.RowSFT", "name": "row_sft", "importance": importance, "draws": 256}
+        plant(store, method, 60, trainer=trainer, rows=2)
+    section, found = table_of(store)
+    assert list(found) == ["row-SFT (importance=l2)", "row-SFT (importance=zo_taylor)"]
