@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +26,7 @@ from rowsft import assets
 from rowsft.errors import UserError
 from rowsft.reach import without_waiting
 from rowsft.selection import Targets
+from rowsft.store.attempt import state_of
 
 Head = Literal["causal_lm", "sequence_classification"]
 _CLASSES = {"causal_lm": AutoModelForCausalLM, "sequence_classification": AutoModelForSequenceClassification}
@@ -205,8 +205,11 @@ def _readable(source: str):
         yield
     except UserError:
         raise
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        first = " ".join(str(error).split())[:200]
+    except Exception as error:
+        if state_of(error) == "oom":
+            raise
+        # A folder's files may hold anything; KeyError, TypeError and the tokenizers' own bare Exception come up, too.
+        first = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if source.startswith("package:") or Path(source).expanduser().is_dir():
             raise UserError(f"model.source={source}: cannot be loaded ({first}); check the folder's files") from error
         if isinstance(error, ImportError) or "sentencepiece" in str(error) or "tiktoken" in str(error):
