@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rowsft import typed
 from rowsft.errors import UserError, shortened
 from rowsft.instantiating import check_added
-from rowsft.overrides import check_choice, kept_as_text, parse_override
+from rowsft.overrides import UNREADABLE, check_choice, kept_as_text, parse_override
 from rowsft.settings import check_settings
 from rowsft.store.ignored import check_rules
 
@@ -56,9 +56,11 @@ def sweep(overrides: list[str]) -> list[int]:
     overrides = quoted(overrides)
     with _open_hydra() as hydra, _said_in_one_line(overrides):
         check_names(hydra, overrides)
+        shared = hydra.compose_config("config", overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
         try:
-            # Hydra writes the sweep's command beside the runs before the first job starts.
-            batches = hydra.multirun("config", lambda _: None, overrides, with_log_configuration=False)
+            # Hydra writes the sweep's command beside the runs before it looks at the jobs.
+            with _put_back(Path(shared.hydra.sweep.dir) / "multirun.yaml"):
+                batches = hydra.multirun("config", lambda _: None, overrides, with_log_configuration=False)
         except OSError as error:
             raise UserError(f"store: the sweep cannot write there ({error}); choose another, store=FOLDER") from error
     # Hydra's own sweeper returns a list of batches; others (Optuna's, say) return nothing: their launcher has reported.
@@ -101,7 +103,7 @@ def swept_values(setting: str) -> tuple[str, list[str]]:
     parser = OverridesParser.create()
     try:
         override = parser.parse_override(*quoted([setting]))
-    except HydraException:
+    except UNREADABLE:
         return "", []
     if override.is_sweep_override():
         return override.key_or_group, list(override.sweep_string_iterator())
@@ -111,7 +113,7 @@ def swept_values(setting: str) -> tuple[str, list[str]]:
 def _parses(parser: OverridesParser, text: str) -> bool:
     try:
         parser.parse_override(text)
-    except (HydraException, RecursionError):
+    except UNREADABLE:
         return False
     return True
 
@@ -170,6 +172,24 @@ def _said_in_one_line(overrides: list[str]) -> Iterator[None]:
         if blamed and not any(text.partition("=")[0].lstrip("+~") in said for text in blamed):
             said = f"{said}; look at {shortened(' '.join(blamed), 200)}"
         raise UserError(said) from error
+
+
+@contextmanager
+def _put_back(file: Path) -> Iterator[None]:
+    """Leave `file` and its folder as they were where the block refuses what it was given: no job has started then."""
+    content = file.read_bytes() if file.is_file() else None
+    made = next((folder for folder in reversed(file.parents) if not folder.exists()), None)
+    try:
+        yield
+    except UserError:
+        if content is not None:
+            file.write_bytes(content)
+        elif file.is_file():
+            file.unlink()
+            for folder in file.parents:
+                if made is not None and folder.is_relative_to(made) and not any(folder.iterdir()):
+                    folder.rmdir()
+        raise
 
 
 @contextmanager

@@ -73,6 +73,8 @@ def load(
         if commit:
             options["revision"] = commit
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        # Settings that cannot be (a length that is no number) show at the first text.
+        tokenizer("a")
     _check_kind(source, config)
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         raise UserError(
@@ -82,7 +84,7 @@ def load(
     if head == "sequence_classification":
         config.num_labels = num_labels
         config.problem_type = problem_type
-    with _readable(source), _own_random_stream(seed), _no_load_report(), _attention(model_cfg):
+    with _readable(source), _own_random_stream(seed), _attention(model_cfg):
         model, loading = _CLASSES[head].from_pretrained(
             place,
             config=config,
@@ -202,7 +204,9 @@ def _resolve(source: str, model_cfg: Mapping[str, Any]) -> tuple[str, dict[str, 
 def _readable(source: str):
     """Turn what transformers raises for gated, missing or unreachable repositories into one UserError."""
     try:
-        yield
+        # What it warns of beforehand is in the error, or concerns its own callers.
+        with _no_load_report():
+            yield
     except UserError:
         raise
     except Exception as error:
@@ -307,7 +311,7 @@ def _own_random_stream(seed: int):
 
 @contextmanager
 def _no_load_report():
-    # transformers' table of missing weights: they are checked below and recorded as facts.
+    # Its warnings, and its table of missing weights: those are checked below and recorded as facts.
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -13,6 +13,8 @@ from rowsft.errors import UserError, shortened
 from rowsft.settings import ModelSettings, RootSettings, TrainerSettings
 from rowsft.typed import fits
 
+# What Hydra's parser raises for text that it cannot read; ValueError for integers of thousands of digits.
+UNREADABLE = (HydraException, RecursionError, ValueError)
 # Groups of which files may be laid one over another; every other group is one file.
 _LAYERED = ("experiment", "debug")
 _KEY = re.compile(r"[~+]{0,2}[\w.\-/@]+")
@@ -33,7 +35,7 @@ def parse_override(parser: OverridesParser, text: str) -> Override:
         return parser.parse_overrides([text])[0]
     except RecursionError as error:
         raise UserError(f"{shortened(text)}: nested too deep; expected a flat list or mapping") from error
-    except HydraException as error:
+    except (HydraException, ValueError) as error:
         reason = " ".join(str(error).split())
         key, sign, value = text.partition("=")
         if not sign or not _KEY.fullmatch(key):
@@ -92,13 +94,13 @@ def text_keys() -> frozenset[str]:
 def _is_number_or_bool(parser: OverridesParser, bare: str) -> bool:
     try:
         return isinstance(parser.parse_override(f"key={bare}").value(), bool | int | float)
-    except (HydraException, RecursionError):
+    except UNREADABLE:
         return False
 
 
 def _readable(parser: OverridesParser, text: str) -> bool:
     try:
         parser.parse_override(text)
-    except (HydraException, RecursionError):
+    except UNREADABLE:
         return False
     return True

@@ -49,7 +49,13 @@ def unknown(key: str, known: Iterable[str], group: str, page: str) -> UserError:
 
 def check(key: str, value: Any, hint: Any, page: str) -> None:
     """Raise UserError unless `value` is of the type that `hint` says. A bool is no number; nan and inf are none."""
-    if not fits(value, hint):
+    if fits(value, hint):
+        return
+    inner = next((found for one in _kinds(hint) if (found := _mapping_to(one)) is not None), None)
+    if isinstance(value, Mapping) and inner is not None:
+        for name, item in value.items():
+            check(f"{key}.{name}", item, inner, page)
+    else:
         size = " within 64 bits" if isinstance(value, int) and abs(value) > LARGEST else ""
         raise UserError(f"{key}={_shown(value)}: expected {described(hint)}{size}; see {page}")
 
@@ -82,7 +88,9 @@ def described(hint: Any) -> str:
     """A hint in words: "a whole number or null"."""
     kind, inner = typing.get_origin(hint), typing.get_args(hint)
     if kind in (typing.Union, types.UnionType):
-        return " or ".join(described(one) for one in inner)
+        # null is said last, and once.
+        words = dict.fromkeys(described(one) for one in sorted(inner, key=lambda one: one is type(None)))
+        return " or ".join(words)
     if kind is typing.Literal:
         return " or ".join(map(str, inner))
     if (kind or hint) in (list, tuple, Sequence):
@@ -100,8 +108,20 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _is_float(hint: Any, value: Any) -> bool:
     """Whether an integer stands where a float is meant."""
-    kinds = typing.get_args(hint) or (hint,)
+    kinds = _kinds(hint)
     return isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; of any other hint itself alone."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def _mapping_to(hint: Any) -> Any:
+    """What the values of a mapping must be; None where the hint is no mapping or does not say."""
+    inner = typing.get_args(hint)
+    return inner[1] if typing.get_origin(hint) in (dict, Mapping) and len(inner) == 2 else None
 
 
 def _full(group: str, key: str) -> str:
