@@ -6,10 +6,10 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rowsft import interrupt
-from rowsft.errors import RunHeld, UserError
+from rowsft.errors import RunHeld, UserError, one_line, shortened
 
 if TYPE_CHECKING:
     from rowsft.identity import RunPlan
@@ -73,7 +73,7 @@ def _guarded(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
     except UserError as error:
-        print(f"rowsft: error: {error}", file=sys.stderr)
+        print(f"rowsft: error: {one_line(str(error))}", file=sys.stderr)
         return HELD if isinstance(error, RunHeld) else 2
     except KeyboardInterrupt:
         print("rowsft: interrupted; finished runs are untouched", file=sys.stderr)
@@ -82,9 +82,17 @@ def _guarded(arguments: list[str]) -> int:
         # The reader (head, less) has seen enough; keep Python from complaining once more at shutdown.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # A path that a user named and the system refuses: too long, no permission, a file where a folder is meant.
+        print(f"rowsft: error: {one_line(str(error))}; check the paths of the command", file=sys.stderr)
+        return 2
 
 
 def _dispatch(arguments: list[str]) -> int:
+    for argument in arguments:
+        # Bytes of another encoding reach Python as halves of characters, which no record and no terminal can hold.
+        if not argument.isascii() and argument.encode("utf-8", "ignore").decode() != argument:
+            raise UserError(f"{shortened(argument)}: not valid UTF-8; type it again in a UTF-8 terminal")
     parsed = _parsed(_parser(_group_help() if {"-h", "--help"} & set(arguments) else None), arguments)
     commands = {
         "run": _run,
@@ -110,9 +118,16 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.N
     return parsed
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others are; the commands' own parsers are of this class too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 def _parser(groups: str | None) -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="rowsft",
         formatter_class=raw,
         epilog=EPILOG,
@@ -343,9 +358,12 @@ def _runs(parsed: argparse.Namespace) -> int:
 
     from rowsft.report import listing
     from rowsft.store import Store
+    from rowsft.store.files import explained
 
     store = Store(parsed.store)
-    if not parsed.store.is_dir():
+    with explained(parsed.store):
+        is_folder = parsed.store.is_dir()
+    if not is_folder:
         raise UserError(f"--store {parsed.store}: no such folder; give one that runs were recorded in")
     if parsed.experiment and parsed.experiment not in (known := store.experiments()):
         text = ", ".join(known) or "none"

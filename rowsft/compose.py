@@ -18,8 +18,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rowsft.errors import UserError
-from rowsft.experiment_names import as_text, check_experiment_name
+from rowsft import typed
+from rowsft.errors import UserError, shortened
+from rowsft.instantiating import check_added
+from rowsft.overrides import UNREADABLE, check_choice, kept_as_text, parse_override
+from rowsft.settings import check_settings
 from rowsft.store.ignored import check_rules
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
@@ -31,35 +34,33 @@ _base_configs: dict[tuple[str, ...], DictConfig] = {}
 def compose(overrides: list[str]) -> DictConfig:
     """Compose conf/config.yaml with `overrides` and resolve it. Raises UserError for a wrong group, name or key."""
     overrides = quoted(overrides)
-    with _open_hydra() as hydra:
-        check_names(hydra, overrides)
-        try:
-            config = hydra.compose_config("config", overrides, run_mode=RunMode.RUN, with_log_configuration=False)
-            config = config.copy()
-            OmegaConf.set_struct(config, False)
-            del config["hydra"]
-            _use_tuned_learning_rate(config, overrides)
-            OmegaConf.resolve(config)
-            declare_ignored(config)
-            check_experiment_name(config.experiment_name)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(_one_line(error)) from error
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise UserError(f"{', '.join(missing)}: no value given; add {missing[0]}=... to the command")
+    with _open_hydra() as hydra, _said_in_one_line(overrides):
+        base = check_names(hydra, overrides)
+        config = hydra.compose_config("config", overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+        config = config.copy()
+        OmegaConf.set_struct(config, False)
+        config.pop("hydra", None)
+        _use_tuned_learning_rate(config, overrides)
+        OmegaConf.resolve(config)
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise UserError(f"{', '.join(missing)}: no value given; add {missing[0]}=... to the command")
+        declare_ignored(config)
+        check_settings(config)
+        check_added(config, base)
     return config
 
 
 def sweep(overrides: list[str]) -> list[int]:
     """Run every job that `overrides` span through Hydra's sweeper and launcher; returns the jobs' exit codes."""
     overrides = quoted(overrides)
-    with _open_hydra() as hydra:
+    with _open_hydra() as hydra, _said_in_one_line(overrides):
         check_names(hydra, overrides)
+        shared = hydra.compose_config("config", overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
         try:
-            # Hydra writes the sweep's command beside the runs before the first job starts.
-            batches = hydra.multirun("config", lambda _: None, overrides, with_log_configuration=False)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(_one_line(error)) from error
+            # Hydra writes the sweep's command beside the runs before it looks at the jobs.
+            with _put_back(Path(shared.hydra.sweep.dir) / "multirun.yaml"):
+                batches = hydra.multirun("config", lambda _: None, overrides, with_log_configuration=False)
         except OSError as error:
             raise UserError(f"store: the sweep cannot write there ({error}); choose another, store=FOLDER") from error
     # Hydra's own sweeper returns a list of batches; others (Optuna's, say) return nothing: their launcher has reported.
@@ -93,7 +94,8 @@ def quoted(overrides: list[str]) -> list[str]:
     Each part of a comma list is taken by itself. What Hydra reads as it stands stays as it stands.
     """
     parser = OverridesParser.create()
-    return [as_text(parser, text) if _parses(parser, text) else _with_quotes(parser, text) for text in overrides]
+    fixed = [text if _parses(parser, text) else _with_quotes(parser, text) for text in overrides]
+    return [kept_as_text(parser, text) for text in fixed]
 
 
 def swept_values(setting: str) -> tuple[str, list[str]]:
@@ -101,7 +103,7 @@ def swept_values(setting: str) -> tuple[str, list[str]]:
     parser = OverridesParser.create()
     try:
         override = parser.parse_override(*quoted([setting]))
-    except HydraException:
+    except UNREADABLE:
         return "", []
     if override.is_sweep_override():
         return override.key_or_group, list(override.sweep_string_iterator())
@@ -111,7 +113,7 @@ def swept_values(setting: str) -> tuple[str, list[str]]:
 def _parses(parser: OverridesParser, text: str) -> bool:
     try:
         parser.parse_override(text)
-    except HydraException:
+    except UNREADABLE:
         return False
     return True
 
@@ -126,16 +128,17 @@ def _with_quotes(parser: OverridesParser, text: str) -> str:
     return f"{key}={fixed}" if _parses(parser, f"{key}={fixed}") else text
 
 
-def check_names(hydra: Hydra, overrides: list[str]) -> None:
-    """Raise UserError for the first override that names an unknown group, option or key."""
+def check_names(hydra: Hydra, overrides: list[str]) -> DictConfig | None:
+    """Raise UserError for the first override that names an unknown group, option or key.
+
+    Returns what the group choices alone give, None where they do not go together.
+    """
     parser = OverridesParser.create(config_loader=hydra.config_loader)
-    try:
-        parsed = [parser.parse_override(text) for text in overrides]
-    except HydraException as error:
-        raise UserError(_one_line(error)) from error
+    parsed = [parse_override(parser, text) for text in overrides]
     groups = _groups(hydra)
     choices = [override for override in parsed if override.key_or_group in groups]
     for override in choices:
+        check_choice(override)
         for name in _names(override):
             known = _options(hydra, override.key_or_group)
             if name not in known:
@@ -146,6 +149,47 @@ def check_names(hydra: Hydra, overrides: list[str]) -> None:
     for override in parsed:
         if override not in choices and not override.is_add() and not override.is_force_add() and base is not None:
             _check_key(override.key_or_group, base, groups)
+    return base
+
+
+@contextmanager
+def _said_in_one_line(overrides: list[str]) -> Iterator[None]:
+    """Turn whatever composing raises into one line: it reads nothing but what the user gave.
+
+    Hydra and OmegaConf raise TypeError, ValueError, AttributeError and RecursionError for some of it.
+    """
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except RecursionError as error:
+        longest = shortened(max(overrides, key=len, default=""))
+        raise UserError(f"{longest}: nested too deep, or a value that refers to itself; write it flat") from error
+    except Exception as error:
+        said = _one_line(error)
+        # OmegaConf knows the key that could not be worked out, not the override that is to blame.
+        blamed = [text for text in overrides if "${" in text] or overrides
+        if blamed and not any(text.partition("=")[0].lstrip("+~") in said for text in blamed):
+            said = f"{said}; look at {shortened(' '.join(blamed), 200)}"
+        raise UserError(said) from error
+
+
+@contextmanager
+def _put_back(file: Path) -> Iterator[None]:
+    """Leave `file` and its folder as they were where the block refuses what it was given: no job has started then."""
+    content = file.read_bytes() if file.is_file() else None
+    made = next((folder for folder in reversed(file.parents) if not folder.exists()), None)
+    try:
+        yield
+    except UserError:
+        if content is not None:
+            file.write_bytes(content)
+        elif file.is_file():
+            file.unlink()
+            for folder in file.parents:
+                if made is not None and folder.is_relative_to(made) and not any(folder.iterdir()):
+                    folder.rmdir()
+        raise
 
 
 @contextmanager
@@ -189,7 +233,7 @@ def _names(override: Override) -> list[str]:
 
 def _base_config(hydra: Hydra, choices: list[Override]) -> DictConfig | None:
     """The configuration that the group choices alone give (of a swept choice, the first), to look keys up in."""
-    single = tuple(f"{choice.key_or_group}={_names(choice)[0]}" for choice in choices if _names(choice))
+    single = tuple(f"{choice.key_or_group}={_first(choice)}" for choice in choices if _names(choice))
     if single not in _base_configs:
         try:
             _base_configs[single] = hydra.compose_config(
@@ -198,6 +242,11 @@ def _base_config(hydra: Hydra, choices: list[Override]) -> DictConfig | None:
         except (HydraException, OmegaConfBaseException):
             return None
     return _base_configs[single]
+
+
+def _first(choice: Override) -> str:
+    """What a choice takes; of a swept one, the first."""
+    return _names(choice)[0] if choice.is_sweep_override() else choice.get_value_element_as_str()
 
 
 def _check_key(key: str, base: DictConfig, groups: list[str]) -> None:
@@ -226,14 +275,24 @@ def _use_tuned_learning_rate(config: DictConfig, overrides: list[str]) -> None:
 
     The table itself is dropped: what was tuned for another method is no part of this run.
     """
-    table = config.pop("tuned")
+    table = config.pop("tuned", None)
     said = any(text.lstrip("+").startswith("trainer.learning_rate=") for text in overrides)
-    if table is not None and not said and config.method.name in table.learning_rate:
-        config.trainer.learning_rate = table.learning_rate[config.method.name]
+    if table is None:
+        return
+    rates = table.get("learning_rate") if isinstance(table, DictConfig) and set(table) == {"learning_rate"} else None
+    if not isinstance(rates, DictConfig):
+        raise UserError(f"tuned={shortened(table)}: expected {{learning_rate: {{<method>: <rate>, ...}}}} or null")
+    for name, rate in rates.items():
+        typed.check(f"tuned.learning_rate.{name}", rate, float, "conf/config.yaml")
+    name = config.get("method", {}).get("name")
+    if not said and name in rates:
+        config.trainer.learning_rate = rates[name]
 
 
 def declare_ignored(config: DictConfig) -> None:
     """Move what the method says it ignores to the top level: it concerns the run's identity, not the method's class."""
+    if "ignores" in config:
+        raise UserError("ignores: nothing reads this key; a method says what it ignores in method.ignores")
     rules = config.method.pop("ignores", None) if isinstance(config.get("method"), DictConfig) else None
     config.ignores = (
         [] if rules is None else check_rules(OmegaConf.to_container(rules) if OmegaConf.is_config(rules) else rules)

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rowsft.compose import composed_unresolved, group_names, quoted
 from rowsft.errors import UserError
-from rowsft.experiment_names import check_experiment_name
+from rowsft.settings import check_settings
 
 _REFERENCE = re.compile(r"\$\{([a-z_][\w]*(?:\.[a-z_]\w*)*)\}", re.IGNORECASE)
 
@@ -41,7 +41,7 @@ class ManyComposer:
         """The resolved configuration as plain data, as `rowsft.compose.compose` gives it, key order aside.
 
         None where only Hydra can tell, and where it is wrong: `rowsft.compose.compose` then gives it or says why.
-        The values are not checked (compose does).
+        Its settings are checked; where they are wrong, compose says what is.
         """
         parsed = [self._parsed(text) for text in overrides]
         if any(found is None for found in parsed):
@@ -129,7 +129,7 @@ class _Template:
                     raise _Beyond
                 holder[path[-1]] = found
         config["ignores"] = _at(config, ["method"]).pop("ignores", None) or []
-        check_experiment_name(config.get("experiment_name"))
+        check_settings(config)
         return config
 
     @staticmethod

@@ -15,6 +15,15 @@ class RunHeld(UserError):
     """Another process works on the run at this moment; it may be done a little later."""
 
 
+def one_line(text: str, most: int = 4000) -> str:
+    """A message as one line of printable characters: others are shown escaped, the middle of an endless one left out.
+
+    A message repeats what the user gave, and that may hold line ends and control sequences of terminals.
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return shown if len(shown) <= most else f"{shown[: most - 200]} … {shown[-150:]}"
+
+
 def shortened(value: object, most: int = 60) -> str:
     """A value as it stands in such a message: on one line, of more than `most` characters the middle left out."""
     text = " ".join(str(value).split())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from rowsft.errors import UserError, shortened
 from rowsft.store.files import sha256
 from rowsft.store.places import Places
 
@@ -40,9 +41,13 @@ def plan_run(config: DictConfig | dict, places: Places | None = None) -> RunPlan
 
 def _model_revision(model: dict) -> str:
     source = str(model["source"])
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return _folder_fingerprint(folder)
+    try:
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            return _folder_fingerprint(folder)
+    except (OSError, RuntimeError, ValueError) as error:
+        # A name too long for a file, the home of nobody, a folder that may not be read.
+        raise UserError(f"model.source={shortened(source)}: cannot be looked at ({error}); check the path") from error
     return str(model.get("revision") or source)
 
 
@@ -51,7 +56,7 @@ def _data_revisions(task: dict) -> dict[str, str]:
     found = {}
     for key, value in sorted(_leaves(task)):
         if isinstance(value, str) and value and _may_be_path(key, value):
-            digest = _digest(Path(value).expanduser(), folders=key.rsplit(".", 1)[-1].endswith("path"))
+            digest = _digest(value, folders=key.rsplit(".", 1)[-1].endswith("path"))
             if digest:
                 found[key] = digest
     return found
@@ -62,14 +67,16 @@ def _may_be_path(key: str, value: str) -> bool:
     return key.rsplit(".", 1)[-1].endswith(("path", "file", "files")) or os.sep in value or "." in value
 
 
-def _digest(path: Path, folders: bool) -> str | None:
+def _digest(text: str, folders: bool) -> str | None:
     try:
+        path = Path(text).expanduser()
         if path.is_file():
             facts = path.stat()
             return _content(path, facts.st_size, facts.st_mtime_ns, facts.st_ino)
         return sha256(path) if folders and path.is_dir() else None
-    except (OSError, ValueError):
-        # A prompt template, say: longer than any file name. A file that may not be read is told of by its reader.
+    except (OSError, RuntimeError, ValueError):
+        # A prompt template, say: longer than any file name, or the home of nobody. A file that may not be read is told
+        # of by its reader.
         return None
 
 

@@ -88,7 +88,7 @@ def run(plan: RunPlan, settings: TrainerSettings, rerun: bool, say: Callable[[st
     """Run what `plan` describes, or return the recorded outcome if it was done before and `rerun` is false.
 
     A run that fails, runs out of memory or is interrupted leaves a record that says so; the outcome carries its state.
-    Bad input is raised as UserError: in the settings or the data it leaves no trace in the store, later a failure.
+    Bad input is raised as UserError: before training it leaves no trace in the store, later a failure.
     """
     parts = _build(plan)
     clock = measure.PhaseClock(training.device_of(settings))
@@ -106,10 +106,14 @@ def run(plan: RunPlan, settings: TrainerSettings, rerun: bool, say: Callable[[st
         try:
             _perform(job)
         except BaseException as error:
+            mistake = bad_input(error)
+            if mistake is not None and job.trainer is None:
+                # Nothing was trained: a mistake in settings, data or model folder is no result to keep.
+                folder.withdraw()
+                raise mistake from error
             state = _close(job, error)
             if not isinstance(error, Exception):
                 raise
-            mistake = bad_input(error)
             if mistake is not None:
                 raise mistake from error
             return Outcome(plan.run_id, folder.path, state, {}, f"{type(error).__name__}: {error}")

@@ -6,13 +6,14 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, get_type_hints
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 import baselines
+from rowsft import typed
 from rowsft.budget import Budget, Dial, Unit, check_dial, fit, proportional, row_units, uniform
 from rowsft.errors import UserError
 from rowsft.meeting import check_met
@@ -80,10 +81,12 @@ def like_parameters(like: Mapping, source: str, clip: bool, model: nn.Module, ta
     """
     settings = dict(like)
     chosen = method_class(settings.pop("method"))
+    hints = get_type_hints(chosen)
     known = [item.name for item in fields(chosen) if item.init and item.name != "name"]
     for key in settings:
         if key not in known:
             raise UserError(f"{source}: {key} is no setting of {chosen.name}; use some of {', '.join(known)}")
+        typed.check(f"{source}: {key}", settings[key], hints[key], f"conf/method/{chosen.name}.yaml")
     if chosen.sizes and all(settings.get(size) is None for size in chosen.sizes):
         raise UserError(f"{source}: no size is given; add {' or '.join(chosen.sizes)}")
     return chosen(**settings).solve(Budget(clip=clip), model, targets).achieved

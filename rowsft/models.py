@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +26,7 @@ from rowsft import assets
 from rowsft.errors import UserError
 from rowsft.reach import without_waiting
 from rowsft.selection import Targets
+from rowsft.store.attempt import state_of
 from rowsft.tuner.quantised import keep_layout
 
 Head = Literal["causal_lm", "sequence_classification"]
@@ -74,6 +74,8 @@ def load(
         if commit:
             options["revision"] = commit
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        # Settings that cannot be (a length that is no number) show at the first text.
+        tokenizer("a")
     _check_kind(source, config)
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         raise UserError(
@@ -83,7 +85,7 @@ def load(
     if head == "sequence_classification":
         config.num_labels = num_labels
         config.problem_type = problem_type
-    with _readable(source), _own_random_stream(seed), _no_load_report(), _attention(model_cfg):
+    with _readable(source), _own_random_stream(seed), _attention(model_cfg):
         model, loading = _CLASSES[head].from_pretrained(
             place,
             config=config,
@@ -207,11 +209,16 @@ def _resolve(source: str, model_cfg: Mapping[str, Any]) -> tuple[str, dict[str, 
 def _readable(source: str):
     """Turn what transformers raises for gated, missing or unreachable repositories into one UserError."""
     try:
-        yield
+        # What it warns of beforehand is in the error, or concerns its own callers.
+        with _no_load_report():
+            yield
     except UserError:
         raise
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        first = " ".join(str(error).split())[:200]
+    except Exception as error:
+        if state_of(error) == "oom":
+            raise
+        # A folder's files may hold anything; KeyError, TypeError and the tokenizers' own bare Exception come up, too.
+        first = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if source.startswith("package:") or Path(source).expanduser().is_dir():
             raise UserError(f"model.source={source}: cannot be loaded ({first}); check the folder's files") from error
         if isinstance(error, ImportError) or "sentencepiece" in str(error) or "tiktoken" in str(error):
@@ -309,7 +316,7 @@ def _own_random_stream(seed: int):
 
 @contextmanager
 def _no_load_report():
-    # transformers' table of missing weights: they are checked below and recorded as facts.
+    # Its warnings, and its table of missing weights: those are checked below and recorded as facts.
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

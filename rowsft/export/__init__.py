@@ -32,9 +32,9 @@ def export(
     warning. Raises UserError for a run that is unknown, unfinished or of a method that has nothing to export, and for a
     folder that exists.
     """
+    source = find(run, store)
     out = out or Path("exports") / f"{Path(run).name}-{to}"
     _refuse_existing(out)
-    source = find(run, store)
     with _new_folder(out) as folder:
         if to == "lora":
             source.check_converts()
@@ -78,7 +78,9 @@ def _checked(source: Source) -> dict[str, Tensor]:
 
 
 def _refuse_existing(out: Path) -> None:
-    if out.exists():
+    with explained(out):
+        exists = out.exists()
+    if exists:
         raise UserError(
             f"--out {out}: exists already, and an export overwrites nothing; remove it or name a new folder"
         )

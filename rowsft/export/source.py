@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rowsft.errors import UserError
+from rowsft.errors import UserError, shortened
 from rowsft.models import Head
 from rowsft.selection import HEAD_NAMES
 from rowsft.store import Record
@@ -57,7 +57,11 @@ def find(run: str, store: Path) -> Source:
     Raises UserError for an unknown or unfinished run, and for a method or folder without an adapter.
     """
     path = Path(run)
-    if path.is_dir() and not (path / "record.json").is_file():
+    try:
+        is_adapter = path.is_dir() and not (path / "record.json").is_file()
+    except OSError as error:
+        raise UserError(f"{shortened(run)}: cannot be looked up ({error.strerror}); give one id or folder") from error
+    if is_adapter:
         return _of_folder(path)
     return _of_run(finished_run(run, store))
 

@@ -66,9 +66,9 @@ def build(store_root: str | Path, experiment: str | None = None, out: str | Path
     from rowsft.report import plots
 
     out = Path(out)
+    found = sections(store_root, experiment)
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
-    found = sections(store_root, experiment)
     records = {record.id: record for part in found for record in part.table.records}
     light, dark = (plots.accuracy_vs_memory(found, theme) for theme in (plots.LIGHT, plots.DARK))
     files = ReportFiles(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rowsft.errors import UserError
+from rowsft.errors import UserError, shortened
 from rowsft.store import Record, Store
 
 
@@ -12,7 +12,13 @@ def find_run(run: str, store: str | Path) -> Record:
     Raises UserError for a run that is unknown or damaged, and for a beginning that several ids share.
     """
     folder = Path(run)
-    if (folder / "record.json").is_file():
+    try:
+        is_folder = (folder / "record.json").is_file()
+    except OSError as error:
+        raise UserError(
+            f"run {shortened(run)}: cannot be looked up ({error.strerror}); give one id or folder"
+        ) from error
+    if is_folder:
         # A link to a run and `.` have names of their own; a record knows its folder by its id.
         folder = folder.resolve()
         return Store(folder.parent).get(folder.name)

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -28,7 +29,9 @@ class RunFolder:
 
     def __init__(self, path: Path, config: dict | None = None):
         self.path = Path(path)
+        self._made_store = self._made_run = False
         with files.explained(self.path.parent):
+            self._made_store = not self.path.parent.exists()
             self.path.mkdir(parents=True, exist_ok=True)
         self._lock = RunLock(self.path)
         self._open: Attempt | None = None
@@ -80,6 +83,23 @@ class RunFolder:
         self._open = Attempt(self, fields)
         self._open.update(**meta)
         return self._open
+
+    def withdraw(self) -> None:
+        """Take back the open attempt, and the run if it is new: what was asked for cannot be run at all."""
+        attempt, self._open = self._open, None
+        self._raw["attempts"].remove(attempt.fields)
+        shutil.rmtree(attempt.path, ignore_errors=True)
+        if not self._made_run:
+            self._raw["state"] = self._raw["attempts"][-1]["state"] if self._raw["attempts"] else "pending"
+            self.write()
+            return
+        for name in ("record.json", "config.yaml", "lock"):
+            (self.path / name).unlink(missing_ok=True)
+        # A damaged record that was set aside stays, and so does a store that holds anything.
+        with suppress(OSError):
+            self.path.rmdir()
+            if self._made_store:
+                self.path.parent.rmdir()
 
     def add_experiment(self, name: str, notes: dict | None = None) -> None:
         """Enter the run in one more experiment, with what that experiment says of itself (`experiment_notes`)."""
@@ -142,4 +162,5 @@ class RunFolder:
         }
         self._raw = raw
         self.write()
+        self._made_run = True
         return raw
