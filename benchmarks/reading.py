@@ -1,6 +1,6 @@
 """What reading the user's data costs: CPU seconds and resident bytes from a file to checked splits.
 
-    python benchmarks/reading.py                       100,000 and 1,000,000 rows of csv, jsonl and parquet
+    python benchmarks/reading.py                       100,000 and 1,000,000 rows of every format
     python benchmarks/reading.py --rows 100000 --format csv
 
 Each measurement is a process of its own, which writes the file, imports the task and then reads: the seconds are those
@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-FORMATS = ("csv", "jsonl", "parquet")
+FORMATS = ("csv", "jsonl", "json", "parquet")
 CHUNK = 50_000
 
 
@@ -81,6 +81,10 @@ def write(path: Path, count: int) -> None:
             writer = csv.DictWriter(out, ["text", "label"])
             writer.writeheader()
             writer.writerows(rows(count))
+        elif path.suffix == ".json":
+            out.write("[")
+            out.writelines(f"{', ' if i else ''}{json.dumps(row)}" for i, row in enumerate(rows(count)))
+            out.write("]")
         else:
             out.writelines(f"{json.dumps(row)}\n" for row in rows(count))
 

@@ -120,9 +120,9 @@ def scene_of(config: DictConfig, settings: TrainerSettings, overrides: Mapping[s
 def _labels(task: Task) -> tuple[int, list[str]]:
     try:
         return task.num_labels, []
-    except UserError:
-        # The data, which know the classes, are not there yet.
-        return 2, ["two classes, since the data that would say how many are not read"]
+    except UserError as error:
+        # The data, which know the classes, are not there yet, or a run would refuse them.
+        return 2, [f"two classes, since the data that would say how many are not read: {error}"]
 
 
 def _padding(padded: bool) -> str:

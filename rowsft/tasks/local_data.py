@@ -7,19 +7,9 @@ from typing import Any
 from rowsft.errors import UserError, shortened
 from rowsft.store.files import sha256
 from rowsft.tasks import repeats
-from rowsft.tasks.reading import (
-    EXPECTED,
-    SEPARATORS,
-    Table,
-    is_file_name,
-    read_file,
-    read_folder,
-    read_hub,
-)
+from rowsft.tasks.data_settings import FILES, checked
+from rowsft.tasks.reading import EXPECTED, Table, is_file_name, read_file, read_folder, read_hub
 from rowsft.tasks.splits import NAMES, split_by_hash
-
-_FILES = ("path", "train_path", "validation_path", "test_path")
-_KEYS = (*_FILES, "separator", "config", "revision", "validation", "test", "split_seed")
 
 
 class Tables:
@@ -33,8 +23,7 @@ class Tables:
     """
 
     def __init__(self, data: Mapping[str, Any]):
-        _check(data)
-        self.data = {key: data.get(key) for key in _KEYS}
+        self.data = checked(data)
         self.files: dict[str, Path] = {}
         self.counts: dict[str, Any] = {}
         self.warnings: list[str] = []
@@ -63,18 +52,17 @@ class Tables:
     def _from_path(self, path: str, columns: list[str]) -> dict[str, Table]:
         where, folder = f"task.data.path={shortened(path, 200)}", Path(path).expanduser()
         if folder.is_dir():
-            self.files["path"] = folder
-            return _with_train(read_folder(folder, where, columns, "row"), where)
+            return _with_train(self._folder("path", folder, where, columns, "row"), where)
         if is_file_name(path):
             return {"train": self._file("path", "row", columns)}
+        self._refuse("separator")
         return read_hub(path, where, _text(self.data["config"]), _text(self.data["revision"]), columns, NAMES)
 
     def _file(self, key: str, prefix: str, columns: list[str]) -> Table:
         path = Path(str(self.data[key])).expanduser()
         where = f"task.data.{key}={shortened(path, 200)}"
         if path.is_dir():
-            self.files[key] = path
-            found = read_folder(path, where, columns, prefix)
+            found = self._folder(key, path, where, columns, prefix)
             if list(found) != ["train"]:
                 raise UserError(f"{where}: holds the splits {', '.join(found)}; give it as task.data.path")
             return found["train"]
@@ -82,8 +70,21 @@ class Tables:
             raise UserError(f"{where}: no such file; expected one with the ending {EXPECTED}")
         if not path.is_file():
             raise UserError(f"{where}: is not a regular file; expected one with the ending {EXPECTED}")
+        self._refuse("config", "revision")
         self.files[key] = path
         return read_file(path, where, columns, prefix, self.data["separator"])
+
+    def _folder(self, key: str, path: Path, where: str, columns: list[str], prefix: str) -> dict[str, Table]:
+        self._refuse("config", "revision", "separator")
+        self.files[key] = path
+        return read_folder(path, where, columns, prefix)
+
+    def _refuse(self, *keys: str) -> None:
+        """Raise UserError for settings that mean nothing for the data at hand: ignored, they would mislead."""
+        for key in keys:
+            if self.data[key] is not None:
+                kind = "a csv file" if key == "separator" else "a data set of the hub"
+                raise UserError(f"task.data.{key}={shortened(self.data[key])}: is for {kind}; set it to null")
 
     def _completed(self, given: dict[str, Table], texts: Sequence[str], keys: dict) -> dict[str, Table]:
         """The splits that are given, and the others cut off train; `keys` becomes those of the splits."""
@@ -131,7 +132,7 @@ class Tables:
 
     def facts(self) -> dict[str, Any]:
         """source and sha256 of the files that were read; the licence of the user's own data is not known here."""
-        source = {key: self.data[key] for key in _FILES if self.data[key]}
+        source = {key: self.data[key] for key in FILES if self.data[key]}
         return {
             "source": ", ".join(str(value) for value in source.values()),
             "revision": self.data["revision"],
@@ -164,36 +165,3 @@ def _with_train(found: dict[str, Table], where: str) -> dict[str, Table]:
     if "train" not in found:
         raise UserError(f"{where}: no split called train; it has {', '.join(sorted(found))}")
     return {name: table for name, table in found.items() if name in NAMES}
-
-
-def _check(data: Any) -> None:
-    if not isinstance(data, Mapping):
-        raise UserError(f"task.data={shortened(data)}: expected a mapping with the keys {', '.join(_KEYS)}")
-    for key in data:
-        if key not in _KEYS:
-            raise UserError(f"task.data.{shortened(key)}: no such key; expected {', '.join(_KEYS)}")
-    for key in (*_FILES, "config", "revision"):
-        if isinstance(data.get(key), bool | Mapping) or not isinstance(data.get(key), str | int | float | None):
-            raise UserError(f"task.data.{key}={shortened(data[key])}: expected text or null")
-    separator = data.get("separator")
-    if separator is not None and (not isinstance(separator, str) or separator not in SEPARATORS):
-        raise UserError(
-            f"task.data.separator={shortened(separator)}: expected {', '.join(SEPARATORS)}, or null for the comma"
-        )
-    seed = data.get("split_seed")
-    if isinstance(seed, bool) or not isinstance(seed, int | None):
-        raise UserError(f"task.data.split_seed={shortened(seed)}: expected a whole number")
-    shares = {name: _share(name, data.get(name)) for name in NAMES[1:]}
-    if sum(shares[name] for name in shares if not data.get(f"{name}_path")) >= 1:
-        raise UserError(
-            f"task.data.validation={data.get('validation')}, task.data.test={data.get('test')}: nothing is left to "
-            "train on; expected a sum below 1"
-        )
-
-
-def _share(name: str, value: Any) -> float:
-    if value is None:
-        return 0.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise UserError(f"task.data.{name}={shortened(value)}: expected a share between 0 and 1, or null")
-    return float(value)

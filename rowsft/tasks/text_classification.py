@@ -140,14 +140,33 @@ class TextClassification(ClassificationTask):
                 f"blanks around {self._stripped:,} labels in column {shortened(self.columns['label'])} are left out"
             )
         if self.regression:
+            warnings += [
+                f"every {split} row has the label {labels.pop()}: a correlation with it has no value"
+                for split, rows in self.splits().items()
+                if len(rows) > 1 and len(labels := {row["label"] for row in rows}) == 1
+            ]
             return {**facts, "counts": counts, "warnings": warnings}
-        alike = Counter(label.casefold() for label in self.classes)
-        same = [label for label in self.classes if alike[label.casefold()] > 1]
-        if same:
-            warnings.append(
-                f"labels that differ in case alone are classes of their own: {shortened(', '.join(same), 200)}"
-            )
+        warnings += _look_alike(self.classes)
         return {**facts, "counts": counts, "warnings": warnings, "classes": self.classes}
+
+
+def _look_alike(classes: list[str]) -> list[str]:
+    """Warnings of classes that may be meant as one."""
+    kinds = {"that differ in case alone": str.casefold, "that are the same number written differently": _value}
+    found = []
+    for what, key in kinds.items():
+        times = Counter(map(key, classes))
+        same = [label for label in classes if times[key(label)] > 1]
+        if same:
+            found.append(f"labels {what} are classes of their own: {shortened(', '.join(same), 200)}")
+    return found
+
+
+def _value(label: str) -> float | str:
+    try:
+        return number(label)
+    except ValueError:
+        return label
 
 
 def _columns(columns: Any) -> dict[str, str | None]:
@@ -195,7 +214,6 @@ def _given(labels: Any) -> list[str] | None:
 
 def _ordered(labels: set[str]) -> list[str]:
     """In order of value where all are numbers, and of characters otherwise (and among equal values)."""
-    try:
-        return sorted(labels, key=lambda label: (number(label), label))
-    except ValueError:
-        return sorted(labels)
+    if all(isinstance(_value(label), float) for label in labels):
+        return sorted(labels, key=lambda label: (_value(label), label))
+    return sorted(labels)

@@ -143,7 +143,7 @@ def test_another_separator_can_be_set(tmp_path, name, mark):
 
 def test_a_separator_is_for_csv_alone(tmp_path):
     path = written(tmp_path, "text\tlabel\n", "data.tsv")
-    assert "task.data.separator=pipe: data.tsv is not a csv file" in refused(
+    assert "task.data.separator=pipe: is for a csv file" in refused(
         classification({"path": str(path), "separator": "pipe"})
     )
 
@@ -159,3 +159,18 @@ def test_a_name_over_two_lines_stays_on_one_in_messages(tmp_path):
     path = written(tmp_path, f'"te\nxt",label\n{BODY},good\n')
     assert "line 33: no value in column te xt" in refused(classification(path, {"text": "te\nxt"}))
     assert "no column text; it has te xt, label" in refused(classification(path))
+
+
+@pytest.mark.parametrize("first", ["sep=;\n", "sep=;\r\n", '"sep=;"\n'])
+def test_a_spreadsheets_line_about_the_separator_is_no_header(tmp_path, first):
+    path = written(tmp_path, first + f"text,label\n{BODY}".replace(",", ";"))
+    task = classification({"path": str(path), "separator": "semicolon"})
+    assert by_id(task, "text")["row-0"] == ("text number 0",)
+    assert "set task.data.separator=semicolon" in refused(classification(path))
+
+
+def test_line_ends_may_be_mixed(tmp_path):
+    path = written(tmp_path, 'text,label\r\na,x\nb,y\r"c\nd",x\r\n\r\r\ne,y\nshort\n')
+    assert "line 9: expected 2" in refused(classification(path))
+    task = classification(written(tmp_path, path.read_bytes().decode().removesuffix("short\n")))
+    assert [text for (text,) in by_id(task, "text").values()] == ["a", "b", "c\nd", "e"]

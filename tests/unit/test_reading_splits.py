@@ -268,3 +268,37 @@ def test_limits_keep_the_same_rows_in_every_format(tmp_path, limit):
         classification(write(tmp_path, pairs(), kind), limits={"train": limit, "test": 2}).splits() for kind in FORMATS
     ]
     assert all(splits == found[0] for splits in found) and len(found[0]["train"]) == limit
+
+
+@pytest.mark.parametrize("key", ["validation_path", "test_path"])
+def test_a_file_of_a_split_beside_path_is_refused_and_not_ignored(key):
+    data = {"path": "all.csv", key: "more.csv"}
+    expected = f"task.data.path=all.csv, task.data.{key}=more.csv: give all rows in one file"
+    assert expected in refused(lambda: classification(data))
+
+
+@pytest.mark.parametrize("key", ["config", "revision"])
+def test_what_is_for_the_hub_is_refused_for_a_file(tmp_path, key):
+    data = {"path": write(tmp_path, pairs(), "csv"), key: "main"}
+    assert f"task.data.{key}=main: is for a data set of the hub" in refused(classification(data).splits)
+    data = {"train_path": data["path"], key: "main"}
+    assert f"task.data.{key}=main: is for a data set of the hub" in refused(classification(data).splits)
+
+
+@pytest.mark.parametrize("key", ["path", "train_path"])
+def test_a_separator_is_refused_for_a_saved_folder(tmp_path, key):
+    data = {key: write(tmp_path, pairs(), "saved"), "separator": "tab"}
+    assert "task.data.separator=tab: is for a csv file" in refused(classification(data).splits)
+
+
+def test_targets_that_are_all_equal_are_pointed_out(tmp_path):
+    train = write(tmp_path, [{"text": f"text {i}", "label": str(i)} for i in range(20)], "csv", "train")
+    test = write(tmp_path, [{"text": f"new {i}", "label": "2.50"} for i in range(5)], "csv", "test")
+    said = classification({"train_path": train, "test_path": test}, **NUMBERS).about()["warnings"]
+    assert said == ["every test row has the label 2.5: a correlation with it has no value"]
+
+
+def test_labels_that_are_equal_as_numbers_are_pointed_out(tmp_path):
+    rows = [{"text": f"text {i}", "label": ["1.1", "1.10", "2"][i % 3]} for i in range(30)]
+    said = classification(write(tmp_path, rows, "csv")).about()["warnings"]
+    assert said == ["labels that are the same number written differently are classes of their own: 1.1, 1.10"]

@@ -1,6 +1,7 @@
 """csv and tsv: Python's csv module in strict mode, no type guessed, every row as long as the header."""
 
 import csv
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from rowsft.tasks.reading.counts import Counts
 
 #: What task.data.separator may name, and the character.
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
+_DIRECTIVE = re.compile("sep=.")
 _NAMES = {character: name for name, character in SEPARATORS.items()}
 
 
@@ -39,6 +41,9 @@ def rows(
                 raise UserError(_broken(where, start, reader.line_num, error)) from error
             if not row or (len(row) == 1 and not row[0].strip()):
                 counts.blank_lines += 1
+            elif header is None and _DIRECTIVE.fullmatch(separator.join(row)):
+                # A spreadsheet says here which separator it wrote; what is set decides.
+                continue
             elif header is None:
                 header = [name.strip() for name in row]
                 pick = _picker(positions(columns, header, where, _other_separator(columns, row, separator)))

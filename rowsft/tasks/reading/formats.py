@@ -42,7 +42,7 @@ def read_file(path: Path, where: str, columns: Sequence[str], prefix: str, separ
     if ending is None:
         raise UserError(f"{where}: unknown ending {path.suffix or '(none)'}; expected {EXPECTED}")
     if separator is not None and ending != ".csv":
-        raise UserError(f"task.data.separator={separator}: {path.name} is not a csv file; set it to null")
+        raise UserError(f"task.data.separator={separator}: is for a csv file; set it to null for {path.name}")
     counts = Counts()
     if ending == ".parquet":
         unit, rows = "row", arrow.parquet_rows(path, columns, where)

@@ -1,0 +1,52 @@
+"""The values of task.data, checked before any data are read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rowsft.errors import UserError, shortened
+from rowsft.tasks.reading import SEPARATORS
+from rowsft.tasks.splits import NAMES
+
+FILES = ("path", "train_path", "validation_path", "test_path")
+KEYS = (*FILES, "separator", "config", "revision", "validation", "test", "split_seed")
+
+
+def checked(data: Any) -> dict[str, Any]:
+    """`data` with every key of KEYS. Raises UserError for an unknown key and a value that no data could make right."""
+    if not isinstance(data, Mapping):
+        raise UserError(f"task.data={shortened(data)}: expected a mapping with the keys {', '.join(KEYS)}")
+    for key in data:
+        if key not in KEYS:
+            raise UserError(f"task.data.{shortened(key)}: no such key; expected {', '.join(KEYS)}")
+    for key in (*FILES, "config", "revision"):
+        if isinstance(data.get(key), bool | Mapping) or not isinstance(data.get(key), str | int | float | None):
+            raise UserError(f"task.data.{key}={shortened(data[key])}: expected text or null")
+    for key in FILES[2:]:
+        if data.get("path") is not None and data.get(key) is not None:
+            raise UserError(
+                f"task.data.path={shortened(data['path'])}, task.data.{key}={shortened(data[key])}: give all rows in "
+                "one file, or name the training rows task.data.train_path"
+            )
+    separator = data.get("separator")
+    if separator is not None and (not isinstance(separator, str) or separator not in SEPARATORS):
+        raise UserError(
+            f"task.data.separator={shortened(separator)}: expected {', '.join(SEPARATORS)}, or null for the comma"
+        )
+    seed = data.get("split_seed")
+    if isinstance(seed, bool) or not isinstance(seed, int | None):
+        raise UserError(f"task.data.split_seed={shortened(seed)}: expected a whole number")
+    shares = {name: _share(name, data.get(name)) for name in NAMES[1:]}
+    if sum(shares[name] for name in shares if not data.get(f"{name}_path")) >= 1:
+        raise UserError(
+            f"task.data.validation={data.get('validation')}, task.data.test={data.get('test')}: nothing is left to "
+            "train on; expected a sum below 1"
+        )
+    return {key: data.get(key) for key in KEYS}
+
+
+def _share(name: str, value: Any) -> float:
+    if value is None:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise UserError(f"task.data.{name}={shortened(value)}: expected a share between 0 and 1, or null")
+    return float(value)
