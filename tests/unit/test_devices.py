@@ -120,5 +120,5 @@ def test_the_device_of_a_run(four_gpus):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_gpu_that_is_not_there_is_refused(device):
-    with pytest.raises(UserError, match=f"trainer.device={device}: no such CUDA device is visible"):
+    with pytest.raises(UserError, match=f"trainer.device={device}: no CUDA device is visible"):
         device_of(settings(device))
