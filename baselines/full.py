@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from rowsft.budget import Budget
+from rowsft.errors import UserError
 from rowsft.method import Knobs, PlainMethod, head_parameters, trainable_counts
 from rowsft.selection import Targets, head_names
 
@@ -21,7 +22,13 @@ class Full(PlainMethod):
     head_modules: list[str] = field(default_factory=list, init=False)
 
     def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> Knobs:
-        """All parameters; the count without the head is reported."""
+        """All parameters; the count without the head is reported. Raises UserError for quantised ones."""
+        for name, parameter in model.named_parameters():
+            if not parameter.is_floating_point():
+                raise UserError(
+                    f"method=full: {name} holds {parameter.dtype} values (quantised), which cannot be trained; give a "
+                    "base model that is not quantised, or use another method"
+                )
         head = head_names(model, targets.head_modules)
         everything = sum(parameter.numel() for parameter in model.parameters())
         return Knobs({"head_modules": head}, achieved=everything - head_parameters(model, head))

@@ -284,7 +284,7 @@ def device_of(settings: TrainerSettings) -> torch.device:
     if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError(f"trainer.device={asked}: no such CUDA device is visible; use auto or cpu")
+        raise UserError(f"trainer.device={asked}: no CUDA device is visible; use auto or cpu")
     if index >= torch.cuda.device_count():
         raise UserError(
             f"trainer.device={asked}: {torch.cuda.device_count()} CUDA devices are visible, counted from 0; "

@@ -6,10 +6,12 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 from rich.console import Console
 
 from rowsft.cli import HELD
+from rowsft.devices import devices_for
 from rowsft.errors import UserError, shortened
 from rowsft.store import Store
 from rowsft.store.identity import experiment_notes
@@ -33,8 +35,12 @@ class Sweep:
 
 @dataclass
 class _Live:
-    """What a sweep must stop when it is stopped: its processes, and threads that wait for other sweeps."""
+    """What a sweep must stop when it is stopped: its processes, and threads that wait for other sweeps.
 
+    places: the numbers of the free ones among the places for jobs that run at once.
+    """
+
+    places: SimpleQueue[int] = field(default_factory=SimpleQueue)
     processes: set[subprocess.Popen] = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -58,6 +64,8 @@ def run_jobs(jobs: list[list[str]], at_once: int, threads: int | None) -> list[i
     """
     planned = check(jobs)
     live = _Live()
+    for place in range(max(1, at_once)):
+        live.places.put(place)
     with ThreadPoolExecutor(max(1, at_once)) as pool:
         work = {
             job.number: pool.submit(_run_job, job, len(jobs), at_once, threads, live)
@@ -125,7 +133,7 @@ def _run_job(job: SweepJob, of: int, at_once: int, threads: int | None, live: _L
             _say(f"{label}: done already ({plan.folder})", "dim")
             return 0
         _say(f"{label}: started", "bold")
-        process, errors = _start(job.overrides, rerun, at_once, threads, live)
+        process, errors = _start(job, rerun, at_once, threads, live)
         code = process.returncode
         if code == HELD:
             # Two processes started at the same moment and the other one got the run.
@@ -159,18 +167,23 @@ def _why(job: SweepJob, process: subprocess.Popen, errors: str | None) -> str:
 
 
 def _start(
-    overrides: list[str], rerun: bool, at_once: int, threads: int | None, live: _Live
+    job: SweepJob, rerun: bool, at_once: int, threads: int | None, live: _Live
 ) -> tuple[subprocess.Popen, str | None]:
     """Run one process to its end; its stderr is kept where jobs run side by side and would print across each other."""
-    command = [sys.executable, "-m", "rowsft.cli", "run", *(["--rerun"] if rerun else []), *overrides]
+    command = [sys.executable, "-m", "rowsft.cli", "run", *(["--rerun"] if rerun else []), *job.overrides]
     environment = {**os.environ, "ROWSFT_CONCURRENT_JOBS": str(at_once)}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     quiet = subprocess.PIPE if at_once > 1 else None
-    process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, text=True, errors="replace")
-    live.processes.add(process)
-    _, errors = process.communicate()
-    live.processes.discard(process)
+    place = live.places.get()
+    try:
+        environment |= devices_for(place, job.plan.config["trainer"]["device"])
+        process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, text=True, errors="replace")
+        live.processes.add(process)
+        _, errors = process.communicate()
+        live.processes.discard(process)
+    finally:
+        live.places.put(place)
     return process, errors
 
 

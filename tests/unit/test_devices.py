@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from rowsft.devices import CHOSEN, VISIBLE, devices_for, index_of, see_one
 from rowsft.errors import UserError
 from rowsft.settings import TrainerSettings
+from rowsft.sweep import launcher
 from rowsft.training import OneDeviceArguments, device_of
 
 
@@ -120,5 +121,34 @@ def test_the_device_of_a_run(four_gpus):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_gpu_that_is_not_there_is_refused(device):
-    with pytest.raises(UserError, match=f"trainer.device={device}: no such CUDA device is visible"):
+    with pytest.raises(UserError, match=f"trainer.device={device}: no CUDA device is visible"):
         device_of(settings(device))
+
+
+JOB = """#!/bin/sh
+echo "start $CUDA_VISIBLE_DEVICES" >> {log}
+sleep 0.$((1 + $$ % 3))
+echo "end $CUDA_VISIBLE_DEVICES" >> {log}
+exit 1
+"""
+
+
+@pytest.mark.parametrize(("visible", "at_once"), [("4,6", 2), ("4,6,7", 2), ("5", 1)])
+def test_the_live_jobs_of_a_sweep_never_share_a_gpu(monkeypatch, tmp_path, visible, at_once):
+    log, script = tmp_path / "log", tmp_path / "python"
+    script.write_text(JOB.format(log=log))
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setenv(VISIBLE, visible)
+    monkeypatch.delenv(CHOSEN, raising=False)
+    monkeypatch.setattr(launcher, "current", launcher.Sweep())
+    jobs = [[f"store={tmp_path / 'runs'}", f"seed={seed}"] for seed in range(6)]
+    codes = launcher.run_jobs(jobs, at_once, threads=None)
+    assert codes == [1] * 6
+    live, used = set(), set()
+    for line in log.read_text().splitlines():
+        event, gpu = line.split()
+        assert (gpu in live) is (event == "end"), line
+        live.symmetric_difference_update({gpu})
+        used.add(gpu)
+    assert used == set(visible.split(",")[:at_once])

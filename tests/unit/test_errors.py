@@ -14,7 +14,7 @@ def test_bad_input_is_a_value_error_for_those_who_do_not_know_this_package():
 
 
 def test_a_record_that_the_system_refuses_is_not_called_damaged(tmp_path):
-    (tmp_path / "record.json").mkdir()
+    (tmp_path / "record.json").symlink_to("record.json")
     with pytest.raises(UserError, match="it cannot be used"):
         read_raw(tmp_path)
 

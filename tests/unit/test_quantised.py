@@ -10,7 +10,10 @@ from tiny import causal_batch, tiny_llama
 from torch import nn
 
 from rowsft import RowSFTConfig, attach, score
+from rowsft.budget import Budget
 from rowsft.errors import UserError
+from rowsft.method import method_class
+from rowsft.selection import Targets
 
 TARGETS = ["q_proj", "down_proj"]
 #: bitsandbytes repacks blocks of 64 inputs and 32 outputs.
@@ -87,6 +90,11 @@ def test_a_metric_that_reads_no_weights_needs_none():
     assert tuned(**causal_batch()).loss.requires_grad
     with pytest.raises(UserError, match="holds torch.uint8 weights of shape .* cannot be unpacked for scoring"):
         get_peft_model(replaced(tiny_llama(), encoded), RowSFTConfig(rows=2, target_modules=TARGETS))
+
+
+def test_full_fine_tuning_needs_real_numbers():
+    with pytest.raises(UserError, match=r"method=full: model\..*weight holds torch.uint8 values \(quantised\)"):
+        method_class("full")().solve(Budget(), replaced(tiny_llama(), encoded), Targets())
 
 
 @pytest.fixture(scope="module")
