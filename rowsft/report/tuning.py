@@ -1,61 +1,99 @@
-"""The outcome of a learning-rate grid: every score on the validation split, and the best rate of each method."""
+"""The outcome of a learning-rate grid: every score on the validation split, and the best rate of each setting."""
 
-from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
 from rowsft.errors import UserError
+from rowsft.report.rows import natural, order_of
+from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, dig, named, text_of, without_seeds
+from rowsft.report.sweeps import variants
 from rowsft.store import Record, Store
 
 DIVERGED = float("-inf")
 
 
-def best_learning_rates(root: Path, experiment: str) -> str:
-    """A text table of validation scores by method and learning rate, then the `tuned:` block for an experiment's YAML.
+@dataclass
+class Setting:
+    """A method with all that was asked but the rate: {learning rate: scores of its seeds}, larger is better."""
 
-    Seeds are averaged; a run that failed counts as the worst; of equal rates the lower one is taken. Raises UserError
-    when the store has no such runs.
+    method: str
+    settings: dict[str, object]
+    scores: dict[float, list[float]] = field(default_factory=dict)
+
+    @property
+    def means(self) -> dict[float, float]:
+        """{learning rate: mean score}."""
+        return {rate: fmean(scores) for rate, scores in sorted(self.scores.items())}
+
+    @property
+    def best(self) -> float:
+        """The rate with the best mean score; of equal ones the lowest."""
+        return max(self.means, key=lambda rate: (self.means[rate], -rate))
+
+
+def best_learning_rates(root: Path, experiment: str) -> str:
+    """A text table of validation scores by setting and learning rate, then the `tuned:` block for an experiment's YAML.
+
+    Seeds are averaged; a run that failed counts as the worst; of equal rates the lower one is taken. A method whose
+    settings (budgets, say) prefer different rates gets no line in the block, but one of its rates by setting. Raises
+    UserError when the store has no such runs.
     """
     store = Store(root)
     records = store.runs(experiment)
     if not records:
         known = ", ".join(store.experiments()) or "none"
         raise UserError(f"experiment {experiment!r}: no runs in store {root}; it has: {known}")
-    table, metric = _table(records)
-    rates = sorted({rate for row in table.values() for rate in row})
-    seconds = sum((record.latest or {}).get("seconds", {}).get("total") or 0 for record in records)
+    settings, metric = _settings(records)
+    names = variants(settings)
+    settings.sort(key=lambda one: (*order_of(one.method), natural(names[id(one)])))
+    titles = {id(one): one.method + (f" ({names[id(one)]})" if names[id(one)] else "") for one in settings}
+    rates = sorted({rate for one in settings for rate in one.scores})
+    seconds = sum(dig(record.latest, "seconds", "total") or 0 for record in records)
+    width = max([10, *(len(title) + 1 for title in titles.values())])
     lines = [
         f"validation {metric} by learning rate ({len(records)} runs, {seconds / 60:.0f} minutes of computing)",
-        f"{'method':<10}" + "".join(f"{rate:>10g}" for rate in rates),
+        f"{'method':<{width}}" + "".join(f"{rate:>10g}" for rate in rates),
     ]
-    for method, row in table.items():
-        lines.append(f"{method:<10}" + "".join(_cell(row.get(rate)) for rate in rates))
+    for one in settings:
+        lines.append(f"{titles[id(one)]:<{width}}" + "".join(_cell(one.means.get(rate)) for rate in rates))
     lines += ["", "tuned:", "  learning_rate:"]
-    lines += [f"    {method}: {max(row, key=lambda rate: (row[rate], -rate)):g}" for method, row in table.items()]
+    for method in dict.fromkeys(one.method for one in settings):
+        mine = [one for one in settings if one.method == method]
+        best = {one.best for one in mine}
+        if len(best) == 1:
+            lines.append(f"    {method}: {best.pop():g}")
+        else:
+            each = ", ".join(f"{one.best:g} at {names[id(one)]}" for one in mine)
+            lines.append(f"    # {method}: no one rate is the best: {each}")
     return "\n".join(lines)
 
 
-def _table(records: list[Record]) -> tuple[dict[str, dict[float, float]], str]:
-    """{method: {learning rate: mean score over seeds}}, larger is better, and the metric's name."""
-    scores: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+def _settings(records: list[Record]) -> tuple[list[Setting], str]:
+    """What was tried at every rate, and the metric's name."""
+    found: dict[tuple[str, str], Setting] = {}
     metric = "score"
     for record in records:
-        method, rate = record.config["method"]["name"], float(record.config["trainer"]["learning_rate"])
+        settings = without_seeds(determining(record))
+        rate = settings.pop(LEARNING_RATE, None)
         result = record.result
-        if record.state in ("pending", "running"):
+        if record.state in ("pending", "running") and result is None or rate is None:
             continue
+        kept = {key: value for key, value in settings.items() if key not in WATCHING}
+        method = named(record.config, "method")
+        scores = found.setdefault((method, text_of(kept)), Setting(method, kept)).scores.setdefault(float(rate), [])
         if result is None:
-            scores[method][rate].append(DIVERGED)
+            scores.append(DIVERGED)
             continue
         metric = result["primary_metric"]
-        if "validation" not in result["metrics"]:
+        score = dig(result, "metrics", "validation", metric)
+        if score is None:
             raise UserError(
                 f"run {record.id} has no validation score; rates are tuned on grids run with "
                 "trainer.evaluate=[validation]"
             )
-        sign = 1 if result.get("higher_is_better", True) else -1
-        scores[method][rate].append(sign * result["metrics"]["validation"][metric])
-    return {method: {rate: fmean(seen) for rate, seen in row.items()} for method, row in scores.items()}, metric
+        scores.append(score if result.get("higher_is_better", True) else -score)
+    return list(found.values()), metric
 
 
 def _cell(score: float | None) -> str:

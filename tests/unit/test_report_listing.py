@@ -3,7 +3,8 @@
 import io
 import json
 
-from report_factory import config, fail, finish, outcomes
+import pytest
+from report_factory import classification, config, fail, fill, finish, outcomes
 from rich.console import Console
 
 from rowsft.report import listing
@@ -83,3 +84,32 @@ def test_another_base_is_listed_by_its_folder(tmp_path):
     finish(store, outcomes(50), task="sentiment", model=model)
     finish(store, outcomes(50), task="sentiment")
     assert {run["model"] for run in listing.runs_list(store)} == {"tiny", "minilm"}
+
+
+def test_the_list_of_runs(tmp_path):
+    store = fill(tmp_path)
+    listed = listing.runs_list(store, "demo")
+    assert json.loads(json.dumps(listed)) == listed and len(listed) == len(store.runs())
+    oom = next(run for run in listed if run["state"] == "oom")
+    assert oom["value"] is None and oom["reason"].startswith("OutOfMemoryError") and oom["attempts"] == 1
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(listing.runs_table(store))
+    shown = console.export_text()
+    assert oom["id"] in shown and "19 done, 1 failed, 1 oom" in shown and "[" not in shown.replace("[bold]", "")
+    assert listing.runs_list(store, "other") == []
+
+
+def test_a_repetition_that_did_not_finish_leaves_the_run_done(tmp_path):
+    store = Store(tmp_path / "runs")
+    finish(store, classification("lora", 1), task="sentiment")
+    config = store.runs()[0].config
+    with pytest.raises(KeyboardInterrupt), store.open(config) as run:
+        run.begin()
+        raise KeyboardInterrupt
+    (listed,) = listing.runs_list(store)
+    assert store.runs()[0].state == "interrupted"
+    assert listed["state"] == "done" and listed["value"] is not None and listed["attempts"] == 2
+    assert listed["reason"] == "attempt 2 interrupted"
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(listing.runs_table(store))
+    assert f"{listed['metric']} {listed['value']:.4f}; attempt 2 interrupted" in console.export_text()
