@@ -75,7 +75,7 @@ def training_step(job: "Job") -> None:
 
 def _holding(ledger: Ledger) -> Callable[[dict], None]:
     """Says of a batch what a plan says of it: it is no activation, though the forward pass leaves it behind."""
-    return lambda batch: ledger.hold("temporary", filter(torch.is_tensor, batch.values()))
+    return lambda batch: ledger.hold("temporary", batch.values())
 
 
 def _measure(

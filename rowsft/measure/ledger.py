@@ -131,9 +131,9 @@ class Ledger(TorchDispatchMode):
         return super().__exit__(*raised)
 
     def hold(self, part: str, tensors: Iterable[torch.Tensor]) -> None:
-        """Enter tensors that exist already, and say of these and of known ones that they are of `part`."""
+        """Enter tensors that exist already, and say of all that they are of `part`; skip what is no tensor."""
         for tensor in tensors:
-            if not self._counts(tensor):
+            if not isinstance(tensor, torch.Tensor) or not self._counts(tensor):
                 continue
             self._enter(tensor)
             entry, _ = self._live[tensor.untyped_storage()._cdata]

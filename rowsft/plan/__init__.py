@@ -19,6 +19,7 @@ from rowsft.capacity import check_length
 from rowsft.errors import UserError
 from rowsft.plan.evaluating import evaluation_peak
 from rowsft.plan.fit import Demand
+from rowsft.plan.lengths import Lengths
 from rowsft.plan.scene import Scene, scene_of
 from rowsft.plan.scoring import selection_peak
 from rowsft.plan.step import StepPlan, plan_step
@@ -56,23 +57,34 @@ class Plan:
         return self.step.peak.total
 
     @property
+    def demands(self) -> dict[str, Demand]:
+        """What a device has to hold in each stage of the run: training, scoring and evaluating, as far as planned."""
+        training = max(self.peak_bytes, *self.bounds.values()) if self.bounds else self.peak_bytes
+        sizes = {"training": training, "scoring": self.selection_bytes, "evaluating": self.evaluation_bytes}
+        return {stage: Demand(size) for stage, size in sizes.items() if size is not None}
+
+    @property
     def demand(self) -> Demand:
-        """What a device has to hold."""
-        others = self.selection_bytes, self.evaluation_bytes
-        return Demand(max(self.peak_bytes, *self.bounds.values(), *(size or 0 for size in others)))
+        """What a device has to hold through all of the run."""
+        return max(self.demands.values(), key=lambda demand: demand.tensor_bytes)
 
 
 def plan(
-    config: DictConfig, settings: TrainerSettings, changes: Mapping[str, Any] | None = None, training_only: bool = False
+    config: DictConfig,
+    settings: TrainerSettings,
+    changes: Mapping[str, Any] | None = None,
+    training_only: bool = False,
+    lengths: Lengths | None = None,
 ) -> Plan:
     """Plan the run that `config` (composed, with `settings` checked) describes.
 
-    changes: trainer settings that take the place of configured ones. training_only: leaves out the rest.
+    changes: trainer settings that take the place of configured ones. training_only: leaves out the rest. lengths: of
+    the examples; None assumes the longest that the task allows, and reads no data.
     Raises UserError for what cannot be planned.
     """
-    scene = scene_of(config, settings, changes)
+    scene = scene_of(config, settings, changes, lengths)
     base = scene.base()
-    check_length(base, scene.length)
+    check_length(base, max(scene.length, scene.task.max_length))
     knobs = scene.sizes(base)
     total = _by_kind(base, trained_only=False)
     selection = None

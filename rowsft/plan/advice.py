@@ -1,14 +1,47 @@
-"""What to change when no card holds a run: the usual ways out, each planned anew."""
+"""What to change when a card does not hold a run: the usual ways out, each planned anew."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from rowsft.plan import Plan
+from rowsft.plan.fit import MIB, Card
 
-GB = 10**9
+
+def too_large(plan: Plan, card: Card) -> str:
+    """Which stages of the run the card does not hold, and which it does."""
+    needs = [f"{stage} needs {demand.card_bytes / MIB:,.0f} MiB" for stage, demand in _over(plan, card)]
+    held = [stage for stage, demand in plan.demands.items() if demand.fits(card)]
+    return f"{card} does not hold it: {', '.join(needs)}" + (f"; {' and '.join(held)}: fits" if held else "")
 
 
-def ways_out(plan: Plan, again: Callable[[Mapping[str, Any]], Plan], card_gb: float) -> list[str]:
+def lighter_evaluation(plan: Plan, again: Callable[[Mapping[str, Any]], Plan]) -> str | None:
+    """How many examples at a time may be evaluated within what training needs; None where evaluating needs no more.
+
+    again: plans with changed trainer settings, two of them at most.
+    """
+    evaluating, training = plan.demands.get("evaluating"), plan.demands["training"]
+    count = plan.scene.settings.eval_batch_size
+    if evaluating is None or evaluating.tensor_bytes <= training.tensor_bytes or count == 1:
+        return None
+    one = again({"eval_batch_size": 1})
+    least = one.evaluation_bytes
+    # Along a straight line, down to a power of two.
+    each = (evaluating.tensor_bytes - least) / (count - 1)
+    most = 1 + int(max(0, training.tensor_bytes - least) / each)
+    fewer = 2 ** (most.bit_length() - 1)
+    planned = again({"eval_batch_size": fewer}) if fewer > 1 else one
+    needs = planned.demands["evaluating"].card_bytes / MIB
+    return (
+        f"Evaluating {count} examples at a time needs more than training; trainer.eval_batch_size={fewer} changes no "
+        f"result: evaluating needs {needs:,.0f} MiB then, the run {planned.demand.card_bytes / MIB:,.0f} MiB."
+    )
+
+
+def _over(plan: Plan, card: Card) -> list[tuple[str, Any]]:
+    return [(stage, demand) for stage, demand in plan.demands.items() if not demand.fits(card)]
+
+
+def ways_out(plan: Plan, again: Callable[[Mapping[str, Any]], Plan], card: Card) -> list[str]:
     """One line for each change of the trainer that saves memory, with what it comes to.
 
     again: plans with changed trainer settings. Cheapest change first; it ends with the first that fits.
@@ -33,9 +66,9 @@ def ways_out(plan: Plan, again: Callable[[Mapping[str, Any]], Plan], card_gb: fl
         changes |= step
         planned = again(changes)
         said = " ".join(f"trainer.{name}={str(value).lower()}" for name, value in changes.items())
-        needs = planned.demand.card_bytes / GB
-        fits = planned.demand.fits(card_gb)
-        lines.append(f"{said}: needs {needs:.1f} GB" + (f", fits {card_gb:g} GB" if fits else ""))
+        needs = planned.demand.card_bytes / MIB
+        fits = planned.demand.fits(card)
+        lines.append(f"{said}: needs {needs:,.0f} MiB" + (f", fits {card.name}" if fits else ""))
         if fits:
             return lines
     biggest = max(planned.step.peak.parts, key=planned.step.peak.parts.get) if steps else None

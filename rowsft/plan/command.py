@@ -2,25 +2,29 @@
 
 import argparse
 import json
-import math
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from omegaconf import DictConfig
 from rich.console import Console
 
 from rowsft.compose import compose
 from rowsft.errors import UserError
-from rowsft.plan import page, plan
-from rowsft.plan.advice import ways_out
+from rowsft.instantiating import instantiated
+from rowsft.plan import Plan, page, plan
+from rowsft.plan.advice import lighter_evaluation, too_large, ways_out
 from rowsft.plan.contest import contest
-from rowsft.plan.fit import CARDS_GB
+from rowsft.plan.fit import CARDS, Card, card_of
+from rowsft.plan.lengths import Lengths, of_data, stated
 from rowsft.plan.sweep import sweep
 from rowsft.plan.text import as_json, show
-from rowsft.settings import trainer_settings
+from rowsft.settings import TrainerSettings, trainer_settings
 
 # The card of a comparison that names none: a common data-centre size.
-USUAL_CARD_GB = 80
+USUAL_CARD = "H100 80GB"
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -28,8 +32,7 @@ def run(parsed: argparse.Namespace) -> int:
 
     Raises UserError for what cannot be planned.
     """
-    if parsed.card is not None and not 0 < parsed.card < math.inf:
-        raise UserError(f"--card {parsed.card:g}: expected the card's memory in GB, such as 24")
+    card = None if parsed.card is None else card_of(str(parsed.card))
     if parsed.compare and parsed.sweep:
         raise UserError("--compare and --sweep are both given; expected one of them")
     drawn = (parsed.compare or parsed.sweep) and not parsed.json
@@ -37,35 +40,60 @@ def run(parsed: argparse.Namespace) -> int:
         raise UserError(f"--out {parsed.out}: a page is drawn of --compare or --sweep, without --json; leave it out")
     console = Console(width=None if sys.stdout.isatty() else 200)
     if parsed.compare:
-        return _compare(parsed, console)
+        return _compare(parsed, console, card or card_of(USUAL_CARD))
     if parsed.sweep:
         return _sweep(parsed, console)
-    return _one(parsed, console)
+    return _one(parsed, console, card)
 
 
-def _one(parsed: argparse.Namespace, console: Console) -> int:
+def _one(parsed: argparse.Namespace, console: Console, card: Card | None) -> int:
     config = compose(parsed.overrides)
     settings = trainer_settings(config)
-    planned = plan(config, settings)
+    lengths = _lengths(parsed, config)
+    planned = plan(config, settings, lengths=lengths)
+    beside = _beside(config, settings, lengths)
     if parsed.json:
-        print(json.dumps(as_json(planned), indent=1))
+        print(json.dumps(as_json(planned, beside), indent=1))
         return 0
-    card = parsed.card or max(CARDS_GB)
+
+    def again(changes: Mapping[str, Any]) -> Plan:
+        return plan(config, settings, changes, lengths=lengths)
+
     advice = []
-    if planned.scene.gpu and not planned.demand.fits(card):
-        advice = [f"To fit {card:g} GB:", *ways_out(planned, lambda changes: plan(config, settings, changes), card)]
-    show(planned, console, advice)
+    held = card or CARDS[-1]
+    if planned.scene.gpu:
+        advice = [line for line in [lighter_evaluation(planned, again)] if line]
+        if not planned.demand.fits(held):
+            advice += [f"{too_large(planned, held)}. To fit it:", *ways_out(planned, again, held)]
+        elif card is not None:
+            advice.append(f"{card} holds it.")
+    show(planned, console, advice, beside)
     return 0
 
 
-def _compare(parsed: argparse.Namespace, console: Console) -> int:
-    card = parsed.card or USUAL_CARD_GB
+def _lengths(parsed: argparse.Namespace, config: DictConfig) -> Lengths:
+    if parsed.length is not None or parsed.answer is not None:
+        return stated(instantiated("task", config.task), parsed.length, parsed.answer)
+    return of_data(config)
+
+
+def _beside(config: DictConfig, settings: TrainerSettings, lengths: Lengths) -> dict[str, Plan]:
+    """Training planned for examples as long as most of the data are: the plan's own are as long as the longest."""
+    found = {}
+    for name, tokens in lengths.spread.get("tokens", {}).items():
+        if tokens < lengths.tokens:
+            shorter = lengths.at(tokens, lengths.spread.get("answer", {}).get(name))
+            found[name] = plan(config, settings, training_only=True, lengths=shorter)
+    return found
+
+
+def _compare(parsed: argparse.Namespace, console: Console, card: Card) -> int:
     if named := [text for text in parsed.overrides if text.startswith("method")]:
         raise UserError(
             f"--compare {named[0]}: the methods are its own; leave the override out, or leave --compare out"
         )
     entries = []
-    for entry in contest(parsed.overrides, card):
+    for entry in contest(parsed.overrides, card, _lengths(parsed, compose(parsed.overrides))):
         entries.append(entry)
         print(f"planned {entry.title}", file=sys.stderr, flush=True)
     if parsed.json:
@@ -73,7 +101,7 @@ def _compare(parsed: argparse.Namespace, console: Console) -> int:
             {"title": e.title, "largest_batch": e.largest_batch, "longest_tokens": e.longest_tokens, **as_json(e.plan)}
             for e in entries
         ]
-        print(json.dumps({"card_gb": card, "methods": found}, indent=1))
+        print(json.dumps({"card": card.name, "card_bytes": card.memory_bytes, "methods": found}, indent=1))
         return 0
     plans = {entry.title: entry.plan for entry in entries}
     name = entries[0].plan.scene.config.model.name
@@ -82,7 +110,7 @@ def _compare(parsed: argparse.Namespace, console: Console) -> int:
 
 
 def _sweep(parsed: argparse.Namespace, console: Console) -> int:
-    plans = sweep(parsed.overrides, parsed.sweep)
+    plans = sweep(parsed.overrides, parsed.sweep, lambda config: _lengths(parsed, config))
     if parsed.json:
         print(json.dumps({name: as_json(planned) for name, planned in plans.items()}, indent=1))
         return 0

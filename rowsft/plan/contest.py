@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from rowsft.compose import compose
 from rowsft.plan import Plan, plan
-from rowsft.plan.fit import Demand
+from rowsft.plan.fit import Card, Demand
+from rowsft.plan.lengths import Lengths
 from rowsft.settings import trainer_settings
 
 # What is compared unless the command names others: a title, and the overrides that make it.
@@ -31,26 +32,28 @@ class Entry:
     longest_tokens: int | None
 
 
-def contest(overrides: Sequence[str], card_gb: float) -> Iterator[Entry]:
+def contest(overrides: Sequence[str], card: Card, lengths: Lengths | None = None) -> Iterator[Entry]:
     """One entry a method; `overrides` without a method of their own. Searches are for training alone."""
     for title, chosen in CONTESTANTS.items():
-        yield entry_of(title, [*overrides, *chosen], card_gb)
+        yield entry_of(title, [*overrides, *chosen], card, lengths)
 
 
-def entry_of(title: str, overrides: Sequence[str], card_gb: float) -> Entry:
+def entry_of(title: str, overrides: Sequence[str], card: Card, lengths: Lengths | None = None) -> Entry:
     """Plan one method, and search for the largest batch at its length and the longest text at its batch."""
     config = compose(list(overrides))
     settings = trainer_settings(config)
-    whole = plan(config, settings)
+    whole = plan(config, settings, lengths=lengths)
 
     def at(batch_size: int | None = None, length: int | None = None) -> Demand:
         changed = config.copy()
+        tokens = whole.scene.lengths
         if length is not None:
-            changed.task.max_length = length
+            changed.task.max_length = max(length, changed.task.max_length)
+            tokens = tokens.at(length)
         sizes = {} if batch_size is None else {"batch_size": batch_size}
-        return plan(changed, settings, sizes, training_only=True).demand
+        return plan(changed, settings, sizes, training_only=True, lengths=tokens).demand
 
-    capacity = card_gb * 10**9
+    capacity = card.memory_bytes
     positions = whole.scene.positions
     longest = min(MOST_TOKENS, positions or MOST_TOKENS)
     return Entry(

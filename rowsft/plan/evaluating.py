@@ -21,12 +21,12 @@ def evaluation_peak(scene: "Scene", model: nn.Module) -> int:
     of the prompts' logits: less, unless the answers are the longer part.
     """
     count = scene.settings.eval_batch_size
-    batch = scene.batch(model, count)
+    batch = scene.batch(model, evaluated=True)
     read = causal.read_batch if scene.task.head == "causal_lm" else classification.read_batch
     # Autocast keeps the trained weights that it has converted: the second batch has all of them from its start.
     batches = 2 if scene.settings.autocast else 1
     # Their lengths are all that is asked of the examples.
-    examples = [{"input_ids": range(scene.length)}] * (count * batches)
+    examples = [{"input_ids": range(scene.lengths.evaluated[0])}] * (count * batches)
     with (
         claims_hold(model, scene.gpu),
         without_data(scene.gpu, padded=count > 1, results=True),

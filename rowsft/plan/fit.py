@@ -2,12 +2,82 @@
 
 from dataclasses import dataclass
 
-# Sizes by which cards are sold, in GB of 10**9 bytes: a card reports a little more than that to its driver.
-CARDS_GB = (16, 24, 40, 48, 80, 141)
+from rowsft.errors import UserError
+
+MIB = 2**20
+# MiB that nvidia-smi reports as a card's memory, whatever size it is sold as. H100 80GB, A100, A10, L40S, L4, T4 as in
+# github.com/modal-labs/modal-client/pull/2797 (nvidia-smi of each); the others as in nvidia-smi's output in public
+# reports, such as github.com/noonghunna/club-3090/issues/741 (RTX 3090, RTX 5090) and
+# github.com/wookayin/gpustat/issues/130 (16 GB of that generation).
+CARDS_MIB = {
+    "T4": 15_360,
+    "V100 16GB": 16_384,
+    "A10": 23_028,
+    "L4": 23_034,
+    "RTX 4090": 24_564,
+    "RTX 3090": 24_576,
+    "RTX 5090": 32_607,
+    "V100 32GB": 32_768,
+    "A100 40GB": 40_960,
+    "L40S": 46_068,
+    "RTX 6000 Ada": 49_140,
+    "H100 80GB": 81_559,
+    "A100 80GB": 81_920,
+    "H200": 143_771,
+    "B200": 183_359,
+}
+# The sizes that cards are called by: `--card 24` is that of a card that is sold as one of 24 GB.
+_SOLD_AS = {
+    16: "V100 16GB",
+    24: "RTX 4090",
+    32: "RTX 5090",
+    40: "A100 40GB",
+    48: "RTX 6000 Ada",
+    80: "H100 80GB",
+    141: "H200",
+    180: "B200",
+    192: "B200",
+}
 # What a process holds on a GPU besides tensors: the CUDA context and the libraries' workspaces.
-CONTEXT_BYTES = 10**9
+CONTEXT_BYTES = 2**30
 # A caching allocator cannot use every gap between tensors.
 FRAGMENTATION = 0.05
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card by its name, and the bytes that it reports."""
+
+    name: str
+    memory_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.memory_bytes // MIB:,} MiB)"
+
+
+CARDS = [Card(name, mib * MIB) for name, mib in CARDS_MIB.items()]
+
+
+def card_of(text: str) -> Card:
+    """The card called `text` in any case, or sold as so many GB; a number that no card is sold as counts GiB.
+
+    Raises UserError for neither a known name nor a number above 0.
+    """
+    plain = text.strip().lower()
+    for card in CARDS:
+        if plain.replace(" ", "") == card.name.lower().replace(" ", ""):
+            return card
+    try:
+        size = float(plain)
+    except ValueError:
+        size = 0.0
+    if not 0 < size < 10**6:
+        raise UserError(
+            f"--card {text}: expected the card's memory in GB, such as 24, or its name: {', '.join(CARDS_MIB)}"
+        )
+    if size in _SOLD_AS:
+        return next(card for card in CARDS if card.name == _SOLD_AS[int(size)])
+    return Card(f"{size:g} GiB", int(size * 2**30))
 
 
 @dataclass(frozen=True)
@@ -21,10 +91,10 @@ class Demand:
         """Tensors with the margin for fragmentation, and the context."""
         return int(self.tensor_bytes * (1 + FRAGMENTATION)) + CONTEXT_BYTES
 
-    def fits(self, card_gb: float) -> bool:
-        """Whether a card of that size holds it."""
-        return self.card_bytes <= card_gb * 10**9
+    def fits(self, card: Card) -> bool:
+        """Whether the card holds it."""
+        return self.card_bytes <= card.memory_bytes
 
-    def cards(self) -> dict[int, bool]:
-        """Card size in GB -> whether it holds it."""
-        return {size: self.fits(size) for size in CARDS_GB}
+    def cards(self) -> dict[str, bool]:
+        """Name of every known card -> whether it holds it."""
+        return {card.name: self.fits(card) for card in CARDS}

@@ -10,17 +10,16 @@ from rich.table import Table
 from rowsft.measure.ledger import PARTS
 from rowsft.plan import Plan
 from rowsft.plan.contest import Entry
-from rowsft.plan.fit import CONTEXT_BYTES, FRAGMENTATION
+from rowsft.plan.fit import CONTEXT_BYTES, FRAGMENTATION, MIB, Card
 
-GB = 10**9
-_ASIDE = ("scoring GB", "evaluating GB")
+_ASIDE = ("training peak", "scoring peak", "evaluating peak", "card needed")
 SEARCHED = "longest text: at the batch above, to within half a percent and up to the model's positions"
 
 
-def compared(entries: Sequence[Entry], card_gb: float) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of a comparison: parameters, GB by part at the peak, and what a card of that size holds."""
-    header = ["method", "trainable", *[part.replace("_", " ") for part in PARTS], "peak GB", *_ASIDE, "card GB"]
-    header += [f"largest batch on {card_gb:g} GB", f"longest text on {card_gb:g} GB"]
+def compared(entries: Sequence[Entry], card: Card) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of a comparison: parameters, MiB by part at the peak, and what the card holds."""
+    header = ["method", "trainable", *[part.replace("_", " ") for part in PARTS], *_ASIDE]
+    header += [f"largest batch on {card.name}", f"longest text on {card.name}"]
     return header, [
         [entry.title, *_sizes(entry.plan), _or_none(entry.largest_batch), _or_none(entry.longest_tokens)]
         for entry in entries
@@ -29,7 +28,7 @@ def compared(entries: Sequence[Entry], card_gb: float) -> tuple[list[str], list[
 
 def swept(plans: dict[str, Plan]) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of a sweep."""
-    header = ["setting", "trainable", *[part.replace("_", " ") for part in PARTS], "peak GB", *_ASIDE, "card GB"]
+    header = ["setting", "trainable", *[part.replace("_", " ") for part in PARTS], *_ASIDE]
     return header, [[name, *_sizes(plan)] for name, plan in plans.items()]
 
 
@@ -51,8 +50,8 @@ def notes(plan: Plan) -> list[str]:
         f"gradient checkpointing {'on' if settings.gradient_checkpointing else 'off'}",
         *plan.scene.assumptions,
         f"evaluated {settings.eval_batch_size} at a time",
-        f"card GB: the largest peak, scoring and evaluating included, with {100 * FRAGMENTATION:.0f} % for "
-        f"fragmentation and {CONTEXT_BYTES / GB:.0f} GB for the device's context; GB of 10^9 bytes",
+        f"all sizes in MiB; card needed: the largest of the peaks with {100 * FRAGMENTATION:.0f} % for fragmentation "
+        f"and {CONTEXT_BYTES / MIB:,.0f} MiB for the device's context",
     ]
 
 
@@ -77,14 +76,14 @@ def write(
 
 
 def _sizes(plan: Plan) -> list[str]:
-    parts = [_gb(plan.step.peak.parts[part]) for part in PARTS]
-    aside = ["–" if size is None else _gb(size) for size in (plan.selection_bytes, plan.evaluation_bytes)]
+    parts = [_mib(plan.step.peak.parts[part]) for part in PARTS]
+    aside = ["–" if size is None else _mib(size) for size in (plan.selection_bytes, plan.evaluation_bytes)]
     trained = plan.trainable.total() - plan.head_parameters
-    return [f"{trained:,}", *parts, _gb(plan.peak_bytes), *aside, _gb(plan.demand.card_bytes)]
+    return [f"{trained:,}", *parts, _mib(plan.peak_bytes), *aside, _mib(plan.demand.card_bytes)]
 
 
-def _gb(size: int) -> str:
-    return f"{size / GB:.2f}"
+def _mib(size: int) -> str:
+    return f"{size / MIB:,.0f}" if size >= 100 * MIB else f"{size / MIB:,.1f}"
 
 
 def _or_none(count: int | None) -> str:

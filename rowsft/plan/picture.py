@@ -7,10 +7,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rowsft.plan import Plan
-from rowsft.plan.fit import CARDS_GB
+from rowsft.plan.fit import CARDS_MIB, MIB
 from rowsft.report.memory import COLOURS
 
-GB = 10**9
+# One of every size: the lines of cards that are nearly alike would cover each other.
+_DRAWN_CARDS = ("V100 16GB", "RTX 4090", "A100 40GB", "RTX 6000 Ada", "H100 80GB", "H200", "B200")
 
 
 def bars(plans: Mapping[str, Plan], title: str) -> bytes:
@@ -20,20 +21,21 @@ def bars(plans: Mapping[str, Plan], title: str) -> bytes:
     axis = figure.subplots()
     below = [0.0] * len(plans)
     for part, colour in COLOURS.items():
-        sizes = [plan.step.peak.parts[part] / GB for plan in plans.values()]
+        sizes = [plan.step.peak.parts[part] / MIB for plan in plans.values()]
         axis.bar(range(len(plans)), sizes, bottom=below, color=colour, label=part.replace("_", " "), width=0.7)
         below = [low + size for low, size in zip(below, sizes, strict=True)]
     top = max(below)
     for x, height in enumerate(below):
         # On white, in front of a card's line that runs through it.
         behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-        axis.text(x, height + 0.015 * top, f"{height:.1f}", ha="center", fontsize=8, bbox=behind)
-    for card in CARDS_GB:
+        axis.text(x, height + 0.015 * top, f"{height:,.0f}", ha="center", fontsize=8, bbox=behind)
+    for name in _DRAWN_CARDS:
+        card = CARDS_MIB[name]
         if 0.2 * top < card < 1.15 * top:
             axis.axhline(card, color="#1c2024", linewidth=0.6, linestyle=":")
-            axis.text(len(plans) - 0.55, card, f"{card} GB card", fontsize=7, va="bottom", ha="left")
+            axis.text(len(plans) - 0.55, card, name, fontsize=7, va="bottom", ha="left")
     axis.set_xticks(range(len(plans)), list(plans), fontsize=8, rotation=20 if len(plans) > 6 else 0)
-    axis.set(ylabel="GB of tensors at the peak", ylim=(0, 1.18 * top), xlim=(-0.6, len(plans)))
+    axis.set(ylabel="MiB of tensors at the peak of training", ylim=(0, 1.18 * top), xlim=(-0.6, len(plans)))
     axis.set_title(title, fontsize=10)
     handles, labels = axis.get_legend_handles_labels()
     axis.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)

@@ -1,5 +1,6 @@
 """What a configuration would train, put together on the meta device by the code that runs it."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,20 +16,21 @@ from rowsft.instantiating import instantiated
 from rowsft.method import Knobs, Method
 from rowsft.models import blueprint, recompute_activations, targets_of
 from rowsft.plan.autocast import autocasting, claimed_alike
+from rowsft.plan.lengths import Lengths, assumed
 from rowsft.settings import TrainerSettings
 from rowsft.tasks import Task
 
 
 @dataclass
 class Scene:
-    """A configuration and what follows from it alone. length: padded tokens of every example. padded: whether the
-    batch has padding, which a mask of all pairs of tokens then tells. assumptions: what the configuration left open."""
+    """A configuration and what follows from it alone. lengths: tokens of the examples. padded: whether the batch has
+    padding, which a mask of all pairs of tokens then tells. assumptions: what the configuration left open."""
 
     config: DictConfig
     settings: TrainerSettings
     method: Method
     task: Task
-    length: int
+    lengths: Lengths
     padded: bool
     gpu: bool
     assumptions: list[str] = field(default_factory=list)
@@ -41,6 +43,11 @@ class Scene:
             # Told, as a run tells it: DeBERTa would look for it in the labels.
             problem = "regression" if self.labels == 1 else "single_label_classification"
         return blueprint(self.config.model, self.task.head, self.labels, problem).train()
+
+    @property
+    def length(self) -> int:
+        """Padded tokens of every training example."""
+        return self.lengths.tokens
 
     @property
     def positions(self) -> int | None:
@@ -66,9 +73,10 @@ class Scene:
             model = self.method.attach(model, knobs)
         return autocasting(model, self.settings.autocast) if self.settings.autocast else model
 
-    def batch(self, model: nn.Module, examples: int | None = None) -> dict[str, Tensor]:
-        """A batch without data, as the task's collator would make it for `model`; of one micro-batch's examples."""
-        size = examples or self.settings.batch_size, self.length
+    def batch(self, model: nn.Module, evaluated: bool = False) -> dict[str, Any]:
+        """A batch without data, as the task's collator would make it for `model`: of training, or of evaluation."""
+        tokens, answer = self.lengths.evaluated if evaluated else (self.lengths.tokens, self.lengths.answer)
+        size = self.settings.eval_batch_size if evaluated else self.settings.batch_size, tokens
 
         def ids() -> Tensor:
             return claimed_alike(torch.empty(size, dtype=torch.int64, device="meta"), model)
@@ -76,7 +84,12 @@ class Scene:
         batch = {"input_ids": ids(), "attention_mask": ids()}
         if self.task.head == "causal_lm":
             # Positions by example, not one row for all: what they turn into is as large as the batch.
-            return {**batch, "position_ids": ids(), "labels": ids()}
+            batch |= {"position_ids": ids(), "labels": ids()}
+            if answer is None or not _takes_logits_to_keep(model):
+                return batch
+            # The labels' end alone: on the host a view of all, on a GPU what is copied there.
+            end = batch["labels"][:, -answer - 1 :]
+            return {**batch, "labels": end.contiguous() if self.gpu else end, "logits_to_keep": answer + 1}
         if getattr(model.config, "type_vocab_size", 0) > 1:
             # BERT's tokenizer tells the texts of a pair apart.
             batch["token_type_ids"] = ids()
@@ -90,26 +103,39 @@ class Scene:
         return {}
 
 
-def scene_of(config: DictConfig, settings: TrainerSettings, overrides: Mapping[str, Any] | None = None) -> Scene:
+def _takes_logits_to_keep(model: nn.Module) -> bool:
+    # Of the class: autocast puts another function in the place of the instance's own.
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(type(base).forward).parameters
+
+
+def scene_of(
+    config: DictConfig,
+    settings: TrainerSettings,
+    overrides: Mapping[str, Any] | None = None,
+    lengths: Lengths | None = None,
+) -> Scene:
     """The scene of a composed configuration. overrides: trainer settings that take the place of configured ones.
 
+    lengths: of the examples; None assumes the longest that the task allows.
     Raises UserError for what cannot be planned.
     """
     settings = TrainerSettings(**{**vars(settings), **(overrides or {})})
     task = instantiated("task", config.task)
-    length = task.max_length
+    lengths = lengths or assumed(task)
     scene = Scene(
         config=config,
         settings=settings,
         method=instantiated("method", config.method),
         task=task,
-        length=length,
+        lengths=lengths,
         padded=settings.batch_size > 1,
         gpu=settings.device != "cpu",
     )
-    scene.assumptions.append(f"every example has task.max_length={length} tokens, {_padding(scene.padded)}")
+    scene.assumptions.append(f"{lengths.said}, {_padding(scene.padded)}")
     if task.head == "causal_lm":
-        scene.assumptions.append("any of an example's tokens may be of the response, so that logits are kept of all")
+        if lengths.answer is None:
+            scene.assumptions.append("any of an example's tokens may be of the response: logits are kept of all")
         scene.assumptions.append("evaluation: every answer has a prompt of its own")
     if task.head == "sequence_classification":
         scene.labels, said = _labels(task)

@@ -1,16 +1,21 @@
 """Peak memory against a setting, planned for a list of values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from omegaconf import DictConfig
 
 from rowsft.compose import compose, swept_values
 from rowsft.errors import UserError
 from rowsft.plan import Plan, plan
+from rowsft.plan.lengths import Lengths
 from rowsft.progress import bar
 from rowsft.settings import trainer_settings
 
 
-def sweep(overrides: Sequence[str], setting: str) -> dict[str, Plan]:
-    """A plan for each value of `setting`, "key=a,b,c".
+def sweep(
+    overrides: Sequence[str], setting: str, lengths_of: Callable[[DictConfig], Lengths | None] = lambda config: None
+) -> dict[str, Plan]:
+    """A plan for each value of `setting`, "key=a,b,c". lengths_of: the examples' lengths under a configuration.
 
     Raises UserError for a setting without values.
     """
@@ -20,5 +25,5 @@ def sweep(overrides: Sequence[str], setting: str) -> dict[str, Plan]:
     plans = {}
     for value in bar("planning")(values):
         config = compose([*overrides, f"{key}={value}"])
-        plans[f"{key}={value}"] = plan(config, trainer_settings(config))
+        plans[f"{key}={value}"] = plan(config, trainer_settings(config), lengths=lengths_of(config))
     return plans

@@ -1,5 +1,7 @@
 """A plan as people and programs read it."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -9,14 +11,14 @@ from rich.text import Text
 from rowsft.measure.ledger import PARTS
 from rowsft.plan import Plan
 from rowsft.plan.devices import DEVICES
-from rowsft.plan.fit import CONTEXT_BYTES, FRAGMENTATION
-
-MIB = 2**20
-GB = 10**9
+from rowsft.plan.fit import CARDS, CONTEXT_BYTES, FRAGMENTATION, MIB
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan for programs; units are in the names, bytes are those of tensors unless they say otherwise."""
+def as_json(plan: Plan, beside: Mapping[str, Plan] = MappingProxyType({})) -> dict[str, Any]:
+    """The plan for programs; units are in the names, bytes are those of tensors unless they say otherwise.
+
+    beside: training planned for examples of other lengths, by name.
+    """
     peak = plan.step.peak
     return {
         "method": plan.scene.method.name,
@@ -24,6 +26,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "device": "cuda" if plan.scene.gpu else "cpu",
         "batch_size": plan.scene.settings.batch_size,
         "length_tokens": plan.scene.length,
+        "answer_tokens": plan.scene.lengths.answer,
+        "lengths": {"source": plan.scene.lengths.source, **plan.scene.lengths.spread},
+        "training_peak_bytes_at": {name: other.peak_bytes for name, other in beside.items()},
         "peak_bytes": plan.peak_bytes,
         "peak_phase": peak.phase,
         "parts": peak.parts,
@@ -42,13 +47,14 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "trainable_parameters_by_kind": dict(plan.trainable),
         "total_parameters_by_kind": dict(plan.total),
         "card_bytes_needed": plan.demand.card_bytes,
-        "fits_card_gb": {str(size): fits for size, fits in plan.demand.cards().items()},
+        "card_bytes_needed_by_stage": {stage: demand.card_bytes for stage, demand in plan.demands.items()},
+        "cards": {card.name: {"memory_bytes": card.memory_bytes, "fits": plan.demand.fits(card)} for card in CARDS},
         "assumptions": plan.scene.assumptions,
     }
 
 
-def show(plan: Plan, console: Console, advice: list[str]) -> None:
-    """Print the plan."""
+def show(plan: Plan, console: Console, advice: list[str], beside: Mapping[str, Plan] = MappingProxyType({})) -> None:
+    """Print the plan; `beside` as in `as_json`."""
     scene, settings = plan.scene, plan.scene.settings
     console.print(
         f"[bold]{scene.method.name} on {scene.config.model.name}[/], one step of {settings.gradient_accumulation} x "
@@ -58,21 +64,21 @@ def show(plan: Plan, console: Console, advice: list[str]) -> None:
         console.print(f"  assumed: {said}", style="dim")
     console.print("parameters by kind of layer")
     console.print(_parameters(plan))
-    console.print("MiB of tensors at the peak of each phase")
+    console.print("MiB of tensors at the peak of each phase of a training step")
     console.print(_memory(plan))
     if plan.bounds:
         ways = ", ".join(f"{name} {_mib(size)}" for name, size in plan.bounds.items())
         console.print(
             f"Which layers get their rows is known after scoring only; peak MiB for {ways}; the largest counts."
         )
-    if plan.selection_bytes is not None:
-        console.print(f"Scoring ({scene.method.importance}) needs {_mib(plan.selection_bytes)} MiB at its peak.")
-    if plan.evaluation_bytes is not None:
-        batch = settings.eval_batch_size
-        console.print(f"Evaluating {batch} examples at a time needs {_mib(plan.evaluation_bytes)} MiB at its peak.")
+    for name, other in beside.items():
+        told = f"{_mib(other.peak_bytes)} MiB at the peak"
+        console.print(f"Were all examples as long as the {name} ({other.scene.length} tokens): {told}.")
     flops = plan.step.costs.flops
     console.print(f"{flops / 1e12:.3f} TFLOP a step. No step is faster than (roofline, from data sheets):")
     console.print(_speed(plan))
+    console.print("Each stage of the run")
+    console.print(_stages(plan))
     console.print(_cards(plan))
     for line in advice:
         console.print(f"  {line}")
@@ -113,13 +119,36 @@ def _speed(plan: Plan) -> Table:
     return table
 
 
+def _stages(plan: Plan) -> Table:
+    """The peak of every stage of the run, and what a card has to have for it."""
+    settings = plan.scene.settings
+    detail = {
+        "training": f"{settings.batch_size} at a time",
+        "scoring": f"{settings.batch_size} at a time, {getattr(plan.scene.method, 'importance', '')}",
+        "evaluating": f"{settings.eval_batch_size} at a time",
+    }
+    table = Table("MiB", "examples")
+    table.add_column("tensors at the peak", justify="right")
+    table.add_column("needed on a card", justify="right")
+    for stage, demand in plan.demands.items():
+        table.add_row(stage, detail[stage], _mib(demand.tensor_bytes), _mib(demand.card_bytes))
+    return table
+
+
 def _cards(plan: Plan) -> Text:
-    needs = plan.demand.card_bytes / GB
-    cards = "  ".join(f"{size} GB {'fits' if fits else 'no'}" for size, fits in plan.demand.cards().items())
-    return Text(
-        f"Needs {needs:.1f} GB: tensors at the largest peak, {100 * FRAGMENTATION:.0f} % for fragmentation, "
-        f"{CONTEXT_BYTES / GB:.0f} GB for the device's context.\n{cards}"
-    )
+    largest = max(plan.demands, key=lambda stage: plan.demands[stage].tensor_bytes)
+    only_training = plan.demands["training"]
+    said = [f"The run needs {_mib(plan.demand.card_bytes)} MiB on a card, for {largest}:"]
+    said[0] += f" tensors at the peak, {100 * FRAGMENTATION:.0f} % for fragmentation,"
+    said[0] += f" {CONTEXT_BYTES / MIB:,.0f} MiB for the device's context."
+    fits = [f"{card.name} {card.memory_bytes // MIB:,}" for card in CARDS if plan.demand.fits(card)]
+    part = [card for card in CARDS if only_training.fits(card) and not plan.demand.fits(card)]
+    none = [f"{card.name} {card.memory_bytes // MIB:,}" for card in CARDS if not only_training.fits(card)]
+    said.append(f"fits (MiB that the card reports): {', '.join(fits) or 'none'}")
+    if part:
+        said.append(f"training alone fits: {', '.join(f'{card.name} {card.memory_bytes // MIB:,}' for card in part)}")
+    said.append(f"too small: {', '.join(none) or 'none'}")
+    return Text("\n".join(said))
 
 
 def _mib(size: int) -> str:

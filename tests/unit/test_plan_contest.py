@@ -9,6 +9,7 @@ from rowsft.compose import compose
 from rowsft.errors import UserError
 from rowsft.plan import command, plan
 from rowsft.plan.contest import largest
+from rowsft.plan.fit import Card
 from rowsft.plan.page import compared
 from rowsft.plan.picture import bars
 from rowsft.plan.sweep import sweep
@@ -63,16 +64,17 @@ def test_what_a_card_holds_of_a_small_model(monkeypatch):
 
     monkeypatch.setattr(contest, "MOST_EXAMPLES", 4)
     monkeypatch.setattr(contest, "MOST_TOKENS", 16)
-    entry = contest.entry_of("LoRA", [*SMALL, "method=lora"], card_gb=1.2)
-    header, [row] = compared([entry], 1.2)
+    card = Card("small", 1250 * 2**20)
+    entry = contest.entry_of("LoRA", [*SMALL, "method=lora"], card)
+    header, [row] = compared([entry], card)
     assert len(header) == len(row)
     config = compose([*SMALL, "method=lora"])
 
     def needs(**changes):
         return plan(config, trainer_settings(config), changes, training_only=True).demand
 
-    assert needs(batch_size=entry.largest_batch).fits(1.2)
-    assert entry.largest_batch == 4 or not needs(batch_size=entry.largest_batch + 1).fits(1.2)
+    assert needs(batch_size=entry.largest_batch).fits(card)
+    assert entry.largest_batch == 4 or not needs(batch_size=entry.largest_batch + 1).fits(card)
 
 
 def test_a_swept_list_is_one_value():
@@ -88,7 +90,7 @@ def test_a_sweep_without_key_or_values_is_refused(setting):
 
 def asked(**changes):
     settings = {"overrides": [*SMALL, "method=lora"], "json": False, "card": None, "compare": False, "sweep": None}
-    return Namespace(**{**settings, "out": None, **changes})
+    return Namespace(**{**settings, "out": None, "length": None, "answer": None, **changes})
 
 
 @pytest.mark.parametrize("card", [0.0, -3.0, math.nan, math.inf])
