@@ -23,8 +23,8 @@ _TEXT_TOKEN = re.compile(
     re.I,
 )
 _SECRET_KEY = re.compile(
-    r"(?:.*[_-])?(?:token|password|passwd|passphrase|secret|credentials?|api_?key|access_?key|secret_?key|private_?key|"
-    r"auth_?key|wandb_?key)",
+    r"(?:.*[_-])?(?:token|password|passwd|passphrase|secret|credentials?|api[_-]?key|access[_-]?key|secret[_-]?key|private[_-]?key|"
+    r"auth[_-]?key|wandb[_-]?key)",
     re.I,
 )
 _ADDRESS = re.compile(r"(?:.*_)?(?:source|path|url|uri|repo|host|endpoint|dir|folder|store|base_url|from)", re.I)
@@ -56,6 +56,7 @@ _FORMS = (
     r"hf_(?:oauth_|jwt_)?[A-Za-z0-9]{16,}",
     r"api_org_[A-Za-z0-9]{16,}",
     r"(?:sk|pk|rk|gsk)[-_](?:[A-Za-z0-9]+[-_])*[A-Za-z0-9]{16,}[A-Za-z0-9_\-]*",
+    r"sk-(?:ant|proj|svcacct|admin|or|lf)-[A-Za-z0-9_\-]{16,}",
     r"gh[pousr]_[A-Za-z0-9]{16,}",
     r"github_pat_[A-Za-z0-9_]{16,}",
     r"glpat-[A-Za-z0-9_\-]{16,}",
