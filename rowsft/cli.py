@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from rowsft import interrupt
+from rowsft import escape, interrupt, redact
 from rowsft.errors import RunHeld, UserError, one_line, shortened
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _guarded(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
     except UserError as error:
-        print(f"rowsft: error: {one_line(str(error))}", file=sys.stderr)
+        print(f"rowsft: error: {_shown(one_line(str(error)))}", file=sys.stderr)
         return HELD if isinstance(error, RunHeld) else 2
     except KeyboardInterrupt:
         print("rowsft: interrupted; finished runs are untouched", file=sys.stderr)
@@ -84,8 +84,13 @@ def _guarded(arguments: list[str]) -> int:
         return 0
     except OSError as error:
         # A path that a user named and the system refuses: too long, no permission, a file where a folder is meant.
-        print(f"rowsft: error: {one_line(str(error))}; check the paths of the command", file=sys.stderr)
+        print(f"rowsft: error: {_shown(one_line(str(error)))}; check the paths of the command", file=sys.stderr)
         return 2
+
+
+def _shown(text: object) -> str:
+    """A line of a terminal or a log: without secrets, without escape sequences."""
+    return escape.terminal(redact.text(str(text)))
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -228,7 +233,7 @@ def _run(parsed: argparse.Namespace) -> int:
     if parsed.show_config:
         from omegaconf import OmegaConf
 
-        print(OmegaConf.to_yaml(config), end="")
+        print(OmegaConf.to_yaml(OmegaConf.create(redact.config(OmegaConf.to_container(config)))), end="")
         return 0
     settings = trainer_settings(config)
     plan = plan_run(config)
@@ -248,11 +253,11 @@ def _run(parsed: argparse.Namespace) -> int:
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     interrupt.on_signals()
-    print(plan.label, flush=True)
-    outcome = job.run(plan, settings, parsed.rerun, say=lambda text: print(text, flush=True))
+    print(_shown(plan.label), flush=True)
+    outcome = job.run(plan, settings, parsed.rerun, say=lambda text: print(_shown(text), flush=True))
     if outcome.message:
-        print(f"rowsft: {outcome.message}", file=sys.stderr)
-    print(f"{outcome.state}: run {outcome.run_id} in {outcome.folder}")
+        print(f"rowsft: {_shown(outcome.message)}", file=sys.stderr)
+    print(_shown(f"{outcome.state}: run {outcome.run_id} in {outcome.folder}"))
     return 0 if outcome.state == "done" else 1
 
 
@@ -304,7 +309,8 @@ def _report(parsed: argparse.Namespace) -> int:
         return _report_memory(parsed)
     from rowsft import report
 
-    files = report.build(parsed.store, parsed.experiment, parsed.out or Path("reports") / (parsed.experiment or "all"))
+    out = parsed.out or Path("reports") / escape.file_name(parsed.experiment or "all")
+    files = report.build(parsed.store, parsed.experiment, out)
     report.print_tables(files)
     return 0
 
@@ -319,7 +325,7 @@ def _report_memory(parsed: argparse.Namespace) -> int:
     table, said = memory.build(parsed.store, parsed.what[1], parsed.out)
     if table is not None:
         Console(width=None if sys.stdout.isatty() else 160).print(table)
-    print("\n".join(said))
+    print("\n".join(_shown(line) for line in said))
     return 0
 
 
@@ -336,9 +342,9 @@ def _export(parsed: argparse.Namespace) -> int:
     from rowsft.export import export
 
     def warn(text: str) -> None:
-        print(f"rowsft: warning: {text}", file=sys.stderr)
+        print(f"rowsft: warning: {_shown(text)}", file=sys.stderr)
 
-    print(export(parsed.run, parsed.to, parsed.out, parsed.store, parsed.biases, warn))
+    print(_shown(export(parsed.run, parsed.to, parsed.out, parsed.store, parsed.biases, warn)))
     return 0
 
 

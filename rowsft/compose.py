@@ -18,8 +18,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rowsft import typed
+from rowsft import redact, typed
 from rowsft.errors import UserError, shortened
+from rowsft.experiment_names import as_text, check_experiment_name
 from rowsft.instantiating import check_added
 from rowsft.overrides import UNREADABLE, check_choice, kept_as_text, parse_override
 from rowsft.settings import check_settings
@@ -41,7 +42,9 @@ def compose(overrides: list[str]) -> DictConfig:
         OmegaConf.set_struct(config, False)
         config.pop("hydra", None)
         _use_tuned_learning_rate(config, overrides)
+        raw = OmegaConf.to_container(config, resolve=False)
         OmegaConf.resolve(config)
+        redact.learn(raw, OmegaConf.to_container(config))
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise UserError(f"{', '.join(missing)}: no value given; add {missing[0]}=... to the command")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from rowsft import redact
 from rowsft.errors import UserError, shortened
 from rowsft.store.files import sha256
 from rowsft.store.places import Places
@@ -15,7 +16,8 @@ from rowsft.store.places import Places
 
 @dataclass(frozen=True)
 class RunPlan:
-    """One run before it starts. `config` is plain data with the revisions of model and data filled in."""
+    """One run before it starts. `config` is plain data with the revisions of model and data filled in; unlike what is
+    recorded of it, it holds secrets as they are."""
 
     run_id: str
     store: Path
@@ -36,7 +38,8 @@ def plan_run(config: DictConfig | dict, places: Places | None = None) -> RunPlan
     store = Path(plain["store"])
     folder = (places or Places(store)).place(plain)
     label = f"{plain['method']['name']} on {plain['task']['name']} with {plain['model']['name']}, seed {plain['seed']}"
-    return RunPlan(folder.name, store, folder, plain["experiment_name"], label, plain)
+    experiment = redact.config({"experiment_name": plain["experiment_name"]})["experiment_name"]
+    return RunPlan(folder.name, store, folder, experiment, redact.text(label), plain)
 
 
 def _model_revision(model: dict) -> str:

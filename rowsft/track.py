@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from rowsft import redact
 from rowsft.errors import UserError
 from rowsft.store.attempt import state_of
 
@@ -114,7 +115,7 @@ class WandbTracker:
 
     def start(self, run_id: str, config: Mapping[str, Any], group: str) -> None:
         with self._guard("start"):
-            self._run = self._init(run_id, dict(config), group)
+            self._run = self._init(run_id, redact.config(config), redact.text(group))
             self._working = True
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -149,7 +150,7 @@ class WandbTracker:
             project=self.project,
             entity=self.entity,
             mode=self.mode or _default_mode(),
-            tags=self.tags,
+            tags=[redact.text(tag) for tag in self.tags],
             dir=self.dir,
             id=run_id,
             name=readable_name(config, run_id),
@@ -158,8 +159,14 @@ class WandbTracker:
             config=config,
             reinit="create_new",
             # Console and system statistics would cost threads beside the timed steps; the record has its own.
+            # The command line and git's remote may hold secrets; the record has the machine.
             settings=wandb.Settings(
-                console="off", x_disable_stats=True, save_code=False, finish_timeout=UPLOAD_SECONDS
+                console="off",
+                x_disable_stats=True,
+                x_disable_meta=True,
+                disable_git=True,
+                save_code=False,
+                finish_timeout=UPLOAD_SECONDS,
             ),
         )
 
@@ -174,7 +181,7 @@ class WandbTracker:
                     "W&B %s failed (%s: %s); the run goes on, its record is complete, its dashboard is not",
                     action,
                     type(error).__name__,
-                    str(error).splitlines()[0] if str(error) else "no message",
+                    redact.text(str(error)).splitlines()[0] if str(error) else "no message",
                 )
             self._working = False
 

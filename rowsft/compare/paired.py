@@ -1,6 +1,7 @@
 """Metrics of two runs on the same examples: the paired interval of their difference."""
 
 from rowsft.errors import UserError
+from rowsft.report.damaged import ERRORS
 from rowsft.report.predictions import Difference, Scored, difference, scored
 from rowsft.report.settings import dig
 from rowsft.store import Record
@@ -30,7 +31,7 @@ def _scored(record: Record, split: str, name: str) -> Scored | None:
         return scored(record, split, name)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except ERRORS as error:
         raise UserError(
             f"{record.file('predictions')} is damaged ({type(error).__name__}: {error}); expected one JSON object an "
             "example: copy it anew, or remove it to compare without intervals"

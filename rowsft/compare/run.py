@@ -1,16 +1,11 @@
 """A finished run as a side of a comparison. Names are the paths in its record (docs/architecture.md)."""
 
-import json
-
 from rowsft.compare.side import Side, not_finite_note, numbers_in
 from rowsft.compare.units import has_unit
-from rowsft.errors import UserError, shortened
 from rowsft.report.listing import entry
 from rowsft.report.settings import dig, flatten
 from rowsft.store import Record
 
-#: Parts of an attempt that hold values by name.
-_PARTS = ("environment", "memory", "metrics", "parameters", "seconds", "step_seconds", "data_seconds", "energy")
 _COUNTS = ("adapter", "head", "total_trainable", "base", "budget_asked", "budget_achieved")
 #: What is meant to be a number, beside metrics and what has a unit in its name.
 _UNITLESS = frozenset({"train_loss_final", "tokens_per_second", *(f"parameters.{name}" for name in _COUNTS)})
@@ -19,11 +14,10 @@ _UNITLESS = frozenset({"train_loss_final", "tokens_per_second", *(f"parameters.{
 def side(record: Record) -> Side:
     """The latest finished attempt of a run.
 
-    Raises UserError for a part that is no mapping, and for what is no number where one is meant.
+    Raises UserError for what is no number where one is meant.
     """
     result, about = record.result, entry(record)
     source = str(record.folder / "record.json")
-    _check(result, source)
     measured = _measured(result)
     return Side(
         kind="run",
@@ -78,17 +72,6 @@ def _measured(result: dict) -> dict[str, object]:
 
 def _means_number(name: str) -> bool:
     return has_unit(name) or name in _UNITLESS or name.startswith("metrics.")
-
-
-def _check(result: dict, source: str) -> None:
-    parts = {name: result.get(name) for name in _PARTS}
-    if isinstance(parts["metrics"], dict):
-        parts |= {f"metrics.{split}": metrics for split, metrics in parts["metrics"].items()}
-    for name, part in parts.items():
-        if not isinstance(part or {}, dict):
-            raise UserError(
-                f"{source}: {name} is {shortened(json.dumps(part))}; expected a mapping: run it again, or correct it"
-            )
 
 
 def _part(result: dict, name: str) -> dict[str, object]:

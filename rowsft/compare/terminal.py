@@ -5,6 +5,7 @@ import json
 from rich.console import Console
 from rich.text import Text
 
+from rowsft import escape
 from rowsft.compare import Comparison
 from rowsft.compare.limits import WITHIN
 from rowsft.compare.number import Number
@@ -75,4 +76,6 @@ def _print_limits(console: Console, comparison: Comparison) -> None:
 
 def _line(console: Console, text: str, style: str = "") -> None:
     # One line stays one line, however narrow: a log is searched by line. Text, not markup: names may hold brackets.
-    console.print(Text(text, style=style), soft_wrap=True)
+    words = text.lstrip("\n")
+    blank = "\n" * (len(text) - len(words))
+    console.print(Text(blank + escape.terminal(words), style=style), soft_wrap=True)

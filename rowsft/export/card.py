@@ -1,11 +1,16 @@
 """The model card that goes with an export: what it is, how to load it, and the run's own numbers."""
 
+import json
 import re
+import shlex
 from typing import Any
 
+import yaml
+
+from rowsft import escape, redact
 from rowsft.export.command import command
 from rowsft.export.source import Source
-from rowsft.report.settings import flatten
+from rowsft.report.settings import flatten, named
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _MIB = 2**20
@@ -19,7 +24,7 @@ _LOADING = {
 from peft import PeftModel
 from transformers import {auto}
 
-base = {auto}.from_pretrained("{base}"{labels})
+base = {auto}.from_pretrained({base}{labels})
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
 """,
     "merged": """\
@@ -37,40 +42,40 @@ def text(source: Source, to: str, run: str) -> str:
     """README.md of an export to `to`; `run` is how the user named the source."""
     base = source.model["source"]
     auto = {"causal_lm": "AutoModelForCausalLM", "sequence_classification": "AutoModelForSequenceClassification"}
-    front = ["---", f"library_name: {'peft' if to == 'lora' else 'transformers'}", "tags: [row-sft]"]
+    front = {"library_name": "peft" if to == "lora" else "transformers", "tags": ["row-sft"]}
     if _HUB_ID.fullmatch(str(base)):
-        front.append(f"base_model: {base}")
+        front["base_model"] = str(base)
     classes = _result(source).get("task_about", {}).get("classes")
     labels = f", num_labels={len(classes)}" if classes else ""
-    loading = _LOADING[to].format(auto=auto[source.head], base=base, labels=labels)
+    loading = _LOADING[to].format(auto=auto[source.head], base=json.dumps(redact.text(str(base))), labels=labels)
     parts = [
-        "\n".join([*front, "---"]),
-        f"# {_title(source)}",
+        f"---\n{yaml.safe_dump(front, sort_keys=False, default_flow_style=None)}---",
+        f"# {escape.markdown(_title(source))}",
         _KINDS[to],
-        f"```python\n{loading}```",
+        escape.code_block(loading, "python"),
         *_numbers(source),
-        f"Written by `rowsft export {run} --to {to}`.",
+        f"Written by {escape.code(redact.text(f'rowsft export {shlex.quote(run)} --to {to}'))}.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _title(source: Source) -> str:
     if source.record is None:
-        return f"Adapter of {source.model['source']}"
+        return f"Adapter of {redact.text(str(source.model['source']))}"
     config = source.record.config
-    return f"{config['model']['name']} tuned on {config['task']['name']} with {config['method']['name']}"
+    return f"{named(config, 'model')} tuned on {named(config, 'task')} with {named(config, 'method')}"
 
 
 def _numbers(source: Source) -> list[str]:
     """Two tables from the record; none for a bare adapter folder, which has no record."""
     if source.record is None:
         return []
-    made = {key: source.record.config[key] for key in _SETTINGS}
+    made = {key: source.record.config.get(key) for key in _SETTINGS}
     settings = {key: value for key, value in flatten(made).items() if value is not None}
     result = source.record.result
     versions = (result.get("environment") or {}).get("packages") or {}
     told = {
-        **{f"`{key}`": value for key, value in settings.items()},
+        **{escape.code(key, cell=True): value for key, value in settings.items()},
         "revision of the base": (result.get("model_facts") or {}).get("revision"),
         "commit of rowsft": (result.get("environment") or {}).get("git_commit"),
         **{name: versions.get(name) for name in ("torch", "transformers", "peft")},
@@ -81,7 +86,7 @@ def _numbers(source: Source) -> list[str]:
         _table(_measured(source)),
         "Accuracies and losses are those of the adapter as trained; times and memory those of the machine it ran on.",
         "## How it was trained",
-        *([f"```sh\n{line}\n```"] if line else []),
+        *([escape.code_block(line, "sh")] if line else []),
         _table(told),
     ]
 
@@ -93,14 +98,14 @@ def _measured(source: Source) -> dict[str, Any]:
     step = (result.get("step_seconds") or {}).get("median")
     about = result.get("task_about") or {}
     return {
-        "task": config["task"]["name"],
+        "task": named(config, "task"),
         "data": about.get("source"),
         "licence of the data": about.get("licence"),
         "primary metric": result.get("primary_metric"),
         **{
-            f"{split} {name}": f"{value:.4f}" if isinstance(value, float) else value
+            escape.markdown(f"{split} {name}"): f"{value:.4f}" if isinstance(value, float) else value
             for split, metrics in (result.get("metrics") or {}).items()
-            for name, value in metrics.items()
+            for name, value in (metrics or {}).items()
         },
         "trainable parameters, task head apart": parameters.get("adapter"),
         "parameters of the task head": parameters.get("head"),
@@ -121,6 +126,6 @@ def _rounded(seconds: float | None) -> str | None:
 
 
 def _table(rows: dict[str, Any]) -> str:
-    """A Markdown table of what is known; a value that was not measured has no row."""
-    known = [f"| {key} | {str(value).replace('|', '/')} |" for key, value in rows.items() if value is not None]
+    """A Markdown table of what is known; a value that was not measured has no row. Keys are Markdown already."""
+    known = [f"| {key} | {escape.markdown(value)} |" for key, value in rows.items() if value is not None]
     return "\n".join(["| | |", "|---|---|", *known])

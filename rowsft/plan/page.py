@@ -6,7 +6,9 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from rich.table import Table
+from rich.text import Text
 
+from rowsft import escape
 from rowsft.measure.ledger import PARTS
 from rowsft.plan import Plan
 from rowsft.plan.contest import Entry
@@ -38,7 +40,8 @@ def terminal(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for name in header[1:]:
         table.add_column(name, justify="right")
     for row in rows:
-        table.add_row(*row)
+        # Text, not markup: a swept setting may hold square brackets.
+        table.add_row(*(Text(escape.terminal(cell)) for cell in row))
     return table
 
 

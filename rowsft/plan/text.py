@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from rich import markup
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rowsft import escape
 from rowsft.measure.ledger import PARTS
 from rowsft.plan import Plan
 from rowsft.plan.devices import DEVICES
@@ -57,11 +59,12 @@ def show(plan: Plan, console: Console, advice: list[str], beside: Mapping[str, P
     """Print the plan; `beside` as in `as_json`."""
     scene, settings = plan.scene, plan.scene.settings
     console.print(
-        f"[bold]{scene.method.name} on {scene.config.model.name}[/], one step of {settings.gradient_accumulation} x "
-        f"{settings.batch_size} examples, {scene.length} tokens each, on a {'GPU' if scene.gpu else 'CPU'}"
+        f"[bold]{_name(scene.method.name)} on {_name(scene.config.model.name)}[/], one step of "
+        f"{settings.gradient_accumulation} x {settings.batch_size} examples, {scene.length} tokens each, "
+        f"on a {'GPU' if scene.gpu else 'CPU'}"
     )
     for said in scene.assumptions:
-        console.print(f"  assumed: {said}", style="dim")
+        console.print(f"  assumed: {said}", style="dim", markup=False)
     console.print("parameters by kind of layer")
     console.print(_parameters(plan))
     console.print("MiB of tensors at the peak of each phase of a training step")
@@ -81,7 +84,7 @@ def show(plan: Plan, console: Console, advice: list[str], beside: Mapping[str, P
     console.print(_stages(plan))
     console.print(_cards(plan))
     for line in advice:
-        console.print(f"  {line}")
+        console.print(f"  {line}", markup=False)
 
 
 def _parameters(plan: Plan) -> Table:
@@ -149,6 +152,11 @@ def _cards(plan: Plan) -> Text:
         said.append(f"training alone fits: {', '.join(f'{card.name} {card.memory_bytes // MIB:,}' for card in part)}")
     said.append(f"too small: {', '.join(none) or 'none'}")
     return Text("\n".join(said))
+
+
+def _name(name: str) -> str:
+    """A name for rich, which would take square brackets for its own."""
+    return markup.escape(escape.terminal(name))
 
 
 def _mib(size: int) -> str:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
+from rowsft import escape
 from rowsft.errors import UserError
 from rowsft.progress import steps
 from rowsft.report import flat, terminal
@@ -80,7 +82,7 @@ def build(store_root: str | Path, experiment: str | None = None, out: str | Path
         found,
     )
     title = f"rowsft report: {experiment}" if experiment else "rowsft report"
-    parts = [f"# {title}\n"]
+    parts = [f"# {escape.markdown(title)}\n"]
     if light:
         parts.append("![primary metric against peak memory of training](accuracy_vs_memory.png)\n")
         write_atomic(files.picture, light)
@@ -96,7 +98,8 @@ def print_tables(files: ReportFiles, console: Console | None = None) -> None:
     console = console or Console()
     for part in files.sections:
         terminal.show(part, console)
-    console.print(f"page: {files.page}   tables: {files.markdown}   numbers: {files.table}, {files.runs}", style="dim")
+    where = f"page: {files.page}   tables: {files.markdown}   numbers: {files.table}, {files.runs}"
+    console.print(Text(escape.terminal(where), style="dim"))
 
 
 def text(parts: list[Section], width: int = 160) -> str:

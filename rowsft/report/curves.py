@@ -3,12 +3,16 @@
 import csv
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from rowsft.report.damaged import or_none
 from rowsft.report.rows import Row, Table
 from rowsft.report.section import Section
 from rowsft.report.style import look
+from rowsft.store import Record
+from rowsft.store.files import LARGEST
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 36
@@ -84,11 +88,9 @@ def _mean_loss(row: Row) -> tuple[np.ndarray, np.ndarray] | None:
     """(steps, smoothed mean loss) over the seeds of a row; steps that not every seed logged are left out."""
     curves = []
     for record in row.done:
-        path = record.file("curve")
-        if path is not None and path.exists():
-            with path.open(newline="") as stream:
-                points = [(int(line["step"]), float(line["loss"])) for line in csv.DictReader(stream) if line["loss"]]
-            curves.append({step: loss for step, loss in points if math.isfinite(loss)})
+        curve = or_none(partial(_losses, record), record, "curve")
+        if curve is not None:
+            curves.append(curve)
     steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     if not steps:
         return None
@@ -96,6 +98,16 @@ def _mean_loss(row: Row) -> tuple[np.ndarray, np.ndarray] | None:
     half = int(len(steps) * _SMOOTHING / 2)
     smooth = [mean[max(0, i - half) : i + half + 1].mean() for i in range(len(steps))]
     return np.array(steps), np.array(smooth)
+
+
+def _losses(record: Record) -> dict[int, float] | None:
+    """{step: loss} of one run; None where it has no curve."""
+    path = record.file("curve")
+    if path is None or not path.exists():
+        return None
+    with path.open(newline="") as stream:
+        points = [(int(line["step"]), float(line["loss"])) for line in csv.DictReader(stream) if line["loss"]]
+    return {step: loss for step, loss in points if abs(loss) <= LARGEST}
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -203,7 +203,7 @@ def _evaluation(group: Group) -> tuple[str, str]:
     scores: list[Scored | None] = [
         row.scores.get(record.config.get("seed")) for row in rows for record in row.done if row.metric_values(row.split)
     ]
-    if any(found is None for found in scores):
+    if not scores or any(found is None for found in scores):
         return UNKNOWN, "no per-example predictions that give back the recorded metric"
     if len({found.ids for found in scores}) > 1:
         return NOT_MET, "the runs scored different examples"

@@ -3,6 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
+from rowsft import escape
 from rowsft.report.groups import compared, labels, model_label
 from rowsft.report.settings import (
     LEARNING_RATE,
@@ -97,7 +98,12 @@ def runs_table(store: Store, experiment: str | None = None, width: int = 160) ->
         table.add_column(name, justify="right" if name in ("seed", "seconds") else "left", no_wrap=name == "id")
     for run, cells in zip(entries, rows, strict=True):
         # Text, not markup: a run's own words may hold square brackets.
-        table.add_row(*(Text(cells[name], style=COLOURS[run["state"]] if name == "state" else "") for name in shown))
+        table.add_row(
+            *(
+                Text(escape.terminal(cells[name]), style=COLOURS[run["state"]] if name == "state" else "")
+                for name in shown
+            )
+        )
     return table
 
 

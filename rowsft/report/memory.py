@@ -2,14 +2,18 @@
 
 import csv
 import io
+from functools import partial
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
+from rich.text import Text
 
+from rowsft import escape
 from rowsft.errors import UserError
 from rowsft.report import listing
+from rowsft.report.damaged import or_none
 from rowsft.store.finding import find_run
 from rowsft.store.record import FINAL_STATES, Record
 
@@ -53,8 +57,11 @@ def build(store: Path, run: str, out: Path | None) -> tuple[Table | None, list[s
         said.append(f"no picture: {_why_no_picture(record, memory)}")
     else:
         path = out or Path("reports") / f"memory-{record.id}.png"
+        drawn = or_none(partial(picture, points, record), record, "memory")
+        if drawn is None:
+            return table(ledger) if ledger else None, [*said, f"no picture: {points} is damaged"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(points, record))
+        path.write_bytes(drawn)
         said.append(f"picture: {path}")
     return table(ledger) if ledger else None, said
 
@@ -84,7 +91,7 @@ def table(ledger: dict) -> Table:
     """MiB by part at every phase's peak."""
     shown = Table("MiB at the peak")
     for phase in ledger:
-        shown.add_column(phase.replace("_", " "), justify="right")
+        shown.add_column(Text(escape.terminal(phase.replace("_", " "))), justify="right")
     for part in COLOURS:
         shown.add_row(part.replace("_", " "), *[_mib(entry["parts"].get(part)) for entry in ledger.values()])
     shown.add_section()
@@ -109,10 +116,10 @@ def picture(points: Path, record: Record) -> bytes:
     for index in range(len(rows)):
         if index == 0 or phases[index] != phases[index - 1]:
             axis.axvline(events[index], color="#1c2024", linewidth=0.6)
-            axis.text(events[index], top * 1.03, f" {phases[index].replace('_', ' ')}", fontsize=8)
+            axis.text(events[index], top * 1.03, escape.picture(f" {phases[index].replace('_', ' ')}"), fontsize=8)
     axis.set(xlim=(events[0], events[-1]), ylim=(0, top * 1.1), ylabel="MiB", xlabel="allocations and releases in turn")
-    names = [record.config[group]["name"] for group in ("method", "model", "task")]
-    axis.set_title(f"memory of one training step: {' · '.join(names)}", fontsize=10)
+    names = [listing.named(record.config, group) for group in ("method", "model", "task")]
+    axis.set_title(escape.picture(f"memory of one training step: {' · '.join(names)}"), fontsize=10)
     handles, labels = axis.get_legend_handles_labels()
     axis.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
     stream = io.BytesIO()

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
+from rowsft import escape
 from rowsft.report import curves
 from rowsft.report.listing import entry
 from rowsft.report.section import Section
@@ -25,6 +27,7 @@ def page(title: str, sections: list[Section], light: bytes | None, dark: bytes |
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_visible,
     )
     records = list({record.id: record for section in sections for record in section.table.records}.values())
     return environment.get_template("page.html.j2").render(
@@ -39,6 +42,11 @@ def page(title: str, sections: list[Section], light: bytes | None, dark: bytes |
         words=WORDS,
         frame=curves,
     )
+
+
+def _visible(value):
+    """What a template writes: every character of a text can be seen. Markup is the template's own."""
+    return escape.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _summary(records: list[Record]) -> list[str]:

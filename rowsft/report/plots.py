@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from rowsft import escape
 from rowsft.formulas import bounds
 from rowsft.report.labels import Point, place
 from rowsft.report.rows import METHOD_TITLES
@@ -106,7 +107,7 @@ def _labelled(section: Section) -> list[Point]:
         low, high = (line["value"] if crowded or line[end] is None else line[end] for end in ("low", "high"))
         labelled.append(
             Point(
-                str(number) if numbered else line["title"],
+                str(number) if numbered else escape.picture(line["title"]),
                 line["train_peak_allocated_bytes"] / _MIB,
                 line["value"],
                 low,
@@ -157,7 +158,7 @@ def _clouds(axis: Axes, section: Section, theme: Theme) -> None:
             markeredgewidth=0.5,
             alpha=0.8,
             zorder=3,
-            label=f"{METHOD_TITLES.get(method, method)}: {len(lines)} settings, the best is named",
+            label=escape.picture(f"{METHOD_TITLES.get(method, method)}: {len(lines)} settings, the best is named"),
         )
 
 
@@ -181,7 +182,7 @@ def _markers(axis: Axes, section: Section, theme: Theme) -> None:
             capsize=4,
             capthick=1.6,
             zorder=3,
-            label=f"{number}  {line['title']}",
+            label=escape.picture(f"{number}  {line['title']}"),
         )
 
 
@@ -208,10 +209,10 @@ def _panel(axis: Axes, section: Section, theme: Theme) -> None:
         spine.set_visible(name in ("left", "bottom"))
         spine.set_color(theme.ink)
     axis.tick_params(colors=theme.ink, labelsize=10)
-    axis.set_title(heading(table), color=theme.ink, fontsize=12, loc="left", pad=10)
+    axis.set_title(escape.picture(heading(table)), color=theme.ink, fontsize=12, loc="left", pad=10)
     axis.set_xlabel("peak memory of training (MiB)", color=theme.ink, fontsize=11)
     better = "higher" if table.higher_is_better else "lower"
-    axis.set_ylabel(f"{table.split} {table.metric} ({better} is better)", color=theme.ink, fontsize=11)
+    axis.set_ylabel(escape.picture(f"{table.split} {table.metric} ({better} is better)"), color=theme.ink, fontsize=11)
 
 
 def _zero_line(axis: Axes, section: Section, theme: Theme) -> None:

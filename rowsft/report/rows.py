@@ -4,10 +4,11 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from statistics import fmean
 
 from rowsft import formulas
+from rowsft.report.damaged import or_none
 from rowsft.report.groups import groups
 from rowsft.report.predictions import Scored, over_examples, scored
 from rowsft.report.references import References
@@ -32,6 +33,10 @@ def order_of(method: str) -> tuple[int, str]:
     return (METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER), method)
 
 
+def _readable(record: Record, split: str) -> Scored | None:
+    return or_none(partial(scored, record, split), record, "predictions")
+
+
 @dataclass
 class Row:
     """One setting: its finished runs (`done`, one per seed) and the others, which have no result (`unfinished`).
@@ -47,7 +52,7 @@ class Row:
     unfinished: list[Record] = field(default_factory=list)
     repeats: list[Record] = field(default_factory=list)
     variant: str = ""
-    read: Callable[[Record, str], Scored | None] = scored
+    read: Callable[[Record, str], Scored | None] = _readable
 
     @property
     def title(self) -> str:
@@ -151,7 +156,7 @@ def gather(records: list[Record], experiments: list[str | None]) -> list[Table]:
     for record in records:
         for name in record.experiments or [None]:
             members.setdefault(name, []).append(record)
-    read = once(scored)
+    read = once(_readable)
     return [
         _table(experiment or "", task, model, here, read)
         for experiment in experiments

@@ -2,6 +2,7 @@
 
 import json
 
+from rowsft import escape
 from rowsft.report.clocks import clock_block
 from rowsft.report.notes import notes, of_the_same
 from rowsft.report.rows import Table
@@ -115,7 +116,7 @@ def demonstration(table: Table) -> dict | None:
     if not isinstance(said, dict):
         return {"notes": [str(said)] if said is not True else [], "real_command": None}
     about = said.get("notes") or []
-    about = [about] if isinstance(about, str) else [str(note) for note in about]
+    about = [str(note) for note in about] if isinstance(about, list) else [str(about)]
     return {"notes": about, "real_command": said.get("real_command")}
 
 
@@ -174,14 +175,17 @@ def overlap_blocks(section: Section) -> list[tuple[str, list[dict[str, str]]]]:
 
 def markdown(section: Section) -> str:
     """The whole section of a table: main table, notes, the other blocks, the fairness contract."""
-    contract = [f"- **{c.status}**: {c.text}" + (f" ({c.detail})" if c.detail else "") for c in section.conditions]
-    contract += [f"- note: {remark}" for remark in section.remarks]
+    contract = [
+        f"- **{c.status}**: {c.text}" + (f" ({escape.markdown(c.detail)})" if c.detail else "")
+        for c in section.conditions
+    ]
+    contract += [f"- note: {escape.markdown(remark)}" for remark in section.remarks]
     parts = [
-        f"## {heading(section.table)}",
+        f"## {escape.markdown(heading(section.table))}",
         _demonstration_markdown(section.table),
         _markdown_table(main_rows(section)) if section.lines else "No run has finished yet.",
-        "\n".join(f"- {note}" for note in notes(section.table, section.lines)),
-        *(f"**{title}**\n\n{_markdown_table(rows)}" for title, rows in blocks(section)),
+        "\n".join(f"- {escape.markdown(note)}" for note in notes(section.table, section.lines)),
+        *(f"**{escape.markdown(title)}**\n\n{_markdown_table(rows)}" for title, rows in blocks(section)),
         "**Fairness contract**\n\n" + "\n".join(contract),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -207,17 +211,14 @@ def _demonstration_markdown(table: Table) -> str:
     found = demonstration(table)
     if found is None:
         return ""
-    text = "> **This is a demonstration, not a result.** " + "; ".join(found["notes"]) + "."
-    return text + (f"\n>\n> For the real thing: `{found['real_command']}`" if found["real_command"] else "")
+    text = "> **This is a demonstration, not a result.** " + escape.markdown("; ".join(found["notes"])) + "."
+    real = found["real_command"]
+    return text + (f"\n>\n> For the real thing: {escape.code(real)}" if real else "")
 
 
 def _markdown_table(rows: list[dict[str, str]]) -> str:
     cells = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join("| " + " | ".join(_escape(cell) for cell in row) + " |" for row in cells)
-
-
-def _escape(cell: str) -> str:
-    return cell.strip().replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return "\n".join("| " + " | ".join(escape.markdown(cell) for cell in row) + " |" for row in cells)
 
 
 def _parameters(line: dict) -> str:

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from rowsft import escape
 from rowsft.report.fairness import MET, STATED, Condition
 from rowsft.report.section import Section
 from rowsft.report.tables import TERMINAL_COSTS, demonstration, heading, notes, state_columns, terminal_columns
@@ -16,12 +17,12 @@ _MOST_ROWS = 40
 def show(section: Section, console: Console) -> None:
     """Print one section."""
     table = section.table
-    console.print(Text(f"\n{heading(table)}", style="bold"))
+    console.print(Text(f"\n{escape.terminal(heading(table))}", style="bold"))
     said = demonstration(table)
     if said is not None:
-        console.print(Text("A demonstration, not a result. " + "; ".join(said["notes"]) + ".", style="yellow"))
+        console.print(_line("A demonstration, not a result. " + "; ".join(said["notes"]) + ".", "yellow"))
         if said["real_command"]:
-            console.print(Text(f"For the real thing: {said['real_command']}", style="yellow"))
+            console.print(_line(f"For the real thing: {said['real_command']}", "yellow"))
     if section.lines:
         shown = _best(section)
         _print_main(console, [terminal_columns(table, line) for line in shown])
@@ -29,7 +30,7 @@ def show(section: Section, console: Console) -> None:
             text = (
                 f"the best {len(shown)} of {len(section.lines)} rows by {table.metric}; all are in the page and files"
             )
-            console.print(Text(text, style="dim"))
+            console.print(_line(text, "dim"))
     else:
         console.print("No run has finished yet.")
     if section.unfinished:
@@ -38,7 +39,7 @@ def show(section: Section, console: Console) -> None:
         if len(section.unfinished) > _MOST_ROWS:
             console.print(Text(f"and {len(section.unfinished) - _MOST_ROWS} more", style="dim"))
     for note in notes(table, section.lines):
-        console.print(Text(note, style="dim"))
+        console.print(_line(note, "dim"))
     console.print(_contract(section.conditions, section.remarks))
 
 
@@ -67,11 +68,15 @@ def grid(rows: list[dict[str, str]], words: tuple[str, ...] = _LEFT) -> Grid:
     table = Grid(box=None, header_style="bold", pad_edge=False)
     for name in rows[0]:
         text = name in words
-        table.add_column(Text(name.strip()), justify="left" if text else "right", no_wrap=not text, overflow="fold")
+        table.add_column(_line(name.strip()), justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for row in rows:
-        # Text, not markup: cells may hold square brackets.
-        table.add_row(*(Text(cell) for cell in row.values()))
+        table.add_row(*(_line(cell) for cell in row.values()))
     return table
+
+
+def _line(text: str, style: str = "") -> Text:
+    # Text, not markup: names may hold square brackets.
+    return Text(escape.terminal(text), style=style)
 
 
 def _contract(conditions: list[Condition], remarks: list[str]) -> Text:
@@ -82,9 +87,9 @@ def _contract(conditions: list[Condition], remarks: list[str]) -> Text:
     for condition in conditions:
         if condition.status != MET:
             text.append(f"\n  {condition.status}: {condition.text}", style="yellow")
-            text.append(f" ({condition.detail})" if condition.detail else "")
+            text.append(f" ({escape.terminal(condition.detail)})" if condition.detail else "")
     for remark in remarks:
-        text.append(f"\n  note: {remark}")
+        text.append(f"\n  note: {escape.terminal(remark)}")
     if met:
         text.append("\n  met: " + "; ".join(met), style="dim")
     return text

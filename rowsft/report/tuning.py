@@ -1,16 +1,21 @@
 """The outcome of a learning-rate grid: every score on the validation split, and the best rate of each setting."""
 
+import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
+from rowsft import escape
 from rowsft.errors import UserError
 from rowsft.report.rows import natural, order_of
-from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, dig, named, text_of, without_seeds
+from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, dig, named, primary, text_of, without_seeds
 from rowsft.report.sweeps import variants
 from rowsft.store import Record, Store
 
 DIVERGED = float("-inf")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -47,12 +52,14 @@ def best_learning_rates(root: Path, experiment: str) -> str:
     settings, metric = _settings(records)
     names = variants(settings)
     settings.sort(key=lambda one: (*order_of(one.method), natural(names[id(one)])))
-    titles = {id(one): one.method + (f" ({names[id(one)]})" if names[id(one)] else "") for one in settings}
+    names = {key: escape.terminal(name) for key, name in names.items()}
+    shown = {one.method: escape.terminal(one.method) for one in settings}
+    titles = {id(one): shown[one.method] + (f" ({names[id(one)]})" if names[id(one)] else "") for one in settings}
     rates = sorted({rate for one in settings for rate in one.scores})
     seconds = sum(dig(record.latest, "seconds", "total") or 0 for record in records)
     width = max([10, *(len(title) + 1 for title in titles.values())])
     lines = [
-        f"validation {metric} by learning rate ({len(records)} runs, {seconds / 60:.0f} minutes of computing)",
+        f"validation {escape.terminal(metric)} by learning rate ({len(records)} runs, {seconds / 60:.0f} minutes of computing)",
         f"{'method':<{width}}" + "".join(f"{rate:>10g}" for rate in rates),
     ]
     for one in settings:
@@ -62,10 +69,10 @@ def best_learning_rates(root: Path, experiment: str) -> str:
         mine = [one for one in settings if one.method == method]
         best = {one.best for one in mine}
         if len(best) == 1:
-            lines.append(f"    {method}: {best.pop():g}")
+            lines.append(f"    {_key(method)}: {best.pop():g}")
         else:
             each = ", ".join(f"{one.best:g} at {names[id(one)]}" for one in mine)
-            lines.append(f"    # {method}: no one rate is the best: {each}")
+            lines.append(f"    # {shown[method]}: no one rate is the best: {each}")
     return "\n".join(lines)
 
 
@@ -73,6 +80,7 @@ def _settings(records: list[Record]) -> tuple[list[Setting], str]:
     """What was tried at every rate, and the metric's name."""
     found: dict[tuple[str, str], Setting] = {}
     metric = "score"
+    lacking = None
     for record in records:
         settings = without_seeds(determining(record))
         rate = settings.pop(LEARNING_RATE, None)
@@ -81,19 +89,27 @@ def _settings(records: list[Record]) -> tuple[list[Setting], str]:
             continue
         kept = {key: value for key, value in settings.items() if key not in WATCHING}
         method = named(record.config, "method")
-        scores = found.setdefault((method, text_of(kept)), Setting(method, kept)).scores.setdefault(float(rate), [])
-        if result is None:
-            scores.append(DIVERGED)
-            continue
-        metric = result["primary_metric"]
-        score = dig(result, "metrics", "validation", metric)
+        score = primary(result, "validation") if result else DIVERGED
         if score is None:
-            raise UserError(
+            lacking = (
                 f"run {record.id} has no validation score; rates are tuned on grids run with "
                 "trainer.evaluate=[validation]"
             )
-        scores.append(score if result.get("higher_is_better", True) else -score)
+            log.warning("%s: left out", lacking)
+            continue
+        if result is not None:
+            metric = result["primary_metric"]
+            score = score if result.get("higher_is_better", True) else -score
+        one = found.setdefault((method, text_of(kept)), Setting(method, kept))
+        one.scores.setdefault(float(rate), []).append(score)
+    if lacking and not found:
+        raise UserError(lacking)
     return list(found.values()), metric
+
+
+def _key(name: str) -> str:
+    """A method's name as YAML has it."""
+    return name if name.isidentifier() else json.dumps(name)
 
 
 def _cell(score: float | None) -> str:

@@ -15,6 +15,7 @@ import os
 import re
 from pathlib import Path
 
+from rowsft import escape, redact
 from rowsft.errors import UserError
 from rowsft.store import files
 from rowsft.store.attempt import Attempt
@@ -49,15 +50,19 @@ class Store:
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
+        self._told: set[str] = set()
 
     def open(self, config: dict) -> RunFolder:
         """The run of this resolved config, locked, created (state pending) if it is new, entered in its experiment.
+
+        It is recorded, and its id made, without the secrets that `redact.config` finds.
 
         Raises UserError when another process works on it, when the folder cannot be written or is full, and when
         its record was written by a newer version.
         """
         files.remove_leftovers(self.root / "scores")
-        return RunFolder(Places(self.root).place(config), config)
+        recorded = redact.config(config)
+        return RunFolder(Places(self.root).place(recorded), recorded)
 
     def runs(self, experiment: str | None = None) -> list[Record]:
         """Every readable run (of one experiment), by id. An unreadable record is skipped with a one-line warning."""
@@ -66,9 +71,9 @@ class Store:
             try:
                 records.append(read_record(folder))
             except UnreadableRecord as reason:
-                log.warning("%s: skipped; %s", reason, _MEND)
+                self._warn(f"{reason}: skipped; {_MEND}")
             except UserError as reason:
-                log.warning("%s: skipped", reason)
+                self._warn(f"{reason}: skipped")
         return [record for record in records if experiment is None or experiment in record.experiments]
 
     def experiments(self) -> list[str]:
@@ -126,6 +131,12 @@ class Store:
         if (self.root / run_id / "record.json").exists():
             with self._reopen(run_id) as run:
                 run.close_dead(message)
+
+    def _warn(self, message: str) -> None:
+        """Once a store, however often it is read."""
+        if message not in self._told:
+            self._told.add(message)
+            log.warning("%s", escape.terminal(message))
 
     def _reopen(self, run_id: str) -> RunFolder:
         return RunFolder(self.root / run_id)

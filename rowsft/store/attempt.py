@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rowsft import redact
 from rowsft.store import files
 from rowsft.store.record import FINAL_STATES, now
 
@@ -37,7 +38,7 @@ class Attempt:
     def update(self, **fields) -> None:
         """Set fields; a mapping is merged into the mapping that stands there. A nan or infinity is stored as null and
         its key listed under `non_finite`."""
-        plain, not_finite = files.jsonable(fields)
+        plain, not_finite = files.jsonable(redact.config(fields))
         _merge(self.fields, plain)
         if not_finite:
             self.fields["non_finite"] = sorted({*self.fields.get("non_finite", []), *not_finite})
@@ -65,6 +66,7 @@ class Attempt:
             temporary.mkdir()
         try:
             fill(temporary)
+            redact.folder(temporary)
         except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
             # safetensors reports a full disk as an error of its own.
@@ -100,7 +102,7 @@ class Attempt:
         self.fields["state"] = self._run._raw["state"] = state
         self.fields["ended_at"] = now()
         self.fields.setdefault("seconds", {}).setdefault("total", time.monotonic() - self._started)
-        self.fields["error"] = error
+        self.fields["error"] = error and {key: redact.text(said) if said else said for key, said in error.items()}
         self._run._open = None
         self.update(**fields)
 

@@ -14,12 +14,18 @@ from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from rowsft import escape
 from rowsft.errors import UserError, shortened
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+#: No byte, second or loss is larger; squares and sums of such numbers stay within every float.
+LARGEST = 1e100
 # Many times the depth of any file of the suite, and well before Python's own limit, which ends whoever walks the tree.
 _DEEPEST = 100
+_ANY_DIGIT = bytes.maketrans(b"123456789", b"0" * 9)
+# A record of the largest models is a few megabytes; whatever is larger is no record, and would fill the memory.
+_LARGEST_BYTES = 64 * 2**20
 
 
 @contextmanager
@@ -39,29 +45,54 @@ def explained(folder: Path):
 
 
 def read_regular(path: Path) -> bytes:
-    """The bytes of a file. Raises ValueError for what is none: a pipe would keep its reader waiting for ever."""
-    if not stat.S_ISREG(Path(path).stat().st_mode):
+    """The bytes of a file.
+
+    Raises ValueError for what is none (a pipe would keep its reader waiting for ever) and for one too large to read.
+    """
+    facts = Path(path).stat()
+    if not stat.S_ISREG(facts.st_mode):
         raise ValueError("not a regular file")
+    if facts.st_size > _LARGEST_BYTES:
+        raise ValueError(f"{facts.st_size:,} bytes, expected at most {_LARGEST_BYTES:,}")
     return Path(path).read_bytes()
 
 
-def read_json(path: Path) -> object:
+def read_json(path: Path, strict: bool = False) -> object:
     """What a JSON file holds.
 
     Raises ValueError for what is no JSON, and for what no file of the suite holds: endless nesting, integers of
-    thousands of digits.
+    thousands of digits. `strict` also refuses what JSON has not or leaves open, and what no float can hold: NaN and
+    Infinity, numbers beyond every float, a key twice in one mapping, half a character.
     """
     too_deep = ValueError(f"nested more than {_DEEPEST} deep")
+    content = read_regular(path)
     try:
-        found = json.loads(read_regular(path), parse_int=_integer)
+        found = json.loads(content, **(_strict_hooks(content) if strict else {"parse_int": _integer}))
     except RecursionError:
         raise too_deep from None
+    if _nests_deep(found):
+        raise too_deep
+    if strict and b"\\ud" in content.lower():
+        # Half of a surrogate pair is read without a complaint and cannot be written to any file.
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
+
+
+def _strict_hooks(content: bytes) -> dict:
+    hooks = {"parse_float": _finite, "parse_constant": _finite, "object_pairs_hook": _without_duplicates}
+    # Looking for a long row of digits is far quicker than a hook for every integer.
+    if b"0" * sys.float_info.max_10_exp in content.translate(_ANY_DIGIT):
+        hooks["parse_int"] = _moderate_integer
+    return hooks
+
+
+def _nests_deep(found: object) -> bool:
     level = [found]
     for _ in range(_DEEPEST):
         level = [item for node in level for item in _items(node) if isinstance(item, dict | list)]
-    if level:
-        raise too_deep
-    return found
+        if not level:
+            return False
+    return True
 
 
 def _integer(digits: str) -> int:
@@ -70,6 +101,28 @@ def _integer(digits: str) -> int:
     except ValueError:
         most = sys.get_int_max_str_digits()
         raise ValueError(f"the integer {shortened(digits)} is longer than {most:,} digits") from None
+
+
+def _moderate_integer(digits: str) -> int:
+    if len(digits) > sys.float_info.max_10_exp:
+        raise ValueError(f"the integer {shortened(digits)} is beyond every float")
+    return int(digits)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{shortened(text)} is no finite number")
+    return number
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {shortened(repr(twice))} stands twice in one mapping")
+    return found
 
 
 def _items(node: object) -> Iterable[object]:
@@ -138,8 +191,8 @@ def write_csv(path: Path, rows: list[dict]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     stream = io.StringIO()
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer.writerow({column: escape.csv_cell(column) for column in columns})
+    writer.writerows({key: escape.csv_cell(value) for key, value in row.items()} for row in rows)
     return write_atomic(path, stream.getvalue().encode())
 
 
@@ -155,7 +208,7 @@ def sha256(path: Path) -> str:
 
 
 def jsonable(value, where: str = "") -> tuple[object, list[str]]:
-    """`value` as plain JSON, and the keys whose number was nan or infinite (JSON has neither: they become null)."""
+    """`value` as plain JSON, and the keys whose number was nan, infinite or beyond LARGEST: they become null."""
     if isinstance(value, dict):
         pairs = {str(key): jsonable(item, f"{where}.{key}" if where else str(key)) for key, item in value.items()}
         return {key: item for key, (item, _) in pairs.items()}, [name for _, bad in pairs.values() for name in bad]
@@ -166,7 +219,7 @@ def jsonable(value, where: str = "") -> tuple[object, list[str]]:
         return str(value), []
     if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a scalar of numpy or torch
         value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not abs(value) <= LARGEST:
         return None, [where]
     if value is None or isinstance(value, bool | int | float | str):
         return value, []

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import yaml
 
+from rowsft import redact
+from rowsft.errors import UserError
 from rowsft.store import files
 from rowsft.store.attempt import Attempt, error_fields, state_of
 from rowsft.store.identity import experiment_name, experiment_notes, identity
 from rowsft.store.lock import RunLock
 from rowsft.store.record import SCHEMA_VERSION, Record, UnreadableRecord, close_stale, now, read_raw, record_of
+from rowsft.store.schema import config_faults
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +106,7 @@ class RunFolder:
 
     def add_experiment(self, name: str, notes: dict | None = None) -> None:
         """Enter the run in one more experiment, with what that experiment says of itself (`experiment_notes`)."""
-        plain, _ = files.jsonable(notes or {})
+        plain, _ = files.jsonable(redact.config(notes or {}))
         experiments = self._raw.setdefault("experiments", [])
         known = self._raw.setdefault("experiment_notes", {})
         if name in experiments and (not plain or known.get(name) == plain):
@@ -147,6 +150,9 @@ class RunFolder:
                 with files.explained(self.path):
                     path.rename(aside)
                 log.warning("%s; set aside as %s, the run starts anew", reason, aside.name)
+        wrong = config_faults(config)
+        if wrong:
+            raise UserError(f"{wrong}; a record of this run could not be read back: correct the setting")
         plain, _ = files.jsonable(config)
         files.write_atomic(self.path / "config.yaml", yaml.safe_dump(plain, sort_keys=False).encode())
         raw = {

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from rowsft import redact
 from rowsft.errors import UserError
 from rowsft.store.files import explained, read_json, read_regular
 from rowsft.store.identity import old_run_id, run_id
@@ -33,6 +34,8 @@ class Places:
         A run is looked for under its id, under the id that the whole config gave it before, and among the records of
         older versions whose configs differ in nothing that counts. Of several the first with a finished attempt holds.
         """
+        # A secret neither makes a run another one nor can be guessed from its id.
+        config = redact.config(config)
         new = run_id(config)
         if self._has(new) and self._finished(new):
             return self.root / new
@@ -55,7 +58,7 @@ class Places:
 
     def _finished(self, name: str) -> bool:
         try:
-            raw = read_json(self.root / name / "record.json")
+            raw = read_json(self.root / name / "record.json", strict=True)
             if not any(attempt["state"] == "done" for attempt in raw["attempts"]):
                 return False
             if self._listed:
@@ -81,7 +84,8 @@ class Places:
             try:
                 text = read_regular(path)
                 if _TODAYS not in text and mark in text:
-                    found.setdefault(run_id(read_json(path)["config"]), []).append(name)
+                    recorded = redact.config(read_json(path, strict=True)["config"])
+                    found.setdefault(run_id(recorded), []).append(name)
             except (OSError, ValueError, TypeError, KeyError, AttributeError, UserError):
                 continue
         return found

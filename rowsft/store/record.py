@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rowsft.errors import UserError
+from rowsft.errors import UserError, shortened
+from rowsft.store.confined import confined
 from rowsft.store.files import explained, read_json
 from rowsft.store.identity import identity
 from rowsft.store.lock import is_held
+from rowsft.store.schema import faults
 
 SCHEMA_VERSION = 1
 STATES = ("pending", "running", "done", "failed", "oom", "interrupted")
@@ -15,7 +17,7 @@ FINAL_STATES = ("done", "failed", "oom", "interrupted")
 
 
 class UnreadableRecord(Exception):
-    """record.json is there but is not a whole record."""
+    """record.json is there but is not a whole record as rowsft/store/schema.py has it."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,12 @@ class Record:
         return self.attempts[-1] if self.attempts else None
 
     def file(self, name: str) -> Path | None:
-        """Where the result's file of that name (predictions, curve, adapter) lies, or None."""
-        entry = ((self.result or {}).get("files") or {}).get(name)
-        return self.folder / entry["path"] if entry else None
+        """Where the result's file of that name (predictions, curve, adapter) lies, or None.
+
+        None too, with a warning, for a path that leads out of the run's folder.
+        """
+        entry = ((self.result or {}).get("files") or {}).get(name) or {}
+        return confined(self.folder, entry["path"]) if "path" in entry else None
 
 
 def read_raw(folder: Path) -> dict:
@@ -56,30 +61,24 @@ def read_raw(folder: Path) -> dict:
     path = Path(folder) / "record.json"
     try:
         with explained(path):
-            raw = read_json(path)
+            raw = read_json(path, strict=True)
     except UserError:
         raise
     except ValueError as error:
         raise UnreadableRecord(f"{path} is damaged ({type(error).__name__}: {error})") from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("schema_version"), int):
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if not isinstance(version, int):
         raise UnreadableRecord(f"{path} is not a run record (no schema_version)")
-    if raw["schema_version"] > SCHEMA_VERSION:
+    if version > SCHEMA_VERSION:
         raise UserError(
-            f"{path} has schema_version {raw['schema_version']}, this rowsft reads up to {SCHEMA_VERSION}; "
+            f"{path} has schema_version {version}, this rowsft reads up to {SCHEMA_VERSION}; "
             "upgrade rowsft or choose another store with store=FOLDER"
         )
-    expected = {"id": str, "state": str, "config": dict, "identity": dict, "attempts": list}
-    wrong = [key for key, kind in expected.items() if not isinstance(raw.get(key), kind)]
-    if not wrong and raw["state"] not in STATES:
-        wrong = ["state"]
-    if not wrong and not all(
-        isinstance(item, dict) and item.get("state") in STATES and "attempt" in item for item in raw["attempts"]
-    ):
-        wrong = ["attempts"]
-    if not wrong and raw["id"] != Path(folder).name:
-        wrong = ["id"]
+    wrong = faults(raw)
+    if wrong is None and raw["id"] != Path(folder).name:
+        wrong = f"id is {shortened(raw['id'])}, expected the name of its folder"
     if wrong:
-        raise UnreadableRecord(f"{path} is not a whole run record (missing or wrong: {', '.join(wrong)})")
+        raise UnreadableRecord(f"{path} is not a whole run record ({wrong})")
     return raw
 
 

@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rowsft import redact
 from rowsft.store.files import explained, write_atomic
 from rowsft.store.identity import RESULTS_VERSION
 
@@ -70,5 +71,5 @@ def _key(content: bytes) -> str | None:
 
 
 def _text(key: dict) -> str:
-    whole = {"results_version": RESULTS_VERSION, **key}
+    whole = {"results_version": RESULTS_VERSION, **redact.config(key)}
     return json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -10,6 +10,7 @@ from queue import SimpleQueue
 
 from rich.console import Console
 
+from rowsft import escape, redact
 from rowsft.cli import HELD
 from rowsft.devices import devices_for
 from rowsft.errors import UserError, shortened
@@ -109,7 +110,7 @@ def _as_the_other(job: SweepJob, of: int, code: int) -> int:
 
 def _enter(job: SweepJob) -> None:
     """Enter the run in the job's experiment, which costs nothing where it was in it when the job was planned."""
-    name, notes = job.plan.experiment, experiment_notes(job.plan.config)
+    name, notes = job.plan.experiment, redact.config(experiment_notes(job.plan.config))
     known = current.planner.experiments(job) or {}
     noted = known.get("experiment_notes")
     if name not in (known.get("experiments") or []) or (notes and (noted or {}).get(name) != notes):
@@ -197,6 +198,7 @@ def _name(job: SweepJob, of: int) -> str:
 
 
 def _say(text: str, style: str) -> None:
+    text = escape.terminal(redact.text(text))
     if console.is_terminal:
         console.print(text, style=style, markup=False)
     else:

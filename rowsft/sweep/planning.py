@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rowsft import redact
 from rowsft.compose import compose
 from rowsft.compose_many import ManyComposer
 from rowsft.errors import UserError
@@ -92,4 +93,4 @@ class Planner:
 def _labels(jobs: Sequence[Sequence[str]]) -> list[str]:
     """For each job its overrides without those that every job has."""
     common = set(jobs[0]).intersection(*jobs) if jobs else set()
-    return [" ".join(text for text in overrides if text not in common) for overrides in jobs]
+    return [" ".join(redact.override(text) for text in overrides if text not in common) for overrides in jobs]

@@ -23,7 +23,7 @@ def test_memory_shows_what_there_is(tmp_path):
     ledger = {"load": loaded | {"unattributed_bytes": None}}
     untrained = run_with(store, "done", {"train": None, "ledger": ledger})
     table, said = memory.build(tmp_path, untrained, None)
-    assert [column.header for column in table.columns] == ["MiB at the peak", "load"]
+    assert [str(column.header) for column in table.columns] == ["MiB at the peak", "load"]
     assert said == ["no picture: nothing was trained"]
 
     unprobed = run_with(store, "done", {"train": {"resident_peak_bytes": 5}, "ledger": ledger})

@@ -1,0 +1,204 @@
+"""Secrets stay out of everything that is written: records, tables, pages, cards, dashboards, logs.
+
+Three kinds are found: values of environment variables whose names say that they are secrets, texts in the form of a
+known kind of token, and what stands where a secret stands (in a URL before the host, under a key such as `api_key`).
+The run itself keeps the real values; its identity is that of the redacted configuration.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+from urllib.parse import quote
+
+from rowsft.secret_forms import (
+    ASSIGNED,
+    BARE_CREDENTIALS,
+    QUERY_SECRET,
+    TOKENS,
+    URL_CREDENTIALS,
+    WANDB_KEY,
+    is_address,
+    is_revision,
+    names_secret,
+    variable_is_secret,
+)
+
+MASK = "***"
+#: Shorter values are masked only where they are a whole value: as a part they would be found in anything.
+_SHORTEST_PART = 6
+_SHORTEST = 4
+# What a variable says that has a secret's name and no secret.
+_WORDS = frozenset(("default", "disabled", "enabled", "false", "none", "null", "optional", "required", "true", "unset"))
+_LARGEST_TEXT_BYTES = 4 * 2**20
+_TEXT_FILES = frozenset((".json", ".md", ".txt", ".yaml", ".yml", ".jinja", ".cfg", ".toml"))
+
+_URL_CREDENTIALS_BYTES = re.compile(URL_CREDENTIALS.pattern.encode())
+
+# Values that an interpolation brought from such a variable, and credentials that stood in a configuration's URLs.
+_interpolated: set[str] = set()
+_credentials: set[str] = set()
+
+
+def text(message: str) -> str:
+    """A message, log line or traceback without secrets."""
+    cleaned = _without_known(message, {*_known(), *_credentials})
+    cleaned = _without_forms(cleaned)
+    cleaned = BARE_CREDENTIALS.sub(rf"\1{MASK}@", cleaned)
+    return ASSIGNED.sub(rf"\1{MASK}", cleaned)
+
+
+def config(mapping: Any) -> Any:
+    """A mapping (a configuration, fields of a record) without secrets: the same keys, the same types elsewhere.
+
+    Doing it twice changes nothing. Two configurations that differ in their secrets alone give the same.
+    """
+    own = set(_credentials_in(mapping))
+    _credentials.update(own)
+    return _cleaned(mapping, (), {*_known(), *own})
+
+
+def override(setting: str) -> str:
+    """One override of a command line, `key=value`, without secrets."""
+    key, sign, value = setting.partition("=")
+    if sign and names_secret(key.lstrip("+~").rsplit(".", 1)[-1]):
+        return f"{key}={MASK}"
+    # Hydra's sweeper writes a backslash before what its grammar knows.
+    setting, value = (re.sub(r"\\([:@/=])", r"\1", part) for part in (setting, value))
+    cleaned = _without_known(setting, {*_known(), *_credentials_in({key.rsplit(".", 1)[-1]: value})})
+    cleaned = _without_forms(cleaned)
+    return BARE_CREDENTIALS.sub(rf"\1{MASK}@", cleaned) if sign and is_address(key.rsplit(".", 1)[-1]) else cleaned
+
+
+def learn(raw: Any, resolved: Any) -> None:
+    """Remember what interpolations of secret variables came to.
+
+    raw, resolved: a configuration as plain data, before and after its interpolations were resolved.
+    """
+    if isinstance(raw, str):
+        names = [name.strip("\"' ") for name in re.findall(r"oc\.env\s*:\s*([^,}]+)", raw)]
+        secret = [name for name in names if "$" in name or variable_is_secret(name)]
+        if secret:
+            _interpolated.update(os.environ[name] for name in secret if name in os.environ)
+            _interpolated.update(str(leaf) for _, leaf in _leaves(resolved))
+    elif isinstance(raw, dict) and isinstance(resolved, dict):
+        for key, value in raw.items():
+            learn(value, resolved.get(key))
+    elif isinstance(raw, list) and isinstance(resolved, list):
+        for value, result in zip(raw, resolved, strict=False):
+            learn(value, result)
+
+
+def folder(path: Path) -> None:
+    """Take known secrets out of the small text files below `path`: libraries write down where a model came from."""
+    known = _variants({*_known(), *_credentials})
+    for file in path.rglob("*"):
+        if not file.is_file() or file.suffix not in _TEXT_FILES or file.stat().st_size > _LARGEST_TEXT_BYTES:
+            continue
+        content = file.read_bytes()
+        cleaned = _URL_CREDENTIALS_BYTES.sub(rb"\1", content)
+        for secret in known:
+            cleaned = cleaned.replace(secret.encode(), MASK.encode())
+        if cleaned != content:
+            file.write_bytes(cleaned)
+
+
+def _known() -> set[str]:
+    """Values that are secrets wherever they stand."""
+    values = {value.strip() for name, value in os.environ.items() if variable_is_secret(name)}
+    return {
+        value
+        for value in {*values, *_interpolated}
+        if len(value) >= _SHORTEST and value.lower() not in _WORDS and not _is_path(value)
+    }
+
+
+def _is_path(value: str) -> bool:
+    # A key file's name or a socket: what it holds is secret, where it lies is not.
+    return value.startswith(("/", "~")) and Path(value).expanduser().exists()
+
+
+def _cleaned(node: Any, path: tuple[str, ...], known: set[str]) -> Any:
+    if isinstance(node, Mapping):
+        return {_key(key, known): _cleaned(value, (*path, str(key)), known) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_cleaned(value, path, known) for value in node]
+    if isinstance(node, str):
+        return _leaf(node, path, known)
+    if isinstance(node, PurePath):
+        return _leaf(str(node), path, known)
+    if isinstance(node, int | float) and not isinstance(node, bool):
+        return MASK if str(node) in _interpolated or _is_secret_place(path) else node
+    return node
+
+
+def _is_secret_place(path: tuple[str, ...]) -> bool:
+    return any(names_secret(key) for key in path)
+
+
+def _key(key: Any, known: set[str]) -> Any:
+    return _without_forms(_without_known(key, known)) if isinstance(key, str) else key
+
+
+def _leaf(value: str, path: tuple[str, ...], known: set[str]) -> str:
+    last = path[-1] if path else ""
+    if not value or value == MASK:
+        return value
+    if value in known or _is_secret_place(path) or (WANDB_KEY.fullmatch(value) and not is_revision(path)):
+        return MASK
+    cleaned = _without_forms(_without_known(value, known))
+    return BARE_CREDENTIALS.sub(rf"\1{MASK}@", cleaned) if is_address(last) else cleaned
+
+
+def _without_known(value: str, known: set[str]) -> str:
+    for secret in _variants(known):
+        if secret in value:
+            if secret.isdigit():
+                value = re.sub(rf"(?<![\d.]){secret}(?![\d.])", MASK, value)
+            else:
+                value = value.replace(secret, MASK)
+    return value
+
+
+def _variants(known: set[str]) -> list[str]:
+    """Each secret as it may stand in a text: as it is, in a URL, in JSON. Longest first: one may hold another."""
+    forms = (
+        form
+        for secret in known
+        if len(secret) >= _SHORTEST_PART
+        for form in (secret, quote(secret, safe=""), quote(secret), json.dumps(secret)[1:-1])
+    )
+    return sorted(set(forms), key=lambda form: (-len(form), form))
+
+
+def _without_forms(value: str) -> str:
+    if "://" in value or ":/" in value:
+        value = URL_CREDENTIALS.sub(r"\1", value)
+        value = QUERY_SECRET.sub(rf"\1{MASK}", value)
+    return TOKENS.sub(MASK, value)
+
+
+def _credentials_in(node: Any) -> Iterator[str]:
+    """Passwords in the URLs of a configuration, so that they are known where a message quotes them alone."""
+    for key, leaf in _leaves(node):
+        if isinstance(leaf, str) and "@" in leaf:
+            bare = BARE_CREDENTIALS.finditer(leaf) if is_address(key) else ()
+            for found in (*URL_CREDENTIALS.finditer(leaf), *bare):
+                user, _, password = found[2].rstrip("@").partition(":")
+                secret = password or (user if len(user) >= 16 else "")
+                if len(secret) >= _SHORTEST_PART:
+                    yield secret
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(last key, value) of every text and number."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _leaves(value, str(name))
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _leaves(value, key)
+    elif node is not None and not isinstance(node, bool):
+        yield key, node
