@@ -172,7 +172,7 @@ def _said_in_one_line(overrides: list[str]) -> Iterator[None]:
         said = _one_line(error)
         # OmegaConf knows the key that could not be worked out, not the override that is to blame.
         blamed = [text for text in overrides if "${" in text] or overrides
-        if blamed and not any(text.partition("=")[0].lstrip("+~") in said for text in blamed):
+        if blamed and not any(text in said for text in blamed):
             said = f"{said}; look at {shortened(' '.join(blamed), 200)}"
         raise UserError(said) from error
 

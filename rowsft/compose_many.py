@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rowsft.compose import composed_unresolved, group_names, quoted
+from rowsft.compose import compose, composed_unresolved, group_names, quoted
 from rowsft.errors import UserError
 from rowsft.settings import check_settings
 
@@ -142,6 +142,9 @@ class _Template:
 
 def _template(rest: tuple[str, ...], groups: set[str]) -> _Template | None:
     try:
+        if any(text.startswith("+") for text in rest):
+            # Whether anything reads an added key is looked up there.
+            compose(list(rest))
         config = composed_unresolved(list(rest))
         return _Template(OmegaConf.to_container(config, resolve=False), rest, groups)
     except (UserError, HydraException, OmegaConfBaseException, _Beyond):

@@ -5,8 +5,9 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hydra._internal.utils import _locate
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from rowsft import typed
@@ -94,7 +95,8 @@ def _check_inner(own: Any, known: Any, path: str, group: str) -> None:
 
 def _target(group: str, name: str) -> Callable:
     try:
-        found = get_object(name)
+        # get_object would log the error, too.
+        found = _locate(name)
     except Exception as error:
         reason = shortened(error.__cause__ or error, 300)
         raise UserError(
