@@ -17,19 +17,20 @@ from rowsft.report.statistics import Estimate, over_seeds
 from rowsft.report.sweeps import Sweep, variants
 from rowsft.store import Record
 
-METHOD_ORDER = ("none", "head", "row_sft", "lora", "dora", "full")
+METHOD_ORDER = ("none", "head", "row_sft", "lora", "dora", "shira", "full")
 METHOD_TITLES = {
     "none": "no training",
     "head": "head only",
     "row_sft": "row-SFT",
     "lora": "LoRA",
     "dora": "DoRA",
+    "shira": "SHiRA",
     "full": "full fine-tuning",
 }
 
 
 def order_of(method: str) -> tuple[int, str]:
-    """Sort key of methods: the usual five from nothing to everything, then the others by name."""
+    """Sort key of methods: the usual ones from nothing to everything, then the others by name."""
     return (METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER), method)
 
 
