@@ -85,7 +85,7 @@ gpu: ## everything a CUDA card can say, in order of worth, offline; MINUTES=9 ke
 		{ $(MAKE) --no-print-directory setup && python=$(BIN)/python; } && \
 		$$python benchmarks/gpu.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(COMMIT),--commit $(COMMIT))
 
-gpu-wheels: ## collect in .gpu-wheels/ what a machine without network may lack for make gpu (36 MB, for Python 3.12)
+gpu-wheels: ## collect in .gpu-wheels/ what a machine without network may lack for make gpu (38 MB, for Python 3.12)
 	@$(PYTHON) benchmarks/gpu_packages.py --collect
 
 clean: ## remove the virtual environment, fetched assets and reports; recorded runs stay

@@ -31,7 +31,7 @@ LEFT_OUT = """
     networkx mpmath wandb ruff opentelemetry-api opentelemetry-exporter-http-transport
     opentelemetry-exporter-otlp-common opentelemetry-exporter-otlp-proto-common
     opentelemetry-exporter-otlp-proto-http opentelemetry-proto opentelemetry-sdk
-    opentelemetry-semantic-conventions googleapis-common-protos protobuf pydantic pydantic-core sniffio
+    opentelemetry-semantic-conventions googleapis-common-protos protobuf sniffio
     platformdirs setuptools
 """
 #: Has no wheel of its own on the index.
