@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rowsft.report.settings import text_of
+from rowsft.report.settings import differing, text_of
 from rowsft.report.sweeps import Sweep
 
 
@@ -22,6 +22,7 @@ class References:
         # method -> the settings that a row has -> their values -> rows: rows are looked up, not searched for.
         self._index: dict[str, dict[tuple[str, ...], dict[tuple[str, ...], list]]] = {}
         self._values = {id(row): _texts(sweep.values(row)) for row in sweep.rows}
+        self._tells: dict[str, list[str]] = {}
         for row in sweep.rows:
             if row.done:
                 values = self._values[id(row)]
@@ -35,12 +36,29 @@ class References:
         candidates = self._alike(row, method)
         if not candidates:
             return Found(None, "none")
-        nearest = _nearest(row, candidates)
+        nearest = candidates[0] if len(candidates) == 1 else self._nearest(row, candidates)
         return Found(nearest) if nearest is not None else Found(None, "several")
 
     def has(self, method: str) -> bool:
         """Whether the table has a finished row of the method."""
         return method in self._index
+
+    def _nearest(self, row, candidates: list):
+        """The one that has most settings in common with `row`; None where several have as many.
+
+        Where the method has one learning rate left, that is its own choice; of several, the row's own counts.
+        """
+        method = candidates[0].method
+        if method not in self._tells:
+            rows = [other.settings for other in self._sweep.rows if other.method == method]
+            self._tells[method] = differing(rows, absent=True)
+        mine = _texts({key: row.settings[key] for key in self._tells[method] if key in row.settings})
+        shared = [
+            sum(text_of(other.settings.get(key)) == text for key, text in mine.items()) if mine else 0
+            for other in candidates
+        ]
+        most = max(shared)
+        return candidates[shared.index(most)] if shared.count(most) == 1 else None
 
     def _alike(self, row, method: str) -> list:
         """The rows of the method with the same value of every differing setting that both have."""
@@ -53,20 +71,6 @@ class References:
                     if all(mine.get(key, value) == value for key, value in zip(keys, values, strict=True)):
                         found += rows
         return found
-
-
-def _nearest(row, candidates: list):
-    """The one that has most settings in common with `row`; None where several have as many.
-
-    Where the method has one learning rate left, that is its own choice; of several, the row's own counts.
-    """
-    if len(candidates) == 1:
-        return candidates[0]
-    mine = _texts(row.settings)
-    keys = {key for other in candidates for key in other.settings if key in mine}
-    shared = [sum(mine[key] == text_of(other.settings.get(key)) for key in keys) for other in candidates]
-    most = [other for other, number in zip(candidates, shared, strict=True) if number == max(shared)]
-    return most[0] if len(most) == 1 else None
 
 
 def _texts(settings) -> dict[str, str]:

@@ -72,7 +72,9 @@ def differing(all_settings: Iterable[Mapping[str, object]], absent: bool = False
 def text_of(value: object) -> str:
     """A value as a key: equal values have equal texts."""
     # Nearly all values are numbers, and json.dumps is slow.
-    return repr(value) if type(value) in (int, float) else json.dumps(value, sort_keys=True)
+    if type(value) in (int, float):
+        return repr(value)
+    return f'"{value}"' if type(value) is str else json.dumps(value, sort_keys=True)
 
 
 def under(key: str, prefixes: Iterable[str]) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rowsft import escape, redact
 from rowsft.errors import UserError
+from rowsft.progress import each
 from rowsft.store import files
 from rowsft.store.attempt import Attempt
 from rowsft.store.files import explained, write_csv, write_jsonl
@@ -67,7 +68,7 @@ class Store:
     def runs(self, experiment: str | None = None) -> list[Record]:
         """Every readable run (of one experiment), by id. An unreadable record is skipped with a one-line warning."""
         records = []
-        for folder in self._folders():
+        for folder in each("reading runs", self._folders()):
             try:
                 records.append(read_record(folder))
             except UnreadableRecord as reason:
