@@ -68,19 +68,20 @@ def check_encoded(
 
     Raises UserError for an example without tokens, and for a token id that the embeddings have no row for.
     """
-    rows = _rows(model)
+    rows, may_exceed = _rows(model), spare_tokens(model, tokenizer) > 0
     for index, each in enumerate(encoded):
         ids = each["input_ids"]
-        if not ids or None in ids:
+        # None stands where a tokenizer without BOS and EOS has nothing to start a prompt with.
+        if not ids or ids[0] is None:
             raise UserError(
                 f"{_name(examples, encoded, index)} of the {split} data gives no token, and the tokenizer of "
                 f"model.source={source} puts none in front (it has no BOS token); remove the example, or fill its text"
             )
-        if max(ids) >= rows:
+        if may_exceed and max(ids) >= rows:
             token = tokenizer.convert_ids_to_tokens(max(ids))
             used = f"{_name(examples, encoded, index)} of the {split} data holds {shortened(token)}"
             raise UserError(_too_many(model, tokenizer, source, used))
-        if isinstance(each["labels"], list) and not set(each["labels"]) - {IGNORE}:
+        if isinstance(each["labels"], list) and each["labels"][-1] == IGNORE:
             raise UserError(
                 f"{_name(examples, encoded, index)} of the {split} data has an answer without any token, and the "
                 f"tokenizer of model.source={source} adds no EOS token; remove the example, or fill its answer"

@@ -1,10 +1,11 @@
 """Whether an adapter's file holds what its configuration and its base model ask for: looked at before any export."""
 
 import warnings
+from contextlib import nullcontext
 
 import torch
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
 from rowsft.errors import UserError
 from rowsft.export.source import PREFIX, TENSORS, Source
@@ -29,10 +30,18 @@ def head_settings(source: Source, tensors: dict[str, Tensor]) -> dict:
     return {"num_labels": num_labels, "problem_type": problem_type}
 
 
-def check_intact(source: Source, tensors: dict[str, Tensor]) -> None:
-    """Raise UserError for a tensor that is missing, too much, of another shape or kind of number, or not finite."""
+def needs_weights(source: Source) -> bool:
+    """Whether an adapter of this kind can be made beside real weights only: SHiRA's chooses its entries there."""
+    return source.config.get("peft_type") not in ("ROW_SFT", "LORA")
+
+
+def check_intact(source: Source, tensors: dict[str, Tensor], base: nn.Module | None = None) -> None:
+    """Raise UserError for a tensor that is missing, too much, of another shape or kind of number, or not finite.
+
+    base: the loaded base model, given back as it was; None where shapes alone will do (see `needs_weights`).
+    """
     file = source.folder / TENSORS
-    expected = _expected(source, tensors)
+    expected = _expected(source, tensors, base)
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise UserError(f"{file} lacks {missing[0]}{_more(missing)}; {_AGAIN}")
@@ -54,17 +63,21 @@ def check_intact(source: Source, tensors: dict[str, Tensor]) -> None:
             )
 
 
-def _expected(source: Source, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that PEFT would save of this adapter, on the meta device."""
-    base = skeleton(source.model, source.head, head_settings(source, tensors).get("num_labels"))
+def _expected(source: Source, tensors: dict[str, Tensor], base: nn.Module | None) -> dict[str, Tensor]:
+    """The tensors that PEFT would save of this adapter."""
     config = PeftConfig.from_pretrained(source.folder)
     if source.config.get("peft_type") == "ROW_SFT":
-        # Nothing is to be scored: there are no weights here.
+        # Nothing is to be scored.
         config.rows_in_checkpoint = config.inference_mode = True
-    with torch.device("meta"), warnings.catch_warnings():
+    device = torch.device("meta") if base is None else nullcontext()
+    if base is None:
+        base = skeleton(source.model, source.head, head_settings(source, tensors).get("num_labels"))
+    with device, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(base, config)
-        return get_peft_model_state_dict(model, save_embedding_layers=False)
+        expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+        model.unload()
+    return expected
 
 
 def _more(names: list[str]) -> str:

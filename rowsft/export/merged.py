@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rowsft.checkpoint import write_checkpoint
 from rowsft.errors import UserError
-from rowsft.export.intact import check_intact, head_settings
+from rowsft.export.intact import check_intact, head_settings, needs_weights
 from rowsft.export.source import PREFIX, Source
 from rowsft.models import Loaded, load
 
@@ -19,11 +19,14 @@ def write_merged(source: Source, folder: Path) -> None:
     bring.
     """
     tensors = source.tensors()
-    check_intact(source, tensors)
+    if not needs_weights(source):
+        check_intact(source, tensors)
     head = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     classes = (_result(source).get("task_about") or {}).get("classes")
     loaded = load(source.model, source.head, **head_settings(source, tensors))
     _check_base(source, loaded, head)
+    if needs_weights(source):
+        check_intact(source, tensors, loaded.model)
     model = PeftModel.from_pretrained(loaded.model, source.folder).merge_and_unload()
     write_checkpoint(model, loaded.tokenizer, classes, folder)
 

@@ -1,14 +1,16 @@
 """An adapter whose file is damaged is not exported: one line says what is wrong with it, and nothing is written."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from rows import adapt, family, shake
+from peft import LoraConfig, ShiraConfig, get_peft_model
+from rows import adapt, family, logits, shake, train
 from safetensors.torch import load_file, save_file
 from task_tools import words
 from tiny import tiny_bert
+from transformers import AutoModelForSequenceClassification
 
 from rowsft.errors import UserError
 from rowsft.export import export
@@ -122,18 +124,20 @@ def test_the_whole_one_goes_out(whole, tmp_path, to):
     assert export(str(adapter), to, tmp_path / "out", tmp_path / "runs").is_dir()
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_dora": True}])
-def test_other_adapters_are_looked_at_too(tmp_path, settings):
+@pytest.mark.parametrize("kind", [LoraConfig, partial(LoraConfig, use_dora=True), ShiraConfig])
+def test_other_adapters_are_looked_at_too(tmp_path, kind):
     save_base(tmp_path / "base")
-    model, _, targets = family("bert", num_labels=3)
-    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=targets, task_type="SEQ_CLS", **settings))
-    tuned.save_pretrained(tmp_path / "saved")
+    model, batch, targets = family("bert", num_labels=3)
+    tuned = get_peft_model(model, kind(r=2, target_modules=targets, task_type="SEQ_CLS"))
+    train(tuned, batch)
+    tuned.eval().save_pretrained(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(tmp_path / "base")
     tensors = load_file(tmp_path / "saved" / "adapter_model.safetensors")
-    whole = write(tmp_path / "whole", config, tensors)
-    assert export(str(whole), "merged", tmp_path / "out", tmp_path / "runs").is_dir()
-    lost = f"{LAYER}.lora_A.weight"
+    out = export(str(write(tmp_path / "whole", config, tensors)), "merged", tmp_path / "out", tmp_path / "runs")
+    merged = AutoModelForSequenceClassification.from_pretrained(out)
+    torch.testing.assert_close(logits(merged, batch), logits(tuned, batch), rtol=1e-4, atol=1e-5)
+    lost = next(name for name, tensor in tensors.items() if name.startswith(LAYER) and tensor.is_floating_point())
     cut = write(tmp_path / "cut", config, {name: tensor for name, tensor in tensors.items() if name != lost})
     with pytest.raises(UserError, match=f"lacks {lost}"):
         export(str(cut), "merged", tmp_path / "none", tmp_path / "runs")
