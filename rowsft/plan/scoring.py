@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from rowsft.importance.calibration import Rehearsal
+from rowsft.importance.recomputing import recomputing
 from rowsft.measure.ledger import CUDA_BLOCK_BYTES, Ledger
 from rowsft.method import Knobs
 from rowsft.plan.without_data import without_data
@@ -32,7 +33,7 @@ def selection_peak(scene: "Scene", base: nn.Module, knobs: Knobs) -> int:
     with without_data(scene.gpu, scene.padded):
         ledger = Ledger(CUDA_BLOCK_BYTES if scene.gpu else 1)
         ledger.phase = "select"
-        with ledger, suppress(_Enough):
+        with ledger, suppress(_Enough), recomputing(base, scene.settings.gradient_checkpointing):
             ledger.hold_model(base)
             ledger.hold("base_weights", base.parameters())
             ledger.hold("temporary", (tensor for each in [batch, *others] for tensor in each.values()))
