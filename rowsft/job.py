@@ -18,6 +18,7 @@ from rowsft.calibrating import TrainingBatches
 from rowsft.checkpoint import write_checkpoint
 from rowsft.identity import RunPlan
 from rowsft.importance.calibration import Calibration
+from rowsft.importance.recomputing import recomputing
 from rowsft.instantiating import bad_input, instantiated
 from rowsft.method import Knobs, Method
 from rowsft.models import Loaded, load, targets_of
@@ -244,7 +245,7 @@ def _select(job: Job) -> None:
         job.knobs = job.method.solve(job.budget, job.model, targets)
         calibration = _calibration(job) if job.method.needs_calibration else []
         sizes = job.knobs
-        with _metered(job, "select"):
+        with _metered(job, "select"), recomputing(job.model, job.settings.gradient_checkpointing and bool(calibration)):
             job.knobs = job.method.select(job.model, sizes, calibration)
     if calibration:
         job.attempt.update(scores_from_cache=calibration.was_read)

@@ -7,6 +7,7 @@ import torch
 
 from rowsft import measure, training
 from rowsft.importance.calibration import Calibration, Rehearsal
+from rowsft.importance.recomputing import recomputing
 from rowsft.measure.ledger import Ledger
 from rowsft.method import Knobs
 
@@ -28,7 +29,8 @@ def selection(job: "Job", sizes: Knobs, calibration: Calibration) -> None:
         # Made anew, so that the batch counts, as training's and evaluation's do.
         batch = {key: value.clone() if torch.is_tensor(value) else value for key, value in largest.items()}
         hold(batch)
-        job.method.select(job.model, sizes, Rehearsal([batch]))
+        with recomputing(job.model, job.settings.gradient_checkpointing):
+            job.method.select(job.model, sizes, Rehearsal([batch]))
 
     _measure(job, "select", select)
 

@@ -22,6 +22,8 @@ from rowsft.tuner import RowSFTConfig
 from rowsft.tuner.config import ATTENTION, SCOPES
 
 AXES = ("out", "in")
+# What is trained is kept in 32 bit, and so are AdamW's two averages.
+_BYTES_OF_A_PARAMETER = 12
 
 
 @dataclass
@@ -85,7 +87,7 @@ class RowSFT(PeftMethod):
     def select(self, model: nn.Module, knobs: Knobs, calibration: Sequence[dict]) -> Knobs:
         """Score the target layers and choose in them; the model is left exactly as it was."""
         pools, layers = self._pools(model, knobs)
-        return self._chosen(knobs, pools, layers, self._scored(pools, layers, model, calibration))
+        return self._chosen(knobs, pools, layers, self._scored(pools, layers, model, knobs, calibration))
 
     def scores(
         self,
@@ -95,18 +97,20 @@ class RowSFT(PeftMethod):
         progress: Callable[..., Iterable] | None = None,
     ) -> Scores:
         """Scores of the target layers along the axes that the channel needs; `progress` as in `rowsft.score`."""
-        return self._scored(*self._pools(model, knobs), model, calibration, progress)
+        return self._scored(*self._pools(model, knobs), model, knobs, calibration, progress)
 
     def _scored(
         self,
         pools: list[Pool],
         layers: dict[str, nn.Module],
         model: nn.Module,
+        knobs: Knobs,
         calibration: Sequence[dict],
         progress: Callable[..., Iterable] | None = None,
     ) -> Scores:
         progress = progress or bar(f"scoring {self.importance}")
-        context = Context(model, calibration, self.seed, self.group_bytes, self.draws, progress)
+        step_bytes = _BYTES_OF_A_PARAMETER * (knobs.achieved or 0)
+        context = Context(model, calibration, self.seed, self.group_bytes, self.draws, progress, step_bytes)
         return score_pools(pools, layers, self.importance, context)
 
     def assume(self, model: nn.Module, knobs: Knobs) -> dict[str, Knobs]:

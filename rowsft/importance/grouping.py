@@ -11,6 +11,11 @@ The bound: a layer stands alone where it does not fit with another, so a pass ne
 gradient of one layer. Only where those alone exceed all kept inputs (a batch of fewer tokens than a layer is wide) can
 scoring's peak exceed the step's. A step that computes inputs again keeps next to nothing beside the frozen network:
 scoring, which needs those bytes at least, may peak above that one, and comes closest with `group_bytes` 0.
+
+Under gradient checkpointing (`rowsft.importance.recomputing`) a step keeps the target layers' inputs of one block at a
+time, and so does a pass. What a pass may hold is then what the step holds besides the network, its trained weights with
+their optimizer state (`Context.step_bytes`), and one block's inputs; the layers of one block go together in any case,
+for passes go through the whole network however few layers they serve.
 """
 
 import weakref
@@ -23,6 +28,7 @@ from torch import Tensor, nn
 
 from rowsft.errors import UserError
 from rowsft.importance.calibration import device_of, largest_batch, on_device
+from rowsft.importance.recomputing import at_once, recomputed_blocks
 from rowsft.importance.reduction import block_bytes, wide
 from rowsft.importance.registry import Context
 from rowsft.importance.untouched import untouched
@@ -49,14 +55,47 @@ def groups_of(layers: dict[str, nn.Module], context: Context, holds: Pass) -> li
     layer that does not fit with others stands alone.
     """
     kept = kept_inputs(layers, context)
-    room = kept_bytes(kept) if context.group_bytes is None else context.group_bytes
+    blocks = _blocks(layers, context.model)
+    room = _room(layers, context, holds, kept, blocks) if context.group_bytes is None else context.group_bytes
     room -= sum(_score_bytes(layer) for layer in layers.values())
     groups: list[dict[str, nn.Module]] = []
     for name, layer in layers.items():
-        if not groups or _pass_bytes({**groups[-1], name: layer}, kept, holds) > room:
+        if not groups or _pass_bytes({**groups[-1], name: layer}, kept, holds, blocks) > room:
             groups.append({})
         groups[-1][name] = layer
     return groups
+
+
+def _room(layers: dict[str, nn.Module], context: Context, holds: Pass, kept: Kept, blocks: dict[str, int]) -> int:
+    """Bytes that a pass may hold, the scores of all layers among them."""
+    if not blocks:
+        return kept_bytes(kept)
+    scores = sum(_score_bytes(layer) for layer in layers.values())
+    alone = max(_pass_bytes(group, kept, holds, blocks) for group in _by_block(layers, blocks))
+    return max(context.step_bytes + max(map(kept_bytes, _split(kept, blocks))), alone + scores)
+
+
+def _blocks(layers: dict[str, nn.Module], model: nn.Module) -> dict[str, int]:
+    """Name of every layer -> which recomputed block it lies in, -1 outside of all; empty where none is recomputed."""
+    numbers = {part: number for number, block in enumerate(recomputed_blocks(model)) for part in block.modules()}
+    return {name: numbers.get(layer, -1) for name, layer in layers.items()} if numbers else {}
+
+
+def _by_block(layers: dict[str, nn.Module], blocks: dict[str, int]) -> list[dict[str, nn.Module]]:
+    found: dict[int, dict[str, nn.Module]] = {}
+    for name, layer in layers.items():
+        found.setdefault(blocks[name], {})[name] = layer
+    return list(found.values())
+
+
+def _split(kept: Kept, blocks: dict[str, int]) -> list[Kept]:
+    """What is kept at a time: block by block where blocks are recomputed."""
+    if not blocks:
+        return [kept]
+    found: dict[int, Kept] = {}
+    for name, tensors in kept.items():
+        found.setdefault(blocks[name], {})[name] = tensors
+    return list(found.values())
 
 
 def kept_bytes(kept: Kept) -> int:
@@ -86,7 +125,7 @@ def kept_inputs(layers: dict[str, nn.Module], context: Context) -> Kept:
         return output if output.requires_grad else _Begin.apply(output, anchor)
 
     count = torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.add(numbers[tensor]), lambda nothing: None)
-    with untouched(context.model), hooked(layers, note), count:
+    with untouched(context.model), at_once(context.model), hooked(layers, note), count:
         output = context.model(**on_device(largest_batch(context.calibration), device_of(context.model)))
     loss = getattr(output, "loss", None)
     if loss is not None and not loss.requires_grad:
@@ -153,14 +192,14 @@ class _Numbers:
         return self._live[address]
 
 
-def _pass_bytes(group: dict[str, nn.Module], kept: Kept, holds: Pass) -> int:
+def _pass_bytes(group: dict[str, nn.Module], kept: Kept, holds: Pass, blocks: dict[str, int]) -> int:
     weights = {layer.weight: layer for layer in group.values()}
     accumulated = sum(weight.numel() * wide(weight.dtype).itemsize for weight in weights) * holds.accumulators
     on_its_way = max(
         (weight.numel() * weight.element_size() if holds.gradients else 0) + 2 * block_bytes(weight)
         for weight in weights
     )
-    inputs = kept_bytes({name: kept[name] for name in group}) * holds.share
+    inputs = max(map(kept_bytes, _split({name: kept[name] for name in group}, blocks))) * holds.share
     return int(accumulated + on_its_way + inputs)
 
 

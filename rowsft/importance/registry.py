@@ -35,7 +35,7 @@ class Context:
     calibration: batches (dicts of tensors that model.forward accepts, with labels), from training data only.
     seed: of the metrics that draw numbers. group_bytes: see `rowsft.importance.grouping`; None picks a default.
     draws: perturbations that zo_taylor averages over. progress: wraps an iterable of batches, called with
-    (items, total).
+    (items, total). step_bytes: what the step to come holds besides the network, its trained weights and their state.
     """
 
     model: nn.Module
@@ -44,6 +44,7 @@ class Context:
     group_bytes: int | None = None
     draws: int = 256
     progress: Callable[..., Iterable] = no_progress
+    step_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def evaluation_peak(scene: "Scene", model: nn.Module) -> int:
     examples = [{"input_ids": range(scene.lengths.evaluated[0])}] * (count * batches)
     with (
         claims_hold(model, scene.gpu),
-        without_data(scene.gpu, padded=count > 1, results=True),
+        without_data(scene.gpu, padded=count > 1 and not scene.lengths.alike[1], results=True),
         # Around all batches, as a run has it: weights that are trained are converted once.
         autocast(scene.settings.autocast),
     ):

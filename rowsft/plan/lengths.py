@@ -28,7 +28,8 @@ class Lengths:
     """Tokens of the examples that are planned. answer: those of them that are the response (None: any may be).
 
     source: "data", "stated" or "assumed". said: that in words. spread: of data, the tokens at p50, p95 and max.
-    evaluated: tokens and answer of the examples that are evaluated.
+    evaluated: tokens and answer of the examples that are evaluated. alike: whether the examples of training, and of
+    evaluation, are known to be equally long, so that no batch of them has padding.
     """
 
     tokens: int
@@ -37,6 +38,7 @@ class Lengths:
     said: str
     evaluated: tuple[int, int | None]
     spread: dict[str, dict[str, int]] = field(default_factory=dict)
+    alike: tuple[bool, bool] = (False, False)
 
     def at(self, tokens: int, answer: int | None = None) -> "Lengths":
         """The same for training examples of another length; without `answer` as much of it is the response."""
@@ -88,18 +90,21 @@ def of_data(config: DictConfig) -> Lengths:
     if answer is not None:
         counts = ", ".join(f"{name} {count}" for name, count in spread["answer"].items())
         said += f"; the longest response {answer} ({counts})"
-    return Lengths(tokens, answer, "data", said, _evaluated(config, task, splits, tokenizer), spread)
+    evaluated, evaluated_alike = _evaluated(config, task, splits, tokenizer)
+    alike = min(tokens for tokens, _ in train) == tokens, evaluated_alike
+    return Lengths(tokens, answer, "data", said, evaluated, spread, alike)
 
 
-def _evaluated(config: DictConfig, task: Task, splits: dict, tokenizer) -> tuple[int, int | None]:
+def _evaluated(config: DictConfig, task: Task, splits: dict, tokenizer) -> tuple[tuple[int, int | None], bool]:
     """Tokens and response of the longest example that is evaluated; the most where a task reads others than it trains
-    on, as one with several answers to a question does."""
+    on, as one with several answers to a question does. And whether all are equally long."""
     if task.head == "causal_lm" and config.task.get("response") is None:
-        return task.max_length, None
+        return (task.max_length, None), False
     names = [name for name in config.trainer.evaluate if name in splits] or ["train"]
     sizes = [_sizes(row) for name in names for row in _encoded(task, splits[name], tokenizer)]
     answer = max(answer for _, answer in sizes) if task.head == "causal_lm" else None
-    return max(tokens for tokens, _ in sizes), answer
+    tokens = [tokens for tokens, _ in sizes]
+    return (max(tokens), answer), min(tokens) == max(tokens)
 
 
 def _sizes(encoded: dict) -> tuple[int, int]:

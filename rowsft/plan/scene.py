@@ -129,7 +129,7 @@ def scene_of(
         method=instantiated("method", config.method),
         task=task,
         lengths=lengths,
-        padded=settings.batch_size > 1,
+        padded=settings.batch_size > 1 and not lengths.alike[0],
         gpu=settings.device != "cpu",
     )
     scene.assumptions.append(f"{lengths.said}, {_padding(scene.padded)}")
@@ -152,4 +152,4 @@ def _labels(task: Task) -> tuple[int, list[str]]:
 
 
 def _padding(padded: bool) -> str:
-    return "padding masks included" if padded else "without padding, as a batch of one has none"
+    return "padding masks included" if padded else "without padding"

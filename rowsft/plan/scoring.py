@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from rowsft.importance.calibration import Rehearsal
+from rowsft.importance.recomputing import recomputing
 from rowsft.measure.ledger import CUDA_BLOCK_BYTES, Ledger
 from rowsft.method import Knobs
 from rowsft.plan.without_data import without_data
@@ -26,13 +28,17 @@ class _Enough(Exception):
 
 def selection_peak(scene: "Scene", base: nn.Module, knobs: Knobs) -> int:
     """Bytes of tensors at the largest moment of the first passes that score `base`, on a batch of the training size."""
-    batch = scene.batch(base)
+    # Made anew, as a run measures it: of a view, what it shows.
+    batch = {
+        name: torch.empty_like(value, memory_format=torch.contiguous_format) if torch.is_tensor(value) else value
+        for name, value in scene.batch(base).items()
+    }
     # A GPU holds all of them; a CPU's run measures what it makes anew, the largest alone.
     others = [scene.batch(base) for _ in range(scene.settings.calibration_batches - 1)] if scene.gpu else []
     with without_data(scene.gpu, scene.padded):
         ledger = Ledger(CUDA_BLOCK_BYTES if scene.gpu else 1)
         ledger.phase = "select"
-        with ledger, suppress(_Enough):
+        with ledger, suppress(_Enough), recomputing(base, scene.settings.gradient_checkpointing):
             ledger.hold_model(base)
             ledger.hold("base_weights", base.parameters())
             ledger.hold("temporary", (tensor for each in [batch, *others] for tensor in each.values()))
