@@ -91,7 +91,8 @@ def runs_table(store: Store, experiment: str | None = None, width: int = 160) ->
     hidden = {*shared, *(name for name, needed in _WIDE.items() if width < needed)}
     if not any(cells["differs in"] for cells in rows):
         hidden.add("differs in")
-    table = Table(caption=_caption(store, entries, shared), caption_justify="left", box=None, header_style="bold")
+    caption = Text(escape.terminal(_caption(store, entries, shared)))
+    table = Table(caption=caption, caption_justify="left", box=None, header_style="bold")
     table.pad_edge = False
     shown = [name for name in _COLUMNS if name not in hidden]
     for name in shown:

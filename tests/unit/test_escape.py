@@ -218,4 +218,4 @@ def test_a_path_with_square_brackets(tmp_path, plain, capsys):
         with pytest.raises(SystemExit) as ended:
             main([*command, "--store", str(root)])
         assert ended.value.code == 0
-    assert "[/red] runs" in capsys.readouterr().out.replace("\n", "") and (out / "index.html").exists()
+    assert "[/red]" in capsys.readouterr().out and (out / "index.html").exists()

@@ -195,7 +195,7 @@ def test_a_record_that_is_no_text_no_file_or_larger_than_any(tmp_path, good, cap
     with (tmp_path / f"{3:012d}" / "record.json").open("wb") as stream:
         stream.truncate(2**31)
     assert [found.id for found in Store(tmp_path).runs()] == [run]
-    assert len(caplog.messages) == 4 and any("no regular file" in line for line in caplog.messages)
+    assert len(caplog.messages) == 4 and any("not a regular file" in line for line in caplog.messages)
     assert any("2,147,483,648 bytes, expected at most" in line for line in caplog.messages)
 
 

@@ -181,22 +181,22 @@ def test_decoded_and_nested_interpolations_are_known_too(monkeypatch):
     monkeypatch.setenv("NAME_OF_IT", "MY_SECRET")
     config = compose(
         [
-            "++trainer.decoded='${oc.decode:${oc.env:MY_SECRET}}'",
-            "++model.through='${oc.env:${oc.env:NAME_OF_IT}}'",
-            "++model.copied=${model.through}",
+            "seed='${oc.decode:${oc.env:MY_SECRET}}'",
+            "model.revision='${oc.env:${oc.env:NAME_OF_IT}}'",
+            "model.name='${model.revision}'",
         ]
     )
-    assert config.trainer.decoded == 86753
+    assert (config.seed, config.model.name) == (86753, "86753")
     cleaned = redact.config(OmegaConf.to_container(config))
-    assert "86753" not in json.dumps(cleaned) and cleaned["trainer"]["decoded"] == "***"
+    assert "86753" not in json.dumps(cleaned) and cleaned["seed"] == cleaned["model"]["name"] == "***"
 
 
 def test_an_interpolation_of_another_variable_is_recorded_as_its_value(monkeypatch):
     monkeypatch.setenv("DATA_DIR", "/data/reviews")
-    config = compose(["++task.folder=${oc.env:DATA_DIR}"])
-    assert redact.config(plan_run(config).config)["task"]["folder"] == "/data/reviews"
+    config = compose(["model.revision='${oc.env:DATA_DIR}'"])
+    assert redact.config(plan_run(config).config)["model"]["revision"] == "/data/reviews"
     monkeypatch.setenv("DATA_DIR", "/data/others")
-    assert plan_run(compose(["++task.folder=${oc.env:DATA_DIR}"])).run_id != plan_run(config).run_id
+    assert plan_run(compose(["model.revision='${oc.env:DATA_DIR}'"])).run_id != plan_run(config).run_id
 
 
 def test_nothing_that_the_store_writes_holds_a_secret(monkeypatch, tmp_path):
