@@ -76,7 +76,13 @@ def test_ordinary_sweeps_need_hydra_once(monkeypatch):
     for method in ("lora", "row_sft"):
         for rows in (1, 2, 4):
             for seed in range(5):
-                job = [f"method={method}", f"budget.rows={rows}", f"seed={seed}", "++trainer.warm_head=1", "trainer.evaluate=[test]"]
+                job = [
+                    f"method={method}",
+                    f"budget.rows={rows}",
+                    f"seed={seed}",
+                    "++trainer.warm_head=1",
+                    "trainer.evaluate=[test]",
+                ]
                 assert composer.compose(job)["budget"]["rows"] == rows
     assert len(made) == 2
 
