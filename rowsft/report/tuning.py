@@ -59,7 +59,8 @@ def best_learning_rates(root: Path, experiment: str) -> str:
     seconds = sum(dig(record.latest, "seconds", "total") or 0 for record in records)
     width = max([10, *(len(title) + 1 for title in titles.values())])
     lines = [
-        f"validation {escape.terminal(metric)} by learning rate ({len(records)} runs, {seconds / 60:.0f} minutes of computing)",
+        f"validation {escape.terminal(metric)} by learning rate "
+        f"({len(records)} runs, {seconds / 60:.0f} minutes of computing)",
         f"{'method':<{width}}" + "".join(f"{rate:>10g}" for rate in rates),
     ]
     for one in settings:
