@@ -18,15 +18,18 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:3]]
 from fuzz_checks import Case, broken_rules, outside, quiet_hub  # noqa: E402
 from fuzz_commands import Place, composing, naming, running, sweeping  # noqa: E402
 from fuzz_files import model_folders  # noqa: E402
+from fuzz_records import damaged_records, data_files  # noqa: E402
 from tiny_workshop import build_workshop  # noqa: E402
 
 # Each kind with its share of the cases.
 KINDS: dict[str, tuple[Callable[[random.Random, Place], Case], float]] = {
-    "composing": (composing, 0.4),
+    "composing": (composing, 0.3),
     "running": (running, 0.1),
-    "sweeping": (sweeping, 0.1),
-    "naming": (naming, 0.3),
+    "sweeping": (sweeping, 0.05),
+    "naming": (naming, 0.25),
     "model_folders": (model_folders, 0.1),
+    "damaged_records": (damaged_records, 0.1),
+    "data_files": (data_files, 0.1),
 }
 
 

@@ -174,14 +174,41 @@ def test_data_order_and_start_are_shared_by_all_methods(workshop):
         (["task.max_length=long"], "task.max_length=long: expected a whole number"),
         (["trainer.evaluate=[]"], "trainer.evaluate=[]"),
         (["task.labels=[bad,good,bad]"], "named twice"),
+        (["task.limits.train=true"], "task.limits.train=true: expected a whole number or null"),
+        (["task.data.split_seed=x"], "task.data.split_seed=x"),
+        (["+model.load_in_4bit=true"], "model.load_in_4bit: nothing reads this key"),
+        (["model.head_modules=[no_such_head]", "method=lora"], "no_such_head"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(workshop, extra, said):
     done = workshop.rowsft("run", *workshop.overrides("bert"), "experiment_name=bad", *extra)
     assert done.returncode == 2, done.stderr
-    error = [line for line in done.stderr.splitlines() if line.startswith("rowsft: error:")]
-    assert len(error) == 1 and said in error[0]
-    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("rowsft: error: ") and said in line
+    assert Store(workshop.folder / "runs").runs("bad") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", '{"model_type": "bert", "hidden_act": "nope"}'),
+        ("config.json", '{"model_type": "bert", "dtype": "nope"}'),
+        ("tokenizer.json", "{}"),
+        ("model.safetensors.index.json", "{"),
+    ],
+)
+def test_a_broken_model_folder_is_one_line_and_leaves_no_trace(workshop, tmp_path, file, content):
+    folder = tmp_path / "broken"
+    shutil.copytree(workshop.folder / "models" / "bert", folder)
+    (folder / file).write_text(content)
+    if "index" in file:
+        (folder / "model.safetensors").unlink()
+    # After the others, which it replaces.
+    done = workshop.rowsft("run", *workshop.overrides("bert"), "method=none", f"model.source={folder}", "seed=77")
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"rowsft: error: model.source={folder}: ")
+    assert all(record.config["seed"] != 77 for record in Store(workshop.folder / "runs").runs())
 
 
 def test_sweep_uses_fresh_processes_and_survives_a_failure(workshop):
