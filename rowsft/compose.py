@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rowsft import redact, typed
 from rowsft.errors import UserError, shortened
-from rowsft.experiment_names import as_text, check_experiment_name
+from rowsft.experiment_names import check_experiment_name
 from rowsft.instantiating import check_added
 from rowsft.overrides import UNREADABLE, check_choice, kept_as_text, parse_override
 from rowsft.settings import check_settings
