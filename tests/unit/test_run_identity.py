@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from older import make_older
 from omegaconf import OmegaConf
 
 from rowsft.compose import CONFIG_FOLDER, compose
 from rowsft.errors import UserError
 from rowsft.identity import plan_run
 from rowsft.store import Store
-from rowsft.store.identity import identity, old_identity, old_run_id, run_id
+from rowsft.store.identity import identity, run_id
 from rowsft.store.ignored import ignored
 
 
@@ -93,13 +94,7 @@ def as_recorded_before(plan, root):
     """What an older version left of that run: its id is of the whole config, and nothing says what is ignored."""
     with Store(root).open(plan.config) as run:
         run.begin().finish("done", metrics={"test": {"accuracy": 0.5}})
-    config = {key: value for key, value in plan.config.items() if key != "ignores"}
-    old = old_run_id(config)
-    raw = json.loads((run.path / "record.json").read_text())
-    raw |= {"id": old, "config": config, "identity": old_identity(config)}
-    shutil.move(run.path, root / old)
-    (root / old / "record.json").write_text(json.dumps(raw, indent=1))
-    return old
+    return make_older(run.path)
 
 
 @pytest.mark.parametrize("later", ["budget.rows=8", "budget.rows=2"])
