@@ -25,8 +25,8 @@ def plant(root: Path, settings: int, seeds: int, examples: int = 1000, experimen
             right = generator.random(examples) < 0.75 + 0.1 * generator.random()
             predictions = np.where(right, labels, 1 - labels)
             with store.open(_config(method, rows, seed, experiment)) as run:
-                attempt = run.begin(environment=_ENVIRONMENT, concurrent_jobs=1)
-                attempt.update(**_result(method, rows, seed, float(right.mean())))
+                attempt = run.begin(environment=ENVIRONMENT, concurrent_jobs=1)
+                attempt.update(**result(method, rows, seed, float(right.mean())))
                 attempt.write_curve([{"step": step, "loss": 1 / (step + 1)} for step in range(1, 101)])
                 attempt.write_predictions(
                     {"id": f"test-{i}", "split": "test", "prediction": int(p), "label": int(t), "scores": [0.25, -0.5]}
@@ -66,7 +66,7 @@ def _config(method: str, rows: int, seed: int, experiment: str) -> dict:
     }
 
 
-def _result(method: str, rows: int, seed: int, accuracy: float) -> dict:
+def result(method: str, rows: int, seed: int, accuracy: float) -> dict:
     asked = 20_772 * rows
     clocks = dict.fromkeys(("min", "p25", "median", "p75", "p95", "max", "mean"), 0.1 + 0.001 * seed)
     return {
@@ -99,7 +99,7 @@ def _result(method: str, rows: int, seed: int, accuracy: float) -> dict:
     }
 
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "packages": dict.fromkeys(("python", "torch", "transformers", "peft", "datasets", "numpy", "hydra-core"), "1.0"),
     "git_commit": "0" * 40,
     "git_dirty": False,
