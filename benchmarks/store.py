@@ -23,6 +23,7 @@ from tables import table
 from rowsft.compose_many import ManyComposer
 from rowsft.identity import plan_run
 from rowsft.store import Store
+from rowsft.store.places import Places
 
 TASK = ["experiment_name=planted", "task=sentiment", "model=minilm"]
 EXAMPLES = 200
@@ -75,9 +76,9 @@ def plant(root: Path, count: int) -> list[list[str]]:
     """
     seeds = min(count, 10)
     jobs = [["method=lora", f"budget.rows={1 + i // seeds}", f"seed={1 + i % seeds}"] for i in range(count)]
-    composer, raw, first = ManyComposer(), None, None
+    composer, places, raw, first = ManyComposer(), Places(root, listed=True), None, None
     for job in jobs:
-        plan = plan_run(composer.compose([*TASK, *job, f"store={root}"]))
+        plan = plan_run(composer.compose([*TASK, *job, f"store={root}"]), places)
         if raw is None:
             first = _first(root, plan)
             raw = json.loads((first / "record.json").read_text())

@@ -72,9 +72,6 @@ def build(store_root: str | Path, experiment: str | None = None, out: str | Path
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
     records = {record.id: record for part in found for record in part.table.records}
-    # A second to import, which listing runs need not wait for.
-    from rowsft.report import plots
-
     light, dark = (plots.accuracy_vs_memory(found, theme) for theme in (plots.LIGHT, plots.DARK))
     files = ReportFiles(
         out / "report.md",

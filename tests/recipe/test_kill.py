@@ -1,0 +1,38 @@
+"""The short form of `make kill-test`: sweeps and writers killed at random moments end with the undisturbed table."""
+
+import re
+
+import pytest
+from kill import Damage, KillTest, check, jobs, table
+
+from rowsft.store import Store
+
+
+def test_a_killed_sweep_ends_with_the_table_of_an_undisturbed_one(workshop, tmp_path):
+    said = KillTest(tmp_path, jobs(workshop, 1), seed=1).run(minutes=0.3)
+    found = re.match(r"(\d+) kills \(.*same table$", said)
+    assert found and int(found[1]) >= 5, said
+
+
+def test_the_kill_test_sees_damage(tmp_path):
+    """A record cut short, a file that changed, a result that is gone, a number that differs."""
+    with Store(tmp_path).open({"seed": 1, "method": {"name": "mine"}}) as run:
+        attempt = run.begin()
+        attempt.write_predictions([{"id": 1}])
+        attempt.finish("done", metrics={"test": {"accuracy": 0.5}})
+    done: set[str] = set()
+    check(tmp_path, done)
+    assert done == {run.id}
+    before = table(tmp_path)
+    path = run.path / "record.json"
+    whole = path.read_text()
+    path.write_text(whole.replace("0.5", "0.25"))
+    assert table(tmp_path) != before
+    path.write_text(whole)
+    predictions = run.path / "attempt-1" / "predictions.jsonl"
+    predictions.write_text("")
+    with pytest.raises(Damage, match="not the file"):
+        check(tmp_path, done)
+    path.unlink()
+    with pytest.raises(Damage, match="gone"):
+        check(tmp_path, done)
