@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
@@ -173,6 +174,8 @@ def _variants(known: set[str]) -> list[str]:
     return sorted(set(forms), key=lambda form: (-len(form), form))
 
 
+# A sweep's jobs have the same few texts.
+@lru_cache(maxsize=4096)
 def _without_forms(value: str) -> str:
     if "://" in value or ":/" in value:
         value = URL_CREDENTIALS.sub(r"\1", value)

@@ -175,7 +175,9 @@ def remove_leftovers(folder: Path) -> None:
                 descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
+                    # What was opened may have its final name by now, and the path be the writer's next file.
+                    if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                        path.unlink()
                 finally:
                     os.close(descriptor)
 

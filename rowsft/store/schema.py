@@ -194,7 +194,8 @@ class RecordFields(TypedDict):
 @_plain
 class WholeRecord(RecordFields, total=False):
     created_at: Text | None
-    experiments: list[Text] | None
+    # Older versions took 20261126 and true for what they look like.
+    experiments: list[Text | Number | Truth] | None
     experiment_notes: dict[Text, dict[Text, Any] | None] | None
 
 

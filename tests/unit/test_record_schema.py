@@ -89,7 +89,7 @@ WRONG = [
     (("identity",), None),
     (("identity", "trainer", "learning_rate"), "fast"),
     (("experiments",), "demo"),
-    (("experiments",), [5]),
+    (("experiments",), [[5]]),
     (("experiment_notes",), []),
     (("experiment_notes", "demo"), "x"),
     (("created_at",), 5),
