@@ -168,7 +168,7 @@ def test_data_order_and_start_are_shared_by_all_methods(workshop):
             "no such CUDA device",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device"),
         ),
-        (["task.max_length=65"], "at most 64 tokens"),
+        (["task.max_length=65"], "64 positions; lower it to 64"),
         (["seed=x"], "seed=x"),
         (["task.regression=true"], "pearson or spearman"),
         (["task.max_length=long"], "task.max_length=long: expected a whole number"),
