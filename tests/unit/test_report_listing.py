@@ -113,3 +113,11 @@ def test_a_repetition_that_did_not_finish_leaves_the_run_done(tmp_path):
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(listing.runs_table(store))
     assert f"{listed['metric']} {listed['value']:.4f}; attempt 2 interrupted" in console.export_text()
+
+
+def test_names_with_marks_of_a_terminal_are_shown_as_they_are(tmp_path):
+    store = Store(tmp_path / "a [/x]")
+    for rows in (2, 16):
+        finish(store, outcomes(50), task="sentiment", budget={"rows": rows}, experiment="b [/bold]")
+    text = " ".join(shown(store, 200).split())
+    assert "a [/x]" in text and "experiment b [/bold]" in text
