@@ -11,7 +11,7 @@ export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup assets quickstart demo test test-peft-versions test-oldest lint bench tune-quickstart tune-demo importance plan-8b \
-	plan-accuracy gpu gpu-wheels clean
+	plan-accuracy gpu gpu-wheels fuzz kill-test bench-store clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -48,6 +48,12 @@ test-peft-versions: setup ## run the tuner's contract tests on the oldest and th
 test-oldest: setup ## run the tuner's and the benchmarks' tests on the oldest torch and transformers admitted (3 GB to download)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/oldest_versions.py
 
+fuzz: setup ## odd command lines, records, data files and model folders by the thousand: N=5000 SEED=1
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz_run.py --cases $(or $(N),1000) --seed $(or $(SEED),0)
+
+kill-test: setup ## kill sweeps and writers at random moments and compare the tables: MINUTES=10
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/kill.py --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
 lint: setup ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -72,6 +78,9 @@ bench: setup ## a step of every method, the cost of choosing and writing rows, g
 	@for shape in llama bert; do $(BIN)/python benchmarks/writing.py --shape $$shape --out benchmarks/out/writing-$$shape || exit; done
 	@$(BIN)/python benchmarks/generation.py
 	@$(BIN)/python benchmarks/overhead.py
+
+bench-store: setup ## CPU seconds of all that does not train, against the number of runs (ten minutes)
+	@$(BIN)/python benchmarks/store.py
 
 plan-8b: setup ## what every method needs for Llama-3-8B on an 80 GB card, planned offline, with a page (6 minutes)
 	@$(BIN)/rowsft plan --compare model=llama3_8b task=prompt_response trainer.batch_size=1 trainer.eval_batch_size=1 \
