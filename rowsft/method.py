@@ -179,7 +179,7 @@ class PeftMethod:
     def coarseness(self, units: dict[str, Unit]) -> str:
         """What keeps the method from meeting a budget exactly."""
         cheapest = min(unit.cost for unit in units.values())
-        return f"one more of {next(iter(units.values())).noun} costs a layer {cheapest:,} or more"
+        return f"{next(iter(units.values())).noun} cost {cheapest:,} or more each"
 
     def check_something(self, tuned: Mapping, dial: Dial) -> None:
         """Raise UserError where the dial leaves no layer to tune."""

@@ -1,4 +1,4 @@
-"""What a reader needs beneath a table to read its numbers right."""
+"""What a reader needs around a table to read its numbers right."""
 
 from rowsft.report.grids import few
 from rowsft.report.lines import REFERENCES, memory_kinds, references
@@ -46,6 +46,18 @@ def notes(table: Table, numbers: list[dict]) -> list[str]:
             + "."
         )
     return found
+
+
+def demonstration(table: Table) -> dict | None:
+    """{"notes": [...], "real_command": text or None} when the experiment calls itself a demonstration."""
+    said = table.notes.get("demonstration")
+    if not said or not (not isinstance(said, dict) or said.get("is", True)):
+        return None
+    if not isinstance(said, dict):
+        return {"notes": [str(said)] if said is not True else [], "real_command": None}
+    about = said.get("notes") or []
+    about = [str(note) for note in about] if isinstance(about, list) else [str(about)]
+    return {"notes": about, "real_command": said.get("real_command")}
 
 
 def _references(table: Table) -> list[str]:

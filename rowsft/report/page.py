@@ -10,9 +10,10 @@ from markupsafe import Markup
 from rowsft import escape
 from rowsft.report import curves
 from rowsft.report.listing import entry
+from rowsft.report.notes import demonstration, notes
 from rowsft.report.section import Section
 from rowsft.report.settings import flatten
-from rowsft.report.tables import blocks, demonstration, halves, heading, main_rows, notes
+from rowsft.report.tables import blocks, halves, heading, main_rows
 from rowsft.store import Record
 
 #: Columns that hold words; all others are numbers and stand to the right.

@@ -4,7 +4,7 @@ import json
 
 from rowsft import escape
 from rowsft.report.clocks import clock_block
-from rowsft.report.notes import notes, of_the_same
+from rowsft.report.notes import demonstration, notes, of_the_same
 from rowsft.report.rows import Table
 from rowsft.report.section import Section
 from rowsft.report.settings import short
@@ -106,18 +106,6 @@ def grid_columns(table: Table, line: dict) -> dict[str, str]:
         "cost s": _number(line["seconds"], ",.0f"),
         "chosen": "yes" if line["chosen"] else "",
     }
-
-
-def demonstration(table: Table) -> dict | None:
-    """{"notes": [...], "real_command": text or None} when the experiment calls itself a demonstration."""
-    said = table.notes.get("demonstration")
-    if not said or not (not isinstance(said, dict) or said.get("is", True)):
-        return None
-    if not isinstance(said, dict):
-        return {"notes": [str(said)] if said is not True else [], "real_command": None}
-    about = said.get("notes") or []
-    about = [str(note) for note in about] if isinstance(about, list) else [str(about)]
-    return {"notes": about, "real_command": said.get("real_command")}
 
 
 def main_rows(section: Section) -> list[dict[str, str]]:

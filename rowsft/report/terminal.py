@@ -6,8 +6,9 @@ from rich.text import Text
 
 from rowsft import escape
 from rowsft.report.fairness import MET, STATED, Condition
+from rowsft.report.notes import demonstration, notes
 from rowsft.report.section import Section
-from rowsft.report.tables import TERMINAL_COSTS, demonstration, heading, notes, state_columns, terminal_columns
+from rowsft.report.tables import TERMINAL_COSTS, heading, state_columns, terminal_columns
 
 _LEFT = ("method", "state", "phase", "reason")
 #: More rows than these say nothing on a terminal: the best are shown, and where the others are.
