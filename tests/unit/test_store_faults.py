@@ -190,11 +190,13 @@ def test_why_a_process_died_before_it_could_begin_is_entered(tmp_path):
 
 
 AS_NOBODY = """
-import os, sys
-import rich.console
-import rowsft.report.listing
+import contextlib, io, locale, os, sys
 from rowsft.cli import main
-# Imported before: the other user may have no right to read this Python.
+# The other user may have no right to read this Python: what the command imports is imported before.
+for arguments in (sys.argv[1:], ["runs", "--store", "absent"]):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()):
+            main(arguments)
 os.setgid(65534); os.setuid(65534)
 main(sys.argv[1:])
 """
