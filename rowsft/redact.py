@@ -34,9 +34,8 @@ _SHORTEST = 4
 # What a variable says that has a secret's name and no secret.
 _WORDS = frozenset(("default", "disabled", "enabled", "false", "none", "null", "optional", "required", "true", "unset"))
 _LARGEST_TEXT_BYTES = 4 * 2**20
+_VOCABULARIES = frozenset(("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"))
 _TEXT_FILES = frozenset((".json", ".md", ".txt", ".yaml", ".yml", ".jinja", ".cfg", ".toml"))
-
-_URL_CREDENTIALS_BYTES = re.compile(URL_CREDENTIALS.pattern.encode())
 
 # Values that an interpolation brought from such a variable, and credentials that stood in a configuration's URLs.
 _interpolated: set[str] = set()
@@ -93,17 +92,18 @@ def learn(raw: Any, resolved: Any) -> None:
 
 
 def folder(path: Path) -> None:
-    """Take known secrets out of the small text files below `path`: libraries write down where a model came from."""
-    known = _Known(_credentials).forms
+    """Take secrets out of the small text files below `path`: libraries write down where a model came from."""
+    known = _Known(_credentials)
     for file in path.rglob("*"):
-        if not file.is_file() or file.suffix not in _TEXT_FILES or file.stat().st_size > _LARGEST_TEXT_BYTES:
+        # A vocabulary may hold anything, and every entry of it counts.
+        if file.suffix not in _TEXT_FILES or file.name in _VOCABULARIES or file.is_symlink() or not file.is_file():
             continue
-        content = file.read_bytes()
-        cleaned = _URL_CREDENTIALS_BYTES.sub(rb"\1", content)
-        for secret in known:
-            cleaned = cleaned.replace(secret.encode(), MASK.encode())
+        if file.stat().st_size > _LARGEST_TEXT_BYTES:
+            continue
+        content = file.read_bytes().decode("utf-8", "surrogateescape")
+        cleaned = _without_forms(known.removed(content))
         if cleaned != content:
-            file.write_bytes(cleaned)
+            file.write_bytes(cleaned.encode("utf-8", "surrogateescape"))
 
 
 class _Known:
