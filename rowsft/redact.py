@@ -8,7 +8,7 @@ The run itself keeps the real values; its identity is that of the redacted confi
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
@@ -34,9 +34,8 @@ _SHORTEST = 4
 # What a variable says that has a secret's name and no secret.
 _WORDS = frozenset(("default", "disabled", "enabled", "false", "none", "null", "optional", "required", "true", "unset"))
 _LARGEST_TEXT_BYTES = 4 * 2**20
+_VOCABULARIES = frozenset(("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"))
 _TEXT_FILES = frozenset((".json", ".md", ".txt", ".yaml", ".yml", ".jinja", ".cfg", ".toml"))
-
-_URL_CREDENTIALS_BYTES = re.compile(URL_CREDENTIALS.pattern.encode())
 
 # Values that an interpolation brought from such a variable, and credentials that stood in a configuration's URLs.
 _interpolated: set[str] = set()
@@ -45,7 +44,7 @@ _credentials: set[str] = set()
 
 def text(message: str) -> str:
     """A message, log line or traceback without secrets."""
-    cleaned = _without_known(message, {*_known(), *_credentials})
+    cleaned = _Known(_credentials).removed(message)
     cleaned = _without_forms(cleaned)
     cleaned = BARE_CREDENTIALS.sub(rf"\1{MASK}@", cleaned)
     return ASSIGNED.sub(rf"\1{MASK}", cleaned)
@@ -58,7 +57,7 @@ def config(mapping: Any) -> Any:
     """
     own = set(_credentials_in(mapping))
     _credentials.update(own)
-    return _cleaned(mapping, (), {*_known(), *own})
+    return _cleaned(mapping, (), _Known(own))
 
 
 def override(setting: str) -> str:
@@ -68,7 +67,7 @@ def override(setting: str) -> str:
         return f"{key}={MASK}"
     # Hydra's sweeper writes a backslash before what its grammar knows.
     setting, value = (re.sub(r"\\([:@/=])", r"\1", part) for part in (setting, value))
-    cleaned = _without_known(setting, {*_known(), *_credentials_in({key.rsplit(".", 1)[-1]: value})})
+    cleaned = _Known(_credentials_in({key.rsplit(".", 1)[-1]: value})).removed(setting)
     cleaned = _without_forms(cleaned)
     return BARE_CREDENTIALS.sub(rf"\1{MASK}@", cleaned) if sign and is_address(key.rsplit(".", 1)[-1]) else cleaned
 
@@ -93,27 +92,48 @@ def learn(raw: Any, resolved: Any) -> None:
 
 
 def folder(path: Path) -> None:
-    """Take known secrets out of the small text files below `path`: libraries write down where a model came from."""
-    known = _variants({*_known(), *_credentials})
+    """Take secrets out of the small text files below `path`: libraries write down where a model came from."""
+    known = _Known(_credentials)
     for file in path.rglob("*"):
-        if not file.is_file() or file.suffix not in _TEXT_FILES or file.stat().st_size > _LARGEST_TEXT_BYTES:
+        # A vocabulary may hold anything, and every entry of it counts.
+        if file.suffix not in _TEXT_FILES or file.name in _VOCABULARIES or file.is_symlink() or not file.is_file():
             continue
-        content = file.read_bytes()
-        cleaned = _URL_CREDENTIALS_BYTES.sub(rb"\1", content)
-        for secret in known:
-            cleaned = cleaned.replace(secret.encode(), MASK.encode())
+        if file.stat().st_size > _LARGEST_TEXT_BYTES:
+            continue
+        content = file.read_bytes().decode("utf-8", "surrogateescape")
+        cleaned = _without_forms(known.removed(content))
         if cleaned != content:
-            file.write_bytes(cleaned)
+            file.write_bytes(cleaned.encode("utf-8", "surrogateescape"))
 
 
-def _known() -> set[str]:
-    """Values that are secrets wherever they stand."""
-    values = {value.strip() for name, value in os.environ.items() if variable_is_secret(name)}
-    return {
-        value
-        for value in {*values, *_interpolated}
-        if len(value) >= _SHORTEST and value.lower() not in _WORDS and not _is_path(value)
-    }
+class _Known:
+    """Values that are secrets wherever they stand: those of the environment, of interpolations, and `more`."""
+
+    def __init__(self, more: Iterable[str] = ()):
+        values = {value.strip() for name, value in os.environ.items() if variable_is_secret(name)}
+        self.values = set(more) | {
+            value
+            for value in {*values, *_interpolated}
+            if len(value) >= _SHORTEST and value.lower() not in _WORDS and not _is_path(value)
+        }
+        # Each as it may stand in a text: as it is, in a URL, in JSON. Longest first: one may hold another.
+        forms = {
+            form
+            for secret in self.values
+            if len(secret) >= _SHORTEST_PART
+            for form in (secret, quote(secret, safe=""), quote(secret), json.dumps(secret)[1:-1])
+        }
+        self.forms = sorted(forms, key=lambda form: (-len(form), form))
+
+    def removed(self, text: str) -> str:
+        """The text with a mask in the place of each."""
+        for secret in self.forms:
+            if secret in text:
+                if secret.isdigit():
+                    text = re.sub(rf"(?<![\d.]){secret}(?![\d.])", MASK, text)
+                else:
+                    text = text.replace(secret, MASK)
+        return text
 
 
 def _is_path(value: str) -> bool:
@@ -121,7 +141,7 @@ def _is_path(value: str) -> bool:
     return value.startswith(("/", "~")) and Path(value).expanduser().exists()
 
 
-def _cleaned(node: Any, path: tuple[str, ...], known: set[str]) -> Any:
+def _cleaned(node: Any, path: tuple[str, ...], known: _Known) -> Any:
     if isinstance(node, Mapping):
         return {_key(key, known): _cleaned(value, (*path, str(key)), known) for key, value in node.items()}
     if isinstance(node, list | tuple):
@@ -139,39 +159,18 @@ def _is_secret_place(path: tuple[str, ...]) -> bool:
     return any(names_secret(key) for key in path)
 
 
-def _key(key: Any, known: set[str]) -> Any:
-    return _without_forms(_without_known(key, known)) if isinstance(key, str) else key
+def _key(key: Any, known: _Known) -> Any:
+    return _without_forms(known.removed(key)) if isinstance(key, str) else key
 
 
-def _leaf(value: str, path: tuple[str, ...], known: set[str]) -> str:
+def _leaf(value: str, path: tuple[str, ...], known: _Known) -> str:
     last = path[-1] if path else ""
     if not value or value == MASK:
         return value
-    if value in known or _is_secret_place(path) or (WANDB_KEY.fullmatch(value) and not is_revision(path)):
+    if value in known.values or _is_secret_place(path) or (WANDB_KEY.fullmatch(value) and not is_revision(path)):
         return MASK
-    cleaned = _without_forms(_without_known(value, known))
+    cleaned = _without_forms(known.removed(value))
     return BARE_CREDENTIALS.sub(rf"\1{MASK}@", cleaned) if is_address(last) else cleaned
-
-
-def _without_known(value: str, known: set[str]) -> str:
-    for secret in _variants(known):
-        if secret in value:
-            if secret.isdigit():
-                value = re.sub(rf"(?<![\d.]){secret}(?![\d.])", MASK, value)
-            else:
-                value = value.replace(secret, MASK)
-    return value
-
-
-def _variants(known: set[str]) -> list[str]:
-    """Each secret as it may stand in a text: as it is, in a URL, in JSON. Longest first: one may hold another."""
-    forms = (
-        form
-        for secret in known
-        if len(secret) >= _SHORTEST_PART
-        for form in (secret, quote(secret, safe=""), quote(secret), json.dumps(secret)[1:-1])
-    )
-    return sorted(set(forms), key=lambda form: (-len(form), form))
 
 
 # A sweep's jobs have the same few texts.

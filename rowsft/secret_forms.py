@@ -1,7 +1,7 @@
 """What a secret looks like: names of variables and keys, forms of tokens, places in a URL."""
 
 import re
-from functools import cache
+from functools import lru_cache
 
 #: Words of a variable's name that say its value is a secret ...
 _SECRET_WORD = re.compile(
@@ -81,7 +81,7 @@ _FORMS = (
 TOKENS = re.compile(r"(?<![A-Za-z0-9])(?:" + "|".join(_FORMS) + ")", re.S)
 
 
-@cache
+@lru_cache(maxsize=4096)
 def variable_is_secret(name: str) -> bool:
     """Whether an environment variable of that name holds a secret."""
     if name.upper() in _NO_SECRETS:
@@ -93,13 +93,14 @@ def variable_is_secret(name: str) -> bool:
     return any(_SECRET_WORD.fullmatch(word) or _SECRET_PART.search(word) for word in words)
 
 
-@cache
+@lru_cache(maxsize=4096)
 def names_secret(key: str) -> bool:
     """Whether a configuration's key of that name (without its group) holds a secret."""
     key = key.rsplit(".", 1)[-1]
     return bool(_SECRET_KEY.fullmatch(key)) and not _TEXT_TOKEN.fullmatch(key)
 
 
+@lru_cache(maxsize=4096)
 def is_address(key: str) -> bool:
     """Whether a configuration's key of that name says where something is."""
     return bool(_ADDRESS.fullmatch(key))

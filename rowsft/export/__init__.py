@@ -9,6 +9,7 @@ from pathlib import Path
 from peft import PeftModel
 from torch import Tensor, nn
 
+from rowsft import redact
 from rowsft.errors import UserError
 from rowsft.export import card, lora
 from rowsft.export.intact import check_intact
@@ -45,6 +46,7 @@ def export(
         else:
             write_merged(source, folder)
         (folder / "README.md").write_text(card.text(source, to, run))
+        redact.folder(folder)
     return out
 
 

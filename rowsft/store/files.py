@@ -10,7 +10,6 @@ import math
 import os
 import stat
 import sys
-from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -87,9 +86,10 @@ def _strict_hooks(content: bytes) -> dict:
 
 
 def _nests_deep(found: object) -> bool:
-    level = [found]
+    level = [found] if isinstance(found, dict | list) else []
     for _ in range(_DEEPEST):
-        level = [item for node in level for item in _items(node) if isinstance(item, dict | list)]
+        inner = (node.values() if type(node) is dict else node for node in level)
+        level = [item for items in inner for item in items if type(item) is dict or type(item) is list]
         if not level:
             return False
     return True
@@ -123,12 +123,6 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {shortened(repr(twice))} stands twice in one mapping")
     return found
-
-
-def _items(node: object) -> Iterable[object]:
-    if isinstance(node, dict):
-        return node.values()
-    return node if isinstance(node, list) else ()
 
 
 def write_atomic(path: Path, content: bytes) -> str:
