@@ -94,6 +94,8 @@ def _shown(text: object) -> str:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    # The hub's library tells of each of its tries; what came of them is said in one line.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     for argument in arguments:
         # Bytes of another encoding reach Python as halves of characters, which no record and no terminal can hold.
         if not argument.isascii() and argument.encode("utf-8", "ignore").decode() != argument:

@@ -28,7 +28,8 @@ def read(kind: type[_T], values: Mapping[str, Any], group: str, page: str) -> _T
     for key in values:
         if key not in hints:
             raise unknown(key, hints, group, page)
-    missing = [key for key in hints if key not in values]
+    # A record of an older version lacks later keys; the command that makes its run again takes them out.
+    missing = [key for key in hints if key not in values and key not in _defaults(kind)]
     if missing:
         raise UserError(f"{_full(group, missing[0])}: has no value; give it one (the keys are explained in {page})")
     for key, value in values.items():
@@ -104,6 +105,13 @@ def described(hint: Any) -> str:
 def _hints(kind: type) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+@cache
+def _defaults(kind: type) -> frozenset[str]:
+    none = dataclasses.MISSING
+    fields = dataclasses.fields(kind)
+    return frozenset(one.name for one in fields if one.default is not none or one.default_factory is not none)
 
 
 def _is_float(hint: Any, value: Any) -> bool:

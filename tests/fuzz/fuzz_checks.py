@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from huggingface_hub import constants
 
 from rowsft import cli
 
@@ -129,3 +130,5 @@ def outside(folder: Path):
 def quiet_hub() -> None:
     """No case may look for a network."""
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    # Read once, at import: other tests of this process may have imported it.
+    constants.HF_HUB_OFFLINE = True

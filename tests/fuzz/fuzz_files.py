@@ -29,8 +29,8 @@ def model_folders(draw: random.Random, place: Place) -> Case:
 def damage(draw: random.Random, path: Path) -> str:
     """Change a file, as JSON where it is; returns what was done."""
     content = path.read_bytes()
-    if path.suffix == ".json" and draw.random() < 0.75:
-        tree = json.loads(content)
+    tree = _tree(content) if path.suffix == ".json" and draw.random() < 0.75 else None
+    if tree:
         about = odd_entry(draw, tree)
         path.write_text(json.dumps(tree))
         return f"{path.name}: {about}"
@@ -44,6 +44,8 @@ def odd_entry(draw: random.Random, tree: Any) -> str:
     """Put an odd value at a random place of a tree of JSON, or take an entry away; returns what was done."""
     node, path = tree, ""
     while True:
+        if not isinstance(node, dict | list):
+            return "nothing"
         keys = list(node) if isinstance(node, dict) else list(range(len(node)))
         if not keys:
             return "nothing"
@@ -57,6 +59,14 @@ def odd_entry(draw: random.Random, tree: Any) -> str:
             return f"without {path}"
         node[key] = draw.choice(ODD)
         return f"{path}={node[key]!r}"
+
+
+def _tree(content: bytes) -> Any:
+    """What a file of JSON holds; None of one that is damaged already."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
 
 
 _DAMAGES: tuple[tuple[str, Callable[[bytes, int], bytes]], ...] = (
