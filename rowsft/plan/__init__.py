@@ -3,7 +3,8 @@
 import gc
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,20 @@ class Plan:
         return max(self.demands.values(), key=lambda demand: demand.tensor_bytes)
 
 
+@contextmanager
+def _collecting_when_told() -> Iterator[None]:
+    """No collection of cycles inside but `gc.collect`: it would look through all of a network's modules time and again,
+    and when it frees what would depend on what the process did before."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_collecting_when_told()
 def plan(
     config: DictConfig,
     settings: TrainerSettings,

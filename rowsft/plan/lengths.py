@@ -76,8 +76,11 @@ def of_data(config: DictConfig) -> Lengths:
     """
     task = instantiated("task", config.task)
     try:
+        # First of all what costs nothing to see.
+        _look_for_files(task)
         tokenizer = _tokenizer(config.model)
-        splits = _splits(task)
+        with exchanged(assets, fetch=_here, ensure=_here):
+            splits = task.splits()
     except NotAtHand as error:
         return assumed(task, str(error))
     train = [_sizes(example) for example in _encoded(task, splits["train"], tokenizer)]
@@ -152,16 +155,14 @@ def _tokenizer(model_cfg: DictConfig) -> Any:
     return tokenizer
 
 
-def _splits(task: Task) -> dict[str, list[dict]]:
-    """The task's splits out of files that are here."""
+def _look_for_files(task: Task) -> None:
+    """Raise NotAtHand for a task of the user's own data whose files are not here."""
     tables = getattr(task, "tables", None)
     if tables is not None:
         given = [tables.data.get(key) for key in ("path", "train_path", "validation_path", "test_path")]
         paths = [Path(str(path)).expanduser() for path in given if path]
         if not paths or not all(path.exists() for path in paths):
             raise NotAtHand("its data are not at hand")
-    with exchanged(assets, fetch=_here, ensure=_here):
-        return task.splits()
 
 
 def _here(key: str, progress: bool = True) -> Path:
