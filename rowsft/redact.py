@@ -101,7 +101,7 @@ def folder(path: Path) -> None:
         if file.stat().st_size > _LARGEST_TEXT_BYTES:
             continue
         content = file.read_bytes().decode("utf-8", "surrogateescape")
-        cleaned = _without_forms(known.removed(content))
+        cleaned = _without_forms.__wrapped__(known.removed(content))
         if cleaned != content:
             file.write_bytes(cleaned.encode("utf-8", "surrogateescape"))
 
