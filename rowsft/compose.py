@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,15 @@ def quoted(overrides: list[str]) -> list[str]:
 
     Each part of a comma list is taken by itself. What Hydra reads as it stands stays as it stands.
     """
-    parser = OverridesParser.create()
+    parser = _parser()
     fixed = [text if _parses(parser, text) else _with_quotes(parser, text) for text in overrides]
     return [kept_as_text(parser, text) for text in fixed]
+
+
+@cache
+def _parser() -> OverridesParser:
+    """Hydra's parser of overrides; making one costs as much as parsing with it."""
+    return OverridesParser.create()
 
 
 def swept_values(setting: str) -> tuple[str, list[str]]:

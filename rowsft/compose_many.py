@@ -8,7 +8,7 @@ part of the template.
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -35,7 +35,8 @@ class ManyComposer:
         self._groups = set(group_names())
         self._templates: dict[tuple[str, ...], _Template | None] = {}
         self._parser = OverridesParser.create()
-        self._parsed = lru_cache(maxsize=None)(self._parse)
+        self._quoted = cache(lambda text: quoted([text])[0])
+        self._parsed = cache(self._parse)
 
     def compose(self, overrides: Sequence[str]) -> dict | None:
         """The resolved configuration as plain data, as `rowsft.compose.compose` gives it, key order aside.
@@ -47,7 +48,7 @@ class ManyComposer:
         if any(found is None for found in parsed):
             return None
         plain = [(text, *found) for text, found in zip(overrides, parsed, strict=True) if found]
-        rest = tuple(quoted([text for text, found in zip(overrides, parsed, strict=True) if not found]))
+        rest = tuple(self._quoted(text) for text, found in zip(overrides, parsed, strict=True) if not found)
         if rest not in self._templates:
             self._templates[rest] = _template(rest, self._groups)
         template = self._templates[rest]
@@ -59,7 +60,7 @@ class ManyComposer:
     def _parse(self, text: str) -> tuple[str, Any] | tuple[()] | None:
         """Key and value of an override that puts in a plain value, () of any other, None of what does not parse."""
         try:
-            override = self._parser.parse_override(*quoted([text]))
+            override = self._parser.parse_override(self._quoted(text))
         except (HydraException, RecursionError):
             return None
         return (override.key_or_group, override.value()) if self._is_plain(override) else ()

@@ -93,4 +93,5 @@ class Planner:
 def _labels(jobs: Sequence[Sequence[str]]) -> list[str]:
     """For each job its overrides without those that every job has."""
     common = set(jobs[0]).intersection(*jobs) if jobs else set()
-    return [" ".join(redact.override(text) for text in overrides if text not in common) for overrides in jobs]
+    shown = {text: redact.override(text) for overrides in jobs for text in set(overrides) - common}
+    return [" ".join(shown[text] for text in overrides if text not in common) for overrides in jobs]
