@@ -14,7 +14,7 @@ OVERRIDES = [
     ["method=lora", "seed=7", "trainer.learning_rate=3e-4", "budget.rows=12"],
     ["task=glue/stsb", "method=row_sft", "method.importance='lowest(l2)'", "budget=like_lora"],
     ["budget.like={method:lora,r:4}", "model.target_modules=[query,value]", r"model.source='./a b/it\'s'"],
-    ["task=social_iqa", "model=llama3_8b", "trainer=bf16", "+method.extra={a:[1,null],b:'true'}"],
+    ["task=social_iqa", "model=llama3_8b", "trainer=bf16", "budget.like={method:lora,a:[1,null],b:'true'}"],
     ["experiment=quickstart", "method=full"],
 ]
 
