@@ -18,7 +18,8 @@ def positions_of(model: PreTrainedModel) -> int | None:
     (OPT, BART) have as many as the configuration says. The meta device will do.
     """
     configured = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not configured:
+    # XLNet gives -1 where it counts no positions.
+    if not configured or configured < 0:
         return None
     return configured - max((_rows_before_the_first(table) for table in _position_tables(model, configured)), default=0)
 
