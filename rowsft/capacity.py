@@ -24,6 +24,12 @@ def positions_of(model: PreTrainedModel) -> int | None:
     return configured - max((_rows_before_the_first(table) for table in _position_tables(model, configured)), default=0)
 
 
+def counts_from_padding(model: PreTrainedModel) -> bool:
+    """Whether the number of a text's first position depends on which token the configuration calls padding."""
+    configured = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return bool(configured) and bool(_position_tables(model, configured))
+
+
 def check_length(model: PreTrainedModel, length: int | None) -> None:
     """Raise UserError for texts of more tokens than the model has positions for."""
     positions = positions_of(model)
