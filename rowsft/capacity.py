@@ -18,9 +18,16 @@ def positions_of(model: PreTrainedModel) -> int | None:
     (OPT, BART) have as many as the configuration says. The meta device will do.
     """
     configured = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not configured:
+    # XLNet gives -1 where it counts no positions.
+    if not configured or configured < 0:
         return None
     return configured - max((_rows_before_the_first(table) for table in _position_tables(model, configured)), default=0)
+
+
+def counts_from_padding(model: PreTrainedModel) -> bool:
+    """Whether the number of a text's first position depends on which token the configuration calls padding."""
+    configured = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return bool(configured) and bool(_position_tables(model, configured))
 
 
 def check_length(model: PreTrainedModel, length: int | None) -> None:

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from rowsft import assets
+from rowsft.capacity import counts_from_padding
 from rowsft.errors import UserError
 from rowsft.reach import without_waiting
 from rowsft.selection import Targets
@@ -336,11 +337,14 @@ def _check_new_weights(new_weights: list[str], allowed: list[str], source: str, 
 
 
 def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer a pad token if it has none (padding is masked everywhere) and tell the model about it."""
+    """Give the tokenizer a pad token if it has none (padding is masked everywhere) and tell the model about it.
+
+    A model that counts positions from its padding keeps its own: saved with another, it would count otherwise.
+    """
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     # A tokenizer with neither is refused where texts are put into batches: capacity.check_padding.
-    if tokenizer.pad_token_id is not None:
+    if tokenizer.pad_token_id is not None and not counts_from_padding(model):
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 

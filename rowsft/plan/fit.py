@@ -1,5 +1,6 @@
 """Which cards hold a run: bytes of tensors, the device's own context, and a margin for fragmentation."""
 
+import re
 from dataclasses import dataclass
 
 from rowsft.errors import UserError
@@ -38,6 +39,8 @@ _SOLD_AS = {
     180: "B200",
     192: "B200",
 }
+# Larger than any card: a number beyond it is the name of one that is not known here (3060), no size.
+_LARGEST_GIB = 1000
 # What a process holds on a GPU besides tensors: the CUDA context and the libraries' workspaces.
 CONTEXT_BYTES = 2**30
 # A caching allocator cannot use every gap between tensors.
@@ -59,25 +62,38 @@ CARDS = [Card(name, mib * MIB) for name, mib in CARDS_MIB.items()]
 
 
 def card_of(text: str) -> Card:
-    """The card called `text` in any case, or sold as so many GB; a number that no card is sold as counts GiB.
+    """The card called `text` (H100, rtx-4090, A100 40), or sold as so many GB; a number that no card is sold as is GiB.
 
-    Raises UserError for neither a known name nor a number above 0.
+    Raises UserError for an unknown name, a name of two cards, and a size that no card has.
     """
-    plain = text.strip().lower()
-    for card in CARDS:
-        if plain.replace(" ", "") == card.name.lower().replace(" ", ""):
-            return card
-    try:
-        size = float(plain)
-    except ValueError:
-        size = 0.0
-    if not 0 < size < 10**6:
+    plain = re.sub(r"(?<=\w)[\s_-]+(?=\w)", "", text.strip().lower())
+    plain = re.sub(r"^(nvidia)?(geforce|tesla)?(?=\w)", "", plain)
+    found = _BY_FORM.get(plain, [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"--card {text}: is sold as {' and '.join(card.name for card in found)}; name one of them")
+    number = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)(gb|gib)?", plain)
+    size = float(number[1]) if number else 0.0
+    if not 0 < size < _LARGEST_GIB:
         raise UserError(
             f"--card {text}: expected the card's memory in GB, such as 24, or its name: {', '.join(CARDS_MIB)}"
         )
-    if size in _SOLD_AS:
+    if size in _SOLD_AS and number[2] != "gib":
         return next(card for card in CARDS if card.name == _SOLD_AS[int(size)])
     return Card(f"{size:g} GiB", int(size * 2**30))
+
+
+def _forms(name: str) -> set[str]:
+    """What a card may be called: with its size or without, with the maker's series or without."""
+    whole = name.lower().replace(" ", "")
+    return {whole, whole.removesuffix("gb"), whole.removeprefix("rtx"), re.sub(r"\d\dgb$", "", whole)}
+
+
+_BY_FORM: dict[str, list[Card]] = {}
+for _card in CARDS:
+    for _form in _forms(_card.name):
+        _BY_FORM.setdefault(_form, []).append(_card)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class Tables:
             given = self._from_path(str(path), columns)
         else:
             given = {name: self._file(f"{name}_path", name, columns) for name in NAMES if self.data[f"{name}_path"]}
+        _same_classes(given)
         keys = {name: repeats.keys(*(table.columns[c] for c in text_columns)) for name, table in given.items()}
         splits = self._completed(given, text_columns, keys)
         self._count(splits, keys, shortened(" and ".join(text_columns)))
@@ -142,6 +143,21 @@ class Tables:
             "counts": self.counts,
             "warnings": self.warnings,
         }
+
+
+def _same_classes(given: Mapping[str, Table]) -> None:
+    """Raise UserError where a class number means one class in one split and another in the next."""
+    first: dict[str, Table] = {}
+    for table in given.values():
+        for column, names in table.class_names.items():
+            other = first.setdefault(column, table)
+            if names != other.class_names[column]:
+                raise UserError(
+                    f"{table.source}: the numbers of column {shortened(column)} stand for "
+                    f"{shortened(', '.join(names))}, in {other.source} for "
+                    f"{shortened(', '.join(other.class_names[column]))}; cast both to one ClassLabel, or write the "
+                    "labels as text"
+                )
 
 
 def _group_names(table: Table, columns: Sequence[str], keys: list[bytes]):

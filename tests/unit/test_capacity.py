@@ -68,6 +68,15 @@ def test_the_longest_text_is_the_longest_that_runs(name):
     assert said.endswith(f"; lower it to {longest} or less")
 
 
+def test_a_family_without_a_longest_text_says_none():
+    """XLNet's configuration gives -1 for the positions it does not count."""
+    settings = {"vocab_size": 128, "d_model": 32, "n_layer": 1, "n_head": 4, "d_inner": 64}
+    model_class = transformers.XLNetForSequenceClassification
+    model = build(model_class, model_class.config_class(**settings), torch.float32, seed=0)
+    assert positions_of(model) is None and runs(model, 700)
+    check_length(model, 512)
+
+
 def test_a_model_without_an_end_takes_any_length():
     settings = {"vocab_size": 128, "hidden_size": 32, "n_layer": 1, "n_head": 4}
     model = transformers.BloomForCausalLM(transformers.BloomConfig(**settings))

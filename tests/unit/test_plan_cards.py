@@ -37,6 +37,14 @@ def test_a_card_holds_tensors_margin_and_context():
         ("l4", 23_034),
         ("H200", 143_771),
         ("A100 40GB", 40_960),
+        ("h100", 81_559),
+        ("A100-80", 81_920),
+        ("4090", 24_564),
+        ("NVIDIA GeForce RTX 3090", 24_576),
+        ("Tesla T4", 15_360),
+        ("a10", 23_028),
+        ("24GB", 24_564),
+        ("24 GiB", 24_576),
         # No card is sold as that: GiB.
         ("1.5", 1536),
         ("20", 20_480),
@@ -46,10 +54,15 @@ def test_a_card_has_what_it_reports(text, mib):
     assert card_of(text).memory_bytes == mib * MIB
 
 
-@pytest.mark.parametrize("text", ["0", "-3", "nan", "inf", "1e9", "RTX", "", "24GB x"])
+@pytest.mark.parametrize("text", ["0", "-3", "nan", "inf", "1e9", "RTX", "", "24GB x", "3060", "H1", "24,5"])
 def test_a_card_of_no_size_is_refused(text):
     with pytest.raises(UserError, match=r"--card .*: expected the card's memory in GB, such as 24, or its name: T4, "):
         card_of(text)
+
+
+def test_a_card_of_two_sizes_is_asked_which():
+    with pytest.raises(UserError, match="--card a100: is sold as A100 40GB and A100 80GB; name one of them"):
+        card_of("a100")
 
 
 def test_ways_out_end_with_what_fits():

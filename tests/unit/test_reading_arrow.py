@@ -142,3 +142,32 @@ def test_what_the_hubs_loader_gives_has_the_same_checks(tmp_path):
 def test_the_same_rows_have_the_same_ids_and_splits_in_every_format(tmp_path):
     found = [classification(write(tmp_path, pairs(), kind)).splits() for kind in FORMATS]
     assert all(splits == found[0] for splits in found)
+
+
+def test_decimals_are_written_without_an_exponent(tmp_path):
+    written = ["0.0000000000", "0.0000000010", "12.5000000000"]
+    found = classification(saved(tmp_path, pa.array(list(map(decimal.Decimal, written))), "label"), labels=written)
+    assert labels(found) == written
+
+
+def test_class_numbers_that_mean_other_classes_in_another_split_are_refused(tmp_path):
+    rows = Dataset.from_dict({"text": [f"text {i}" for i in range(20)], "label": [i % 2 for i in range(20)]})
+    both = rows.cast_column("label", ClassLabel(names=["bad", "good"]))
+    turned = rows.cast_column("label", ClassLabel(names=["good", "bad"]))
+    DatasetDict(train=both, test=turned).save_to_disk(tmp_path / "turned")
+    expected = r"split test: the numbers of column label stand for good, bad, in .*split train for bad, good; cast"
+    with pytest.raises(UserError, match=expected):
+        classification(tmp_path / "turned").splits()
+    for name, part in (("one", both), ("other", turned)):
+        part.save_to_disk(tmp_path / name)
+    files = {"train_path": str(tmp_path / "one"), "test_path": str(tmp_path / "other")}
+    with pytest.raises(UserError, match=r"test_path=.*other: the numbers of column label stand for good, bad"):
+        classification(files).splits()
+    assert classification({**files, "test_path": files["train_path"]}).splits()
+
+
+def test_a_name_with_blanks_around_it_is_shown_so(tmp_path):
+    path = tmp_path / "data.parquet"
+    parquet.write_table(pa.table({"text": ["a", "b"], "label ": ["x", "y"]}), path)
+    with pytest.raises(UserError, match="no column label; it has text, 'label '; did you mean 'label '?"):
+        classification(path).splits()

@@ -39,6 +39,14 @@ def dataset_rows(dataset, columns: Sequence[str], where: str) -> Iterator[tuple[
     return batch_rows(batches, columns)
 
 
+def class_names(dataset, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """{column: the name of every class number} of those columns of a `datasets.Dataset` that hold class numbers."""
+    from datasets import ClassLabel
+
+    features = {name: dataset.features[name] for name in columns}
+    return {name: tuple(kind.names) for name, kind in features.items() if isinstance(kind, ClassLabel)}
+
+
 def batch_rows(batches: Iterable, columns: Sequence[str]) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """(row from 1, cells) of record batches or arrow tables that hold `columns`."""
     number = 0
@@ -64,8 +72,11 @@ def _texts(column) -> list[Any]:
         return _decoded(column)
     if types.is_boolean(kind):
         return [value if value is None else WORDS[value] for value in column.to_pylist()]
-    if types.is_integer(kind) or types.is_decimal(kind):
+    if types.is_integer(kind):
         return [value if value is None else str(value) for value in column.to_pylist()]
+    if types.is_decimal(kind):
+        # Not str(): it writes 0.0000000000 as 0E-10.
+        return [value if value is None else f"{value:f}" for value in column.to_pylist()]
     if types.is_floating(kind):
         return _floats(column)
     if types.is_date(kind) or types.is_time(kind) or types.is_timestamp(kind):

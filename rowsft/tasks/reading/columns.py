@@ -26,6 +26,11 @@ def missing(name: str, present: Sequence[str], where: str, hint: str = "") -> st
     """The message for a column that is not there."""
     folded = {other.strip().casefold(): other for other in present}
     near = get_close_matches(name.strip().casefold(), folded, n=1, cutoff=0.7)
-    advice = hint or (f"did you mean {shortened(folded[near[0]])}?" if near else "name the right one")
-    shown = shortened(", ".join(present), 200) or "no names"
+    advice = hint or (f"did you mean {_shown(folded[near[0]])}?" if near else "name the right one")
+    shown = shortened(", ".join(map(_shown, present)), 200) or "no names"
     return f"{where}: no column {shortened(name)}; it has {shown}; {advice}"
+
+
+def _shown(name: str) -> str:
+    """A name as it can be told from another: in quote marks where blanks stand around it."""
+    return shortened(name if name == name.strip() else repr(name))

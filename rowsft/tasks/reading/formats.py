@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,9 @@ def read_hub(
 
 def _dataset(dataset, where: str, columns: Sequence[str], prefix: str) -> Table:
     rows = arrow.dataset_rows(dataset, columns, where)
-    return collected(rows, columns, where, "row", prefix, Counts())
+    return replace(
+        collected(rows, columns, where, "row", prefix, Counts()), class_names=arrow.class_names(dataset, columns)
+    )
 
 
 def _json(

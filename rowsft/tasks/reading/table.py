@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rowsft.errors import UserError
@@ -15,7 +15,8 @@ class Table:
     """`columns`: name -> one text a row. `numbers`: each row's place in the file, in units of `unit`, from 1.
 
     `rows` counts the rows of the whole file from 0 and, with `prefix`, names them: a row's id is the same in every
-    format. `source` opens the messages about the table.
+    format. `source` opens the messages about the table. `class_names`: column -> what its class numbers mean, for the
+    columns of saved data sets that say so.
     """
 
     source: str
@@ -25,6 +26,7 @@ class Table:
     numbers: Sequence[int]
     rows: Sequence[int]
     counts: Counts = field(default_factory=Counts)
+    class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -41,7 +43,7 @@ class Table:
         """The table of these rows alone, in the order given."""
         columns = {name: [values[i] for i in indices] for name, values in self.columns.items()}
         numbers, rows = (array("q", [values[i] for i in indices]) for values in (self.numbers, self.rows))
-        return Table(self.source, self.unit, self.prefix, columns, numbers, rows, self.counts)
+        return replace(self, columns=columns, numbers=numbers, rows=rows)
 
 
 def collected(
