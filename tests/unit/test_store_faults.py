@@ -107,6 +107,8 @@ def test_what_lies_about_in_a_store_does_not_matter(tmp_path, caplog):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "copy of runs" / "0123456789ab" / "record.json").write_text("{")
     (tmp_path / ".DS_Store").write_bytes(b"\x00")
+    make_loop(tmp_path / "fedcba987654")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     with caplog.at_level(logging.WARNING):
         assert [record.id for record in Store(tmp_path).runs()] == [run.name]
     assert not caplog.messages
