@@ -138,7 +138,9 @@ def _limits(section: Section) -> tuple[float, float]:
     )
     low, high = (max(min([low, *ends]), low - reach), min(max([high, *ends]), high + reach))
     room = 0.12 * (high - low or 0.02 * abs(high) or 1e-3)
-    limits = bounds(section.table.metric) or (low - room, high + room)
+    limits = bounds(section.table.metric)
+    if limits is None or not all(limits[0] <= value <= limits[1] for value in values):
+        limits = (low, high)
     # A little beyond the metric's range: a marker on the border is seen whole.
     return max(low - room, limits[0] - room), min(high + room, limits[1] + room)
 
