@@ -42,6 +42,7 @@ _CROWDED_FROM = 41
 _MIB = 2**20
 
 
+@escape.quiet_drawing()
 def accuracy_vs_memory(sections: list[Section], theme: Theme = LIGHT) -> bytes | None:
     """PNG bytes, two panels a row; None when no run has both a metric and a measured training peak."""
     shown = [section for section in sections if _points(section)]
