@@ -125,6 +125,13 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.N
     return parsed
 
 
+def _path(text: str) -> Path:
+    """A path that an option names; what Path makes of no text is the folder one happens to be in."""
+    if not text.strip():
+        raise UserError("a path of no characters: name a file or folder, or leave the option out")
+    return Path(text)
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as all others are; the commands' own parsers are of this class too."""
 
@@ -169,22 +176,22 @@ def _parser(groups: str | None) -> argparse.ArgumentParser:
     plan.add_argument("--answer", type=int, metavar="N", help="how many of them are the response")
     plan.add_argument("--compare", action="store_true", help="every method at equal budget, and what the card holds")
     plan.add_argument("--sweep", metavar="KEY=A,B,...", help="peak against a setting, such as budget.rows=8,16,32")
-    plan.add_argument("--out", type=Path, help="folder for the page and picture of both (default: reports/plan)")
+    plan.add_argument("--out", type=_path, help="folder for the page and picture of both (default: reports/plan)")
 
     report = commands.add_parser("report", help="tables, picture and page from the recorded runs")
     report.add_argument(
         "what", nargs="*", metavar="memory RUN", help="instead: one run's memory by part, with a picture of its step"
     )
-    report.add_argument("--store", type=Path, default=Path("runs"), help="the store to read (default: runs)")
+    report.add_argument("--store", type=_path, default=Path("runs"), help="the store to read (default: runs)")
     report.add_argument("--experiment", help="only this experiment's runs (default: every run)")
-    report.add_argument("--out", type=Path, help="folder (of memory: file) to write (default: under reports/)")
+    report.add_argument("--out", type=_path, help="folder (of memory: file) to write (default: under reports/)")
 
     tune = commands.add_parser("tune", help="each method's best learning rate in a tuning grid, on validation")
     tune.add_argument("experiment", help="the grid's experiment name, e.g. quickstart_grid")
-    tune.add_argument("--store", type=Path, default=Path("runs"), help="the store to read (default: runs)")
+    tune.add_argument("--store", type=_path, default=Path("runs"), help="the store to read (default: runs)")
 
     runs = commands.add_parser("runs", help="list what the store holds")
-    runs.add_argument("--store", type=Path, default=Path("runs"), help="the store to read (default: runs)")
+    runs.add_argument("--store", type=_path, default=Path("runs"), help="the store to read (default: runs)")
     runs.add_argument("--experiment", help="only this experiment's runs")
     runs.add_argument("--json", action="store_true", help="print JSON for programs")
 
@@ -195,14 +202,14 @@ def _parser(groups: str | None) -> argparse.ArgumentParser:
     compare.add_argument("a", metavar="A", help="a run's id or its beginning, its folder, or a benchmark's JSON file")
     compare.add_argument("b", metavar="B", help="what is held against it: another of the same kind")
     compare.add_argument("--max-change", action="append", metavar="NAME=LIMIT", help="fail beyond it; may be repeated")
-    compare.add_argument("--store", type=Path, default=Path("runs"), help="the store to read (default: runs)")
+    compare.add_argument("--store", type=_path, default=Path("runs"), help="the store to read (default: runs)")
     compare.add_argument("--json", action="store_true", help="print JSON for programs")
 
     export = commands.add_parser("export", help="a finished run's adapter as a LoRA adapter or a merged checkpoint")
     export.add_argument("run", metavar="RUN", help="a run's id, or the folder of a saved adapter")
     export.add_argument("--to", required=True, choices=("lora", "merged"), help="what to write")
-    export.add_argument("--out", type=Path, metavar="FOLDER", help="new folder (default: exports/<run>-<to>)")
-    export.add_argument("--store", type=Path, default=Path("runs"), help="the store to read (default: runs)")
+    export.add_argument("--out", type=_path, metavar="FOLDER", help="new folder (default: exports/<run>-<to>)")
+    export.add_argument("--store", type=_path, default=Path("runs"), help="the store to read (default: runs)")
     export.add_argument(
         "--biases", choices=("keep", "refuse"), default="keep", help="trained biases in a LoRA adapter (default: keep)"
     )
@@ -375,7 +382,7 @@ def _runs(parsed: argparse.Namespace) -> int:
         is_folder = parsed.store.is_dir()
     if not is_folder:
         raise UserError(f"--store {parsed.store}: no such folder; give one that runs were recorded in")
-    if parsed.experiment and parsed.experiment not in (known := store.experiments()):
+    if parsed.experiment is not None and parsed.experiment not in (known := store.experiments()):
         text = ", ".join(known) or "none"
         raise UserError(f"--experiment {parsed.experiment}: no runs in store {parsed.store}; it has: {text}")
     if parsed.json:

@@ -7,6 +7,9 @@ through the function of its target.
 import hashlib
 import re
 import unicodedata
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 #: Cells that a spreadsheet takes for a formula, the full-width forms of the signs too.
 _FORMULA = re.compile(r"[\s]*[=+\-@\uff1d\uff0b\uff0d\uff20]")
@@ -24,6 +27,7 @@ _LATEX = {
 # Names that some file system or shell takes for something else.
 _UNSAFE_IN_FILES = re.compile(r"[^\w.\- ]|[ .]+$|^[ .\-]+")
 _LONGEST_FILE_NAME = 100
+_LONGEST_IN_PICTURE = 72
 # Categories: controls, formats (directions of writing, zero width), halves of surrogate pairs, line and paragraph ends.
 _UNSEEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
@@ -86,8 +90,23 @@ def latex(text: object) -> str:
 
 
 def picture(text: object) -> str:
-    """Text in a picture by matplotlib, which takes what stands between dollar signs for math."""
-    return visible(str(text)).replace("$", r"\$")
+    """Text in a picture by matplotlib, which takes what stands between dollar signs for math.
+
+    A long one loses its middle: hundreds of characters would leave no room for the points.
+    """
+    line = visible(str(text))
+    if len(line) > _LONGEST_IN_PICTURE:
+        half = _LONGEST_IN_PICTURE // 2
+        line = f"{line[:half]}…{line[-half:]}"
+    return line.replace("$", r"\$")
+
+
+@contextmanager
+def quiet_drawing() -> Iterator[None]:
+    """Without matplotlib's warnings of signs that its font has not: names in other scripts get boxes in pictures."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        yield
 
 
 def file_name(text: str) -> str:

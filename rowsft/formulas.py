@@ -64,11 +64,12 @@ FORMULAS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "matthews": matthews,
     "matthews_correlation": matthews,
 }
-_CORRELATIONS = (pearson, spearman, matthews)
+#: Those that classes have no part in.
+CORRELATIONS_OF_NUMBERS = (pearson, spearman)
 
 
 def bounds(name: str) -> tuple[float, float] | None:
     """The range that a metric cannot leave; None where it is not known."""
     if name not in FORMULAS:
         return None
-    return (-1.0, 1.0) if FORMULAS[name] in _CORRELATIONS else (0.0, 1.0)
+    return (-1.0, 1.0) if FORMULAS[name] in (*CORRELATIONS_OF_NUMBERS, matthews) else (0.0, 1.0)

@@ -14,9 +14,12 @@ from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
+from rowsft import suite_words
 from rowsft.secret_forms import (
     ASSIGNED,
     BARE_CREDENTIALS,
+    CONNECTION_SECRET,
+    IN_MAPPING,
     QUERY_SECRET,
     TOKENS,
     URL_CREDENTIALS,
@@ -47,7 +50,7 @@ def text(message: str) -> str:
     cleaned = _Known(_credentials).removed(message)
     cleaned = _without_forms(cleaned)
     cleaned = BARE_CREDENTIALS.sub(rf"\1{MASK}@", cleaned)
-    return ASSIGNED.sub(rf"\1{MASK}", cleaned)
+    return ASSIGNED.sub(rf"\1{MASK}", CONNECTION_SECRET.sub(rf"\1{MASK}", cleaned))
 
 
 def config(mapping: Any) -> Any:
@@ -68,7 +71,7 @@ def override(setting: str) -> str:
     # Hydra's sweeper writes a backslash before what its grammar knows.
     setting, value = (re.sub(r"\\([:@/=])", r"\1", part) for part in (setting, value))
     cleaned = _Known(_credentials_in({key.rsplit(".", 1)[-1]: value})).removed(setting)
-    cleaned = _without_forms(cleaned)
+    cleaned = IN_MAPPING.sub(_masked_entry, _without_forms(cleaned))
     return BARE_CREDENTIALS.sub(rf"\1{MASK}@", cleaned) if sign and is_address(key.rsplit(".", 1)[-1]) else cleaned
 
 
@@ -111,10 +114,15 @@ class _Known:
 
     def __init__(self, more: Iterable[str] = ()):
         values = {value.strip() for name, value in os.environ.items() if variable_is_secret(name)}
-        self.values = set(more) | {
+        values.update(found for value in os.environ.values() for found in _passwords(value))
+        # A password may be any word; with one of the suite's own masked, a record would tell nothing.
+        self.values = {
             value
-            for value in {*values, *_interpolated}
-            if len(value) >= _SHORTEST and value.lower() not in _WORDS and not _is_path(value)
+            for value in {*values, *_interpolated, *more}
+            if len(value) >= _SHORTEST
+            and value.lower() not in _WORDS
+            and not _is_path(value)
+            and not suite_words.is_word(value)
         }
         # Each as it may stand in a text: as it is, in a URL, in JSON. Longest first: one may hold another.
         forms = {
@@ -186,12 +194,29 @@ def _credentials_in(node: Any) -> Iterator[str]:
     """Passwords in the URLs of a configuration, so that they are known where a message quotes them alone."""
     for key, leaf in _leaves(node):
         if isinstance(leaf, str) and "@" in leaf:
-            bare = BARE_CREDENTIALS.finditer(leaf) if is_address(key) else ()
-            for found in (*URL_CREDENTIALS.finditer(leaf), *bare):
-                user, _, password = found[2].rstrip("@").partition(":")
-                secret = password or (user if len(user) >= 16 else "")
-                if len(secret) >= _SHORTEST_PART:
-                    yield secret
+            yield from _of_users(URL_CREDENTIALS.finditer(leaf))
+            if is_address(key):
+                yield from _of_users(BARE_CREDENTIALS.finditer(leaf))
+
+
+def _passwords(value: str) -> Iterator[str]:
+    """Those in the value of any variable: of a proxy's or database's URL, of a connection string."""
+    if "@" in value:
+        yield from _of_users(URL_CREDENTIALS.finditer(value))
+    if "=" in value:
+        yield from (found[2] for found in CONNECTION_SECRET.finditer(value) if len(found[2]) >= _SHORTEST_PART)
+
+
+def _of_users(credentials: Iterable[re.Match]) -> Iterator[str]:
+    for found in credentials:
+        user, _, password = found[2].rstrip("@").partition(":")
+        secret = password or (user if len(user) >= 16 else "")
+        if len(secret) >= _SHORTEST_PART:
+            yield secret
+
+
+def _masked_entry(found: re.Match) -> str:
+    return f"{found[1]}{found[2]}{MASK}" if names_secret(found[1]) else found[0]
 
 
 def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -45,11 +45,18 @@ QUERY_SECRET = re.compile(
 )
 #: password=..., "api_key": "..." in a message; group 1 is the name with the sign.
 ASSIGNED = re.compile(
-    r"(\b(?:[\w\-]*[_\-])?(?:password|passwd|passphrase|secret|api_?key|access_?key|secret_?key|access_?token|"
-    r"auth_?token|hf_?token|use_auth_token)[\"']?\s*[=:]\s*[\"']?|\b(?:bearer|authorization:\s*(?:basic|token|bearer))\s+)"
+    r"(\b(?:[\w\-]*[_\-])?(?:password|passwd|passphrase|secret|api[_-]?key|access[_-]?key|secret[_-]?key|access_?token|"
+    r"auth_?token|hf_?token|use_auth_token)(?:[\"']?\s*[=:]\s*[\"']?|(?<=--password)\s+)|"
+    r"\bauthorization[\"']?\s*[:=]\s*[\"']?(?:basic|token|bearer)\s+|\bbearer\s+)"
     r"(?!\*\*\*)[^\s\"',;&)}\]]{6,}",
     re.I,
 )
+#: The secret of a connection string, AccountKey=...;Pwd=...; group 1 is its name with the sign, group 2 the secret.
+CONNECTION_SECRET = re.compile(
+    r"(\b(?:AccountKey|SharedAccessKey|SharedAccessSignature|PrimaryKey|Pwd|Password)=)(?!\*\*\*)([^\s;\"',]{4,})"
+)
+#: An entry of a mapping on the command line: its key, the sign, its value.
+IN_MAPPING = re.compile(r"(?<![\w.\-])([\w.\-]+)(\s*[:=]\s*)(?:'[^']*'|\"[^\"]*\"|[^,{}\[\]'\"]+)")
 #: A W&B key of the older kind. A commit looks the same, so it counts only as a whole value, and not of a revision.
 WANDB_KEY = re.compile(r"(?:local-)?[0-9a-f]{40}")
 

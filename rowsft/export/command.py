@@ -35,7 +35,7 @@ def command(config: dict[str, Any]) -> str | None:
 def _option(group: str, made: dict[str, Any]) -> str:
     """The file of the group that carries the same name and class. Raises LookupError where there is none."""
     for option in options(group):
-        content = yaml.safe_load((CONFIG_FOLDER / group / f"{option}.yaml").read_text())
+        content = yaml.safe_load((CONFIG_FOLDER / group / f"{option}.yaml").read_text(encoding="utf-8"))
         if all(content.get(key) == made.get(key) for key in ("name", "_target_")):
             return option
     raise LookupError(f"{group}: no file for {made.get('name')}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from rowsft import escape
 from rowsft.plan import Plan
 from rowsft.plan.fit import CARDS_MIB, MIB
 from rowsft.report.memory import COLOURS
@@ -14,6 +15,7 @@ from rowsft.report.memory import COLOURS
 _DRAWN_CARDS = ("V100 16GB", "RTX 4090", "A100 40GB", "RTX 6000 Ada", "H100 80GB", "H200", "B200")
 
 
+@escape.quiet_drawing()
 def bars(plans: Mapping[str, Plan], title: str) -> bytes:
     """PNG bytes; `plans` by what stands under its bar. Cards that the bars come near are drawn as lines."""
     figure = Figure(figsize=(max(6.4, 1.1 * len(plans) + 2.6), 4.6), dpi=160, layout="constrained")

@@ -83,10 +83,11 @@ def _models(record: Record) -> list[str]:
 @lru_cache
 def _shipped_source(name: str) -> str | None:
     """The source that conf/model/ gives a model of this name; None where there is no such model."""
-    path = _MODELS / f"{name}.yaml"
-    if not re.fullmatch(r"[\w.-]+", name) or not path.is_file():
+    # Looked for among the names that there are: one from a record may be longer than any file's.
+    path = next((path for path in _MODELS.glob("*.yaml") if path.stem == name), None)
+    if path is None:
         return None
-    found = re.search(r"^source:\s*(\S+)", path.read_text(), re.MULTILINE)
+    found = re.search(r"^source:\s*(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     return found[1] if found else None
 
 

@@ -101,6 +101,7 @@ def table(ledger: dict) -> Table:
     return shown
 
 
+@escape.quiet_drawing()
 def picture(points: Path, record: Record) -> bytes:
     """PNG bytes: one training step from left to right, the parts stacked."""
     with points.open(newline="") as file:

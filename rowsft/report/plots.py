@@ -42,6 +42,7 @@ _CROWDED_FROM = 41
 _MIB = 2**20
 
 
+@escape.quiet_drawing()
 def accuracy_vs_memory(sections: list[Section], theme: Theme = LIGHT) -> bytes | None:
     """PNG bytes, two panels a row; None when no run has both a metric and a measured training peak."""
     shown = [section for section in sections if _points(section)]
@@ -138,7 +139,9 @@ def _limits(section: Section) -> tuple[float, float]:
     )
     low, high = (max(min([low, *ends]), low - reach), min(max([high, *ends]), high + reach))
     room = 0.12 * (high - low or 0.02 * abs(high) or 1e-3)
-    limits = bounds(section.table.metric) or (low - room, high + room)
+    limits = bounds(section.table.metric)
+    if limits is None or not all(limits[0] <= value <= limits[1] for value in values):
+        limits = (low, high)
     # A little beyond the metric's range: a marker on the border is seen whole.
     return max(low - room, limits[0] - room), min(high + room, limits[1] + room)
 

@@ -14,13 +14,17 @@ from functools import cached_property
 
 import numpy as np
 
-from rowsft.formulas import FORMULAS, accuracy
+from rowsft.formulas import CORRELATIONS_OF_NUMBERS, FORMULAS, accuracy
 from rowsft.report import resampling
 from rowsft.report.statistics import OVER_EXAMPLES, Estimate, percentiles, wilson
 from rowsft.store import Record
+from rowsft.store.files import read_regular
 
 #: How far the recomputed metric may lie from the recorded one before the predictions are taken for something else.
 TOLERANCE = 1e-3
+
+# A hundred bytes an example: ten million of them.
+_LARGEST_BYTES = 2**30
 
 #: Where a metric's predictions stand, if not under `prediction`.
 _PREDICTED = {"accuracy_sum": "prediction_sum"}
@@ -59,7 +63,8 @@ def scored(record: Record, split: str, metric_name: str | None = None) -> Scored
     if path is None or not path.exists():
         return None
     name = metric_name or result["primary_metric"]
-    lines = [line for line in _read(path.read_text()) if line.get("split", "test") == split]
+    text = read_regular(path, _LARGEST_BYTES).decode()
+    lines = [line for line in _read(text) if line.get("split", "test") == split]
     ids, order = _in_order([str(line["id"]) for line in lines])
     found = _metric([lines[index] for index in order], name)
     recorded = ((result.get("metrics") or {}).get(split) or {}).get(name)
@@ -144,13 +149,30 @@ def _metric(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | N
     predicted = _PREDICTED.get(name, "prediction")
     if name not in FORMULAS or any(line.get(predicted) is None or line.get("label") is None for line in lines):
         return None
-    prediction, label = (np.array([line[key] for line in lines]) for key in (predicted, "label"))
     formula = FORMULAS[name]
+    sides = [[line[key] for line in lines] for key in (predicted, "label")]
+    if any(isinstance(value, str) for side in sides for value in side):
+        if formula in CORRELATIONS_OF_NUMBERS:
+            return None
+        sides = _numbered(sides)
+    prediction, label = (np.array(side) for side in sides)
     return (
         lambda rows: formula(prediction[rows], label[rows]),
         formula is accuracy,
         lambda: resampling.metric(name, prediction, label),
     )
+
+
+def _numbered(sides: list[list]) -> list[list[int]]:
+    """Texts as numbers, equal ones the same: an array of texts gives each as much room as the longest takes.
+
+    From 2 on, since 0 and 1 alone would be two classes of which 1 is the one to find.
+    """
+    if not all(isinstance(value, str | int | float) for side in sides for value in side):
+        raise TypeError("predictions and labels are neither texts nor numbers")
+    texts = [[str(value) for value in side] for side in sides]
+    number = {text: place for place, text in enumerate(sorted({*texts[0], *texts[1]}), start=2)}
+    return [[number[text] for text in side] for side in texts]
 
 
 def _mean_of(values: np.ndarray) -> tuple[Callable, bool, Callable]:

@@ -25,8 +25,11 @@ class Estimate:
     cut: bool = False
 
     def within(self, bounds: tuple[float, float] | None) -> "Estimate":
-        """The same with its interval cut at the range that the metric cannot leave (None: no such range)."""
-        if bounds is None or self.low is None:
+        """The same with its interval cut at the range that the metric cannot leave (None: no such range).
+
+        A value outside of it, an accuracy in percent say, is on a scale of its own, whose range is not known.
+        """
+        if bounds is None or self.low is None or not bounds[0] <= self.value <= bounds[1]:
             return self
         low, high = max(self.low, bounds[0]), min(self.high, bounds[1])
         return replace(self, low=low, high=high, cut=(low, high) != (self.low, self.high))

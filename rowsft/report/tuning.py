@@ -36,6 +36,11 @@ class Setting:
         """The rate with the best mean score; of equal ones the lowest."""
         return max(self.means, key=lambda rate: (self.means[rate], -rate))
 
+    @property
+    def failed(self) -> bool:
+        """Whether no rate gave a score."""
+        return set(self.means.values()) == {DIVERGED}
+
 
 def best_learning_rates(root: Path, experiment: str) -> str:
     """A text table of validation scores by setting and learning rate, then the `tuned:` block for an experiment's YAML.
@@ -49,7 +54,7 @@ def best_learning_rates(root: Path, experiment: str) -> str:
     if not records:
         known = ", ".join(store.experiments()) or "none"
         raise UserError(f"experiment {experiment!r}: no runs in store {root}; it has: {known}")
-    settings, metric = _settings(records)
+    settings, metric = _settings(records, experiment)
     names = variants(settings)
     settings.sort(key=lambda one: (*order_of(one.method), natural(names[id(one)])))
     names = {key: escape.terminal(name) for key, name in names.items()}
@@ -69,19 +74,21 @@ def best_learning_rates(root: Path, experiment: str) -> str:
     for method in dict.fromkeys(one.method for one in settings):
         mine = [one for one in settings if one.method == method]
         best = {one.best for one in mine}
-        if len(best) == 1:
+        if all(one.failed for one in mine):
+            lines.append(f"    # {shown[method]}: failed at every rate")
+        elif len(best) == 1 and not any(one.failed for one in mine):
             lines.append(f"    {_key(method)}: {best.pop():g}")
         else:
-            each = ", ".join(f"{one.best:g} at {names[id(one)]}" for one in mine)
+            each = ", ".join(f"{'none' if one.failed else f'{one.best:g}'} at {names[id(one)]}" for one in mine)
             lines.append(f"    # {shown[method]}: no one rate is the best: {each}")
     return "\n".join(lines)
 
 
-def _settings(records: list[Record]) -> tuple[list[Setting], str]:
+def _settings(records: list[Record], experiment: str) -> tuple[list[Setting], str]:
     """What was tried at every rate, and the metric's name."""
     found: dict[tuple[str, str], Setting] = {}
     metric = "score"
-    lacking = None
+    lacking = []
     for record in records:
         settings = without_seeds(determining(record))
         rate = settings.pop(LEARNING_RATE, None)
@@ -92,11 +99,10 @@ def _settings(records: list[Record]) -> tuple[list[Setting], str]:
         method = named(record.config, "method")
         score = primary(result, "validation") if result else DIVERGED
         if score is None:
-            lacking = (
+            lacking.append(
                 f"run {record.id} has no validation score; rates are tuned on grids run with "
                 "trainer.evaluate=[validation]"
             )
-            log.warning("%s: left out", lacking)
             continue
         if result is not None:
             metric = result["primary_metric"]
@@ -104,7 +110,11 @@ def _settings(records: list[Record]) -> tuple[list[Setting], str]:
         one = found.setdefault((method, text_of(kept)), Setting(method, kept))
         one.scores.setdefault(float(rate), []).append(score)
     if lacking and not found:
-        raise UserError(lacking)
+        raise UserError(lacking[-1])
+    if not found:
+        raise UserError(f"experiment {experiment!r}: none of its runs has ended; tune when the sweep is done")
+    for told in lacking:
+        log.warning("%s: left out", told)
     return list(found.values()), metric
 
 

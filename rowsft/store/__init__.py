@@ -156,9 +156,10 @@ class Store:
 def _has_record(folder: Path) -> bool:
     try:
         (folder / "record.json").lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
     except PermissionError:
         # Of another user: to be told of, unless it is something else's, such as lost+found.
         return re.fullmatch("[0-9a-f]{12}", folder.name) is not None
+    except OSError:
+        # No folder, or a link to nowhere or to itself.
+        return False
     return True

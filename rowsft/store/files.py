@@ -43,16 +43,17 @@ def explained(folder: Path):
         raise UserError(f"{folder}: {reason} ({type(error).__name__}: {error}); {advice}") from error
 
 
-def read_regular(path: Path) -> bytes:
+def read_regular(path: Path, largest: int = _LARGEST_BYTES) -> bytes:
     """The bytes of a file.
 
-    Raises ValueError for what is none (a pipe would keep its reader waiting for ever) and for one too large to read.
+    Raises ValueError for what is none (a pipe would keep its reader waiting for ever) and for one of more than
+    `largest` bytes.
     """
     facts = Path(path).stat()
     if not stat.S_ISREG(facts.st_mode):
         raise ValueError("not a regular file")
-    if facts.st_size > _LARGEST_BYTES:
-        raise ValueError(f"{facts.st_size:,} bytes, expected at most {_LARGEST_BYTES:,}")
+    if facts.st_size > largest:
+        raise ValueError(f"{facts.st_size:,} bytes, expected at most {largest:,}")
     return Path(path).read_bytes()
 
 

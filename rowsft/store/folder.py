@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from rowsft import redact
-from rowsft.errors import UserError
+from rowsft.errors import RunHeld, UserError
 from rowsft.store import files
 from rowsft.store.attempt import Attempt, error_fields, state_of
 from rowsft.store.identity import experiment_name, experiment_notes, identity
@@ -32,13 +32,18 @@ class RunFolder:
 
     def __init__(self, path: Path, config: dict | None = None):
         self.path = Path(path)
-        self._made_store = self._made_run = False
+        self._made_run = self._made_folder = False
         with files.explained(self.path.parent):
             self._made_store = not self.path.parent.exists()
-            self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = RunLock(self.path)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Another process may make it at the same moment: it belongs to the one whose call succeeds.
+            with suppress(FileExistsError):
+                self.path.mkdir()
+                self._made_folder = True
         self._open: Attempt | None = None
+        self._lock: RunLock | None = None
         try:
+            self._lock = RunLock(self.path)
             with files.explained(self.path):
                 for leftover in [*self.path.glob(".*.tmp"), *self.path.glob("attempt-*/.*.tmp")]:
                     shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
@@ -48,8 +53,12 @@ class RunFolder:
                 self._raw = self._read_or_create(config)
                 if experiment_name(config) is not None:
                     self.add_experiment(experiment_name(config), experiment_notes(config))
-        except BaseException:
-            self._lock.release()
+        except BaseException as error:
+            # A run that could not be entered, for want of space or for a setting, leaves no empty folder.
+            if self._made_folder and not isinstance(error, RunHeld) and not (self.path / "record.json").exists():
+                self._remove()
+            if self._lock is not None:
+                self._lock.release()
             raise
 
     @property
@@ -96,10 +105,13 @@ class RunFolder:
             self._raw["state"] = self._raw["attempts"][-1]["state"] if self._raw["attempts"] else "pending"
             self.write()
             return
-        for name in ("record.json", "config.yaml", "lock"):
-            (self.path / name).unlink(missing_ok=True)
+        self._remove()
+
+    def _remove(self) -> None:
         # A damaged record that was set aside stays, and so does a store that holds anything.
         with suppress(OSError):
+            for name in ("record.json", "config.yaml", "lock"):
+                (self.path / name).unlink(missing_ok=True)
             self.path.rmdir()
             if self._made_store:
                 self.path.parent.rmdir()

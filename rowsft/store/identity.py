@@ -95,6 +95,9 @@ def _by_content(settings: dict) -> None:
     model, task = settings.get("model"), settings.get("task")
     if isinstance(model, dict) and "source" in model and _FINGERPRINT.fullmatch(str(revisions.get("model"))):
         model["source"] = "folder"
+        if "revision" in model:
+            # Only a hub has them.
+            model["revision"] = None
     for key in revisions.get("data") or () if isinstance(revisions.get("data"), dict) else ():
         *path, last = key.split(".")
         node: object = task

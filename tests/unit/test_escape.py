@@ -205,8 +205,11 @@ def test_a_report_of_hostile_names(tmp_path, plain, name):
 
 
 @pytest.mark.parametrize("name", [HOSTILE["math"], HOSTILE["ansi"], HOSTILE["markup"], HOSTILE["lines"], "_hidden"])
-def test_a_picture_of_hostile_names(tmp_path, plain, name):
+@pytest.mark.parametrize("more", ["", "x" * 2000, "行调整 🤖"], ids=["short", "long", "other script"])
+def test_a_picture_of_hostile_names(tmp_path, plain, name, more, recwarn):
+    name += more
     assert plots.accuracy_vs_memory(report.sections(renamed(tmp_path, plain[0], name))).startswith(b"\x89PNG")
+    assert not [str(warning.message) for warning in recwarn]
 
 
 def test_a_path_with_square_brackets(tmp_path, plain, capsys):

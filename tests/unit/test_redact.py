@@ -158,6 +158,70 @@ def test_values_of_secret_variables_are_masked_wherever_they_stand(monkeypatch):
     assert "plainwords" not in said and "p@ss" not in said
 
 
+@pytest.mark.parametrize(
+    "word", ["lora", "row_sft", "validation", "accuracy", "bert_base", "minilm", "taylor_row", "llama3_8b", "linear"]
+)
+def test_a_password_that_is_a_word_of_the_suite_hides_nothing(monkeypatch, word):
+    monkeypatch.setenv("DB_PASSWORD", word)
+    config = {"name": word, f"{word}_path": None, word: 1, "x": [f"a {word} b"]}
+    assert redact.config(config) == config and redact.text(f"{word}: 0.5") == f"{word}: 0.5"
+    assert redact.config({"tracker": {"password": word}}) == {"tracker": {"password": "***"}}
+
+
+@pytest.mark.parametrize("word", ["swordfish", "letmein", "correct horse", "hunter2", "lora2000"])
+def test_a_password_that_is_another_word_is_masked(monkeypatch, word):
+    monkeypatch.setenv("DB_PASSWORD", word)
+    assert redact.config({"name": word}) == {"name": "***"} and redact.text(f"no {word} here") == "no *** here"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("https_proxy", "http://bob:S3cretPw@proxy.example:3128"),
+        ("DATABASE_URL", "postgres://bob:S3cretPw@db.example/x"),
+        ("PIP_INDEX_URL", "https://__token__:S3cretPw@host/simple"),
+        ("STORAGE_CONNECTION_STRING", "Protocol=https;AccountName=bob;AccountKey=S3cretPw;Suffix=x"),
+        ("SENTRY_DSN", "https://S3cretPw0123456789@host/5"),
+    ],
+)
+def test_passwords_of_addresses_in_the_environment_are_known(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert "S3cretPw" not in redact.text(f"407 for {value}")
+    secret = "S3cretPw0123456789" if "DSN" in name else "S3cretPw"
+    assert redact.text(f"407 for {secret}") == "407 for ***"
+    assert redact.config({"task": {"name": f"x{secret}"}}) == {"task": {"name": "x***"}}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{'Authorization': 'Basic S3cretPwQ=='}",
+        '"Authorization": "Bearer S3cretPw"',
+        "Authorization: Token S3cretPw",
+        "AccountName=x;AccountKey=S3cretPw==;EndpointSuffix=y",
+        "SharedAccessKey=S3cretPw",
+        "Server=db;Uid=bob;Pwd=S3cretPw;",
+        "curl --password S3cretPw host",
+        "X-Api-Key: S3cretPw",
+    ],
+)
+def test_what_messages_say_of_secrets_is_masked(said):
+    assert "S3cretPw" not in redact.text(said)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+tracker.login={api_key: S3cretPw, user: x}",
+        "+tracker.login={user: x, inner: {token: S3cretPw}}",
+        "demonstration={notes: [x], hf_token: 'S3cretPw x'}",
+        "+tracker.env=[password=S3cretPw]",
+    ],
+)
+def test_overrides_with_mappings_are_printed_without_secrets(override):
+    assert "S3cretPw" not in redact.override(override)
+
+
 @pytest.mark.parametrize("written", ["${oc.env:HF_TOKEN}", "a${oc.env:HF_TOKEN}b", '${oc.env:"HF_TOKEN"}'])
 @pytest.mark.parametrize("key", ["model.source", "experiment_name", "task.name", "model.revision"])
 def test_interpolations_of_secret_variables_do_not_decide_the_identity(monkeypatch, tmp_path, written, key):

@@ -1,5 +1,7 @@
 """Intervals as they are shown: inside what the metric can be, for every metric, and on an axis that can be read."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -7,7 +9,9 @@ from matplotlib.figure import Figure
 from report_factory import finish, outcomes, regression
 
 from rowsft import report
+from rowsft.formulas import FORMULAS
 from rowsft.report import plots, tables
+from rowsft.report.predictions import scored
 from rowsft.store import Store
 
 
@@ -31,6 +35,23 @@ def macro_f1(rows):
 def one_section(store):
     (section,) = report.sections(store.root, "demo")
     return section
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_an_accuracy_in_percent_keeps_its_interval_and_its_place(tmp_path, seeds):
+    store = Store(tmp_path / "runs")
+    values = (83.25, 84.75, 82.5)[:seeds]
+    for seed, value in enumerate(values, start=1):
+        finish(store, [], method="lora", seed=seed, task="sentiment", metric=("accuracy", value))
+    finish(store, [], method="full", seed=1, task="sentiment", metric=("accuracy", -3.0))
+    section = one_section(store)
+    (line,) = [line for line in section.lines if line["method"] == "lora"]
+    assert line["value"] == pytest.approx(np.mean(values)) and not line["interval_cut"]
+    if seeds > 1:
+        assert line["low"] < line["value"] < line["high"]
+    low, high = plots._limits(section)
+    assert low < -3 and high > max(values)
+    assert report.build(store.root, "demo", tmp_path / "out").page.exists()
 
 
 def test_an_interval_of_two_seeds_is_cut_at_the_metrics_range_and_shown_so(tmp_path):
@@ -128,3 +149,46 @@ def test_many_settings_are_drawn_by_method_with_the_best_named(tmp_path):
     assert "the best 40 of 45 rows by accuracy" in text and "(rows=23)" in text
     assert "LoRA (rows=1) " not in text and "| LoRA (rows=1) |" in tables.markdown(section)
     assert np.frombuffer(plots.accuracy_vs_memory([section]), np.uint8).size > 10_000
+
+
+def named(rows, names=("no", "yes", "perhaps")):
+    return [row | {key: names[row[key]] for key in ("prediction", "label")} for row in rows]
+
+
+@pytest.mark.parametrize(("metric", "kinds"), [("accuracy", 2), ("f1", 3), ("f1", 2), ("matthews", 3)])
+def test_classes_by_name_have_the_intervals_of_classes_by_number(tmp_path, metric, kinds):
+    """Counted from 5, so that two classes by number are not taken for no and yes."""
+    rows = classes(80, kinds=kinds)
+    from_five = [row | {key: row[key] + 5 for key in ("prediction", "label")} for row in rows]
+    value = FORMULAS[metric](*(np.array([row[key] for row in from_five]) for key in ("prediction", "label")))
+    found = []
+    for name, lines in (("numbers", from_five), ("names", named(rows))):
+        store = Store(tmp_path / name)
+        finish(store, lines, method="lora", task="sentiment", metric=(metric, value))
+        (line,) = one_section(store).lines
+        found.append((line["value"], line["low"], line["high"]))
+    assert found[0] == found[1] and found[0][1] < value < found[0][2]
+
+
+def test_one_endless_prediction_takes_no_more_room_than_its_length(tmp_path):
+    rows = named(classes(80))
+    rows[3]["prediction"] = "x" * 1_000_000
+    store = Store(tmp_path)
+    finish(store, rows, method="lora", task="sentiment", metric=("accuracy", 79 / 120))
+    (record,) = store.runs()
+    tracemalloc.start()
+    found = scored(record, "test")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.metric(np.arange(120)) == pytest.approx(79 / 120) and peak < 20e6
+
+
+def test_a_predictions_file_beyond_any_size_counts_as_absent(tmp_path, caplog):
+    store = Store(tmp_path)
+    finish(store, outcomes(80), method="lora", task="sentiment")
+    (record,) = store.runs()
+    with record.file("predictions").open("ab") as file:
+        file.truncate(2**40)
+    (line,) = one_section(store).lines
+    assert line["value"] == pytest.approx(0.8) and line["low"] is None
+    assert "predictions.jsonl is damaged" in caplog.text

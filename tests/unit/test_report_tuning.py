@@ -1,7 +1,7 @@
 """`rowsft tune`: the best rate of each method, and of each of its settings where there are several."""
 
 import pytest
-from report_factory import fail, finish, outcomes
+from report_factory import config, fail, finish, outcomes
 
 from rowsft.errors import UserError
 from rowsft.report.tuning import best_learning_rates
@@ -52,8 +52,29 @@ def test_budgets_are_not_averaged_over(tmp_path):
     assert "0.0001 at rows=2" in line and "0.001 at rows=16" in line and "    full: 0.0001" in block
 
 
-def test_a_run_without_a_validation_score_is_named(tmp_path):
+def test_a_run_without_a_validation_score_is_named(tmp_path, caplog):
     store = Store(tmp_path)
     plant(store, "lora", {1e-4: False}, task="sentiment")
     with pytest.raises(UserError, match=r"run \w{12} has no validation score"):
+        best_learning_rates(tmp_path, "demo")
+    assert not caplog.messages, "said once"
+    plant(store, "full", {1e-4: 0.5}, task="sentiment")
+    assert "full: 0.0001" in best_learning_rates(tmp_path, "demo")
+    assert len(caplog.messages) == 1 and "has no validation score" in caplog.messages[0]
+
+
+def test_where_every_rate_failed_none_is_the_best(tmp_path):
+    store = Store(tmp_path)
+    error = {"type": "TrainingDiverged", "message": "nan", "traceback": None, "phase": "train"}
+    for rate in (1e-3, 1e-2):
+        fail(store, "failed", error, method="lora", rate=rate, task="sentiment")
+    plant(store, "full", {1e-4: 0.5}, task="sentiment")
+    _, block = said(store)
+    assert "    # lora: failed at every rate" in block and "    full: 0.0001" in block
+
+
+def test_a_grid_of_which_nothing_has_ended_is_one_line(tmp_path):
+    with Store(tmp_path).open(config(task="sentiment")):
+        pass
+    with pytest.raises(UserError, match="experiment 'demo': none of its runs has ended"):
         best_learning_rates(tmp_path, "demo")

@@ -151,6 +151,8 @@ def test_the_same_model_folder_is_the_same_run_however_it_is_spelt(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     ids = {plan(f"model.source={path}").run_id for path in ("./tiny", "tiny/", "~/tiny", f"{tmp_path}/tiny")}
+    # A folder has no revision.
+    ids.add(plan("model.source=tiny", "model.revision=main").run_id)
     assert len(ids) == 1
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{ }")

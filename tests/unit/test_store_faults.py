@@ -107,6 +107,8 @@ def test_what_lies_about_in_a_store_does_not_matter(tmp_path, caplog):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "copy of runs" / "0123456789ab" / "record.json").write_text("{")
     (tmp_path / ".DS_Store").write_bytes(b"\x00")
+    make_loop(tmp_path / "fedcba987654")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     with caplog.at_level(logging.WARNING):
         assert [record.id for record in Store(tmp_path).runs()] == [run.name]
     assert not caplog.messages
@@ -255,6 +257,19 @@ def test_a_finished_run_is_read_whatever_its_lock_is(as_nobody):
     assert done.returncode == 0 and [entry["state"] for entry in json.loads(done.stdout)] == ["done"], done.stderr
 
 
+def test_a_run_that_is_refused_leaves_nothing_and_one_that_was_there_stays(tmp_path):
+    with pytest.raises(UserError, match="seed is"):
+        Store(tmp_path / "runs").open({**CONFIG, "seed": "x"})
+    assert not (tmp_path / "runs").exists()
+    run = finished(tmp_path / "runs")
+    with pytest.raises(UserError, match="seed is"):
+        Store(tmp_path / "runs").open({**CONFIG, "seed": "x"})
+    assert [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()] == [run.name]
+    with Store(tmp_path / "runs").open(CONFIG), pytest.raises(UserError, match="worked on by"):
+        Store(tmp_path / "runs").open(CONFIG)
+    assert (run / "record.json").exists() and (run / "lock").exists()
+
+
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a file system needs root on Linux")
 def test_a_full_disk_is_one_line_wherever_a_run_comes_upon_it(tmp_path):
     """At every number of bytes that may be left: in the lock, the configuration, the record."""
@@ -276,5 +291,7 @@ def test_a_full_disk_is_one_line_wherever_a_run_comes_upon_it(tmp_path):
             except UserError as error:
                 assert "no space is left there" in str(error) and "\n" not in str(error)
             assert not list(disk.rglob("*.tmp"))
+            entered = list(disk.glob("runs/*/record.json"))
+            assert entered or not (disk / "runs").exists(), "a run that could not be entered leaves nothing"
     finally:
         subprocess.run(["umount", disk], check=True)
