@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from tiny import causal_batch, classification_batch, tiny_bert, tiny_gpt2, tiny_llama
 
-from baselines.lora import Lora
+from rowsft.baselines.lora import Lora
 from rowsft.budget import Budget
 from rowsft.errors import UserError
 from rowsft.method import head_parameters, method_class
