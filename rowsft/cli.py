@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
+  rowsft init my-experiments                                     a folder to start from, with configurations of your own
   rowsft run method=lora model=minilm task=glue/stsb seed=1      one run
   rowsft run method=row_sft budget.rows=32 trainer.steps=50      another size, fewer steps
   rowsft sweep experiment=quickstart                             the runs of an experiment, a fresh process each
@@ -28,6 +29,7 @@ examples:
 
 SWEEP_EPILOG = """\
 examples:
+  rowsft init my-experiments                                     a folder to start from, with configurations of your own
   rowsft sweep experiment=quickstart                          the runs of an experiment
   rowsft sweep method=lora,row_sft seed=1,2,3                 every combination: six jobs
   rowsft sweep method=lora,full budget.rows=1,2,4             four jobs: no budget applies to full, one run
