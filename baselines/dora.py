@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from baselines.lora import Lora
+from rowsft.baselines.lora import Lora
 from rowsft.budget import Unit
 from rowsft.selection import layer_shape
 

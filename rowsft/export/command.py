@@ -5,10 +5,10 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
-from rowsft.compose import CONFIG_FOLDER, compose, options
+from rowsft import config_folders
+from rowsft.compose import compose, options
 from rowsft.errors import UserError
 from rowsft.store.identity import PRESENTATION
 
@@ -33,10 +33,12 @@ def command(config: dict[str, Any]) -> str | None:
 
 
 def _option(group: str, made: dict[str, Any]) -> str:
-    """The file of the group that carries the same name and class. Raises LookupError where there is none."""
+    """The file of the group that carries the same name, and class if it says one. LookupError where there is none."""
     for option in options(group):
-        content = yaml.safe_load((CONFIG_FOLDER / group / f"{option}.yaml").read_text(encoding="utf-8"))
-        if all(content.get(key) == made.get(key) for key in ("name", "_target_")):
+        content = config_folders.read(config_folders.file(group, option))
+        # A file that inherits from another leaves the class to that.
+        wanted = made.get("_target_")
+        if content.get("name") == made.get("name") and content.get("_target_", wanted) == wanted:
             return option
     raise LookupError(f"{group}: no file for {made.get('name')}")
 

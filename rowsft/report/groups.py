@@ -8,13 +8,13 @@ from collections import Counter
 from functools import lru_cache
 from pathlib import Path, PurePath
 
+from rowsft import config_folders
 from rowsft.report.settings import dig, flatten, named, text_of, under
 from rowsft.store import Record
 
 #: Settings that all rows of a table share, whichever way they are written.
 SHARED = ("model.name", "model.source", "model.revision", "revisions.model", "task.name", "revisions.data", "task.data")
 
-_MODELS = Path(__file__).resolve().parents[2] / "conf" / "model"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -74,20 +74,25 @@ def _models(record: Record) -> list[str]:
         tails = ["/".join(parts[-depth:]) for depth in range(1, len(parts) + 1)] or [name]
     else:
         # Another model's weights under this model's settings (model=llama3_8b model.source=someone/other).
-        replaced = _shipped_source(name) not in (None, source) and source
+        replaced = _named_source(name) not in (None, source) and source
         tails = [source.removeprefix("package:") if replaced else name, f"{name} ({source})"]
     mark = revision[:8] if fingerprint else revision
     return [*tails, *(f"{label} @ {mark}" for label in tails), f"{name} {source} @ {revision}"]
 
 
-@lru_cache
-def _shipped_source(name: str) -> str | None:
+def _named_source(name: str) -> str | None:
     """The source that conf/model/ gives a model of this name; None where there is no such model."""
-    # Looked for among the names that there are: one from a record may be longer than any file's.
-    path = next((path for path in _MODELS.glob("*.yaml") if path.stem == name), None)
-    if path is None:
+    if not re.fullmatch(r"[\w.-]+", name):
         return None
-    found = re.search(r"^source:\s*(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    try:
+        return _source(config_folders.file("model", name))
+    except (LookupError, OSError):
+        return None
+
+
+@lru_cache
+def _source(path: Path) -> str | None:
+    found = re.search(r"^source:\s*(\S+)", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     return found[1] if found else None
 
 

@@ -1,7 +1,7 @@
 """Which settings cannot change what a method does, by `ignores` in its YAML; docs/runs.md has the form.
 
 A composed config carries the declaration of its method under the top-level key `ignores`. In a config that was recorded
-before there was one, it is looked up in conf/method.
+before there was one, it is looked up in conf/method, that of the package first.
 """
 
 import re
@@ -9,11 +9,9 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-import yaml
-
+from rowsft import config_folders
 from rowsft.errors import UserError
 
-_FOLDER = Path(__file__).resolve().parents[2] / "conf" / "method"
 _RULE = re.compile(r"(?P<keys>[\w.]+(?:\s*,\s*[\w.]+)*)(?:\s+if\s+(?P<when>[\w.]+)(?:=(?P<values>\S.*))?)?")
 
 
@@ -58,18 +56,18 @@ def _value(config: dict, key: str) -> object:
 def _declared(method: object) -> Sequence[str]:
     if not isinstance(method, dict):
         return ()
-    return _packaged().get((_module(method), str(method.get("name"))), ())
+    key = (_module(method), str(method.get("name")))
+    for folder in config_folders.folders():
+        if key in (rules := _rules(folder)):
+            return rules[key]
+    return ()
 
 
 @cache
-def _packaged() -> dict[tuple[str, str], Sequence[str]]:
-    """(module, name) of every method of conf/method -> its rules."""
-    found = {}
-    for path in sorted(_FOLDER.glob("**/*.yaml")):
-        content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        if isinstance(content, dict):
-            found[_module(content), str(content.get("name"))] = content.get("ignores") or ()
-    return found
+def _rules(folder: Path) -> dict[tuple[str, str], Sequence[str]]:
+    """(module, name) of every method of a folder of configurations -> its rules."""
+    contents = [config_folders.read(path) for path in sorted((folder / "method").glob("**/*.yaml"))]
+    return {(_module(content), str(content.get("name"))): content.get("ignores") or () for content in contents}
 
 
 def _module(method: dict) -> str:

@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 from tiny import tiny_bert, tiny_llama
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from baselines.dora import Dora
-from baselines.full import Full
-from baselines.lora import Lora
-from baselines.shira import Shira
+from rowsft.baselines.dora import Dora
+from rowsft.baselines.full import Full
+from rowsft.baselines.lora import Lora
+from rowsft.baselines.shira import Shira
 from rowsft.budget import Budget, Unit, fit, proportional, row_units
 from rowsft.errors import UserError
 from rowsft.row_sft import RowSFT

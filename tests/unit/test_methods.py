@@ -2,25 +2,23 @@
 
 import json
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from tiny import causal_batch, classification_batch, tiny_bert, tiny_gpt2, tiny_llama
 
-from baselines.lora import Lora
+from rowsft.baselines.lora import Lora
 from rowsft.budget import Budget
+from rowsft.compose import compose
 from rowsft.errors import UserError
+from rowsft.instantiating import instantiated
 from rowsft.method import head_parameters, method_class
 from rowsft.row_sft import RowSFT
 from rowsft.selection import Targets, eligible_layers
 
-CONF = str(Path(__file__).parents[2] / "conf")
 HEAD = ["classifier", "bert.pooler"]
 CASES = {
     "llama": (tiny_llama, causal_batch, Targets()),
@@ -240,9 +238,7 @@ def test_lora_dropout_and_bad_settings():
 
 @pytest.mark.parametrize("name", ["row_sft", "lora", "dora", "full", "head", "none"])
 def test_every_method_file_builds_its_method(name):
-    with initialize_config_dir(CONF, version_base="1.3"):
-        config = compose(overrides=[f"+method={name}", "+seed=11"])
-    method = instantiate(config.method)
+    method = instantiated("method", compose([f"method={name}", "seed=11"]).method)
     assert isinstance(method, method_class(name))
     assert method.name == name
     if name == "row_sft":

@@ -8,6 +8,7 @@ import pytest
 from tiny import causal_batch, tiny_llama
 
 from rowsft.compose import compose
+from rowsft.starting import start
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,7 +27,10 @@ def overrides(command: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if re.match(r"rowsft (run|sweep) \S*=", line)])
-def test_commands_compose(command):
+def test_commands_compose(command, tmp_path, monkeypatch):
+    # The commands on configurations of one's own are typed in the folder that `rowsft init` has made.
+    start(tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert compose(overrides(command)).method.name
 
 

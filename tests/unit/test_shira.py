@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from tiny import causal_batch, classification_batch, tiny_bert, tiny_gpt2, tiny_llama
 
-from baselines.shira import Shira
+from rowsft.baselines.shira import Shira
 from rowsft.budget import Budget
 from rowsft.errors import UserError
 from rowsft.method import method_class

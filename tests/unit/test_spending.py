@@ -7,8 +7,8 @@ import torch
 from tiny import tiny_bert, tiny_gpt2, tiny_llama
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from baselines.dora import Dora
-from baselines.lora import Lora
+from rowsft.baselines.dora import Dora
+from rowsft.baselines.lora import Lora
 from rowsft.budget import Budget
 from rowsft.errors import UserError
 from rowsft.row_sft import RowSFT
