@@ -98,4 +98,4 @@ gpu-wheels: ## collect in .gpu-wheels/ what a machine without network may lack f
 	@$(PYTHON) benchmarks/gpu_packages.py --collect
 
 clean: ## remove the virtual environment, fetched assets and reports; recorded runs stay
-	rm -rf $(VENV) .assets .gpu-wheels .gpu-packages reports benchmarks/out *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .assets .gpu-wheels .gpu-packages reports benchmarks/out build dist *.egg-info .pytest_cache .ruff_cache
