@@ -29,7 +29,6 @@ examples:
 
 SWEEP_EPILOG = """\
 examples:
-  rowsft init my-experiments                                     a folder to start from, with configurations of your own
   rowsft sweep experiment=quickstart                          the runs of an experiment
   rowsft sweep method=lora,row_sft seed=1,2,3                 every combination: six jobs
   rowsft sweep method=lora,full budget.rows=1,2,4             four jobs: no budget applies to full, one run
@@ -245,10 +244,10 @@ def _group_help() -> str:
     groups = ("method", "model", "task", "budget", "trainer", "tracker", "experiment", "debug")
     lines = []
     for group in groups:
-        lines.append(f"  {group:<11}{', '.join(config_folders.names(group))}")
+        lines.append(f"  {group:<11}{_shown(', '.join(config_folders.names(group)))}")
     lines += ["", f"every key with its meaning: {config_folders.SHIPPED}/<group>/<name>.yaml"]
     if (own := config_folders.own()) is not None:
-        lines.append(f"your own among them: {own}/<group>/<name>.yaml")
+        lines.append(f"your own among them: {_shown(own)}/<group>/<name>.yaml")
     return "groups:\n" + "\n".join(lines) + "\n"
 
 
