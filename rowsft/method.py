@@ -14,7 +14,7 @@ from torch import nn
 
 from rowsft import baselines, typed
 from rowsft.budget import Budget, Dial, Unit, check_dial, fit, proportional, row_units, uniform
-from rowsft.errors import UserError
+from rowsft.errors import UserError, shortened
 from rowsft.meeting import check_met
 from rowsft.selection import Chosen, Targets, eligible_layers, head_names
 
@@ -199,12 +199,24 @@ class PeftMethod:
         return {"": knobs}
 
     def attach(self, model: nn.Module, knobs: Knobs) -> PeftModel:
-        """See `Method.attach`. Raises UserError where PEFT would train other modules than the head named."""
+        """See `Method.attach`.
+
+        Raises UserError where PEFT refuses a layer (LoRA that of a state-space model), and where it would train other
+        modules than the head named.
+        """
         config = self.peft_config(model, knobs)
         config.target_modules = set(knobs.values["target_modules"])
         config.modules_to_save = _parts_with_parameters(model, knobs.values["head_modules"]) or None
         head = head_parameters(model, knobs.values["head_modules"])
-        wrapped = get_peft_model(model, config)
+        try:
+            wrapped = get_peft_model(model, config)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(
+                f"method={self.name}: PEFT cannot adapt these layers ({shortened(error, 240)}); name others in "
+                "model.target_modules, or leave some out in model.exclude_modules"
+            ) from error
         layers = {
             name for name, module in wrapped.base_model.model.named_modules() if isinstance(module, BaseTunerLayer)
         }

@@ -1,14 +1,15 @@
 """Whether an adapter's file holds what its configuration and its base model ask for: looked at before any export."""
 
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from rowsft.errors import UserError
-from rowsft.export.source import PREFIX, TENSORS, Source
+from rowsft.errors import UserError, shortened
+from rowsft.export.source import CONFIG, PREFIX, TENSORS, Source
 from rowsft.models import skeleton
 
 _AGAIN = "the file is damaged, or belongs to another configuration or base model: save the adapter again"
@@ -65,19 +66,34 @@ def check_intact(source: Source, tensors: dict[str, Tensor], base: nn.Module | N
 
 def _expected(source: Source, tensors: dict[str, Tensor], base: nn.Module | None) -> dict[str, Tensor]:
     """The tensors that PEFT would save of this adapter."""
-    config = PeftConfig.from_pretrained(source.folder)
+    with _usable(source):
+        config = PeftConfig.from_pretrained(source.folder)
     if source.config.get("peft_type") == "ROW_SFT":
         # Nothing is to be scored.
         config.rows_in_checkpoint = config.inference_mode = True
     device = torch.device("meta") if base is None else nullcontext()
     if base is None:
         base = skeleton(source.model, source.head, head_settings(source, tensors).get("num_labels"))
-    with device, warnings.catch_warnings():
+    with _usable(source), device, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(base, config)
         expected = get_peft_model_state_dict(model, save_embedding_layers=False)
         model.unload()
     return expected
+
+
+@contextmanager
+def _usable(source: Source) -> Iterator[None]:
+    """A setting that PEFT cannot work with, such as a text for a number, is the file's fault."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{source.folder / CONFIG} cannot be used ({type(error).__name__}: {shortened(error, 240)}); "
+            "save the adapter again"
+        ) from error
 
 
 def _more(names: list[str]) -> str:

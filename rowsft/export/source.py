@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -97,9 +98,22 @@ def _of_folder(folder: Path) -> Source:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / CONFIG).read_text())
-    except ValueError as error:
+        config = json.loads((folder / CONFIG).read_text())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{folder / CONFIG} is damaged ({error}); save the adapter again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / CONFIG} is damaged (it holds no object); save the adapter again")
+    expected = {"modules_to_save": list, "auto_mapping": dict, "base_model_name_or_path": str, "revision": str}
+    for key, kind in expected.items():
+        if not isinstance(config.get(key), kind | None):
+            raise UserError(f"{folder / CONFIG}: {key}={shortened(config[key])} is damaged; save the adapter again")
+    kind = config.get("peft_type")
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise UserError(
+            f"{folder / CONFIG}: peft_type={shortened(kind)} is no kind of adapter that the installed PEFT knows; save "
+            "the adapter again"
+        )
+    return config
 
 
 def _head(config: dict[str, Any], folder: Path) -> Head:

@@ -1,5 +1,6 @@
 """Classification or regression on the user's own texts or pairs of texts."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -152,14 +153,26 @@ class TextClassification(ClassificationTask):
 
 def _look_alike(classes: list[str]) -> list[str]:
     """Warnings of classes that may be meant as one."""
-    kinds = {"that differ in case alone": str.casefold, "that are the same number written differently": _value}
+    kinds = {
+        "that differ in case alone": str.casefold,
+        "that are the same number written differently": _value,
+        "that look alike": _seen,
+    }
     found = []
     for what, key in kinds.items():
         times = Counter(map(key, classes))
         same = [label for label in classes if times[key(label)] > 1]
         if same:
-            found.append(f"labels {what} are classes of their own: {shortened(', '.join(same), 200)}")
+            # What cannot be seen is written as its number.
+            shown = map(ascii, same) if key is _seen else same
+            found.append(f"labels {what} are classes of their own: {shortened(', '.join(shown), 200)}")
     return found
+
+
+def _seen(label: str) -> str:
+    """The label as a reader sees it: no zero-width characters, one way of writing an accent, any blank a blank."""
+    plain = "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) != "Cf")
+    return " ".join(plain.split())
 
 
 def _value(label: str) -> float | str:

@@ -9,6 +9,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from tiny import causal_batch, classification_batch, tiny_bert, tiny_gpt2, tiny_llama
+from transformers import MambaConfig, MambaForCausalLM
 
 from rowsft.baselines.lora import Lora
 from rowsft.budget import Budget
@@ -243,3 +244,12 @@ def test_every_method_file_builds_its_method(name):
     assert method.name == name
     if name == "row_sft":
         assert method.seed == 11
+
+
+def test_layers_that_peft_refuses_are_named_in_one_line():
+    settings = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    model = MambaForCausalLM(MambaConfig(**settings))
+    method = method_class("lora")()
+    knobs = method.solve(Budget(rows=8), model, Targets())
+    with pytest.raises(UserError, match=r"method=lora: PEFT cannot adapt these layers \(.*'out_proj'.*exclude_modules"):
+        method.attach(model, knobs)

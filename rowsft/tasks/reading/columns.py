@@ -27,6 +27,9 @@ def missing(name: str, present: Sequence[str], where: str, hint: str = "") -> st
     folded = {other.strip().casefold(): other for other in present}
     near = get_close_matches(name.strip().casefold(), folded, n=1, cutoff=0.7)
     advice = hint or (f"did you mean {_shown(folded[near[0]])}?" if near else "name the right one")
+    if f'"{name}"' in present:
+        # A header in quote marks where quote marks are text: the cells have them too.
+        advice = "quote marks are text here; for quoted cells name the file .csv and set task.data.separator"
     shown = shortened(", ".join(map(_shown, present)), 200) or "no names"
     return f"{where}: no column {shortened(name)}; it has {shown}; {advice}"
 

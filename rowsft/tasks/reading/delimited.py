@@ -14,6 +14,7 @@ from rowsft.tasks.reading.counts import Counts
 #: What task.data.separator may name, and the character.
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 _DIRECTIVE = re.compile("sep=.")
+_BLANKS = frozenset(" \t")
 _NAMES = {character: name for name, character in SEPARATORS.items()}
 
 
@@ -27,7 +28,8 @@ def rows(
     the line of a row with too few or too many cells, or with a quote mark that is never closed or closed too early.
     """
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
+    last = [""]
+    reader = csv.reader(_remembered(lines, last), delimiter=separator, quoting=quoting, strict=True)
     header: list[str] | None = None
     pick = None
     with _any_length():
@@ -45,12 +47,17 @@ def rows(
                 # A spreadsheet says here which separator it wrote; what is set decides.
                 continue
             elif header is None:
+                if quotes:
+                    _check_quotes(row, last[0], where, start, separator)
                 header = [name.strip() for name in row]
                 pick = _picker(positions(columns, header, where, _other_separator(columns, row, separator)))
             elif len(row) != len(header):
                 raise UserError(_length(where, start, row, header, separator, quotes))
             else:
-                yield start, pick(row)
+                cells = pick(row)
+                if quotes:
+                    _check_quotes(cells, last[0], where, start, separator)
+                yield start, cells
     if header is None:
         raise UserError(f"{where}: the file is empty; expected at least one row")
 
@@ -63,6 +70,24 @@ def _any_length() -> Iterator[None]:
         yield
     finally:
         csv.field_size_limit(limit)
+
+
+def _remembered(lines: Iterable[str], last: list[str]) -> Iterator[str]:
+    for last[0] in lines:
+        yield last[0]
+
+
+def _check_quotes(cells: Iterable[str], line: str, where: str, number: int, separator: str) -> None:
+    """Raise UserError for `, "text"`: after a blank a mark quotes nothing, and would become part of the text."""
+    for cell in cells:
+        if cell[:1] not in _BLANKS or not cell.strip()[:1] == '"' == cell.rstrip()[-1]:
+            continue
+        # A cell that is quoted as a whole has its inner marks doubled in the line.
+        if f"{separator}{cell}" in line or line.startswith(cell):
+            raise UserError(
+                f"{where}, line {number}: a blank stands before the quote mark of {shortened(cell)}, which then "
+                f"quotes nothing; put the mark right after the {_NAMES[separator]}"
+            )
 
 
 def _picker(places: list[int]):
