@@ -186,6 +186,12 @@ def _table(experiment: str, task: str, model: str, records: list[Record], read: 
     names = variants(shown)
     for row in shown:
         row.variant = names[id(row)]
+    for family in grid:
+        # Of two budgets' grids each says whose it is.
+        whose = _without_rate(next(row.variant for row in family if id(row) in names))
+        for row in family:
+            row.variant = row.variant or whose
+    grid.sort(key=lambda family: (order_of(family[0].method), natural(_without_rate(family[0].variant))))
     shown.sort(key=lambda row: (*order_of(row.method), natural(row.variant)))
     notes = next((r.experiment_notes[experiment] for r in records if r.experiment_notes.get(experiment)), {})
     return Table(experiment, task, model, metric, higher, split, shown, grid, notes)
@@ -209,6 +215,12 @@ def _rows(records: list[Record], split: str, read: Callable) -> list[Row]:
     return list(rows.values())
 
 
+def _without_rate(variant: str) -> str:
+    own = LEARNING_RATE.rpartition(".")[2]
+    parts = [part for part in variant.split(", ") if part.partition("=")[0].rpartition(".")[2] != own]
+    return ", ".join(parts)
+
+
 def natural(text: str) -> list[tuple[int, float, str]]:
     """A sort key by which rows=4 comes before rows=16."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", text)
@@ -228,7 +240,7 @@ def _choose(rows: list[Row], higher: bool) -> tuple[list[Row], list[list[Row]]]:
             shown.append(best)
         else:
             shown += family
-    return shown, sorted(grid, key=lambda family: order_of(family[0].method))
+    return shown, grid
 
 
 def best_on_validation(rows: list[Row], higher: bool) -> Row | None:

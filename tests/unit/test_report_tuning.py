@@ -3,6 +3,7 @@
 import pytest
 from report_factory import config, fail, finish, outcomes
 
+from rowsft import report
 from rowsft.errors import UserError
 from rowsft.report.tuning import best_learning_rates
 from rowsft.store import Store
@@ -78,3 +79,17 @@ def test_a_grid_of_which_nothing_has_ended_is_one_line(tmp_path):
         pass
     with pytest.raises(UserError, match="experiment 'demo': none of its runs has ended"):
         best_learning_rates(tmp_path, "demo")
+
+
+def test_the_reports_grid_says_which_budget_a_rate_belongs_to(tmp_path):
+    store = Store(tmp_path)
+    for rows, best in ((2, 1e-4), (16, 1e-3)):
+        rates = {rate: 0.9 if rate == best else 0.5 for rate in (1e-4, 1e-3)}
+        plant(store, "lora", rates, task="sentiment", budget={"rows": rows})
+    (section,) = report.sections(store.root, "demo")
+    assert [(line["title"], line["learning_rate"], line["chosen"]) for line in section.grid] == [
+        ("LoRA (rows=2, learning_rate=0.0001)", 1e-4, True),
+        ("LoRA (rows=2)", 1e-3, False),
+        ("LoRA (rows=16)", 1e-4, False),
+        ("LoRA (rows=16, learning_rate=0.001)", 1e-3, True),
+    ]
