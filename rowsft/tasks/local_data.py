@@ -27,6 +27,7 @@ class Tables:
         self.files: dict[str, Path] = {}
         self.counts: dict[str, Any] = {}
         self.warnings: list[str] = []
+        self._too_large: list[str] = []
 
     def read(self, columns: Sequence[str], text_columns: Sequence[str]) -> dict[str, Table]:
         """train, validation and test. Raises UserError for a missing file, column, cell or split.
@@ -113,6 +114,12 @@ class Tables:
                 f"task.data.validation={self.data['validation']}, task.data.test={self.data['test']}: nothing of "
                 f"{len(train)} rows is left to train on; lower the shares"
             )
+        self._too_large = [
+            f"{name} has {len(cut[name]):,} of {len(train):,} rows, where task.data.{name}={self.data[name]} asks for "
+            f"{sizes[name]:,}: rows with the same {shortened(' and '.join(texts))} stay together"
+            for name in missing
+            if len(cut[name]) >= 1.5 * sizes[name] + 1
+        ]
         splits, of_train = dict(given), keys["train"]
         for name in ("train", *missing):
             splits[name] = train.take(cut[name])
@@ -122,7 +129,7 @@ class Tables:
     def _count(self, splits: dict[str, Table], keys: dict, what: str) -> None:
         found = repeats.repeats(keys)
         sizes = {name: len(table) for name, table in splits.items()}
-        self.warnings = repeats.warnings(found, sizes, what)
+        self.warnings = [*self._too_large, *repeats.warnings(found, sizes, what)]
         # Splits cut off one file share its counts.
         blank = {table.source: table.counts.blank_lines for table in splits.values()}
         self.counts = {

@@ -139,6 +139,15 @@ def test_texts_that_fold_alike_are_cut_into_one_split_and_the_order_of_the_file_
     assert set(about["counts"]["rows_repeated_across_splits"].values()) == {0}
 
 
+def test_a_split_that_repeats_make_larger_than_asked_is_told(tmp_path):
+    rows = [{"text": "the same" if i % 2 else f"text {i}", "label": ("good", "bad")[i // 2 % 2]} for i in range(40)]
+    task = classification({"path": write(tmp_path, rows, "csv"), "split_seed": 2})
+    assert {name: len(part) for name, part in task.splits().items()} == {"train": 7, "validation": 8, "test": 25}
+    expected = "test has 25 of 40 rows, where task.data.test=0.2 asks for 8: rows with the same text stay together"
+    assert expected in task.about()["warnings"]
+    assert classification(write(tmp_path, pairs(), "csv", "b")).about()["warnings"] == []
+
+
 def test_labels_that_differ_in_case_alone_are_pointed_out(tmp_path):
     rows = [{"text": f"text {i}", "label": ["good", "Good", "bad"][i % 3]} for i in range(30)]
     task = classification(write(tmp_path, rows, "csv"))
