@@ -67,11 +67,8 @@ def accuracy_vs_memory(sections: list[Section], theme: Theme = LIGHT) -> bytes |
     for axis in axes[len(shown) :]:
         axis.set_visible(False)
     if left_out:
-        figure.supxlabel(
-            f"the first {len(shown)} of {len(shown) + len(left_out)} tables; rowsft report --experiment NAME draws others",
-            color=theme.ink,
-            fontsize=11,
-        )
+        count = f"the first {len(shown)} of {len(shown) + len(left_out)} tables"
+        figure.supxlabel(f"{count}; rowsft report --experiment NAME draws others", color=theme.ink, fontsize=11)
     figure.draw_without_rendering()
     for axis, section in zip(axes, shown, strict=False):
         place(axis, canvas.get_renderer(), _labelled(section), theme.ink)
