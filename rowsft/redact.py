@@ -199,12 +199,13 @@ def _credentials_in(node: Any) -> Iterator[str]:
                 yield from _of_users(BARE_CREDENTIALS.finditer(leaf))
 
 
-def _passwords(value: str) -> Iterator[str]:
+# A sweep asks for the same few hundred values a thousand times.
+@lru_cache(maxsize=4096)
+def _passwords(value: str) -> tuple[str, ...]:
     """Those in the value of any variable: of a proxy's or database's URL, of a connection string."""
-    if "@" in value:
-        yield from _of_users(URL_CREDENTIALS.finditer(value))
-    if "=" in value:
-        yield from (found[2] for found in CONNECTION_SECRET.finditer(value) if len(found[2]) >= _SHORTEST_PART)
+    of_urls = _of_users(URL_CREDENTIALS.finditer(value)) if "@" in value else ()
+    assigned = (found[2] for found in CONNECTION_SECRET.finditer(value)) if "=" in value else ()
+    return (*of_urls, *(secret for secret in assigned if len(secret) >= _SHORTEST_PART))
 
 
 def _of_users(credentials: Iterable[re.Match]) -> Iterator[str]:

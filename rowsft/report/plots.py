@@ -40,14 +40,20 @@ _LONGEST_NAME = 24
 #: From this many points on, neither names nor numbers nor intervals can be read.
 _CROWDED_FROM = 41
 _MIB = 2**20
+#: More would take minutes to lay out and more pixels than a picture can have.
+_MOST_PANELS = 12
 
 
 @escape.quiet_drawing()
 def accuracy_vs_memory(sections: list[Section], theme: Theme = LIGHT) -> bytes | None:
-    """PNG bytes, two panels a row; None when no run has both a metric and a measured training peak."""
+    """PNG bytes, two panels a row; None when no run has both a metric and a measured training peak.
+
+    Of a store with many tables the first ones are drawn, and the picture says so.
+    """
     shown = [section for section in sections if _points(section)]
     if not shown:
         return None
+    left_out, shown = shown[_MOST_PANELS:], shown[:_MOST_PANELS]
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
     longest = max(_key_lines(section) for section in shown)
@@ -60,6 +66,9 @@ def accuracy_vs_memory(sections: list[Section], theme: Theme = LIGHT) -> bytes |
         _panel(axis, section, theme)
     for axis in axes[len(shown) :]:
         axis.set_visible(False)
+    if left_out:
+        count = f"the first {len(shown)} of {len(shown) + len(left_out)} tables"
+        figure.supxlabel(f"{count}; rowsft report --experiment NAME draws others", color=theme.ink, fontsize=11)
     figure.draw_without_rendering()
     for axis, section in zip(axes, shown, strict=False):
         place(axis, canvas.get_renderer(), _labelled(section), theme.ink)

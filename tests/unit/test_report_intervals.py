@@ -192,3 +192,15 @@ def test_a_predictions_file_beyond_any_size_counts_as_absent(tmp_path, caplog):
     (line,) = one_section(store).lines
     assert line["value"] == pytest.approx(0.8) and line["low"] is None
     assert "predictions.jsonl is damaged" in caplog.text
+
+
+def test_a_store_of_many_experiments_has_a_picture_of_bounded_size(tmp_path):
+    store = Store(tmp_path)
+    run = finish(store, outcomes(80), method="lora", task="sentiment")
+    heights = {}
+    for count in (1, 12, 40):
+        for number in range(count):
+            store.add_experiment(run, f"e{number:02d}")
+        png = plots.accuracy_vs_memory(report.sections(tmp_path))
+        heights[count] = int.from_bytes(png[20:24], "big")
+    assert heights[1] < heights[12] == heights[40] < 2**15
