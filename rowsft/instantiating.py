@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rowsft import typed
 from rowsft.errors import UserError, shortened
 from rowsft.settings import BUILT
+from rowsft.store.targets import importable
 
 # What the suite asks of each; docs/architecture.md has the protocols.
 _INTERFACES = {
@@ -43,15 +44,6 @@ def instantiated(group: str, config: DictConfig) -> Any:
             "docs/architecture.md"
         )
     return made
-
-
-def importable(target: Any) -> Any:
-    """A recorded or configured `_target_` as Python imports it.
-
-    Configurations and records call the baselines' modules `baselines.lora` and so on, and runs' ids are made of these
-    names; as a part of the package the modules are `rowsft.baselines.lora`.
-    """
-    return f"rowsft.{target}" if isinstance(target, str) and target.startswith("baselines.") else target
 
 
 def check_target(group: str, config: DictConfig) -> None:

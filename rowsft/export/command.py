@@ -11,6 +11,7 @@ from rowsft import config_folders
 from rowsft.compose import compose, options
 from rowsft.errors import UserError
 from rowsft.store.identity import PRESENTATION
+from rowsft.store.targets import importable
 
 _GROUPS = ("method", "model", "task")
 _BARE = re.compile(r"[A-Za-z_./][\w./-]*")
@@ -38,7 +39,9 @@ def _option(group: str, made: dict[str, Any]) -> str:
         content = config_folders.read(config_folders.file(group, option))
         # A file that inherits from another leaves the class to that.
         wanted = made.get("_target_")
-        if content.get("name") == made.get("name") and content.get("_target_", wanted) == wanted:
+        if content.get("name") == made.get("name") and importable(content.get("_target_", wanted)) == importable(
+            wanted
+        ):
             return option
     raise LookupError(f"{group}: no file for {made.get('name')}")
 
@@ -46,7 +49,7 @@ def _option(group: str, made: dict[str, Any]) -> str:
 def _changes(base: Any, wanted: Any, path: str) -> Iterator[str]:
     """The overrides that turn `base` into `wanted`."""
     if not (isinstance(base, dict) and isinstance(wanted, dict)):
-        if base != wanted:
+        if base != wanted and not (path.endswith("._target_") and importable(base) == importable(wanted)):
             yield f"{path}={_text(wanted)}"
         return
     for key, value in wanted.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rowsft import config_folders
 from rowsft.errors import UserError
+from rowsft.store.targets import recorded
 
 _RULE = re.compile(r"(?P<keys>[\w.]+(?:\s*,\s*[\w.]+)*)(?:\s+if\s+(?P<when>[\w.]+)(?:=(?P<values>\S.*))?)?")
 
@@ -71,4 +72,4 @@ def _rules(folder: Path) -> dict[tuple[str, str], Sequence[str]]:
 
 
 def _module(method: dict) -> str:
-    return str(method.get("_target_")).rpartition(".")[0]
+    return str(recorded(method.get("_target_"))).rpartition(".")[0]
