@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from rowsft.budget import Budget
 from rowsft.errors import UserError
-from rowsft.method import Knobs, PlainMethod, head_parameters, trainable_counts
-from rowsft.selection import Targets, head_names
+from rowsft.methods.base import Knobs, PlainMethod, head_parameters, trainable_counts
+from rowsft.selection.budget import Budget
+from rowsft.selection.targets import Targets, head_names
 
 
 @dataclass

@@ -6,10 +6,10 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import nn
 
-from rowsft.budget import Budget
 from rowsft.errors import UserError
-from rowsft.method import Knobs, PlainMethod, trainable_counts
-from rowsft.selection import Targets, head_names
+from rowsft.methods.base import Knobs, PlainMethod, trainable_counts
+from rowsft.selection.budget import Budget
+from rowsft.selection.targets import Targets, head_names
 
 
 @dataclass

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from rowsft.budget import Budget
-from rowsft.method import Knobs, PlainMethod, trainable_counts
-from rowsft.selection import Targets
+from rowsft.methods.base import Knobs, PlainMethod, trainable_counts
+from rowsft.selection.budget import Budget
+from rowsft.selection.targets import Targets
 
 
 @dataclass

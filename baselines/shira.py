@@ -9,10 +9,10 @@ from peft import ShiraConfig
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rowsft.budget import Unit
 from rowsft.errors import UserError
-from rowsft.method import Knobs, PeftMethod
-from rowsft.selection import layer_shape
+from rowsft.methods.base import Knobs, PeftMethod
+from rowsft.selection.budget import Unit
+from rowsft.selection.targets import layer_shape
 
 
 @dataclass

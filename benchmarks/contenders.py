@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from rowsft.budget import Budget, fit, row_units
-from rowsft.method import like_parameters, method_class
-from rowsft.selection import Targets, eligible_layers, layer_shape
+from rowsft.methods.base import like_parameters, method_class
+from rowsft.selection.budget import Budget, fit, row_units
+from rowsft.selection.targets import Targets, eligible_layers, layer_shape
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@
     python benchmarks/overhead.py --shape llama --method lora --device cuda
 
 Three loops train the same model with the same optimizer on the same batches: `by hand` (plain PyTorch, written out
-below), `Trainer` (transformers' without any of our measuring) and `suite` (rowsft.training as every run uses it: clocks
-of steps and of data, the curve, the watch for divergence; the detailed memory ledger is off, as it is in every timed
-step of a run). After every step of the Trainer or the suite follows one by hand, on the same model, so that what
+below), `Trainer` (transformers' without any of our measuring) and `suite` (rowsft.runner.trainer as every run uses it:
+clocks of steps and of data, the curve, the watch for divergence; the detailed memory ledger is off, as it is in every
+timed step of a run). After every step of the Trainer or the suite follows one by hand, on the same model, so that what
 disturbs the machine disturbs both; a step's time is wall-clock from the end of the step before, so that it has
 everything in it: getting the batch, the step, writing its loss down. Ratios and differences are those of such pairs.
 Writes overhead.json and overhead.md into --out.
@@ -30,10 +30,10 @@ from shapes import DTYPES, SEED, SHAPES, batch, build
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
-from rowsft import training
+from rowsft.config.settings import TrainerSettings
 from rowsft.measure import StepClock, collect
 from rowsft.measure.device import synchronize
-from rowsft.settings import TrainerSettings
+from rowsft.runner import trainer as training
 
 HERE = Path(__file__).resolve().parent
 RATE, CLIP = 1e-4, 1.0

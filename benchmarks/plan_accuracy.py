@@ -38,13 +38,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from rowsft.budget import Budget
 from rowsft.measure import collect, phase_memory
-from rowsft.method import method_class
+from rowsft.methods.base import method_class
 from rowsft.plan.autocast import autocasting, claimed_alike
 from rowsft.plan.step import plan_step, run_step
 from rowsft.progress import bar
-from rowsft.selection import Targets
+from rowsft.selection.budget import Budget
+from rowsft.selection.targets import Targets
 from rowsft.store.attempt import state_of
 from rowsft.store.files import write_atomic
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from planted import ENVIRONMENT, result
 from tables import table
 
-from rowsft.compose_many import ManyComposer
-from rowsft.identity import plan_run
+from rowsft.config.compose_many import ManyComposer
+from rowsft.config.run_plan import plan_run
 from rowsft.store import Store
 from rowsft.store.places import Places
 

@@ -25,13 +25,13 @@ from shapes import DTYPES, SEED, SHAPES, Shape, batch, build
 from tables import failed, spread, spread_text, table
 from torch import nn
 
-from rowsft.budget import Budget
 from rowsft.measure import collect
-from rowsft.method import method_class
+from rowsft.methods.base import method_class
 from rowsft.plan.cost import Costs
 from rowsft.plan.devices import DEVICES
 from rowsft.plan.step import plan_step
-from rowsft.selection import Targets
+from rowsft.selection.budget import Budget
+from rowsft.selection.targets import Targets
 from rowsft.store.attempt import state_of
 from rowsft.store.files import write_atomic
 from rowsft.tuner.contents import Claim

@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "RowSFTConfig": "rowsft.tuner",
     "RowSFTModel": "rowsft.tuner",
-    "attach": "rowsft.attach",
-    "score": "rowsft.attach",
+    "attach": "rowsft.tuner.attach",
+    "score": "rowsft.tuner.attach",
 }
 
 __all__ = ["RowSFTConfig", "RowSFTModel", "__version__", "attach", "score"]

@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from rowsft.compose import compose
+from rowsft.config.compose import compose
+from rowsft.config.settings import trainer_settings
 from rowsft.plan import Plan, plan
-from rowsft.settings import trainer_settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.importance import Context, score_layers
-from rowsft.selection import Targets, eligible_layers
+from rowsft.selection.targets import Targets, eligible_layers
 
 AXES = ("out", "in")
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from peft import PeftModel
 from torch import Tensor, nn
 
-from rowsft import redact
 from rowsft.errors import UserError
 from rowsft.export import card, lora
 from rowsft.export.intact import check_intact
 from rowsft.export.merged import write_merged
 from rowsft.export.source import Source, find
-from rowsft.models import skeleton
+from rowsft.models.loading import skeleton
+from rowsft.output import redact
 from rowsft.store.files import explained
 
 FORMATS = ("lora", "merged")

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from rowsft import escape, redact
 from rowsft.export.command import command
 from rowsft.export.source import Source
+from rowsft.output import escape, redact
 from rowsft.report.settings import flatten, named
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

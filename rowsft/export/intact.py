@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rowsft.errors import UserError, shortened
 from rowsft.export.source import CONFIG, PREFIX, TENSORS, Source
-from rowsft.models import skeleton
+from rowsft.models.loading import skeleton
 
 _AGAIN = "the file is damaged, or belongs to another configuration or base model: save the adapter again"
 

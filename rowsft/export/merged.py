@@ -5,11 +5,11 @@ from pathlib import Path
 from peft import PeftModel
 from torch import Tensor
 
-from rowsft.checkpoint import write_checkpoint
 from rowsft.errors import UserError
 from rowsft.export.intact import check_intact, head_settings, needs_weights
 from rowsft.export.source import PREFIX, Source
-from rowsft.models import Loaded, load
+from rowsft.models.checkpoint import write_checkpoint
+from rowsft.models.loading import Loaded, load
 
 
 def write_merged(source: Source, folder: Path) -> None:

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rowsft.errors import UserError, shortened
-from rowsft.models import Head
-from rowsft.selection import HEAD_NAMES
+from rowsft.models.loading import Head
+from rowsft.selection.targets import HEAD_NAMES
 from rowsft.store import Record
 from rowsft.store.finding import finished_run
 

@@ -32,7 +32,7 @@ from rowsft.importance.recomputing import at_once, recomputed_blocks
 from rowsft.importance.reduction import block_bytes, wide
 from rowsft.importance.registry import Context
 from rowsft.importance.untouched import untouched
-from rowsft.selection import layer_shape
+from rowsft.selection.targets import layer_shape
 
 #: Layer name -> {a number for each tensor that its calls keep: bytes}.
 Kept = dict[str, dict[int, int]]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
-from rowsft.selection import layer_shape
+from rowsft.selection.targets import layer_shape
 
 Axis = Literal["out", "in"]
 #: What a metric gives: layer name -> axis -> one score per row (axis "out", (d_out,)) or column (axis "in", (d_in,)).

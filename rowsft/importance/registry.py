@@ -12,8 +12,8 @@ from rowsft.errors import UserError
 from rowsft.importance.calibration import Calibration, Rehearsal
 from rowsft.importance.reduction import Axis, Scores, sums, weight_of
 from rowsft.importance.seeding import layer_generator
-from rowsft.selection import layer_shape
-from rowsft.tuner.quantised import keep_layout
+from rowsft.layers.quantised import keep_layout
+from rowsft.selection.targets import layer_shape
 
 Needs = Literal["nothing", "weights", "activations", "losses", "gradients"]
 

@@ -1,6 +1,6 @@
 """What a run costs: seconds by phase and step, exact allocation peaks, resident set, energy, and where it ran."""
 
-from rowsft.measure.account import account
+from rowsft.measure.breakdown import account
 from rowsft.measure.clocks import PHASES, PhaseClock, StepClock
 from rowsft.measure.environment import collect
 from rowsft.measure.memory import (

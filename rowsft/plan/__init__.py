@@ -16,16 +16,16 @@ from torch._subclasses.fake_tensor import (
     UnsupportedFakeTensorException,
 )
 
-from rowsft.capacity import check_length
+from rowsft.config.settings import TrainerSettings
 from rowsft.errors import UserError
+from rowsft.models.capacity import check_length
 from rowsft.plan.evaluating import evaluation_peak
 from rowsft.plan.fit import Demand
 from rowsft.plan.lengths import Lengths
-from rowsft.plan.scene import Scene, scene_of
+from rowsft.plan.planned_run import Scene, scene_of
 from rowsft.plan.scoring import selection_peak
 from rowsft.plan.step import StepPlan, plan_step
 from rowsft.plan.without_data import UnknownWithoutData
-from rowsft.settings import TrainerSettings
 
 # torch's words for an operator that needs values.
 _OF_META = re.compile(r"meta tensor|meta device type|meta kernel|register_meta", re.I)

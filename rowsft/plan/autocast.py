@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from transformers.utils import import_utils
 
-from rowsft.plan.exchange import exchanged
+from rowsft.plan.patching import exchanged
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _NARROW = tuple(DTYPES.values())

@@ -11,7 +11,7 @@ from rowsft.tasks import causal, classification
 from rowsft.tasks.evaluating import run_batches
 
 if TYPE_CHECKING:
-    from rowsft.plan.scene import Scene
+    from rowsft.plan.planned_run import Scene
 
 
 def evaluation_peak(scene: "Scene", model: nn.Module) -> int:

@@ -8,10 +8,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rowsft import assets
+from rowsft.assets import fetch
+from rowsft.config.instantiate import instantiated
 from rowsft.errors import UserError
-from rowsft.instantiating import instantiated
-from rowsft.plan.exchange import exchanged
+from rowsft.plan.patching import exchanged
 from rowsft.tasks import Task
 from rowsft.tasks.answer_score import IGNORE
 
@@ -79,7 +79,7 @@ def of_data(config: DictConfig) -> Lengths:
         # First of all what costs nothing to see.
         _look_for_files(task)
         tokenizer = _tokenizer(config.model)
-        with exchanged(assets, fetch=_here, ensure=_here):
+        with exchanged(fetch, fetch=_here, ensure=_here):
             splits = task.splits()
     except NotAtHand as error:
         return assumed(task, str(error))
@@ -167,7 +167,7 @@ def _look_for_files(task: Task) -> None:
 
 def _here(key: str, progress: bool = True) -> Path:
     """The folder of a packaged asset that was fetched before."""
-    folder = assets.cache_folder() / assets.get(key).key
-    if not (folder / assets.MANIFEST).is_file():
+    folder = fetch.cache_folder() / fetch.get(key).key
+    if not (folder / fetch.MANIFEST).is_file():
         raise NotAtHand(f"package:{key} is not fetched")
     return folder

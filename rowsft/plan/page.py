@@ -8,10 +8,10 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from rich.table import Table
 from rich.text import Text
 
-from rowsft import escape
 from rowsft.measure.ledger import PARTS
+from rowsft.output import escape
 from rowsft.plan import Plan
-from rowsft.plan.contest import Entry
+from rowsft.plan.comparison import Entry
 from rowsft.plan.fit import CONTEXT_BYTES, FRAGMENTATION, MIB, Card
 
 _ASIDE = ("training peak", "scoring peak", "evaluating peak", "card needed")

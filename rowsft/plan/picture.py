@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rowsft import escape
+from rowsft.output import escape
 from rowsft.plan import Plan
 from rowsft.plan.fit import CARDS_MIB, MIB
 from rowsft.report.memory import COLOURS

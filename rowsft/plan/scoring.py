@@ -11,11 +11,11 @@ from torch import nn
 from rowsft.importance.calibration import Rehearsal
 from rowsft.importance.recomputing import recomputing
 from rowsft.measure.ledger import CUDA_BLOCK_BYTES, Ledger
-from rowsft.method import Knobs
+from rowsft.methods.base import Knobs
 from rowsft.plan.without_data import without_data
 
 if TYPE_CHECKING:
-    from rowsft.plan.scene import Scene
+    from rowsft.plan.planned_run import Scene
 
 
 # Passes differ in the layers that they serve. The first block's run back through the most, and blocks are alike.

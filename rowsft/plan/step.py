@@ -122,7 +122,7 @@ def run_step(
             if optimizer is not None:
                 enter("backward")
                 loss.backward()
-                # As `training.extra_step` has it: the loss outlives its backward pass.
+                # As `trainer.extra_step` has it: the loss outlives its backward pass.
                 enter("forward" if number + 1 < accumulation else "optimizer_step")
         del loss
     if optimizer is not None:

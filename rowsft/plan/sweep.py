@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig
 
-from rowsft.compose import compose, swept_values
+from rowsft.config.compose import compose, swept_values
+from rowsft.config.settings import trainer_settings
 from rowsft.errors import UserError
 from rowsft.plan import Plan, plan
 from rowsft.plan.lengths import Lengths
 from rowsft.progress import bar
-from rowsft.settings import trainer_settings
 
 
 def sweep(

@@ -13,9 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rowsft.plan.exchange import exchanged
+from rowsft.layers.matrix import has_no_data
 from rowsft.plan.memo import Memo
-from rowsft.tuner.matrix import has_no_data
+from rowsft.plan.patching import exchanged
 
 aten = torch.ops.aten
 _HALF = (torch.bfloat16, torch.float16)

@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from rowsft import escape
 from rowsft.errors import UserError
+from rowsft.output import escape
 from rowsft.progress import steps
 from rowsft.report import flat, terminal
 from rowsft.report.grids import Grids

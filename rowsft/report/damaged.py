@@ -5,8 +5,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import TypeVar
 
-from rowsft import escape
 from rowsft.errors import shortened
+from rowsft.output import escape
 from rowsft.store import Record
 
 log = logging.getLogger(__name__)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from rowsft.meeting import TOLERANCE
 from rowsft.report.grids import MET, NOT_MET, UNKNOWN, Grids, few
 from rowsft.report.predictions import Scored
 from rowsft.report.rows import Row, Table
 from rowsft.report.settings import UNBUDGETED, WATCHING, differing, dig, under
 from rowsft.report.sweeps import Sweep
+from rowsft.selection.budget_met import TOLERANCE
 
 STATED = "stated"
 

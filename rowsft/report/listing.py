@@ -3,7 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
-from rowsft import escape
+from rowsft.output import escape
 from rowsft.report.groups import compared, labels, model_label
 from rowsft.report.settings import (
     LEARNING_RATE,

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from rich.text import Text
 
-from rowsft import escape
 from rowsft.errors import UserError
+from rowsft.output import escape
 from rowsft.report import listing
 from rowsft.report.damaged import or_none
 from rowsft.store.finding import find_run

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rowsft import escape
+from rowsft.output import escape
 from rowsft.report import curves
 from rowsft.report.listing import entry
 from rowsft.report.notes import demonstration, notes

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rowsft import escape
 from rowsft.formulas import bounds
+from rowsft.output import escape
 from rowsft.report.labels import Point, place
 from rowsft.report.rows import METHOD_TITLES
 from rowsft.report.section import Section

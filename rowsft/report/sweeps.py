@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
-from rowsft.meeting import is_met
 from rowsft.report.groups import compared
 from rowsft.report.settings import (
     DIALS,
@@ -17,6 +16,7 @@ from rowsft.report.settings import (
     text_of,
     under,
 )
+from rowsft.selection.budget_met import is_met
 
 #: Stands for the budget in a table where a method was given its own size: how many parameters were asked for.
 SIZE = "parameters"

@@ -2,7 +2,7 @@
 
 import json
 
-from rowsft import escape
+from rowsft.output import escape
 from rowsft.report.clocks import clock_block
 from rowsft.report.notes import demonstration, notes, of_the_same
 from rowsft.report.rows import Table

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from rowsft import escape
+from rowsft.output import escape
 from rowsft.report.fairness import MET, STATED, Condition
 from rowsft.report.notes import demonstration, notes
 from rowsft.report.section import Section

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
-from rowsft import escape
 from rowsft.errors import UserError
+from rowsft.output import escape
 from rowsft.report.rows import natural, order_of
 from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, dig, named, primary, text_of, without_seeds
 from rowsft.report.sweeps import variants

@@ -15,8 +15,8 @@ import os
 import re
 from pathlib import Path
 
-from rowsft import escape, redact
 from rowsft.errors import UserError
+from rowsft.output import escape, redact
 from rowsft.progress import each
 from rowsft.store import files
 from rowsft.store.attempt import Attempt

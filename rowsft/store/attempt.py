@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rowsft import redact
+from rowsft.output import redact
 from rowsft.store import files
 from rowsft.store.record import FINAL_STATES, now
 

@@ -4,8 +4,8 @@ import logging
 from functools import cache
 from pathlib import Path
 
-from rowsft import escape
 from rowsft.errors import shortened
+from rowsft.output import escape
 
 log = logging.getLogger(__name__)
 

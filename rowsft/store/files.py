@@ -13,8 +13,8 @@ import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rowsft import escape
 from rowsft.errors import UserError, shortened
+from rowsft.output import escape
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from rowsft import redact
 from rowsft.errors import RunHeld, UserError
+from rowsft.output import redact
 from rowsft.store import files
 from rowsft.store.attempt import Attempt, error_fields, state_of
 from rowsft.store.identity import experiment_name, experiment_notes, identity

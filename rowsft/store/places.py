@@ -4,8 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from rowsft import redact
 from rowsft.errors import UserError
+from rowsft.output import redact
 from rowsft.store.files import explained, read_json, read_regular
 from rowsft.store.identity import old_run_id, run_id
 

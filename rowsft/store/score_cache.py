@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rowsft import redact
+from rowsft.output import redact
 from rowsft.store.files import explained, write_atomic
 from rowsft.store.identity import RESULTS_VERSION
 

@@ -5,6 +5,8 @@ from typing import Any
 #: What a `_target_` began with when the first runs were recorded -> where the module is now.
 MOVED = {
     "baselines": "rowsft.baselines",
+    "rowsft.row_sft": "rowsft.methods.row_sft",
+    "rowsft.track": "rowsft.tracking.tracker",
 }
 _FORMER = {new: old for old, new in MOVED.items()}
 

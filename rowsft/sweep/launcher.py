@@ -10,10 +10,10 @@ from queue import SimpleQueue
 
 from rich.console import Console
 
-from rowsft import escape, redact
-from rowsft.cli import HELD
-from rowsft.devices import devices_for
+from rowsft.cli.main import HELD
+from rowsft.config.devices import devices_for
 from rowsft.errors import UserError, shortened
+from rowsft.output import escape, redact
 from rowsft.store import Store
 from rowsft.store.identity import experiment_notes
 from rowsft.store.lock import is_held

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rowsft import redact
-from rowsft.compose import compose
-from rowsft.compose_many import ManyComposer
+from rowsft.config.compose import compose
+from rowsft.config.compose_many import ManyComposer
+from rowsft.config.run_plan import RunPlan, plan_run
 from rowsft.errors import UserError
-from rowsft.identity import RunPlan, plan_run
+from rowsft.output import redact
 from rowsft.store.places import Places
 
 #: Seconds between two lines that say how far it is.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rowsft import assets
+from rowsft.assets import fetch
 from rowsft.tasks.base import whole_number
 from rowsft.tasks.classification import ClassificationTask
 from rowsft.tasks.splits import fold, split_by_hash
@@ -25,11 +25,11 @@ class Sentiment(ClassificationTask):
         self.test = whole_number("task.test", test, 1)
 
     def _read(self) -> dict[str, list[dict]]:
-        text = (assets.ensure("movie_reviews") / "snippets.tsv").read_text(encoding="utf-8")
+        text = (fetch.ensure("movie_reviews") / "snippets.tsv").read_text(encoding="utf-8")
         return split_by_hash(parse(text), lambda example: fold(example["text"]), self.validation, self.test)
 
     def _facts(self) -> dict[str, Any]:
-        facts = assets.about("movie_reviews")
+        facts = fetch.about("movie_reviews")
         dropped = "snippets rated exactly 0 and repeated texts are dropped; own split by hash of the text"
         caveat = f"{facts['caveat']}; label = sign of the mean rating; {dropped}"
         return {**facts, "caveat": caveat, "classes": ["negative", "positive"]}

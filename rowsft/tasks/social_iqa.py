@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rowsft import assets
+from rowsft.assets import fetch
 from rowsft.tasks import Evaluation, Progress, causal
 from rowsft.tasks.base import SplitTask, whole_number
 from rowsft.tasks.splits import fold, split_by_hash
@@ -37,11 +37,11 @@ class SocialIqa(SplitTask):
         self.test = whole_number("task.test", test, 1)
 
     def _read(self) -> dict[str, list[dict]]:
-        text = (assets.ensure("social_iqa") / "items.jsonl").read_text(encoding="utf-8")
+        text = (fetch.ensure("social_iqa") / "items.jsonl").read_text(encoding="utf-8")
         return split_by_hash(parse(text), lambda example: fold(example["context"]), self.validation, self.test)
 
     def _facts(self) -> dict[str, Any]:
-        facts = assets.about("social_iqa")
+        facts = fetch.about("social_iqa")
         note = "own split of these items by hash of the context, no context in two splits; repeated items dropped"
         return {**facts, "caveat": f"{facts['caveat']}; {note}"}
 

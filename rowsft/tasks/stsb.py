@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rowsft import assets
+from rowsft.assets import fetch
 from rowsft.tasks import metrics
 from rowsft.tasks.classification import ClassificationTask
 from rowsft.tasks.embedding import cosine_similarities
@@ -27,14 +27,14 @@ class Stsb(ClassificationTask):
         super().__init__(name, max_length, primary_metric="pearson", extra_metrics=["spearman"], limits=limits)
 
     def _read(self) -> dict[str, list[dict]]:
-        folder = assets.ensure("stsb")
+        folder = fetch.ensure("stsb")
         splits = {
             name: parse((folder / f"{file}.tsv").read_text(encoding="utf-8"), name) for name, file in _FILES.items()
         }
         return without_overlap(splits)
 
     def _facts(self) -> dict[str, Any]:
-        facts = assets.about("stsb")
+        facts = fetch.about("stsb")
         return {**facts, "caveat": f"{facts['caveat']}; pairs that overlap test are dropped from train and validation"}
 
     def zero_line(self, model, examples: list[dict], tokenizer) -> dict[str, float]:

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from rowsft.layers.matrix import has_no_data
+
 from .managed import REPLICATE, is_ordinary, manager_of
-from .matrix import has_no_data
 
 _PRODUCTS = (nn.Linear.forward, Conv1D.forward)
 

@@ -10,14 +10,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from rowsft.errors import UserError
+from rowsft.layers.matrix import as_matrix, other_rows, shape_of
+from rowsft.selection.ids import Chosen, check_layer_ids
 
 from .base import BaseTensors
 from .compiled import register_layer
 from .config import RowSFTConfig
 from .contents import Claim, Contents, claim, contents_of
-from .ids import Chosen, check_layer_ids
 from .managed import SHARDING, WRITABLE_DTYPES, manager_of
-from .matrix import as_matrix, other_rows, shape_of
 from .patch import Patch
 from .update import Update
 

@@ -12,16 +12,16 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
+from rowsft.layers.matrix import as_matrix, has_no_data
+from rowsft.selection.ids import Chosen
 
 from .autograd import with_gradient
 from .base import BaseTensors
 from .compiled import as_autocast, forget_layer, written_linear
 from .config import RowSFTConfig
 from .contents import Claim, Contents, contents_of
-from .ids import Chosen
 from .layer import RowSFTLayer
 from .managed import SHARDING, manager_of
-from .matrix import as_matrix, has_no_data
 from .patch import Patch
 from .rebuild import Source, source_of
 from .update import Update

@@ -18,14 +18,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
+from rowsft.layers.matrix import is_bypassed, shape_of
+from rowsft.layers.quantised import keep_layout
+from rowsft.selection.channel import CHANNELS
+from rowsft.selection.ids import Chosen, check_ids, placeholders
 
-from .channel import CHANNELS
 from .config import RowSFTConfig
-from .ids import Chosen, check_ids, placeholders
 from .layer import RowSFTLayer
 from .linear import Linear
-from .matrix import is_bypassed, shape_of
-from .quantised import keep_layout
 
 
 class RowSFTModel(BaseTuner):
@@ -129,7 +129,7 @@ class RowSFTModel(BaseTuner):
             sizes = {name: config.sizes_of(name, *shape_of(layer)) for name, layer in targets.items()}
             return {name: Chosen(*map(placeholders, size)) for name, size in sizes.items()}
         # Imported here because it imports peft, and importing peft imports this module.
-        from rowsft.attach import plan_rows
+        from rowsft.tuner.attach import plan_rows
 
         for name, layer in targets.items():
             if layer.weight.is_meta:
@@ -218,7 +218,7 @@ def _expand_all_linear(config: RowSFTConfig, model: nn.Module) -> None:
 
     Layers that nobody calls are left out too.
     """
-    from rowsft.selection import HEAD_NAMES
+    from rowsft.selection.targets import HEAD_NAMES
 
     if isinstance(config.target_modules, str) and config.target_modules.lower() == "all-linear":
         _maybe_include_all_linear_layers(config, model)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .matrix import as_matrix, other_rows
+from rowsft.layers.matrix import as_matrix, other_rows
+
 from .update import Update
 
 #: The row block (kr, d_in), the column block (d_out - kr, kc) and the bias entries (kr,) of a patch; None where not.

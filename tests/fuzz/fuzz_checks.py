@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import constants
 
-from rowsft import cli
+from rowsft.cli.main import main
 
 # CPU seconds; the slowest case takes about two.
 MOST_SECONDS = 30
@@ -84,7 +84,7 @@ def _run(arguments: list[str]) -> tuple[int | str, str, str]:
     signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main(list(arguments))
+            main(list(arguments))
         status: int | str = "main returned without an exit status"
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else f"exit status {stop.code!r}"

@@ -321,7 +321,7 @@ def test_diverged_run_is_recorded_as_failed(workshop):
 LIMITED_IN_TRAINING = """
 import contextlib, io, resource, sys
 import psutil
-from rowsft.cli import main
+from rowsft.cli.main import main
 
 class Limiting(io.StringIO):
     def write(self, text):

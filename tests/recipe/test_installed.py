@@ -115,9 +115,9 @@ def test_the_wheel_holds_the_package_and_hydras_plugins_alone(wheel):
 
 def test_importing_takes_no_torch_and_no_checkout(installed, tmp_path):
     code = (
-        "import sys, rowsft, rowsft.cli, rowsft.compose, rowsft.assets; from pathlib import Path;"
+        "import sys, rowsft, rowsft.cli.main, rowsft.config.compose, rowsft.assets.fetch; from pathlib import Path;"
         "assert 'torch' not in sys.modules;"
-        "print(rowsft.__file__); print(rowsft.assets.cache_folder()); import importlib.util as u;"
+        "print(rowsft.__file__); print(rowsft.assets.fetch.cache_folder()); import importlib.util as u;"
         "print(u.find_spec('baselines'), u.find_spec('rowsft.baselines.lora') is not None)"
     )
     where, assets, found = run(installed / "python", "-c", code, cwd=tmp_path, XDG_CACHE_HOME="/xdg").splitlines()

@@ -14,10 +14,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rowsft import job
-from rowsft.compose import compose
-from rowsft.identity import plan_run
-from rowsft.settings import trainer_settings
+from rowsft.config.compose import compose
+from rowsft.config.run_plan import plan_run
+from rowsft.config.settings import trainer_settings
+from rowsft.runner.run import run
 from rowsft.store import Store
 
 SEED, STEPS, BATCH, RATE = 2023, 6, 4, 0.003
@@ -37,7 +37,7 @@ def test_runner_equals_bare_loop(workshop, family, method, accumulation):
         "trainer.memory_probe_steps=0",
     ]
     config = compose(overrides)
-    outcome = job.run(plan_run(config), trainer_settings(config), rerun=True, say=lambda text: None)
+    outcome = run(plan_run(config), trainer_settings(config), rerun=True, say=lambda text: None)
     assert outcome.state == "done", outcome.message
 
     record = Store(workshop.folder / "runs").get(outcome.run_id)

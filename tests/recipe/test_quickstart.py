@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from rowsft import assets
+from rowsft.assets import fetch
 
 METHODS = {"head", "row_sft", "lora", "dora", "full"}
 
 
 @pytest.mark.slow
 def test_quickstart_twice(tmp_path):
-    assets.fetch_all(["minilm", "movie_reviews"])
+    fetch.fetch_all(["minilm", "movie_reviews"])
     command = ["sweep", "experiment=quickstart", "debug=tiny", f"store={tmp_path / 'runs'}"]
     first = rowsft(tmp_path, *command)
     assert first.returncode == 0, first.stdout + first.stderr

@@ -8,10 +8,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from rowsft import cli, job
-from rowsft.compose import compose
-from rowsft.identity import plan_run
-from rowsft.settings import trainer_settings
+from rowsft.cli.main import main
+from rowsft.config.compose import compose
+from rowsft.config.run_plan import plan_run
+from rowsft.config.settings import trainer_settings
+from rowsft.runner import run as job
 from rowsft.store import Store
 
 AUTO = {"llama": AutoModelForCausalLM, "bert": AutoModelForSequenceClassification}
@@ -30,7 +31,7 @@ def export(workshop, capsys, run, *arguments):
     # What recording the run has said.
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        cli.main(["export", run, "--store", str(workshop.folder / "runs"), *arguments])
+        main(["export", run, "--store", str(workshop.folder / "runs"), *arguments])
     said = capsys.readouterr()
     return ended.value.code, said.out.strip().rpartition("\n")[2], said.err
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from tiny import tiny_llama
 
-from rowsft import job
-from rowsft.compose import compose
-from rowsft.identity import plan_run
+from rowsft.config.compose import compose
+from rowsft.config.run_plan import plan_run
+from rowsft.config.settings import trainer_settings
 from rowsft.plan import plan
-from rowsft.settings import trainer_settings
+from rowsft.runner.run import run
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def both(workshop, data, family, *overrides):
     config = compose([*given, f"model.source={without_weights(workshop, source)}"])
     planned = plan(config, trainer_settings(config))
     config = compose(given)
-    outcome = job.run(plan_run(config), trainer_settings(config), rerun=True, say=lambda text: None)
+    outcome = run(plan_run(config), trainer_settings(config), rerun=True, say=lambda text: None)
     assert outcome.state == "done", outcome.message
     record = json.loads((outcome.folder / "record.json").read_text())
     return planned, record["attempts"][-1]["memory"]

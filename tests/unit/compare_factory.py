@@ -7,8 +7,8 @@ import pytest
 from report_factory import ENVIRONMENT, classification, finish
 from rich.console import Console
 
-from rowsft import cli
-from rowsft.compare import compare, terminal
+from rowsft.cli.main import main
+from rowsft.report.compare import compare, terminal
 from rowsft.store import Store
 
 MIB = 2**20
@@ -79,7 +79,7 @@ def limited(folders, *limits):
 def status(capsys, *arguments):
     """Exit status and what went to the two streams."""
     with pytest.raises(SystemExit) as ended:
-        cli.main(["compare", *map(str, arguments)])
+        main(["compare", *map(str, arguments)])
     said = capsys.readouterr()
     return ended.value.code, said.out, said.err
 

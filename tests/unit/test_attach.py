@@ -10,11 +10,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from tiny import causal_batch, classification_batch, tiny_bert, tiny_gpt2, tiny_llama
 
 from rowsft import RowSFTConfig, attach, score
-from rowsft.attach import plan_rows
-from rowsft.budget import Budget
 from rowsft.errors import UserError
-from rowsft.method import method_class
-from rowsft.selection import Targets, eligible_layers, layer_shape
+from rowsft.methods.base import method_class
+from rowsft.selection.budget import Budget
+from rowsft.selection.targets import Targets, eligible_layers, layer_shape
+from rowsft.tuner.attach import plan_rows
 
 CASES = {
     "llama": (tiny_llama, causal_batch, Targets()),

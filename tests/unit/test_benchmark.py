@@ -20,7 +20,7 @@ from shapes import SHAPES, batch, build
 from worker import Trial
 
 from rowsft.importance import registry
-from rowsft.selection import Targets, eligible_layers, layer_shape
+from rowsft.selection.targets import Targets, eligible_layers, layer_shape
 
 CPU = torch.device("cpu")
 TRAINED = ["rows", "columns", "half", "neuron", "lora", "dora", "shira", "dense_mask", "released"]

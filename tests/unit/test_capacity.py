@@ -11,12 +11,12 @@ from tiny import build, tiny_bert, tiny_gpt2, tiny_llama
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rowsft import job
-from rowsft.capacity import check_length, positions_of
-from rowsft.compose import compose
+from rowsft.config.compose import compose
+from rowsft.config.run_plan import plan_run
+from rowsft.config.settings import trainer_settings
 from rowsft.errors import UserError
-from rowsft.identity import plan_run
-from rowsft.settings import trainer_settings
+from rowsft.models.capacity import check_length, positions_of
+from rowsft.runner import run as job
 from rowsft.tasks import causal
 
 TABLE = {**ENCODER, "num_hidden_layers": 1, "max_position_embeddings": 66, "pad_token_id": 1}

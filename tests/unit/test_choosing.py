@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny import tiny_bert, tiny_gpt2, tiny_llama
 
-from rowsft.choosing import choose, choose_globally, pools_for, row_price
 from rowsft.errors import UserError
-from rowsft.pools import layer_counts, parameters
-from rowsft.selection import Targets, eligible_layers, layer_shape
+from rowsft.selection.choose import choose, choose_globally, pools_for, row_price
+from rowsft.selection.groups import layer_counts, parameters
+from rowsft.selection.targets import Targets, eligible_layers, layer_shape
 
 AXES = ("out", "in")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from compare_factory import MIB, cells, lora_and_rows, number, put, row, shown, status, write
 
-from rowsft.compare import compare
 from rowsft.errors import UserError
+from rowsft.report.compare import compare
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import pytest
 from compare_factory import amend, cells, compared, limited, lora_and_rows, number, shown, two_attempts
 
-from rowsft.compare import compare
-from rowsft.compare.units import amounts, change
+from rowsft.report.compare import compare
+from rowsft.report.compare.units import amounts, change
 from rowsft.store import Store
 
 ENERGY = {"kind": "nvml_whole_gpu", "select_joules": 12.5, "train_joules": 3000.0, "evaluate_joules": 0.25}

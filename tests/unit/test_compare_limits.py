@@ -3,8 +3,8 @@
 import pytest
 from compare_factory import amend, compared, limited, lora_and_rows, status, two_attempts
 
-from rowsft.compare.limits import parse
 from rowsft.errors import UserError
+from rowsft.report.compare.limits import parse
 from rowsft.store import Store
 
 

@@ -3,9 +3,9 @@
 import pytest
 from compare_factory import MIB
 
-from rowsft.compare.limits import judge, parse
-from rowsft.compare.number import Number, paired_up
-from rowsft.compare.units import amounts, change, percent
+from rowsft.report.compare.limits import judge, parse
+from rowsft.report.compare.number import Number, paired_up
+from rowsft.report.compare.units import amounts, change, percent
 
 
 @pytest.mark.parametrize(

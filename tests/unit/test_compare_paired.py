@@ -5,8 +5,8 @@ import pytest
 from compare_factory import amend, compared, lora_and_rows, number, shown, two_attempts
 from report_factory import classification, finish, metric_of, regression
 
-from rowsft.compare import compare
 from rowsft.errors import UserError
+from rowsft.report.compare import compare
 from rowsft.store import Store
 
 

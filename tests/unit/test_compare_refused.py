@@ -5,8 +5,8 @@ import json
 import pytest
 from compare_factory import put, row, two_attempts, write
 
-from rowsft.compare import compare
 from rowsft.errors import UserError
+from rowsft.report.compare import compare
 from rowsft.store import Store
 
 

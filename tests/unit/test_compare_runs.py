@@ -21,8 +21,8 @@ from compare_factory import (
 )
 from report_factory import COSTS, ENVIRONMENT, classification, config, fail, finish
 
-from rowsft.compare import compare
 from rowsft.errors import UserError
+from rowsft.report.compare import compare
 from rowsft.store import Store
 
 
@@ -211,7 +211,7 @@ def test_a_narrow_terminal_cuts_nothing_off(pair):
 def test_torch_is_never_imported(pair):
     store, lora, rows = pair
     code = (
-        "import sys; from rowsft import cli\n"
+        "import sys; from rowsft.cli import main as cli\n"
         f"try: cli.main(['compare', {lora!r}, {rows!r}, '--store', {str(store.root)!r}])\n"
         "except SystemExit as ended: assert ended.code == 0\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

@@ -11,11 +11,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from rowsft.budget import Budget
-from rowsft.compose import CONFIG_FOLDER, compose, options, quoted
+from rowsft.config.compose import CONFIG_FOLDER, compose, options, quoted
+from rowsft.config.run_plan import plan_run
+from rowsft.config.settings import trainer_settings
 from rowsft.errors import UserError
-from rowsft.identity import plan_run
-from rowsft.settings import trainer_settings
+from rowsft.selection.budget import Budget
 
 METHODS = {"row_sft", "lora", "dora", "shira", "full", "head", "none"}
 MODELS = {
@@ -143,8 +143,8 @@ def test_composing_leaves_hydras_one_instance_as_it_was():
 def test_composing_imports_no_torch():
     code = (
         "import sys\n"
-        "from rowsft.compose import compose\n"
-        "from rowsft.identity import plan_run\n"
+        "from rowsft.config.compose import compose\n"
+        "from rowsft.config.run_plan import plan_run\n"
         "plan_run(compose(['experiment=quickstart', 'method=lora']))\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )

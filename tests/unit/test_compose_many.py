@@ -3,11 +3,11 @@
 import pytest
 from omegaconf import OmegaConf
 
-from rowsft import compose_many
-from rowsft.compose import compose
-from rowsft.compose_many import ManyComposer
+from rowsft.config import compose_many
+from rowsft.config.compose import compose
+from rowsft.config.compose_many import ManyComposer
+from rowsft.config.run_plan import plan_run
 from rowsft.errors import UserError
-from rowsft.identity import plan_run
 
 
 @pytest.fixture(scope="module")

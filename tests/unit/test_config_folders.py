@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rowsft import assets, config_folders
-from rowsft.cli import main
-from rowsft.compose import CONFIG_FOLDER, compose, group_names, options
-from rowsft.compose_many import ManyComposer
+from rowsft import config_folders
+from rowsft.assets import fetch
+from rowsft.cli.main import main
+from rowsft.config.compose import CONFIG_FOLDER, compose, group_names, options
+from rowsft.config.compose_many import ManyComposer
+from rowsft.config.instantiate import instantiated
+from rowsft.config.run_plan import plan_run
 from rowsft.errors import UserError
 from rowsft.export.command import command
-from rowsft.identity import plan_run
-from rowsft.instantiating import instantiated
 from rowsft.report.groups import _named_source
 from rowsft.store.ignored import ignored
 
@@ -185,11 +186,11 @@ def test_baselines_are_found_by_the_name_that_runs_record():
 def test_assets_lie_in_the_checkout_or_with_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("ROWSFT_ASSETS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert assets.cache_folder() == Path(__file__).parents[2] / ".assets"
-    monkeypatch.setattr(assets, "ASSETS_OF_CHECKOUT", None)
-    assert assets.cache_folder() == tmp_path / "cache" / "rowsft" / "assets"
+    assert fetch.cache_folder() == Path(__file__).parents[2] / ".assets"
+    monkeypatch.setattr(fetch, "ASSETS_OF_CHECKOUT", None)
+    assert fetch.cache_folder() == tmp_path / "cache" / "rowsft" / "assets"
     monkeypatch.setenv("ROWSFT_ASSETS", str(tmp_path / "mine"))
-    assert assets.cache_folder() == tmp_path / "mine"
+    assert fetch.cache_folder() == tmp_path / "mine"
 
 
 def test_what_init_writes_composes(tmp_path, monkeypatch, capsys):

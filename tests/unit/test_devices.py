@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from rowsft.devices import CHOSEN, VISIBLE, devices_for, index_of, see_one
+from rowsft.config.devices import CHOSEN, VISIBLE, devices_for, index_of, see_one
+from rowsft.config.settings import TrainerSettings
 from rowsft.errors import UserError
-from rowsft.settings import TrainerSettings
+from rowsft.runner.trainer import OneDeviceArguments, device_of
 from rowsft.sweep import launcher
-from rowsft.training import OneDeviceArguments, device_of
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_the_job_of_a_sweep_keeps_the_gpu_that_its_sweep_gave_it(monkeypatch):
 def test_a_run_hides_the_others_before_torch_is_there():
     code = (
         "import os, sys\n"
-        "from rowsft.devices import see_one\n"
+        "from rowsft.config.devices import see_one\n"
         "assert 'torch' not in sys.modules\n"
         "see_one('cuda:1')\n"
         "print(os.environ['CUDA_VISIBLE_DEVICES'])"

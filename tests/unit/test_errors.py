@@ -4,7 +4,7 @@ import pytest
 
 from rowsft import RowSFTConfig
 from rowsft.errors import UserError
-from rowsft.models import blueprint
+from rowsft.models.loading import blueprint
 from rowsft.store.record import read_raw
 
 

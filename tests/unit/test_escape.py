@@ -12,11 +12,12 @@ from markdown_it import MarkdownIt
 from record_mutants import mutant, put, whole
 from rich.console import Console
 
-from rowsft import escape, report
-from rowsft.cli import main
-from rowsft.compare import compare
-from rowsft.compare import terminal as comparison
+from rowsft import report
+from rowsft.cli.main import main
+from rowsft.output import escape
 from rowsft.report import listing, memory, plots, tables, tuning
+from rowsft.report.compare import compare
+from rowsft.report.compare import terminal as comparison
 from rowsft.report.page import page
 from rowsft.store import Store
 from rowsft.store.files import write_csv

@@ -5,7 +5,7 @@ import shlex
 import pytest
 from omegaconf import OmegaConf
 
-from rowsft.compose import compose
+from rowsft.config.compose import compose
 from rowsft.export.command import command
 from rowsft.store import run_id
 

@@ -11,12 +11,12 @@ from scoring import CASES, causal_batches, classification_batches, close, same, 
 from tiny import causal_batch, tiny_bert, tiny_llama
 from torch import nn
 
-from rowsft.attach import attach, score
 from rowsft.errors import UserError
 from rowsft.importance import layer_generator
 from rowsft.importance.reduction import sums
-from rowsft.selection import Targets, eligible_layers
+from rowsft.selection.targets import Targets, eligible_layers
 from rowsft.tuner import RowSFTConfig
+from rowsft.tuner.attach import attach, score
 
 DATA_METRICS = ["taylor", "taylor_row", "grad2", "fisher", "taylor2", "wanda", "zo_taylor"]
 

@@ -6,10 +6,10 @@ import torch
 from scoring import CASES, classification_batches, close_axes, same, score_axes, snapshot
 from tiny import causal_batch, classification_batch, tiny_bert, tiny_llama
 
-from rowsft.attach import score
 from rowsft.errors import UserError
 from rowsft.importance import metric
 from rowsft.importance.labelwise import AGGREGATORS
+from rowsft.tuner.attach import score
 
 REFERENCES = {
     "mean": lambda s: s.mean(0),

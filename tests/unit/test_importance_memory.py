@@ -7,11 +7,11 @@ import torch
 from scoring import CASES, close_axes, layers_of, score_axes
 from tiny import causal_batch, classification_batch, tiny_bert, tiny_llama
 
-from rowsft.attach import attach, score
 from rowsft.importance import Context
 from rowsft.importance.grouping import Pass, groups_of, kept_bytes, kept_inputs
 from rowsft.measure.memory import AllocationPeak
 from rowsft.tuner import RowSFTConfig
+from rowsft.tuner.attach import attach, score
 
 METRICS = ["l1", "random", "taylor", "taylor_row", "grad2", "fisher", "taylor2", "wanda", "zo_taylor"]
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8}

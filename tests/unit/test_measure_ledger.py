@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from rowsft.measure import AllocationPeak
-from rowsft.measure.account import entered
+from rowsft.measure.breakdown import entered
 from rowsft.measure.ledger import Ledger, Moment
 from rowsft.tasks.answer_score import read_scores
 

@@ -12,13 +12,13 @@ from tiny import causal_batch, classification_batch, tiny_bert, tiny_gpt2, tiny_
 from transformers import MambaConfig, MambaForCausalLM
 
 from rowsft.baselines.lora import Lora
-from rowsft.budget import Budget
-from rowsft.compose import compose
+from rowsft.config.compose import compose
+from rowsft.config.instantiate import instantiated
 from rowsft.errors import UserError
-from rowsft.instantiating import instantiated
-from rowsft.method import head_parameters, method_class
-from rowsft.row_sft import RowSFT
-from rowsft.selection import Targets, eligible_layers
+from rowsft.methods.base import head_parameters, method_class
+from rowsft.methods.row_sft import RowSFT
+from rowsft.selection.budget import Budget
+from rowsft.selection.targets import Targets, eligible_layers
 
 HEAD = ["classifier", "bert.pooler"]
 CASES = {

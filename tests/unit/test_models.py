@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from rowsft.errors import UserError
-from rowsft.models import head_modules, load
+from rowsft.models.loading import head_modules, load
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 CLASSIFICATION = "sequence_classification"
@@ -149,7 +149,7 @@ def test_a_folder_without_a_checkpoint_is_named(tmp_path):
 
 def test_offline_the_hub_gives_one_error_that_says_what_to_do(tmp_path):
     code = (
-        "from rowsft.models import load; from rowsft.errors import UserError\n"
+        "from rowsft.models.loading import load; from rowsft.errors import UserError\n"
         "try: load({'source': 'google/gemma-7b'}, 'causal_lm')\n"
         "except UserError as error: print(error)"
     )

@@ -7,8 +7,8 @@ from omegaconf import OmegaConf
 from task_tools import words
 from tiny import build
 
-from rowsft.checkpoint import write_checkpoint
-from rowsft.models import load
+from rowsft.models.checkpoint import write_checkpoint
+from rowsft.models.loading import load
 
 
 def test_positions_that_count_from_the_padding_stay_where_they_are(tmp_path):

@@ -8,12 +8,12 @@ import sys
 import pytest
 from planning import SMALL
 
-from rowsft.compose import compose
+from rowsft.config.compose import compose
+from rowsft.config.settings import trainer_settings
 from rowsft.errors import UserError
 from rowsft.plan import plan
 from rowsft.plan.advice import lighter_evaluation, too_large, ways_out
 from rowsft.plan.fit import MIB, Card, Demand, card_of
-from rowsft.settings import trainer_settings
 
 
 def test_a_card_holds_tensors_margin_and_context():
@@ -108,7 +108,7 @@ def test_llama3_8b_for_programs_in_little_memory(tmp_path):
     """The command as users type it: JSON alone on standard output, and no weight of 16 GB anywhere."""
     overrides = ["model=llama3_8b", "method=row_sft", "budget.rows=128", "task=prompt_response", "trainer.batch_size=1"]
     # VmHWM is this process's own; ru_maxrss starts at what the parent had when it forked.
-    measured = "import sys; from rowsft import cli\n"
+    measured = "import sys; from rowsft.cli import main as cli\n"
     measured += "try: cli.main(sys.argv[1:])\n"
     measured += "finally: print([l.split()[1] for l in open('/proc/self/status') if 'VmHWM' in l][0], file=sys.stderr)"
     done = subprocess.run(

@@ -5,15 +5,16 @@ from argparse import Namespace
 
 import pytest
 
-from rowsft.compose import compose
+from rowsft.cli import plan as command
+from rowsft.config.compose import compose
+from rowsft.config.settings import trainer_settings
 from rowsft.errors import UserError
-from rowsft.plan import command, plan
-from rowsft.plan.contest import largest
+from rowsft.plan import plan
+from rowsft.plan.comparison import largest
 from rowsft.plan.fit import Card
 from rowsft.plan.page import compared
 from rowsft.plan.picture import bars
 from rowsft.plan.sweep import sweep
-from rowsft.settings import trainer_settings
 
 SMALL = ["model=minilm", "task=sentiment", "trainer.batch_size=2", "task.max_length=8", "budget.rows=4"]
 
@@ -60,12 +61,12 @@ def test_a_sweep_plans_every_value():
 
 
 def test_what_a_card_holds_of_a_small_model(monkeypatch):
-    from rowsft.plan import contest
+    from rowsft.plan import comparison
 
-    monkeypatch.setattr(contest, "MOST_EXAMPLES", 4)
-    monkeypatch.setattr(contest, "MOST_TOKENS", 16)
+    monkeypatch.setattr(comparison, "MOST_EXAMPLES", 4)
+    monkeypatch.setattr(comparison, "MOST_TOKENS", 16)
     card = Card("small", 1250 * 2**20)
-    entry = contest.entry_of("LoRA", [*SMALL, "method=lora"], card)
+    entry = comparison.entry_of("LoRA", [*SMALL, "method=lora"], card)
     header, [row] = compared([entry], card)
     assert len(header) == len(row)
     config = compose([*SMALL, "method=lora"])

@@ -3,12 +3,12 @@
 import pytest
 from planning import SMALL
 
-from rowsft.compose import compose
+from rowsft.config.compose import compose
+from rowsft.config.instantiate import instantiated
+from rowsft.config.settings import trainer_settings
 from rowsft.errors import UserError
-from rowsft.instantiating import instantiated
 from rowsft.plan import plan
 from rowsft.plan.lengths import of_data, stated
-from rowsft.settings import trainer_settings
 
 CAUSAL = ["model=smollm2_135m", "task=prompt_response", "method=lora", "trainer.batch_size=2", "task.max_length=64"]
 

@@ -7,10 +7,10 @@ import torch
 from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rowsft import reach
-from rowsft.compose import compose
+from rowsft.config.compose import compose
 from rowsft.errors import UserError
-from rowsft.models import SHIPPED_CONFIGS, blueprint
+from rowsft.models import hub
+from rowsft.models.loading import SHIPPED_CONFIGS, blueprint
 
 PUBLISHED_PARAMETERS = {
     "meta-llama--Llama-2-7b-hf": 6_738_415_616,
@@ -36,7 +36,7 @@ def test_shipped_configurations_have_the_published_sizes(name):
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://no-such-host.invalid"])
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch, endpoint):
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    assert reach.without_waiting({"revision": "main"}) == {"revision": "main", "local_files_only": True}
+    assert hub.without_waiting({"revision": "main"}) == {"revision": "main", "local_files_only": True}
 
 
 def test_an_unknown_model_without_a_network_is_one_line(monkeypatch):

@@ -5,13 +5,13 @@ import torch
 from planning import SMALL, planned
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rowsft.compose import compose
+from rowsft.config.compose import compose
+from rowsft.config.settings import trainer_settings
 from rowsft.errors import UserError
 from rowsft.plan import _told
 from rowsft.plan.autocast import autocast, autocasting, claimed_alike, claims_hold
-from rowsft.plan.scene import scene_of
+from rowsft.plan.planned_run import scene_of
 from rowsft.plan.without_data import without_data
-from rowsft.settings import trainer_settings
 
 
 @pytest.mark.parametrize(("gpu", "kind"), [(False, torch.bfloat16), (True, torch.float32)])

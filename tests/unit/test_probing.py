@@ -7,8 +7,9 @@ import pytest
 import torch
 from tiny import PAD, tiny_bert
 
-from rowsft import probing, training
 from rowsft.measure import phase_memory
+from rowsft.runner import memory_probe
+from rowsft.runner import trainer as training
 from rowsft.tasks.classification import pad_right, read_batch
 from rowsft.tasks.evaluating import run_batches
 
@@ -39,7 +40,7 @@ def test_the_probed_evaluation_has_the_peak_of_the_whole(autocast):
         with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
             run_batches(model, examples, lambda rows: pad_right(rows, PAD, torch.long), SIZE, None, read_batch)
 
-    probing.evaluation(job, evaluate)
+    memory_probe.evaluation(job, evaluate)
     whole = phase_memory(lambda: evaluate(job.splits["validation"]), "cpu", model)
     assert job.memory["evaluate"]["peak_allocated_bytes"] == whole["peak_allocated_bytes"]
 
@@ -53,5 +54,5 @@ def test_of_equal_batches_the_one_with_padding_is_probed():
     batches = [pad_right(examples[first : first + SIZE], PAD, torch.long) for first in range(0, len(examples), SIZE)]
     seen = []
     job.method = SimpleNamespace(select=lambda model, sizes, calibration: seen.extend(calibration))
-    probing.selection(job, None, batches)
+    memory_probe.selection(job, None, batches)
     assert all(batch["input_ids"].equal(batches[1]["input_ids"]) for batch in seen) and seen

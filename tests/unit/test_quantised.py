@@ -10,10 +10,10 @@ from tiny import causal_batch, tiny_llama
 from torch import nn
 
 from rowsft import RowSFTConfig, attach, score
-from rowsft.budget import Budget
 from rowsft.errors import UserError
-from rowsft.method import method_class
-from rowsft.selection import Targets
+from rowsft.methods.base import method_class
+from rowsft.selection.budget import Budget
+from rowsft.selection.targets import Targets
 
 TARGETS = ["q_proj", "down_proj"]
 #: bitsandbytes repacks blocks of 64 inputs and 32 outputs.

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny import causal_batch, tiny_llama
 
-from rowsft.compose import compose
-from rowsft.starting import start
+from rowsft.cli.starter import start
+from rowsft.config.compose import compose
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

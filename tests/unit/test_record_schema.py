@@ -10,7 +10,7 @@ import pytest
 from record_mutants import ABSENT, EXPERIMENT, VALUES, mutant, places, put, whole
 
 from rowsft import report
-from rowsft.cli import main
+from rowsft.cli.main import main
 from rowsft.errors import UserError
 from rowsft.report import flat, tables, tuning
 from rowsft.report.page import page

@@ -6,13 +6,13 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from rowsft import redact
-from rowsft.compose import compose
-from rowsft.identity import plan_run
-from rowsft.secret_forms import names_secret, variable_is_secret
+from rowsft.config.compose import compose
+from rowsft.config.run_plan import plan_run
+from rowsft.output import redact
+from rowsft.output.secret_forms import names_secret, variable_is_secret
 from rowsft.store import Store
 from rowsft.store.score_cache import ScoreCache
-from rowsft.track import WandbTracker
+from rowsft.tracking.tracker import WandbTracker
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dBjftJeZ4CVP-mB92K27uhbUJU1p1r"
 TOKENS = {

@@ -287,7 +287,7 @@ def test_a_setting_that_a_method_does_not_have_is_no_difference(tmp_path):
     """Full fine-tuning has no budget, LoRA reads no calibration batches: neither was swept."""
     store = Store(tmp_path)
     trainer = config()["trainer"] | {"learning_rate": 1e-3, "calibration_batches": 10}
-    row_sft = own("row_sft") | {"_target_": "rowsft.row_sft.RowSFT", "importance": "taylor", "draws": 256}
+    row_sft = own("row_sft") | {"_target_": "rowsft.methods.row_sft.RowSFT", "importance": "taylor", "draws": 256}
     plant(store, row_sft, 60, trainer=trainer, rows=2)
     plant(store, own("lora") | {"_target_": "baselines.lora.Lora"}, 60, trainer=trainer, rows=2)
     plant(store, own("full") | {"_target_": "baselines.full.Full"}, 60, trainer=trainer)
@@ -301,7 +301,12 @@ def test_settings_that_only_some_metrics_have_are_not_in_their_names(tmp_path):
     store = Store(tmp_path)
     trainer = config()["trainer"] | {"learning_rate": 1e-3, "calibration_batches": 10}
     for importance in ("l2", "zo_taylor"):
-        method = {"_target_": "rowsft.row_sft.RowSFT", "name": "row_sft", "importance": importance, "draws": 256}
+        method = {
+            "_target_": "rowsft.methods.row_sft.RowSFT",
+            "name": "row_sft",
+            "importance": importance,
+            "draws": 256,
+        }
         plant(store, method, 60, trainer=trainer, rows=2)
     section, found = table_of(store)
     assert list(found) == ["row-SFT (importance=l2)", "row-SFT (importance=zo_taylor)"]

@@ -22,7 +22,7 @@ CHOSEN = {
 def sections(tmp_path):
     store = Store(tmp_path / "runs")
     for importance, seed in CHOSEN:
-        method = {"_target_": "rowsft.row_sft.RowSFT", "name": "row_sft", "importance": importance}
+        method = {"_target_": "rowsft.methods.row_sft.RowSFT", "name": "row_sft", "importance": importance}
         # A setting that l2 does not use, and so does not differ in.
         trainer = config()["trainer"] | {"calibration_batches": 10}
         finish(store, classification("row_sft", seed), method=method, seed=seed, task="sentiment", trainer=trainer)

@@ -12,10 +12,10 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from rowsft.choosing import pools_for
 from rowsft.errors import UserError
-from rowsft.roles import FAMILIES, is_attention
-from rowsft.selection import Targets, eligible_layers, layer_shape
+from rowsft.selection.choose import pools_for
+from rowsft.selection.families import FAMILIES, is_attention
+from rowsft.selection.targets import Targets, eligible_layers, layer_shape
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
 DECODERS = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}

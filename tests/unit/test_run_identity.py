@@ -9,9 +9,9 @@ import yaml
 from older import make_older
 from omegaconf import OmegaConf
 
-from rowsft.compose import CONFIG_FOLDER, compose
+from rowsft.config.compose import CONFIG_FOLDER, compose
+from rowsft.config.run_plan import plan_run
 from rowsft.errors import UserError
-from rowsft.identity import plan_run
 from rowsft.store import Store
 from rowsft.store.identity import identity, run_id
 from rowsft.store.ignored import ignored

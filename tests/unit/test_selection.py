@@ -10,7 +10,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from rowsft import RowSFTConfig, attach
 from rowsft.errors import UserError
-from rowsft.selection import Targets, eligible_layers, head_names, layer_shape
+from rowsft.selection.targets import Targets, eligible_layers, head_names, layer_shape
 
 
 def wrapped_by_peft(model, **targets):

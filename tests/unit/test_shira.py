@@ -8,10 +8,10 @@ from peft import PeftModel
 from tiny import causal_batch, classification_batch, tiny_bert, tiny_gpt2, tiny_llama
 
 from rowsft.baselines.shira import Shira
-from rowsft.budget import Budget
 from rowsft.errors import UserError
-from rowsft.method import method_class
-from rowsft.selection import Targets, eligible_layers, layer_shape
+from rowsft.methods.base import method_class
+from rowsft.selection.budget import Budget
+from rowsft.selection.targets import Targets, eligible_layers, layer_shape
 
 LIKE_LORA = Budget(like={"method": "lora", "r": 2})
 CASES = {

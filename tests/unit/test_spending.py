@@ -9,10 +9,10 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from rowsft.baselines.dora import Dora
 from rowsft.baselines.lora import Lora
-from rowsft.budget import Budget
 from rowsft.errors import UserError
-from rowsft.row_sft import RowSFT
-from rowsft.selection import Targets, eligible_layers, layer_shape
+from rowsft.methods.row_sft import RowSFT
+from rowsft.selection.budget import Budget
+from rowsft.selection.targets import Targets, eligible_layers, layer_shape
 
 CHANNELS = ["out", "in", "half", "neuron"]
 MODES = [(channel, "linear") for channel in CHANNELS] + [("out", "grouped"), ("in", "grouped"), ("neuron", "skip")]

@@ -193,7 +193,7 @@ def test_why_a_process_died_before_it_could_begin_is_entered(tmp_path):
 
 AS_NOBODY = """
 import contextlib, io, locale, os, sys
-from rowsft.cli import main
+from rowsft.cli.main import main
 # The other user may have no right to read this Python: what the command imports is imported before.
 for arguments in (sys.argv[1:], ["runs", "--store", "absent"]):
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):

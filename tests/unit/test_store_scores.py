@@ -8,11 +8,11 @@ import torch
 from scoring import causal_batches
 from tiny import tiny_llama
 
-from rowsft.budget import Budget
 from rowsft.importance import Calibration
 from rowsft.importance.calibration import Rehearsal
-from rowsft.row_sft import RowSFT
-from rowsft.selection import Targets
+from rowsft.methods.row_sft import RowSFT
+from rowsft.selection.budget import Budget
+from rowsft.selection.targets import Targets
 from rowsft.store.score_cache import ScoreCache
 
 KEY = {"model": {"source": "a"}, "metric": "taylor", "axes": ["out"], "layers": ["x.y"]}

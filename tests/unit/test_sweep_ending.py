@@ -2,7 +2,7 @@
 
 import pytest
 
-from rowsft.cli import _parsed, _parser
+from rowsft.cli.main import _parsed, _parser
 from rowsft.sweep.ending import in_words, signal_of
 
 

@@ -5,9 +5,9 @@ from itertools import product
 
 import pytest
 
-from rowsft.compose import compose
+from rowsft.config.compose import compose
+from rowsft.config.run_plan import plan_run
 from rowsft.errors import UserError
-from rowsft.identity import plan_run
 from rowsft.store import Store
 from rowsft.sweep.planning import Planner
 

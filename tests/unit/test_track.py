@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from wandb_files import items, read_records
 
 from rowsft.errors import UserError
-from rowsft.track import NullTracker, WandbTracker, readable_name, tracking
+from rowsft.tracking.tracker import NullTracker, WandbTracker, readable_name, tracking
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -27,7 +27,7 @@ def run_python(code: str, folder: Path, **variables: str) -> subprocess.Complete
 
 
 JOB = """
-from rowsft.track import WandbTracker, tracking
+from rowsft.tracking.tracker import WandbTracker, tracking
 config = {"method": {"name": "lora", "r": 8}, "task": {"name": "stsb"}, "model": {"name": "minilm"}, "seed": 3}
 tracker = WandbTracker(project="rows", entity="lab", tags=["draft"], dir="logs")
 with tracking(tracker, "0123456789ab-1", config, "budget sweep"):
@@ -89,7 +89,7 @@ def test_run_that_does_not_end_well_is_closed_with_exit_code_1(tmp_path, ending,
 
 def test_two_runs_in_one_process_stay_apart(tmp_path):
     code = """
-from rowsft.track import WandbTracker, tracking
+from rowsft.tracking.tracker import WandbTracker, tracking
 for number in (1, 2):
     with tracking(WandbTracker(dir=f"logs{number}"), f"run-{number}", {"method": {"name": "full"}}, "g") as tracker:
         tracker.log(1, {"number": number})
@@ -103,7 +103,7 @@ for number in (1, 2):
 
 
 KEY = "0123456789" * 4
-ASK = "from rowsft.track import _default_mode; print(_default_mode())"
+ASK = "from rowsft.tracking.tracker import _default_mode; print(_default_mode())"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_unwritable_folder_warns_once_and_the_job_goes_on(tmp_path, caplog):
             steps.append(step)
         tracker.summary({"accuracy": 1.0})
     assert steps == [1, 2]
-    (warning,) = [record.getMessage() for record in caplog.records if record.name == "rowsft.track"]
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "rowsft.tracking.tracker"]
     assert warning.startswith("W&B start failed (NotADirectoryError")
 
 
@@ -153,7 +153,7 @@ def test_value_that_wandb_refuses_warns_once_and_the_run_is_still_closed(tmp_pat
     code = """
 import logging
 logging.basicConfig(format="%(message)s")
-from rowsft.track import WandbTracker, tracking
+from rowsft.tracking.tracker import WandbTracker, tracking
 with tracking(WandbTracker(dir="logs"), "run-1", {"method": {"name": "lora"}}, "g") as tracker:
     tracker.log(1, {"loss": 1.0})
     tracker.log("two", {"loss": 2.0})
@@ -170,7 +170,7 @@ with tracking(WandbTracker(dir="logs"), "run-1", {"method": {"name": "lora"}}, "
 def test_null_tracker_imports_neither_wandb_nor_torch(tmp_path):
     code = """
 import sys
-from rowsft.track import NullTracker, tracking
+from rowsft.tracking.tracker import NullTracker, tracking
 with tracking(NullTracker(), "run-1", {}, "group") as tracker:
     tracker.log(1, {"loss": 1.0})
     tracker.summary({"accuracy": 1.0})

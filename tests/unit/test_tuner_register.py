@@ -63,7 +63,8 @@ def test_any_order_of_imports_registers_the_method(code):
 
 def test_attach_is_the_function_even_after_its_module_is_imported():
     code = (
-        "from rowsft.attach import attach, score; import rowsft; print(rowsft.attach is attach, rowsft.score is score)"
+        "from rowsft.tuner.attach import attach, score; import rowsft;"
+        " print(rowsft.attach is attach, rowsft.score is score)"
     )
     assert run(code) == "True True"
 

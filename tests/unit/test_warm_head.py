@@ -9,7 +9,7 @@ from tiny import classification_batch, tiny_bert, tiny_llama
 import rowsft
 from rowsft.errors import UserError
 from rowsft.importance.calibration import Calibration
-from rowsft.warm_head import warmed_head
+from rowsft.runner.head_warmup import warmed_head
 
 HEADS = ["classifier", "bert.pooler"]
 

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 import pytest
 from omegaconf import OmegaConf
 
-from rowsft import cli
-from rowsft.compose import compose
+from rowsft.cli.main import main
+from rowsft.config.compose import compose
+from rowsft.config.instantiate import instantiated
 from rowsft.errors import UserError, one_line
-from rowsft.instantiating import instantiated
 
 
 def refused(capsys, *arguments: str) -> str:
     """The one line that the command line ends with."""
     with pytest.raises(SystemExit) as stop:
-        cli.main(list(arguments))
+        main(list(arguments))
     lines = capsys.readouterr().err.splitlines()
     assert (stop.value.code, len(lines)) == (2, 1), lines
     assert lines[0].startswith("rowsft: error: ")
@@ -84,7 +84,11 @@ def test_a_key_that_nothing_reads_is_an_error_with_the_nearest(override, said):
 
 def test_a_key_that_the_target_takes_may_be_added():
     """conf/tracker/none.yaml has no project; W&B's class takes one."""
-    added = ["++tracker._target_=rowsft.track.WandbTracker", "+tracker.project=mine", "+tracker.tags=[paper]"]
+    added = [
+        "++tracker._target_=rowsft.tracking.tracker.WandbTracker",
+        "+tracker.project=mine",
+        "+tracker.tags=[paper]",
+    ]
     assert compose(added).tracker.project == "mine"
 
 

@@ -1,0 +1,130 @@
+"""What a configuration describes, made: with every mistake in its keys and values said in one line."""
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hydra._internal.utils import _locate
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from rowsft.config import typed
+from rowsft.config.settings import BUILT
+from rowsft.errors import UserError, shortened
+from rowsft.store.targets import importable
+
+# What the suite asks of each; docs/architecture.md has the protocols.
+_INTERFACES = {
+    "method": ("name", "trains", "needs_calibration", "solve", "select", "attach", "trainable", "save"),
+    "task": ("name", "head", "splits", "encode", "collator", "evaluate", "primary_metric"),
+    "tracker": ("start", "log", "summary", "finish"),
+}
+# Hydra's own instructions beside the target's arguments.
+_INSTRUCTIONS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
+
+
+def instantiated(group: str, config: DictConfig) -> Any:
+    """What `config`, the group of that name, describes.
+
+    Raises UserError for keys and values that its target does not take, and for a target that is no such thing.
+    """
+    check_target(group, config)
+    try:
+        made = instantiate(config, _target_=importable(config._target_))
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        reason = shortened(cause, 300)
+        raise bad_input(error) or UserError(f"{group}: {reason}; the keys are explained in conf/{group}/") from error
+    missing = [name for name in _INTERFACES[group] if not _has(made, name)]
+    if missing:
+        raise UserError(
+            f"{group}._target_={config._target_}: is not a {group}, it has no {', '.join(missing)}; the protocol is in "
+            "docs/architecture.md"
+        )
+    return made
+
+
+def check_target(group: str, config: DictConfig) -> None:
+    """Raise UserError for keys that the target of a method, task or tracker does not take, and for values of other
+    types than it says. Imports the target."""
+    settings = OmegaConf.to_container(config, resolve=True)
+    page, name = f"conf/{group}/", settings.get("_target_")
+    target = _target(group, name)
+    parameters, takes_more = _parameters(target)
+    for key, value in settings.items():
+        if key in _INSTRUCTIONS:
+            continue
+        if key not in parameters and not takes_more:
+            raise typed.unknown(key, parameters, group, page)
+        typed.check(f"{group}.{key}", value, parameters.get(key, Any), page)
+
+
+def check_added(config: Mapping[str, Any], base: Mapping[str, Any] | None) -> None:
+    """Raise UserError for keys of method, task and tracker that their files do not have and that nothing reads.
+
+    base: what the group choices alone compose to. A target is imported only where it may read a key that its file does
+    not have.
+    """
+    for group in BUILT if base is not None else ():
+        own, known = config[group], base.get(group) or {}
+        if set(own) - set(known) or own["_target_"] != known.get("_target_"):
+            check_target(group, own)
+        for key in set(own) & set(known):
+            _check_inner(own[key], known[key], f"{group}.{key}", group)
+
+
+def bad_input(error: BaseException | None) -> UserError | None:
+    """The UserError behind `error`: Hydra wraps what a constructor raises in an exception of its own."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        error = error.__cause__
+    return None
+
+
+def _check_inner(own: Any, known: Any, path: str, group: str) -> None:
+    """An empty mapping in the file may be filled with any keys; one with keys has the keys that are read."""
+    if not (isinstance(own, Mapping) and isinstance(known, Mapping) and known):
+        return
+    for key in own:
+        if key not in known:
+            raise typed.unknown(str(key), map(str, known), path, f"conf/{group}/")
+        _check_inner(own[key], known[key], f"{path}.{key}", group)
+
+
+def _target(group: str, name: str) -> Callable:
+    try:
+        # get_object would log the error, too.
+        found = _locate(importable(name))
+    except Exception as error:
+        reason = shortened(error.__cause__ or error, 300)
+        raise UserError(
+            f"{group}._target_={shortened(name)}: cannot be imported ({reason}); expected package.module.Class"
+        ) from error
+    if not callable(found):
+        raise UserError(f"{group}._target_={shortened(name)}: is no class or function; expected package.module.Class")
+    return found
+
+
+def _parameters(target: Callable) -> tuple[dict[str, Any], bool]:
+    """The arguments that a target takes by name, with their type hints, and whether it takes any others."""
+    try:
+        signature = inspect.signature(target)
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (TypeError, ValueError, NameError, AttributeError):
+        # Built-in code says nothing of its arguments; calling it will.
+        return {}, True
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    takes_more = inspect.Parameter.VAR_KEYWORD in kinds.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: hints.get(name, Any) for name, kind in kinds.items() if kind in named}, takes_more
+
+
+def _has(made: Any, name: str) -> bool:
+    try:
+        return hasattr(made, name)
+    except UserError:
+        # A task that knows its metric only with its data has one.
+        return True

@@ -1,0 +1,103 @@
+"""What a composed configuration will run as: its id, its folder and its name. Imports no torch: skipping is instant."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from rowsft.errors import UserError, shortened
+from rowsft.output import redact
+from rowsft.store.files import sha256
+from rowsft.store.places import Places
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One run before it starts. `config` is plain data with the revisions of model and data filled in; unlike what is
+    recorded of it, it holds secrets as they are."""
+
+    run_id: str
+    store: Path
+    folder: Path
+    experiment: str
+    label: str
+    config: dict
+
+
+def plan_run(config: DictConfig | dict, places: Places | None = None) -> RunPlan:
+    """Name the run that `config` (composed and resolved) describes.
+
+    The folder is that of the run's id, or, where an older version recorded the same run under an id of its own, that.
+    places: the listed store, for a caller who asks for many runs.
+    """
+    plain = config if isinstance(config, dict) else OmegaConf.to_container(config, resolve=True)
+    plain["revisions"] = {"model": _model_revision(plain["model"]), "data": _data_revisions(plain["task"])}
+    store = Path(plain["store"])
+    folder = (places or Places(store)).place(plain)
+    label = f"{plain['method']['name']} on {plain['task']['name']} with {plain['model']['name']}, seed {plain['seed']}"
+    experiment = redact.config({"experiment_name": plain["experiment_name"]})["experiment_name"]
+    return RunPlan(folder.name, store, folder, experiment, redact.text(label), plain)
+
+
+def _model_revision(model: dict) -> str:
+    source = str(model["source"])
+    try:
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            return _folder_fingerprint(folder)
+    except (OSError, RuntimeError, ValueError) as error:
+        # A name too long for a file, the home of nobody, a folder that may not be read.
+        raise UserError(f"model.source={shortened(source)}: cannot be looked at ({error}); check the path") from error
+    return str(model.get("revision") or source)
+
+
+def _data_revisions(task: dict) -> dict[str, str]:
+    """The sha256 of the content of every local data file or folder that the task names: edited data are another run."""
+    found = {}
+    for key, value in sorted(_leaves(task)):
+        if isinstance(value, str) and value and _may_be_path(key, value):
+            digest = _digest(value, folders=key.rsplit(".", 1)[-1].endswith("path"))
+            if digest:
+                found[key] = digest
+    return found
+
+
+def _may_be_path(key: str, value: str) -> bool:
+    """A file that happens to be called as a column or a class is not meant by that."""
+    return key.rsplit(".", 1)[-1].endswith(("path", "file", "files")) or os.sep in value or "." in value
+
+
+def _digest(text: str, folders: bool) -> str | None:
+    try:
+        path = Path(text).expanduser()
+        if path.is_file():
+            facts = path.stat()
+            return _content(path, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+        return sha256(path) if folders and path.is_dir() else None
+    except (OSError, RuntimeError, ValueError):
+        # A prompt template, say: longer than any file name, or the home of nobody. A file that may not be read is told
+        # of by its reader.
+        return None
+
+
+@lru_cache(maxsize=1024)
+def _content(path: Path, *_facts: int) -> str:
+    """The sha256 of a file; a sweep of a thousand jobs reads it once, unless size, time or inode change."""
+    return sha256(path)
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    """Names, sizes and change times of a model folder's files: weights of many gigabytes are not read for it."""
+    facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _leaves(node, prefix: str = ""):
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}{key}.")
+    else:
+        yield prefix.rstrip("."), node

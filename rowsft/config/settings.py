@@ -1,0 +1,176 @@
+"""Typed settings, checked before anything heavy is imported and before the store is touched."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rowsft.config import typed
+from rowsft.config.devices import DEVICE
+from rowsft.config.experiment_names import check_experiment_name
+from rowsft.errors import UserError, shortened
+
+SCHEDULERS = ("constant", "linear", "cosine", "step_epoch")
+SPLITS = ("train", "validation", "test")
+# Groups whose keys are those of the class or function that `_target_` names; instantiate.py checks them.
+BUILT = ("method", "task", "tracker")
+# More examples than that, repetitions counted, no training goes through; their order is held in memory.
+MOST_EXAMPLES = 10**9
+_DIALS = ("rows", "ratio", "params", "like")
+
+
+@dataclass
+class TrainerSettings:
+    """The keys of conf/trainer/*.yaml, where each is explained. Sizes are counts of examples, batches or steps."""
+
+    learning_rate: float = 1e-4
+    steps: int | None = 150
+    epochs: float | None = None
+    batch_size: int = 16
+    gradient_accumulation: int = 1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    scheduler: str = "linear"
+    warmup_ratio: float = 0.06
+    scheduler_gamma: float = 0.85
+    autocast: str | None = None
+    gradient_checkpointing: bool = False
+    eval_batch_size: int = 64
+    evaluate: list[str] = field(default_factory=lambda: ["validation", "test"])
+    calibration_batches: int = 50
+    warm_head: int = 0
+    timing_warmup_steps: int = 10
+    memory_probe_steps: int = 2
+    logging_steps: int = 1
+    device: str = "auto"
+
+
+@dataclass
+class ModelSettings:
+    """The keys of conf/model/*.yaml, where each is explained."""
+
+    name: str
+    source: str
+    revision: str | None
+    dtype: str | None
+    attn_implementation: str | None
+    trust_remote_code: bool
+    target_modules: str | list[str]
+    exclude_modules: str | list[str] | None
+    layers_to_transform: int | list[int] | None
+    head_modules: list[str] | None
+
+
+@dataclass
+class BudgetSettings:
+    """The keys of conf/budget/*.yaml, where each is explained."""
+
+    rows: int | None
+    ratio: float | None
+    params: int | None
+    like: Mapping[str, Any] | None
+    default: Mapping[str, Any]
+    scope: str
+    clip: bool
+
+
+@dataclass
+class RootSettings:
+    """The keys of conf/config.yaml that are no group, explained there. `tuned` is gone once it has been used."""
+
+    seed: int
+    experiment_name: str
+    store: str
+    demonstration: Mapping[str, Any] | None
+    fairness: Mapping[str, Any] | None
+    # Of the method, as `ignores` in its YAML declares it.
+    ignores: list[str]
+
+
+def check_settings(config: DictConfig | dict[str, Any]) -> None:
+    """Check a composed, resolved configuration: every key is read by something, and its value of the reader's type.
+
+    Of the groups that a class reads (`BUILT`) only the outline is checked. Raises UserError naming the key.
+    """
+    plain: dict[str, Any] = dict(config) if isinstance(config, dict) else OmegaConf.to_container(config)
+    groups = {key: plain.pop(key, None) for key in (*BUILT, "model", "budget", "trainer")}
+    for group, settings in groups.items():
+        if not isinstance(settings, dict) or not settings:
+            raise UserError(f"{group}: not a group of settings; choose one with {group}=NAME (rowsft run --help)")
+    for group in BUILT:
+        if not isinstance(groups[group].get("_target_"), str):
+            raise UserError(f"{group}._target_: names no class or function; choose another with {group}=NAME")
+    for group in ("method", "task"):
+        if not _is_text(groups[group].get("name")):
+            raise UserError(f"{group}.name={shortened(groups[group].get('name'))}: expected text, the name in tables")
+    for name in [name for name in plain if name not in RootSettings.__dataclass_fields__]:
+        raise typed.unknown(name, [*RootSettings.__dataclass_fields__, *groups, "tuned"], "", "conf/config.yaml")
+    check_experiment_name(plain.get("experiment_name"))
+    root = typed.read(RootSettings, plain, "", "conf/config.yaml")
+    _require_text("store", root.store)
+    if not 0 <= root.seed < 2**32:
+        raise UserError(f"seed={root.seed}: expected a whole number from 0 to 2**32 - 1")
+    _require_text("model.name", typed.read(ModelSettings, groups["model"], "model", "conf/model/").name)
+    _require_text("model.source", groups["model"]["source"])
+    _check_budget(typed.read(BudgetSettings, groups["budget"], "budget", "conf/budget/default.yaml"))
+    _check(_trainer(groups["trainer"]))
+
+
+def trainer_settings(config: DictConfig) -> TrainerSettings:
+    """Check `config.trainer` and return it typed. Raises UserError naming the key and the value."""
+    settings = _trainer(OmegaConf.to_container(config.trainer))
+    _check(settings)
+    return settings
+
+
+def _trainer(values: Mapping[str, Any]) -> TrainerSettings:
+    return typed.read(TrainerSettings, values, "trainer", "conf/trainer/default.yaml")
+
+
+def _check_budget(budget: BudgetSettings) -> None:
+    if len(budget.default) != 1 or next(iter(budget.default)) not in _DIALS:
+        shown = shortened(dict(budget.default))
+        raise UserError(f"budget.default={shown}: expected one of {', '.join(_DIALS)} with its value")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _require_text(key: str, value: str) -> None:
+    if not _is_text(value) or not value.isprintable():
+        raise UserError(f"{key}={shortened(value)!r}: expected text on one line, not empty")
+
+
+def _check(settings: TrainerSettings) -> None:
+    counts = "batch_size gradient_accumulation eval_batch_size calibration_batches logging_steps"
+    for name in f"learning_rate scheduler_gamma {counts}".split():
+        _require(getattr(settings, name) > 0, name, settings, "a number above 0")
+    for name in ["weight_decay", "max_grad_norm", "warm_head", "timing_warmup_steps", "memory_probe_steps"]:
+        _require(getattr(settings, name) >= 0, name, settings, "0 or more")
+    if settings.steps is None:
+        _require(settings.epochs is not None and settings.epochs > 0, "epochs", settings, "above 0 where steps is null")
+    else:
+        _require(settings.steps > 0, "steps", settings, "above 0, or null to train for trainer.epochs")
+        _require(settings.epochs is None, "epochs", settings, "null, or set trainer.steps=null")
+    examples = (settings.steps or 1) * settings.batch_size * settings.gradient_accumulation
+    if examples > MOST_EXAMPLES:
+        raise UserError(
+            f"trainer.steps={settings.steps}, trainer.batch_size={settings.batch_size}, trainer.gradient_accumulation="
+            f"{settings.gradient_accumulation}: {examples:,} examples; expected at most {MOST_EXAMPLES:,} in all"
+        )
+    _require(0 <= settings.warmup_ratio < 1, "warmup_ratio", settings, "a share from 0 to below 1")
+    _require(settings.scheduler in SCHEDULERS, "scheduler", settings, f"one of {', '.join(SCHEDULERS)}")
+    _require(settings.autocast in (None, "bf16", "fp16"), "autocast", settings, "null, bf16 or fp16")
+    _require(DEVICE.fullmatch(settings.device) is not None, "device", settings, "auto, cpu, cuda or cuda:NUMBER")
+    once = len(settings.evaluate) == len(set(settings.evaluate)) > 0
+    _require(once, "evaluate", settings, f"at least one of {', '.join(SPLITS)}, each once")
+    for split in settings.evaluate:
+        _require(split in SPLITS, "evaluate", settings, f"a list out of {', '.join(SPLITS)}")
+
+
+def _require(holds: bool, name: str, settings: TrainerSettings, expected: str) -> None:
+    if not holds:
+        value: Any = getattr(settings, name)
+        raise UserError(f"trainer.{name}={value}: expected {expected}")

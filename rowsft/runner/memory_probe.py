@@ -1,0 +1,102 @@
+"""Exact memory of a run's phases, from extra work once there is nothing left to disturb: peaks, and the ledger."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from rowsft import measure
+from rowsft.importance.calibration import Calibration, Rehearsal
+from rowsft.importance.recomputing import recomputing
+from rowsft.measure.ledger import Ledger
+from rowsft.methods.base import Knobs
+from rowsft.runner import trainer
+
+if TYPE_CHECKING:
+    from rowsft.runner.run import Job
+
+
+def wanted(job: "Job") -> bool:
+    """Whether the run measures memory by extra work."""
+    return job.settings.memory_probe_steps > 0
+
+
+def selection(job: "Job", sizes: Knobs, calibration: Calibration) -> None:
+    """The memory of scoring, on the largest calibration batch."""
+    # Of equal ones it is one that has padding, whose mask takes memory.
+    largest = max(calibration, key=lambda batch: (batch["input_ids"].numel(), not batch["attention_mask"].all()))
+
+    def select(hold: Callable[[dict], None]) -> None:
+        # Made anew, so that the batch counts, as training's and evaluation's do.
+        batch = {key: value.clone() if torch.is_tensor(value) else value for key, value in largest.items()}
+        hold(batch)
+        with recomputing(job.model, job.settings.gradient_checkpointing):
+            job.method.select(job.model, sizes, Rehearsal([batch]))
+
+    _measure(job, "select", select)
+
+
+def evaluation(job: "Job", evaluate: Callable[[list[dict]], object]) -> None:
+    """The memory of evaluating the largest batch: of the longest examples, with padding where any of them has some."""
+    by_length = sorted(job.splits[job.settings.evaluate[0]], key=lambda example: -len(str(example)))
+    # Under autocast the second batch finds the trained weights converted: it may be the one with the peak.
+    batches = 2 if job.settings.autocast else 1
+    largest = by_length[: job.settings.eval_batch_size * batches]
+    if len(largest) > 1:
+        # The longest may all have been cut to one length. The batch in which they end has padding then, and its mask
+        # makes it the largest.
+        largest[-1] = by_length[-1]
+    # The first time leaves what the later ones find: after training with dropout, the originals of the chosen rows.
+    evaluate(largest)
+    # The optimizer's state stays while the trained model is evaluated.
+    optimizer = None if job.trainer is None else job.trainer.optimizer
+    _measure(job, "evaluate", lambda hold: evaluate(largest), optimizer)
+
+
+def training_step(job: "Job") -> None:
+    """The memory of a training step on the largest batch. It changes the trained weights, so it comes last."""
+    if job.trainer is None:
+        return
+    batch, optimizer = trainer.largest_batch(job.trainer), job.trainer.optimizer
+    # Evaluating left the originals of the chosen rows, which training with dropout does without. A move, be it to where
+    # the model is, drops them; a step of little memory makes those that training keeps.
+    job.model.to(job.device)
+    trainer.extra_step(job.trainer, batch[:1])
+    for _ in range(job.settings.memory_probe_steps):
+        _peak(job, "train", lambda: trainer.extra_step(job.trainer, batch), optimizer)
+
+    measured = measure.peaks_by_phase(
+        lambda enter: trainer.extra_step(job.trainer, batch, enter), job.device, job.model, optimizer
+    )
+
+    def step(ledger: Ledger) -> None:
+        trainer.extra_step(job.trainer, batch, lambda phase: setattr(ledger, "phase", phase), _holding(ledger))
+
+    points = measure.account(job.memory, "forward", step, job.device, job.model, optimizer, measured)
+    job.attempt.write_memory(points)
+
+
+def _holding(ledger: Ledger) -> Callable[[dict], None]:
+    """Says of a batch what a plan says of it: it is no activation, though the forward pass leaves it behind."""
+    return lambda batch: ledger.hold("temporary", batch.values())
+
+
+def _measure(
+    job: "Job",
+    phase: str,
+    work: Callable[[Callable[[dict], None]], object],
+    optimizer: "torch.optim.Optimizer | None" = None,
+) -> None:
+    _peak(job, phase, lambda: work(lambda batch: None), optimizer)
+    measured = {phase: (job.memory[phase] or {}).get("peak_allocated_bytes")}
+
+    def entered(ledger: Ledger) -> None:
+        work(_holding(ledger))
+
+    measure.account(job.memory, phase, entered, job.device, job.model, optimizer, measured)
+
+
+def _peak(job: "Job", phase: str, work: Callable[[], object], optimizer: "torch.optim.Optimizer | None" = None) -> None:
+    # A GPU's allocator has counted along for free while the phase ran.
+    if job.device.type == "cpu":
+        measure.probe(job.memory, phase, work, job.device, job.model, optimizer)

@@ -1,0 +1,145 @@
+"""How a budget is spent on pools: what one more unit of each costs, and how many a number of parameters buys."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from rowsft.selection.budget import Unit, check_affordable, nearest, spread
+from rowsft.selection.groups import Pool, has_trained_bias, layer_counts, parameters
+from rowsft.selection.targets import layer_shape
+
+
+@dataclass(frozen=True)
+class HalfUnit(Unit):
+    """`count` rows and columns of one layer in turn, a row first; `cost` is a row's, bias entry included."""
+
+    d_out: int = 0
+
+    def total(self, count: int) -> int:
+        """Parameters of ceil(count/2) rows and floor(count/2) columns: entries where they cross are counted once."""
+        rows, columns = _split(count)
+        return rows * self.cost + columns * (self.d_out - rows)
+
+
+def pool_units(pools: Sequence[Pool], layers: Mapping[str, nn.Module], train_bias: bool) -> dict[str, Unit]:
+    """Pool name -> what one more step of it costs; the two pools of a layer in channel half are one dial."""
+    units: dict[str, Unit] = {}
+    for pool in pools:
+        cost = parameters(layers, layer_counts([pool], [1]), train_bias)
+        if pool.name in units:
+            units[pool.name] = _half(layers[pool.name], train_bias)
+            continue
+        rows = sum(width for _, _, width in pool.widths())
+        single = len(pool.members) == 1
+        units[pool.name] = Unit(
+            cost,
+            most=pool.size,
+            noun=pool.noun,
+            place="layer" if single else "module",
+            # A step of shared rows is many; a size of k rows is meant for each of their layers.
+            per_row=len(pool.layers) / rows if pool.noun in SHARED else 1.0,
+        )
+    return units
+
+
+SHARED = ("shared rows a head", "shared columns")
+
+
+def steps_of(pools: Sequence[Pool], counts: Mapping[str, int]) -> list[int]:
+    """Steps of each pool for pool name -> count. In channel half the odd one is a row."""
+    return _dealt(pools, [counts[pool.name] for pool in pools])
+
+
+def share_of(
+    pools: Sequence[Pool], layers: Mapping[str, nn.Module], ratio: float, train_bias: bool
+) -> tuple[list[int], int]:
+    """(steps of each pool, parameters asked) for a share of all rows, columns or units; in channel half, half of each.
+
+    Counts are the nearest, at least 1 unless ratio is 0.
+    """
+    exact = [ratio * pool.size / (2 if _halved(pools) else 1) for pool in pools]
+    asked = round(parameters(layers, layer_counts(pools, exact), train_bias))
+    return _dealt(pools, [nearest(ratio, pool.size) if ratio else 0 for pool in pools]), asked
+
+
+def steps_from(pools: Sequence[Pool], rows: Mapping[str, int], columns: Mapping[str, int]) -> list[int]:
+    """Steps of each pool for layer name -> rows and layer name -> columns: `layer_counts` the other way round."""
+    steps = []
+    for pool in pools:
+        layer, axis = pool.members[0].layer, pool.axis
+        width = sum(width for name, along, width in pool.widths() if (name, along) == (layer, axis))
+        steps.append((rows if axis == "out" else columns).get(layer, 0) // width)
+    return steps
+
+
+def fit_pools(units: Mapping[str, Unit], params: int, clip: bool, source: str) -> dict[str, int]:
+    """Pool name -> count: as many parameters as fit in `params`, never more; `rowsft.selection.budget.fit` for pools.
+
+    Where steps differ much in size, the coarse ones come first and the fine ones fill the rest evenly:
+    heads of channel neuron get the same share as all units, as far as whole heads in every module go (so that a small
+    budget goes to hidden units alone); shared rows of q, k and v get what every layer gets, lower blocks first.
+    Raises UserError as `rowsft.selection.budget.fit` does.
+    """
+    check_affordable(units, params, clip, source)
+    coarse = {name: unit for name, unit in units.items() if unit.noun in ("heads", SHARED[0])}
+    fine = {name: unit for name, unit in units.items() if name not in coarse}
+    if not coarse or not fine:
+        return spread(units, params)
+    if next(iter(coarse.values())).noun == "heads":
+        share = min(1.0, params / _everything(units))
+        counts = {name: math.floor(share * unit.most) for name, unit in coarse.items()}
+    else:
+        level = _level(units, params)
+        counts = spread(coarse, math.floor(sum(_at(unit, level) for unit in coarse.values())))
+    left = params - _spent(coarse, counts)
+    for name, unit in coarse.items():
+        while left > _everything(fine) and counts[name] < unit.most and unit.cost <= left:
+            counts[name] += 1
+            left -= unit.cost
+    counts |= spread(fine, left)
+    return {name: counts[name] for name in units}
+
+
+def _level(units: Mapping[str, Unit], params: int) -> float:
+    """The rows in every layer, not rounded, at which all of `params` is spent."""
+    low, high = 0.0, max(unit.most / unit.per_row for unit in units.values())
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(_at(unit, middle) for unit in units.values()) <= params else (low, middle)
+    return low
+
+
+def _at(unit: Unit, level: float) -> float:
+    return unit.cost * min(unit.most, level * unit.per_row)
+
+
+def _spent(units: Mapping[str, Unit], counts: Mapping[str, int]) -> int:
+    return sum(unit.total(counts[name]) for name, unit in units.items())
+
+
+def _everything(units: Mapping[str, Unit]) -> int:
+    return sum(unit.total(unit.most) for unit in units.values())
+
+
+def _half(layer: nn.Module, train_bias: bool) -> HalfUnit:
+    d_out, d_in = layer_shape(layer)
+    # Past these nothing is left to train: every row is, or every column.
+    most = min(2 * d_out - 1, 2 * d_in)
+    return HalfUnit(d_in + has_trained_bias(layer, train_bias), most=most, noun="rows and columns", d_out=d_out)
+
+
+def _dealt(pools: Sequence[Pool], counts: Sequence[int]) -> list[int]:
+    """Counts as they are, in channel half the part of them that the pool's axis gets."""
+    if not _halved(pools):
+        return list(counts)
+    return [_split(count)[pool.axis == "in"] for pool, count in zip(pools, counts, strict=True)]
+
+
+def _halved(pools: Sequence[Pool]) -> bool:
+    return len({pool.name for pool in pools}) < len(pools)
+
+
+def _split(count: int) -> tuple[int, int]:
+    return (count + 1) // 2, count // 2

@@ -1,0 +1,211 @@
+"""One dial for the size of what is trained, and the arithmetic that turns it into counts of rows or ranks per layer."""
+
+import bisect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from rowsft.errors import UserError
+from rowsft.selection.targets import layer_shape
+from rowsft.tuner.config import SCOPES
+
+DIALS = ("rows", "ratio", "params", "like")
+
+
+@dataclass(frozen=True)
+class Dial:
+    """The one dial that is set: its kind (of `DIALS`), its value, and the setting it was read from (budget.rows)."""
+
+    kind: str
+    value: Any
+    key: str
+
+    @property
+    def source(self) -> str:
+        """The setting with its value, as records and errors show it."""
+        value = self.value if self.key.endswith(self.kind) else {self.kind: self.value}
+        return f"{self.key}={_plain(value)}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is trained, the task head not counted. At most one of the first four is set; with none, `default` holds.
+
+    rows: rows (columns, coupled units) in every eligible layer. ratio: share of each layer's, 0 to 1. params: trainable
+    parameters in total. like: the parameters of another method's setting, {method: lora, r: 8}. default: {dial: value},
+    used when none is set. scope: "layer" (each layer chooses its own) or "global" (one threshold over all layers), for
+    methods that choose. clip: take all there is where more is asked, instead of refusing.
+
+    Raises UserError for two dials, a value out of range, or an unknown scope.
+    """
+
+    rows: int | None = None
+    ratio: float | None = None
+    params: int | None = None
+    like: Mapping[str, Any] | None = None
+    default: Mapping[str, Any] = field(default_factory=lambda: {"like": {"method": "lora", "r": 8}})
+    scope: str = "layer"
+    clip: bool = False
+
+    def __post_init__(self):
+        given = [kind for kind in DIALS if getattr(self, kind) is not None]
+        if len(given) > 1:
+            named = " and ".join(f"budget.{kind}={getattr(self, kind)}" for kind in given)
+            raise UserError(f"{named} are set together; expected one dial: set the others to null")
+        if self.scope not in SCOPES:
+            raise UserError(f"budget.scope={self.scope}: unknown; use one of {', '.join(SCOPES)}")
+        if not isinstance(self.clip, bool):
+            raise UserError(f"budget.clip={self.clip}: expected true or false")
+        check_dial(self.dial())
+
+    def dial(self) -> Dial:
+        """The dial that holds."""
+        for kind in DIALS:
+            if getattr(self, kind) is not None:
+                return Dial(kind, getattr(self, kind), f"budget.{kind}")
+        if len(self.default) != 1 or next(iter(self.default)) not in DIALS:
+            raise UserError(f"budget.default={_plain(self.default)}: expected one of {', '.join(DIALS)} with its value")
+        kind, value = next(iter(self.default.items()))
+        return Dial(kind, value, "budget.default")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one more row (or rank) of a layer costs in parameters.
+
+    first: what the first one costs on top (DoRA's magnitude vector). most: how many there can be; None: no limit.
+    noun, place: what errors call them, and what holds them. per_row: how many a size of one row in every layer means;
+    below 1 where one of them is a bundle of rows.
+    """
+
+    cost: int
+    first: int = 0
+    most: int | None = None
+    noun: str = "rows"
+    place: str = "layer"
+    per_row: float = 1.0
+
+    def total(self, count: float) -> float:
+        """Parameters of `count` of them."""
+        return count * self.cost + (self.first if count else 0)
+
+    def capped(self, count: int) -> int:
+        """`count`, or as many as there are."""
+        return count if self.most is None else min(count, self.most)
+
+
+def row_units(layers: Mapping[str, nn.Module], train_bias: bool = True) -> dict[str, Unit]:
+    """Cost of a row of each layer: d_in, and one more where the layer's bias is trained along; at most d_out rows."""
+    units = {}
+    for name, layer in layers.items():
+        d_out, d_in = layer_shape(layer)
+        units[name] = Unit(d_in + (train_bias and layer.bias is not None), most=d_out)
+    return units
+
+
+def uniform(
+    units: Mapping[str, Unit], dial: Dial, clip: bool, instead: str = "set budget.clip=true"
+) -> tuple[dict[str, int], int]:
+    """The dial's count in every layer, and the parameters asked. A bundle of rows takes the nearest, at least 1.
+
+    Raises UserError where a layer has fewer; `instead` is what the message suggests besides a lower number.
+    """
+    wanted = {
+        name: dial.value if unit.per_row == 1 else nearest(unit.per_row, dial.value) for name, unit in units.items()
+    }
+    for name, unit in units.items():
+        if unit.capped(wanted[name]) < wanted[name] and not clip:
+            raise UserError(
+                f"{dial.kind}={dial.value} exceeds {unit.place} {name} ({unit.most} {unit.noun}); "
+                f"lower {dial.key} or {instead}"
+            )
+    asked = sum(unit.total(dial.value if unit.per_row == 1 else dial.value * unit.per_row) for unit in units.values())
+    return {name: unit.capped(wanted[name]) for name, unit in units.items()}, round(asked)
+
+
+def proportional(units: Mapping[str, Unit], ratio: float) -> tuple[dict[str, int], int]:
+    """The nearest count to `ratio` of every layer, at least 1 unless ratio is 0, and the parameters asked."""
+    counts = {name: nearest(ratio, unit.most) if ratio else 0 for name, unit in units.items()}
+    return counts, round(sum(ratio * unit.most * unit.cost for unit in units.values()))
+
+
+def nearest(ratio: float, most: int) -> int:
+    """The whole number nearest to `ratio` of `most`, at least 1."""
+    return max(1, int(ratio * most + 0.5))
+
+
+def fit(units: Mapping[str, Unit], params: int, clip: bool, source: str) -> dict[str, int]:
+    """Layer name -> count: as many parameters as fit in `params`, as evenly as possible, never more.
+
+    Raises UserError when not even one fits, or when all there is falls short of `params` and `clip` is not set.
+    """
+    check_affordable(units, params, clip, source)
+    return spread(units, params)
+
+
+def check_affordable(units: Mapping[str, Unit], params: int, clip: bool, source: str) -> None:
+    """Raise UserError when `params` buys nothing, or more than there is and `clip` is not set."""
+    cheapest = min(units, key=lambda name: units[name].total(1))
+    if params < units[cheapest].total(1):
+        raise UserError(
+            f"{source} allows {params} parameters, less than the {units[cheapest].total(1)} that the smallest step "
+            f"costs ({units[cheapest].place} {cheapest}); raise the budget"
+        )
+    if all(unit.most is not None for unit in units.values()):
+        everything = sum(unit.total(unit.most) for unit in units.values())
+        if params > everything and not clip:
+            nouns = {unit.noun for unit in units.values()}
+            noun = nouns.pop() if len(nouns) == 1 else "units"
+            raise UserError(
+                f"{source} asks for {params} parameters, but all {noun} of the {len(units)} layers "
+                f"have {everything}; lower the budget or set budget.clip=true"
+            )
+
+
+def spread(units: Mapping[str, Unit], params: int) -> dict[str, int]:
+    """The largest count that every layer can have within `params` (a smaller layer gives what it has), maybe 0.
+
+    Then one more layer by layer in the model's order while it fits: counts differ by one at most, but for layers that
+    have no more.
+    """
+
+    def evenly(count: int) -> int:
+        return sum(unit.total(unit.capped(count)) for unit in units.values())
+
+    # A limit of `params` is safe: a count costs at least one parameter each.
+    limit = max((unit.most or params) for unit in units.values())
+    base = bisect.bisect_right(range(limit + 1), params, key=evenly) - 1
+    counts = {name: unit.capped(base) for name, unit in units.items()}
+    left = params - evenly(base)
+    for name, unit in units.items():
+        step = unit.total(unit.capped(base + 1)) - unit.total(counts[name])
+        if 0 < step <= left:
+            counts[name] += 1
+            left -= step
+    return counts
+
+
+def check_dial(dial: Dial) -> None:
+    """Raise UserError for a value that its kind of dial cannot have."""
+    value = dial.value
+    if dial.kind in ("rows", "params", "r") and not (_is_int(value) and value > 0):
+        raise UserError(f"{dial.source}: expected a whole number above 0")
+    if dial.kind == "ratio" and not (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    ):
+        raise UserError(f"{dial.source}: expected a share from 0 to 1")
+    if dial.kind == "like" and not (isinstance(value, Mapping) and "method" in value):
+        raise UserError(f"{dial.source}: expected a method and its size, such as {{method: lora, r: 8}}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _plain(value: object) -> object:
+    """Mappings shown as YAML shows them, {method: lora, r: 8}."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_plain(inner)}" for key, inner in value.items()) + "}"
+    return value

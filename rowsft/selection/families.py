@@ -1,0 +1,219 @@
+"""Which layers of a model play which role in attention and MLP. Another family is taught by adding it to FAMILIES."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from rowsft.errors import UserError
+from rowsft.selection.groups import Member, Pool
+from rowsft.selection.targets import layer_shape
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Layers of a block, by their names in it: the rows of the producers feed matching columns of the consumer.
+
+    Attention producers are q, k and v, or one fused layer that holds the three as blocks of rows, in this order.
+    """
+
+    producers: tuple[str, ...]
+    consumer: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models whose blocks are built alike. models: their `config.model_type`."""
+
+    name: str
+    models: tuple[str, ...]
+    attention: Coupling
+    mlp: Coupling
+
+
+FAMILIES = (
+    Family(
+        "Llama-like",
+        (
+            *("llama", "mistral", "ministral", "ministral3", "gemma", "gemma2", "gemma3_text", "vaultgemma", "qwen2"),
+            *("qwen3", "olmo", "olmo2", "olmo3", "smollm3", "granite", "cohere", "cohere2", "stablelm", "helium"),
+            *("seed_oss", "ernie4_5", "exaone4"),
+        ),
+        Coupling(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj"),
+        Coupling(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
+    ),
+    Family(
+        "GPT-2",
+        ("gpt2",),
+        Coupling(("attn.c_attn",), "attn.c_proj"),
+        Coupling(("mlp.c_fc",), "mlp.c_proj"),
+    ),
+    Family(
+        "BERT-like",
+        (
+            *("bert", "roberta", "roberta-prelayernorm", "xlm-roberta", "camembert", "electra", "ernie"),
+            *("data2vec-text", "layoutlm", "megatron-bert"),
+        ),
+        Coupling(("attention.self.query", "attention.self.key", "attention.self.value"), "attention.output.dense"),
+        Coupling(("intermediate.dense",), "output.dense"),
+    ),
+    Family(
+        "DeBERTa-v2 and v3",
+        ("deberta-v2",),
+        Coupling(
+            ("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
+            "attention.output.dense",
+        ),
+        Coupling(("intermediate.dense",), "output.dense"),
+    ),
+)
+
+
+def family_of(model: nn.Module, setting: str) -> Family:
+    """The family of a model, by its config. Raises UserError, naming `setting`, for one that is not in FAMILIES."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    for family in FAMILIES:
+        if kind in family.models:
+            return family
+    known = "; ".join(f"{family.name} ({', '.join(family.models)})" for family in FAMILIES)
+    raise UserError(
+        f"{setting}: the roles of {type(model).__name__}'s layers (model type {kind}) are not known; known are "
+        f"{known}; use channel out, in or half with attention=linear or skip, or add the family to "
+        "rowsft/selection/families.py"
+    )
+
+
+def is_attention(name: str) -> bool:
+    """Whether a layer's full name lies in an attention module (self_attn, attention, attn, SelfAttention ...)."""
+    return any("attn" in part or "attention" in part for part in name.lower().split("."))
+
+
+def coupled_pools(model: nn.Module, layers: dict[str, nn.Module], with_attention: bool) -> list[Pool]:
+    """The coupled units of every block, in the model's order: hidden units of the MLP, whole heads of attention.
+
+    A hidden unit is a row of each producer and a column of the consumer. A head is one key-value head with all query
+    heads it serves: their rows of q, k and v and their columns of o. A kind of which `layers` holds no member is left
+    out; layers that play no role stay frozen. Raises UserError for an unknown family, a kind of which only some members
+    are in `layers`, and a model or a choice of layers without any unit.
+    """
+    family = family_of(model, "channel=neuron")
+    pools = []
+    for coupling, build in ((family.attention, _heads), (family.mlp, _hidden_units)):
+        if coupling is family.attention and not with_attention:
+            continue
+        for producers, consumer in _blocks(model, coupling):
+            if _whole((*producers, consumer), layers, "a unit of channel=neuron"):
+                pools.append(build(model, layers, producers, consumer))
+    if not pools:
+        raise UserError(
+            f"channel=neuron: target_modules selects no whole unit of {type(model).__name__} ({family.name}); a hidden "
+            f"unit is {_listed(family.mlp)}, a head {_listed(family.attention)}"
+        )
+    return in_order(pools, layers)
+
+
+def grouped_pools(model: nn.Module, layers: dict[str, nn.Module], axis: str) -> list[Pool]:
+    """The shared rows or columns of q, k and v of every block.
+
+    Axis "out": a unit is one offset in a key-value head, taken from k, from v, and from every query head that this head
+    serves; a step takes one unit of every head. Axis "in": a unit is one column of all three, which share their input.
+    Raises UserError as `coupled_pools` does.
+    """
+    family = family_of(model, "attention=grouped")
+    pools = []
+    for producers, _ in _blocks(model, family.attention):
+        if not _whole(producers, layers, "attention=grouped"):
+            continue
+        name = producers[0].rpartition(".")[0]
+        if axis == "in":
+            columns = torch.arange(layer_shape(layers[producers[0]])[1], device="cpu").unsqueeze(1)
+            pools.append(Pool(name, "shared columns", tuple(Member(p, "in", columns) for p in producers)))
+            continue
+        heads, groups, size = _geometry(model, layers, producers)
+        queries = torch.arange(heads * groups * size, device="cpu").view(heads, groups, size)
+        keys = torch.arange(heads * size, device="cpu").unsqueeze(1)
+        rows = [queries.transpose(1, 2).reshape(-1, groups), keys, keys]
+        pools.append(Pool(name, "shared rows a head", _placed(producers, rows), parts=heads))
+    return pools
+
+
+def in_order(pools: list[Pool], layers: dict[str, nn.Module]) -> list[Pool]:
+    """The pools in the order of their first layers in the model."""
+    place = {name: index for index, name in enumerate(layers)}
+    return sorted(pools, key=lambda pool: min(place[name] for name in pool.layers))
+
+
+def _blocks(model: nn.Module, coupling: Coupling) -> list[tuple[tuple[str, ...], str]]:
+    """(full names of the producers, full name of the consumer) of every block that has them all."""
+    names = {name: None for name, _ in model.named_modules()}
+    first = f".{coupling.producers[0]}"
+    blocks = [f".{name}".removesuffix(first).removeprefix(".") for name in names if f".{name}".endswith(first)]
+    spelled = [[f"{block}.{m}".lstrip(".") for m in (*coupling.producers, coupling.consumer)] for block in blocks]
+    return [(tuple(members[:-1]), members[-1]) for members in spelled if all(member in names for member in members)]
+
+
+def _whole(members: tuple[str, ...], layers: dict[str, nn.Module], what: str) -> bool:
+    """Whether all members are among `layers`; UserError where only some are."""
+    missing = [name for name in members if name not in layers]
+    if missing and len(missing) < len(members):
+        held = next(name for name in members if name in layers)
+        raise UserError(
+            f"target_modules selects {held} without {', '.join(missing)}, which {what} takes along; select them all "
+            "or none of them"
+        )
+    return not missing
+
+
+def _hidden_units(model: nn.Module, layers: dict[str, nn.Module], producers: tuple[str, ...], consumer: str) -> Pool:
+    units = layer_shape(layers[consumer])[1]
+    ids = torch.arange(units, device="cpu").unsqueeze(1)
+    for name in producers:
+        if layer_shape(layers[name])[0] != units:
+            raise UserError(
+                f"layer {name} has {layer_shape(layers[name])[0]} rows for the {units} columns of {consumer}; "
+                "expected as many: use channel out, in or half for this model"
+            )
+    members = (*(Member(name, "out", ids) for name in producers), Member(consumer, "in", ids))
+    return Pool(producers[0].rpartition(".")[0], "hidden units", members)
+
+
+def _heads(model: nn.Module, layers: dict[str, nn.Module], producers: tuple[str, ...], consumer: str) -> Pool:
+    heads, groups, size = _geometry(model, layers, producers)
+    if layer_shape(layers[consumer])[1] != heads * groups * size:
+        raise _odd_heads(model, consumer)
+    of_query = torch.arange(heads * groups * size, device="cpu").view(heads, groups * size)
+    of_key = torch.arange(heads * size, device="cpu").view(heads, size)
+    members = (*_placed(producers, [of_query, of_key, of_key]), Member(consumer, "in", of_query))
+    return Pool(producers[0].rpartition(".")[0], "heads", members)
+
+
+def _placed(producers: tuple[str, ...], rows: list[torch.Tensor]) -> tuple[Member, ...]:
+    """Members for the rows of q, k and v. A fused layer counts as the three that it fuses, one below the other."""
+    if len(producers) == 1:
+        starts = [0, rows[0].numel(), rows[0].numel() + rows[1].numel()]
+        return tuple(Member(producers[0], "out", start + ids) for start, ids in zip(starts, rows, strict=True))
+    return tuple(Member(name, "out", ids) for name, ids in zip(producers, rows, strict=True))
+
+
+def _geometry(model: nn.Module, layers: dict[str, nn.Module], producers: tuple[str, ...]) -> tuple[int, int, int]:
+    """(key-value heads, query heads that each serves, rows of a head) of q, k and v."""
+    query = model.config.num_attention_heads
+    heads = getattr(model.config, "num_key_value_heads", None) or query
+    rows = [layer_shape(layers[name])[0] for name in producers]
+    if len(rows) == 1:
+        rows = [rows[0] // 3] * 3
+    size = rows[0] // query
+    if query % heads or rows != [query * size, heads * size, heads * size]:
+        raise _odd_heads(model, producers[0])
+    return heads, query // heads, size
+
+
+def _odd_heads(model: nn.Module, name: str) -> UserError:
+    return UserError(
+        f"layer {name} of {type(model).__name__} does not divide into the heads that its config declares; "
+        "use channel out, in or half with attention=linear or skip"
+    )
+
+
+def _listed(coupling: Coupling) -> str:
+    return ", ".join((*coupling.producers, coupling.consumer))

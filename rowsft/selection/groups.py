@@ -1,0 +1,119 @@
+"""Pools: the rows, columns or coupled units among which scores choose, and what each of them costs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rowsft.selection.targets import layer_shape
+
+Scores = Mapping[str, Mapping[str, Tensor]]  # axis "out" or "in" -> full layer name -> (d_out,) or (d_in,)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A layer's share in a pool: unit u stands for its rows (axis "out") or columns ("in") ids[u], (units, width)."""
+
+    layer: str
+    axis: str
+    ids: Tensor
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Units that are chosen among one another; the same unit is taken from every member.
+
+    name: of the layer or of the module that the units belong to. noun: what errors call the units; pools of one noun
+    are of one kind. parts: the units fall into that many equal runs, such as heads, and a step takes one unit of each.
+    """
+
+    name: str
+    noun: str
+    members: tuple[Member, ...]
+    parts: int = 1
+
+    @property
+    def axis(self) -> str:
+        """The axis along which the pool is ranked: its first member's."""
+        return self.members[0].axis
+
+    @property
+    def size(self) -> int:
+        """How many steps there are to take."""
+        return len(self.members[0].ids) // self.parts
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the member layers, each once."""
+        return list(dict.fromkeys(member.layer for member in self.members))
+
+    def widths(self) -> Iterator[tuple[str, str, int]]:
+        """(layer, axis, rows or columns that one step takes there), a layer as often as it is a member."""
+        for member in self.members:
+            yield member.layer, member.axis, self.parts * member.ids.shape[1]
+
+    def unit_scores(self, scores: Scores, compared: bool) -> Tensor:
+        """Scores of the units, (units,) in 64 bit; see `rowsft.importance` for those of rows and columns.
+
+        For each member the mean over its rows (columns) of a unit, divided by the member's mean; then the mean over
+        members. A pool of plain rows or columns is left undivided unless it is `compared` with other pools.
+        """
+        parts = [scores[member.axis][member.layer].double()[member.ids].mean(1) for member in self.members]
+        if len(parts) == 1 and not compared:
+            return parts[0]
+        return torch.stack([_relative(part) for part in parts]).mean(0)
+
+    def ranking(self, scores: Scores, compared: bool = False) -> tuple[Tensor, Tensor]:
+        """(unit ids (parts, size) in the order of taking, score of each step (size,)).
+
+        Within a part the largest score goes first, ties to the lower index. A step scores the mean of its units.
+        """
+        ranked = self.unit_scores(scores, compared).view(self.parts, self.size)
+        values, order = torch.sort(ranked, dim=1, descending=True, stable=True)
+        first = torch.arange(self.parts, device="cpu").unsqueeze(1) * self.size
+        return first + order, values.mean(0)
+
+
+def _relative(scores: Tensor) -> Tensor:
+    """Scores over their mean, 0 where the mean is 0.
+
+    The mean's size is what divides: lowest(metric) has a negative mean, and keeps the order it turned.
+    """
+    mean = scores.mean().abs()
+    return scores / mean if mean > 0 else torch.zeros_like(scores)
+
+
+def plain_pool(name: str, layer: nn.Module, axis: str, noun: str | None = None) -> Pool:
+    """The rows (axis "out") or columns ("in") of one layer, each a unit of its own."""
+    count = layer_shape(layer)[0 if axis == "out" else 1]
+    ids = torch.arange(count, device="cpu").unsqueeze(1)
+    return Pool(name, noun or ("rows" if axis == "out" else "columns"), (Member(name, axis, ids),))
+
+
+def layer_counts(pools: Sequence[Pool], steps: Sequence[float]) -> dict[str, tuple[float, float]]:
+    """Layer name -> (rows, columns) that so many steps of each pool take; layers that get none are left out."""
+    counts: dict[str, list[float]] = {}
+    for pool, count in zip(pools, steps, strict=True):
+        if count:
+            for layer, axis, width in pool.widths():
+                counts.setdefault(layer, [0, 0])[axis == "in"] += count * width
+    return {layer: (rows, columns) for layer, (rows, columns) in counts.items()}
+
+
+def parameters(layers: Mapping[str, nn.Module], counts: Mapping[str, tuple[float, float]], train_bias: bool) -> float:
+    """Trainable parameters of so many rows and columns of each layer.
+
+    A row costs d_in, and one more where the layer's bias is trained along; a column costs what the rows leave of it:
+    entries where both cross are trained once.
+    """
+    total = 0
+    for name, (rows, columns) in counts.items():
+        d_out, d_in = layer_shape(layers[name])
+        total += rows * (d_in + has_trained_bias(layers[name], train_bias)) + columns * (d_out - rows)
+    return total
+
+
+def has_trained_bias(layer: nn.Module, train_bias: bool) -> bool:
+    """Whether the layer's chosen rows bring bias entries along."""
+    return train_bias and layer.bias is not None

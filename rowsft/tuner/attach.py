@@ -1,0 +1,174 @@
+"""Row-SFT on a plain model with any importance metric, also those that need training batches."""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from peft import PeftModel, get_peft_model
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import Tensor, nn
+
+from rowsft.errors import UserError
+from rowsft.importance import Context, as_batches, score_layers
+from rowsft.importance.registry import no_progress
+from rowsft.selection.allocation import pool_units, share_of, steps_of
+from rowsft.selection.budget import Dial, uniform
+from rowsft.selection.choose import choose, choose_globally, pools_for, row_price
+from rowsft.selection.groups import Pool
+from rowsft.selection.targets import Chosen, Targets, eligible_layers
+from rowsft.tuner import RowSFTConfig
+
+
+def score(
+    model: nn.Module,
+    importance: str,
+    calibration: Iterable[dict] = (),
+    target_modules: str | Sequence[str] = "all-linear",
+    exclude_modules: str | Sequence[str] | None = None,
+    layers_to_transform: int | Sequence[int] | None = None,
+    head_modules: Sequence[str] = (),
+    seed: int = 0,
+    group_bytes: int | None = None,
+    draws: int = 256,
+    progress: Callable[..., Iterable] = no_progress,
+    channel: str = "out",
+) -> dict[str, Tensor] | dict[str, dict[str, Tensor]]:
+    """Score the eligible layers of a plain (not PEFT-wrapped) model, which is left exactly as it was.
+
+    importance: a metric's name. calibration: training batches (dicts of tensors that model.forward accepts, with
+    labels) for metrics that need them; any iterable, gone through once. The next four say which layers, as in
+    `rowsft.selection.targets.Targets`. seed: of metrics that draw. group_bytes: bytes of gradients and layer inputs
+    held at a time; None keeps the peak under that of a training step that keeps its inputs, as LoRA's does. draws:
+    perturbations that zo_taylor averages over. progress: wraps an iterable of batches, called with (items, total).
+
+    Returns, in the model's order and on the CPU, for channel
+    - "out": full layer name -> scores of its rows, float32 (d_out,);
+    - "in": full layer name -> scores of its columns, float32 (d_in,);
+    - "half": {"out": the first, "in": the second};
+    - "neuron": name of the module that holds coupled units -> their scores, float64 (units,): relative to the average,
+      see `rowsft.selection.groups.Pool.unit_scores`.
+
+    Raises UserError for an unknown metric or channel, missing batches, no eligible layer, a model whose coupled units
+    are not known, and losses or scores that are not finite.
+    """
+    targets = Targets(target_modules, exclude_modules, layers_to_transform, head_modules)
+    layers = eligible_layers(model, targets)
+    pools = pools_for(model, layers, channel, "linear")
+    scores = score_pools(
+        pools, layers, importance, Context(model, as_batches(calibration), seed, group_bytes, draws, progress)
+    )
+    if channel == "neuron":
+        return {pool.name: pool.unit_scores(scores, compared=True) for pool in pools}
+    return scores if channel == "half" else scores[channel]
+
+
+def attach(base: nn.Module, config: RowSFTConfig, calibration: Iterable[dict] | None = None) -> PeftModel:
+    """Wrap `base` for row-SFT as `config` says: score, choose, `peft.get_peft_model`. Any metric works.
+
+    Rows and columns given by `config.row_ids` and `config.column_ids` are taken as they are. `config` itself is not
+    changed; the wrapped model's copy names the layers that train something and their sizes. calibration: see `score`.
+    Raises UserError as `score` does, and for a size larger than a layer.
+    """
+    if config.row_ids is not None or config.column_ids is not None:
+        return get_peft_model(base, copy.copy(config))
+    targets = Targets(
+        config.target_modules or _usual_targets(base),
+        config.exclude_modules,
+        config.layers_to_transform,
+        config.modules_to_save or (),
+        config.layers_pattern,
+    )
+    layers = eligible_layers(base, targets)
+    chosen = plan_rows(base, layers, config, calibration)
+    return get_peft_model(base, with_choice(config, chosen))
+
+
+def plan_rows(
+    model: nn.Module, layers: dict[str, nn.Module], config: RowSFTConfig, calibration: Iterable[dict] | None = None
+) -> dict[str, Chosen]:
+    """The rows and columns of each of `layers` that `config` chooses by its own scores; nothing is changed.
+
+    model: the plain model, whose config tells its family and heads (for channel "neuron" and attention "grouped").
+    layers: the layers to choose in, full name -> base layer, in the model's order. config: its size (rows, ratio,
+    rows_pattern, columns_pattern), channel, importance, scope, attention and seed are read. calibration: training
+    batches, for metrics that need them.
+
+    Scope "global" keeps the total that the sizes add up to, and a layer whose size is 0 out. Returns layer name ->
+    `Chosen` for all `layers`; one that stays frozen has no ids. Raises UserError for sizes that are missing or
+    larger than a layer, and as `score` does.
+    """
+    pools = pools_for(model, layers, config.channel, config.attention)
+    steps = _configured_steps(pools, layers, config)
+    if not any(steps):
+        raise UserError("every target layer is left with nothing to train; raise rows, ratio or the patterns")
+    pools, steps = zip(*[(pool, count) for pool, count in zip(pools, steps, strict=True) if count], strict=True)
+    scores = score_pools(pools, layers, config.importance, Context(model, as_batches(calibration), config.seed))
+    if config.scope == "global":
+        price = row_price(pools)
+        return choose_globally(pools, layers, scores, price(steps), price)
+    return choose(pools, layers, scores, steps)
+
+
+def score_pools(
+    pools: Sequence[Pool], layers: Mapping[str, nn.Module], importance: str, context: Context
+) -> dict[str, dict[str, Tensor]]:
+    """Scores of all layers of the pools along the axes that they need: axis -> layer -> (d_out,) or (d_in,)."""
+    members = {name for pool in pools for name in pool.layers}
+    axes = sorted({member.axis for pool in pools for member in pool.members}, reverse=True)
+    return score_layers({n: layer for n, layer in layers.items() if n in members}, importance, context, tuple(axes))
+
+
+def with_choice(config: RowSFTConfig, chosen: Mapping[str, Chosen]) -> RowSFTConfig:
+    """A copy of `config` that targets the layers with a choice, by full name, with their ids and sizes."""
+    settled = copy.copy(config)
+    settled.row_ids = {name: choice.rows for name, choice in chosen.items() if len(choice.rows)}
+    settled.column_ids = {name: choice.columns for name, choice in chosen.items() if len(choice.columns)}
+    settled.rows_pattern = {name: len(ids) for name, ids in settled.row_ids.items()}
+    settled.columns_pattern = {name: len(ids) for name, ids in settled.column_ids.items()}
+    settled.rows = settled.ratio = None
+    settled.target_modules = {*settled.row_ids, *settled.column_ids}
+    settled.exclude_modules = settled.layers_to_transform = settled.layers_pattern = None
+    return settled
+
+
+def _configured_steps(pools: Sequence[Pool], layers: Mapping[str, nn.Module], config: RowSFTConfig) -> list[int]:
+    """Steps of each pool as the config's sizes and patterns say."""
+    patterns = {"out": config.rows_pattern, "in": config.columns_pattern}
+    if config.rows is not None:
+        units, dial = pool_units(pools, layers, config.train_bias), Dial("rows", config.rows, "rows")
+        apart = {name for pattern in patterns.values() for name in pattern or {}}
+        counts, _ = uniform(units, dial, clip=True)
+        uniform({n: unit for n, unit in units.items() if n not in apart}, dial, clip=False, instead="exclude it")
+        steps = steps_of(pools, counts)
+    elif config.ratio is not None:
+        steps, _ = share_of(pools, layers, config.ratio, config.train_bias)
+    elif any(pattern is not None for pattern in patterns.values()):
+        steps = [0] * len(pools)
+    else:
+        raise UserError("no size is set; give rows, ratio, rows_pattern, columns_pattern, or row_ids or column_ids")
+    eligible = {name for pool in pools for name in pool.layers}
+    for axis, setting in (("out", "rows_pattern"), ("in", "columns_pattern")):
+        if unknown := sorted(set(patterns[axis] or {}) - eligible):
+            raise UserError(
+                f"{setting} names {unknown[0]}, which target_modules and attention={config.attention} do not select in "
+                f"this model; use full layer names such as {min(eligible)}"
+            )
+    for index, pool in enumerate(pools):
+        for axis, setting in (("out", "rows_pattern"), ("in", "columns_pattern")):
+            named = [member.layer for member in pool.members if member.layer in (patterns[axis] or {})]
+            if named and len(pool.members) > 1:
+                raise UserError(
+                    f"{setting} names {named[0]}, which shares its units with other layers (channel={config.channel}, "
+                    f"attention={config.attention}); give rows or ratio instead"
+                )
+            if named and axis == pool.axis:
+                steps[index] = patterns[axis][pool.name]
+    return steps
+
+
+def _usual_targets(model: nn.Module) -> list[str]:
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
+        raise UserError(
+            f'target_modules is not set and PEFT has none for model type {kind}; set it, e.g. to "all-linear"'
+        )
+    return TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[kind]
