@@ -4,9 +4,7 @@ Importing this package loads neither torch nor peft. It makes sure that peft kno
 peft itself is imported, so saved adapters load through peft and transformers with nothing else to call.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 
 from rowsft._register import register_with_peft
 
@@ -30,17 +28,8 @@ def __getattr__(name: str):
     return value
 
 
-class _Package(ModuleType):
-    """`rowsft.attach` is the function, also after its submodule of the same name has been imported."""
-
-    def __setattr__(self, name, value):
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
 
 
-sys.modules[__name__].__class__ = _Package
 register_with_peft()

@@ -1,5 +1,8 @@
 """The one exception for bad input."""
 
+# Exit status of `run` when another process works on the same run.
+HELD = 3
+
 
 class UserError(ValueError):
     """Bad input, said in one line: the thing, the value, what was expected, what to do.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rowsft import config_folders
 from rowsft.cli import signals
-from rowsft.errors import RunHeld, UserError, one_line, shortened
+from rowsft.errors import HELD, RunHeld, UserError, one_line, shortened
 from rowsft.output import escape, redact
 
 if TYPE_CHECKING:
@@ -56,9 +56,6 @@ joules). A number that one side has not measured fails.
 
 exit status: 0 within the limits, 1 over one, 2 bad input
 """
-
-# Exit status of `run` when another process works on the same run.
-HELD = 3
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,7 +12,6 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from rowsft import baselines
 from rowsft.config import typed
 from rowsft.errors import UserError, shortened
 from rowsft.selection.budget import Budget, Dial, Unit, check_dial, fit, proportional, row_units, uniform
@@ -71,7 +70,7 @@ def method_class(name: str) -> type:
 
     Raises UserError with the names.
     """
-    names = sorted(["row_sft", *(module.name for module in iter_modules(baselines.__path__))])
+    names = sorted(["row_sft", *(module.name for module in iter_modules(import_module("rowsft.baselines").__path__))])
     if name not in names:
         raise UserError(f"method={name}: unknown method; use one of {', '.join(names)}")
     return import_module("rowsft.methods.row_sft" if name == "row_sft" else f"rowsft.baselines.{name}").METHOD

@@ -14,12 +14,12 @@ from rowsft.progress import bar
 from rowsft.selection.allocation import fit_pools, pool_units, share_of, steps_from, steps_of
 from rowsft.selection.budget import Budget
 from rowsft.selection.budget_met import check_met
+from rowsft.selection.channel import ATTENTION, SCOPES
 from rowsft.selection.choose import CHANNELS, choose, choose_globally, pools_for, row_price
 from rowsft.selection.groups import Pool, Scores, layer_counts, parameters
 from rowsft.selection.targets import Targets, eligible_layers, head_names, layer_shape
 from rowsft.tuner import RowSFTConfig
 from rowsft.tuner.attach import score_pools, with_choice
-from rowsft.tuner.config import ATTENTION, SCOPES
 
 AXES = ("out", "in")
 # What is trained is kept in 32 bit, and so are AdamW's two averages.

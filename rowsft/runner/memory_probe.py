@@ -1,7 +1,6 @@
 """Exact memory of a run's phases, from extra work once there is nothing left to disturb: peaks, and the ledger."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,17 +10,15 @@ from rowsft.importance.recomputing import recomputing
 from rowsft.measure.ledger import Ledger
 from rowsft.methods.base import Knobs
 from rowsft.runner import trainer
-
-if TYPE_CHECKING:
-    from rowsft.runner.run import Job
+from rowsft.runner.context import Job
 
 
-def wanted(job: "Job") -> bool:
+def wanted(job: Job) -> bool:
     """Whether the run measures memory by extra work."""
     return job.settings.memory_probe_steps > 0
 
 
-def selection(job: "Job", sizes: Knobs, calibration: Calibration) -> None:
+def selection(job: Job, sizes: Knobs, calibration: Calibration) -> None:
     """The memory of scoring, on the largest calibration batch."""
     # Of equal ones it is one that has padding, whose mask takes memory.
     largest = max(calibration, key=lambda batch: (batch["input_ids"].numel(), not batch["attention_mask"].all()))
@@ -36,7 +33,7 @@ def selection(job: "Job", sizes: Knobs, calibration: Calibration) -> None:
     _measure(job, "select", select)
 
 
-def evaluation(job: "Job", evaluate: Callable[[list[dict]], object]) -> None:
+def evaluation(job: Job, evaluate: Callable[[list[dict]], object]) -> None:
     """The memory of evaluating the largest batch: of the longest examples, with padding where any of them has some."""
     by_length = sorted(job.splits[job.settings.evaluate[0]], key=lambda example: -len(str(example)))
     # Under autocast the second batch finds the trained weights converted: it may be the one with the peak.
@@ -53,7 +50,7 @@ def evaluation(job: "Job", evaluate: Callable[[list[dict]], object]) -> None:
     _measure(job, "evaluate", lambda hold: evaluate(largest), optimizer)
 
 
-def training_step(job: "Job") -> None:
+def training_step(job: Job) -> None:
     """The memory of a training step on the largest batch. It changes the trained weights, so it comes last."""
     if job.trainer is None:
         return
@@ -82,7 +79,7 @@ def _holding(ledger: Ledger) -> Callable[[dict], None]:
 
 
 def _measure(
-    job: "Job",
+    job: Job,
     phase: str,
     work: Callable[[Callable[[dict], None]], object],
     optimizer: "torch.optim.Optimizer | None" = None,
@@ -96,7 +93,7 @@ def _measure(
     measure.account(job.memory, phase, entered, job.device, job.model, optimizer, measured)
 
 
-def _peak(job: "Job", phase: str, work: Callable[[], object], optimizer: "torch.optim.Optimizer | None" = None) -> None:
+def _peak(job: Job, phase: str, work: Callable[[], object], optimizer: "torch.optim.Optimizer | None" = None) -> None:
     # A GPU's allocator has counted along for free while the phase ran.
     if job.device.type == "cpu":
         measure.probe(job.memory, phase, work, job.device, job.model, optimizer)

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,74 +17,23 @@ from rowsft.config.run_plan import RunPlan
 from rowsft.config.settings import TrainerSettings
 from rowsft.importance.calibration import Calibration
 from rowsft.importance.recomputing import recomputing
-from rowsft.methods.base import Knobs, Method
 from rowsft.models import capacity
 from rowsft.models.checkpoint import write_checkpoint
-from rowsft.models.loading import Loaded, load, targets_of
+from rowsft.models.loading import load, targets_of
 from rowsft.progress import bar
 from rowsft.runner import memory_probe
 from rowsft.runner import trainer as training
 from rowsft.runner.calibration import TrainingBatches
+from rowsft.runner.context import Job, Outcome
 from rowsft.runner.head_warmup import warmed_head
 from rowsft.selection.budget import Budget
-from rowsft.store import Attempt, Store
+from rowsft.store import Store
 from rowsft.store.attempt import error_fields, state_of
 from rowsft.tasks import Task
-from rowsft.tracking.tracker import Tracker, final_numbers, tracking
+from rowsft.tracking.tracker import final_numbers, tracking
 
 # Examples between two moves of the tokenising bar.
 ENCODED_AT_ONCE = 1000
-
-
-@dataclass
-class Job:
-    """What one run holds as it goes: filled in by the steps below in their order."""
-
-    plan: RunPlan
-    settings: TrainerSettings
-    attempt: Attempt
-    say: Callable[[str], None]
-    method: Method
-    task: Task
-    budget: Budget
-    tracker: Tracker
-    clock: measure.PhaseClock
-    memory: dict = field(default_factory=lambda: {"select": None, "train": None, "evaluate": None})
-    energy: dict = field(default_factory=dict)
-    loaded: Loaded | None = None
-    model: Any = None
-    splits: dict[str, list[dict]] = field(default_factory=dict)
-    encoded: list[dict] = field(default_factory=list)
-    knobs: Knobs | None = None
-    trainer: training.OrderedTrainer | None = None
-    curve_written: bool = False
-    gpu: measure.Gpu | None = field(init=False)
-
-    def __post_init__(self):
-        if self.device.type == "cuda":
-            # Events and whatever names no GPU are then of this one.
-            torch.cuda.set_device(self.device)
-        self.memory["kind"] = measure.KINDS[self.device.type]
-        self.gpu = measure.gpu_of(self.device)
-
-    @property
-    def seed(self) -> int:
-        return self.plan.config["seed"]
-
-    @property
-    def device(self) -> torch.device:
-        return training.device_of(self.settings)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended. `metrics` are those of the latest finished attempt."""
-
-    run_id: str
-    folder: Path
-    state: str
-    metrics: dict
-    message: str = ""
 
 
 def run(plan: RunPlan, settings: TrainerSettings, rerun: bool, say: Callable[[str], None]) -> Outcome:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from rowsft.errors import UserError
+from rowsft.selection.channel import SCOPES
 from rowsft.selection.targets import layer_shape
-from rowsft.tuner.config import SCOPES
 
 DIALS = ("rows", "ratio", "params", "like")
 

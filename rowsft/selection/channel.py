@@ -1,4 +1,7 @@
-"""A channel: whether rows, columns or both of a layer are trained, and how a size is divided between them."""
+"""A channel: whether rows, columns or both of a layer are trained, and how a size is divided between them.
+
+Beside it the names of the scopes and of the modes of attention.
+"""
 
 from __future__ import annotations
 
@@ -25,3 +28,6 @@ CHANNELS = {
     # One set of hidden units couples the rows of some layers with the columns of others.
     "neuron": Channel(True, True, None),
 }
+
+SCOPES = ("layer", "global")
+ATTENTION = ("linear", "grouped", "skip")

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from rowsft.errors import UserError
+from rowsft.selection.channel import ATTENTION
 from rowsft.selection.channel import CHANNELS as TUNER_CHANNELS
 from rowsft.selection.families import coupled_pools, grouped_pools, in_order, is_attention
 from rowsft.selection.groups import Pool, Scores, plain_pool
 from rowsft.selection.targets import Chosen, layer_shape
-from rowsft.tuner.config import ATTENTION
 
 CHANNELS = tuple(TUNER_CHANNELS)
 

@@ -10,9 +10,8 @@ from queue import SimpleQueue
 
 from rich.console import Console
 
-from rowsft.cli.main import HELD
 from rowsft.config.devices import devices_for
-from rowsft.errors import UserError, shortened
+from rowsft.errors import HELD, UserError, shortened
 from rowsft.output import escape, redact
 from rowsft.store import Store
 from rowsft.store.identity import experiment_notes

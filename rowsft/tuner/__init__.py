@@ -1,6 +1,6 @@
 """Row-SFT as a PEFT tuner: train a few rows of every linear layer, exactly as wide as they are."""
 
-from rowsft._register import register
+from rowsft.tuner.register import register
 
 from .config import RowSFTConfig
 from .layer import RowSFTLayer

@@ -11,10 +11,7 @@ from peft.config import PeftConfig
 from peft.utils import PeftType
 
 from rowsft.errors import UserError
-from rowsft.selection.channel import CHANNELS
-
-SCOPES = ("layer", "global")
-ATTENTION = ("linear", "grouped", "skip")
+from rowsft.selection.channel import ATTENTION, CHANNELS, SCOPES
 
 
 @dataclass

@@ -10,8 +10,8 @@ from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
 import rowsft
-from rowsft._register import register
 from rowsft.tuner import RowSFTConfig, RowSFTModel
+from rowsft.tuner.register import register
 
 
 def run(code: str) -> str:
@@ -61,7 +61,7 @@ def test_any_order_of_imports_registers_the_method(code):
     assert run(code) == "ROW_SFT"
 
 
-def test_attach_is_the_function_even_after_its_module_is_imported():
+def test_attach_is_the_function_wherever_it_is_imported_from():
     code = (
         "from rowsft.tuner.attach import attach, score; import rowsft;"
         " print(rowsft.attach is attach, rowsft.score is score)"
