@@ -1,4 +1,7 @@
-"""A row-SFT adapter taken away to be served: as a standard LoRA adapter with the same change of W, or merged."""
+"""A row-SFT adapter taken away to be served: as a standard LoRA adapter with the same change of W, or merged.
+
+May import methods, models, config, report, store and selection. Must not need the data of the run.
+"""
 
 import shutil
 import tempfile

@@ -1,4 +1,7 @@
-"""Importance metrics: how much each row or column of a linear layer matters. One file a family, found by itself."""
+"""Importance metrics: how much each row or column of a linear layer matters. One file a family, found by itself.
+
+May import selection and layers. Must not change the model that it scores, nor know runs and records.
+"""
 
 from importlib import import_module
 from pkgutil import iter_modules

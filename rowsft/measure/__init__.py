@@ -1,4 +1,7 @@
-"""What a run costs: seconds by phase and step, exact allocation peaks, resident set, energy, and where it ran."""
+"""What a run costs: seconds by phase and step, exact allocation peaks, resident set, energy, and where it ran.
+
+Imports no other room: it measures blocks of code and devices, and must not know runs or methods.
+"""
 
 from rowsft.measure.breakdown import account
 from rowsft.measure.clocks import PHASES, PhaseClock, StepClock

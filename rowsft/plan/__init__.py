@@ -1,4 +1,7 @@
-"""What a run would need, before it is run: its real code on tensors without data."""
+"""What a run would need, before it is run: its real code on tensors without data.
+
+May import what a run does, and report for pictures. Must not touch the store, load weights or need a device.
+"""
 
 import gc
 import re

@@ -4,6 +4,8 @@ The same records give the same files.
 
     files = build("runs", "quickstart", "reports/quickstart")
     print_tables(files)
+
+May import store, output and selection's rule of when a budget is met. Must not write into the store.
 """
 
 import io

@@ -8,6 +8,8 @@
             attempt.finish("done", metrics={...})
 
 Never imports torch.
+
+May import output and config_folders. Every other room reads and writes runs through this one.
 """
 
 import logging

@@ -1,4 +1,7 @@
-"""Data sets as tasks: splits, encoded examples, batches, evaluation. One file a task; adding one edits nothing else."""
+"""Data sets as tasks: splits, encoded examples, batches, evaluation. One file a task; adding one edits nothing else.
+
+May import assets and the store's file helpers. Must not know methods, or models beyond their configuration.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

@@ -1,4 +1,7 @@
-"""Row-SFT as a PEFT tuner: train a few rows of every linear layer, exactly as wide as they are."""
+"""Row-SFT as a PEFT tuner: train a few rows of every linear layer, exactly as wide as they are.
+
+May import importance, selection and layers. Must not know runs, records, configuration files or tasks.
+"""
 
 from rowsft.tuner.register import register
 

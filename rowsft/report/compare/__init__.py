@@ -3,6 +3,8 @@ whether that is within limits. Reads records and files alone, never imports torc
 
     comparison = compare("3f2a", "9c01", "runs", ["test.accuracy=-0.01", "step_seconds.median=+10%"])
     comparison.within
+
+May import report and store, like the rest of this room.
 """
 
 import json
