@@ -54,8 +54,8 @@ fuzz: setup ## odd command lines, records, data files and model folders by the t
 kill-test: setup ## kill sweeps and writers at random moments and compare the tables: MINUTES=10
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/kill.py --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
-lint: setup ## check style
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: setup ## check style, and that rooms import from lower floors only
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
 
 tune-quickstart: assets ## the learning-rate grid behind the quickstart, on the validation split
 	@$(BIN)/rowsft sweep experiment=quickstart_grid
