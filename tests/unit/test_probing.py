@@ -20,7 +20,13 @@ SIZE = 4
 
 def job_on(model, autocast=None):
     examples = [{"input_ids": [10] * length, "labels": 1} for length in LENGTHS]
-    settings = SimpleNamespace(evaluate=["validation"], eval_batch_size=SIZE, autocast=autocast, batch_size=SIZE)
+    settings = SimpleNamespace(
+        evaluate=["validation"],
+        eval_batch_size=SIZE,
+        autocast=autocast,
+        batch_size=SIZE,
+        gradient_checkpointing=False,
+    )
     return SimpleNamespace(
         settings=settings,
         splits={"validation": examples},
