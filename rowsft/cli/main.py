@@ -74,6 +74,7 @@ def _guarded(arguments: list[str]) -> int:
         print(f"rowsft: error: {_shown(one_line(str(error)))}", file=sys.stderr)
         return HELD if isinstance(error, RunHeld) else 2
     except KeyboardInterrupt:
+        signals.off()
         print("rowsft: interrupted; finished runs are untouched", file=sys.stderr)
         return 130
     except BrokenPipeError:

@@ -1,0 +1,63 @@
+"""A stop reaches the run whatever is in its way, and cuts no clean-up short."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+LOST_IN = {
+    "a weak reference's callback": """
+class Thing: pass
+thing = Thing()
+def callback(_):
+    print("ready", flush=True)
+    time.sleep(1)
+reference = weakref.ref(thing, callback)
+del thing
+time.sleep(30)
+""",
+    "a library that catches everything": """
+try:
+    print("ready", flush=True)
+    time.sleep(30)
+except:
+    pass
+time.sleep(30)
+""",
+    "nothing": """
+print("ready", flush=True)
+time.sleep(30)
+""",
+}
+PROGRAM = """
+import sys, time, weakref
+from rowsft.cli import signals
+signals.on_signals()
+try:
+    try:
+{body}
+    finally:
+        time.sleep(1.5)
+        print("cleaned up", flush=True)
+except KeyboardInterrupt as error:
+    time.sleep(1.2)
+    signals.off()
+    print(error, flush=True)
+time.sleep(1.2)
+print("ended", flush=True)
+"""
+
+
+@pytest.mark.parametrize("place", LOST_IN)
+def test_a_stop_arrives_once_wherever_it_was_lost(place):
+    body = "\n".join(f"        {line}" for line in LOST_IN[place].splitlines())
+    command = [sys.executable, "-c", PROGRAM.format(body=body)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=25)
+    assert out.splitlines() == ["cleaned up", "stopped by SIGTERM", "ended"]
+    assert process.returncode == 0
