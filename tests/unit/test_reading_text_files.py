@@ -78,7 +78,7 @@ def test_utf16_without_its_mark_gets_advice_that_works(tmp_path):
         (b"\x89PNG\r\n\x1a\n\0\0\0", "not UTF-8 text (byte 1 of line 1 is 0x89); the file is damaged"),
         (b"PK\x03\x04rest", "a spreadsheet's workbook (.xlsx); save it as CSV UTF-8"),
         (b"PAR1rest", "a parquet file; give its name the ending .parquet"),
-        (gzip.compress(b"text,label\n"), "compressed with gzip; give its name the ending .gz"),
+        (gzip.compress(b"text,label\n", mtime=0), "compressed with gzip; give its name the ending .gz"),
         (b"\xff\xfea\0b", "not UTF-16 text"),
         (b"\xff\xfe\x00\xd8a\0", "not UTF-16 text (byte 3 of the file"),
     ],
@@ -91,7 +91,12 @@ def test_what_is_no_text_file_is_said_in_one_line(tmp_path, data, expected):
 
 @pytest.mark.parametrize(
     "data",
-    [b"text,label\na,good\n", gzip.compress(PLAIN.encode())[:-20], gzip.compress(PLAIN.encode())[:40] + b"\0" * 9],
+    [
+        b"text,label\na,good\n",
+        gzip.compress(PLAIN.encode(), mtime=0)[:-20],
+        gzip.compress(PLAIN.encode(), mtime=0)[:40] + b"\0" * 9,
+    ],
+    ids=["no gzip", "cut short", "damaged"],
 )
 def test_what_is_no_whole_gzip_file_is_said_in_one_line(tmp_path, data):
     path = tmp_path / "data.csv.gz"
