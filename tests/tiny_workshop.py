@@ -12,6 +12,8 @@ from tiny import PAD, VOCAB, tiny_bert, tiny_llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from rowsft.store import Record, Store
+
 WORDS = [f"w{number}" for number in range(VOCAB - 5)]
 
 
@@ -69,6 +71,17 @@ def build_workshop(folder: Path) -> Workshop:
     for name, rows in (("pairs", pairs), ("texts", texts)):
         (folder / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Workshop(folder)
+
+
+def only_run(workshop: Workshop, experiment: str) -> Record:
+    """The record of the one run of an experiment."""
+    (record,) = Store(workshop.folder / "runs").runs(experiment)
+    return record
+
+
+def last_line(done: subprocess.CompletedProcess) -> str:
+    """What a command printed last."""
+    return done.stdout.strip().splitlines()[-1]
 
 
 def _tokenizer(family: str) -> PreTrainedTokenizerFast:

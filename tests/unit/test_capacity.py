@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from families import ENCODER
+from refusals import refusal
 from task_tools import bpe, words
 from tiny import build, tiny_bert, tiny_gpt2, tiny_llama
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
@@ -133,25 +134,18 @@ PAIRS = [{"prompt": f"w{number} w2 w3", "response": f"w{number % 5}"} for number
 TEXTS = [{"text": f"w{number} w2 w3", "label": "good" if number % 2 else "bad"} for number in range(8)]
 
 
-def refusal(*arguments) -> str:
-    with pytest.raises(UserError) as error:
-        run(*arguments)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_token_without_an_embedding_is_named_before_training(tmp_path, split):
     tokenizer = plain(*(f"w{number}" for number in range(60, 130)), pad_token="<pad>", eos_token="</s>")
     beyond = [{"prompt": "w1 w126", "response": "w3"}]
-    said = refusal(tmp_path, tiny_llama(), tokenizer, {"train": PAIRS, split: PAIRS + beyond}, "prompt_response")
+    said = refusal(run, tmp_path, tiny_llama(), tokenizer, {"train": PAIRS, split: PAIRS + beyond}, "prompt_response")
     assert f"model.source={tmp_path / 'model'}: its tokenizer has 133 ids, 5 more than its embeddings have rows" in said
     assert f"of the {split} data holds w126" in said and "model.resize_token_embeddings(133)" in said
 
 
 def test_a_pad_token_without_an_embedding_is_named(tmp_path):
     tokenizer = plain(*(f"w{number}" for number in range(60, 125)), "<fill>", pad_token="<fill>", eos_token="</s>")
-    said = refusal(tmp_path, tiny_llama(), tokenizer, {"train": PAIRS}, "prompt_response")
+    said = refusal(run, tmp_path, tiny_llama(), tokenizer, {"train": PAIRS}, "prompt_response")
     assert "129 ids, 1 more than its embeddings have rows (128), and its pad_token <fill>" in said
 
 
@@ -162,7 +156,7 @@ def test_tokens_beyond_the_embeddings_that_no_text_uses_are_told_and_harm_nothin
 
 
 def test_a_tokenizer_without_pad_and_eos_is_refused(tmp_path):
-    said = refusal(tmp_path, tiny_llama(), plain(unk_token="<unk>"), {"train": PAIRS}, "prompt_response")
+    said = refusal(run, tmp_path, tiny_llama(), plain(unk_token="<unk>"), {"train": PAIRS}, "prompt_response")
     assert said.startswith(f"model.source={tmp_path / 'model'}: its tokenizer has neither a pad_token nor an eos_token")
 
 
@@ -171,14 +165,14 @@ def test_a_text_without_tokens_is_named_before_training(tmp_path, split):
     # A word that the tokenizer drops, so that no reader of data can see it.
     tokenizer = plain(pad_token="<pad>", eos_token="</s>")
     rows = {"train": TEXTS, split: [*TEXTS, {"text": "unheard", "label": "bad"}]}
-    said = refusal(tmp_path, tiny_gpt2(), tokenizer, rows, "text_classification", "model.head_modules=[score]")
+    said = refusal(run, tmp_path, tiny_gpt2(), tokenizer, rows, "text_classification", "model.head_modules=[score]")
     assert f"of the {split} data gives no token" in said and "it has no BOS token" in said
 
 
 def test_a_prompt_without_tokens_needs_something_in_front(tmp_path):
     rows = [*PAIRS, {"prompt": "unheard", "response": "w3"}]
     bare = plain(pad_token="<pad>")
-    said = refusal(tmp_path / "bare", tiny_llama(), bare, {"train": rows}, "prompt_response")
+    said = refusal(run, tmp_path / "bare", tiny_llama(), bare, {"train": rows}, "prompt_response")
     assert "of the train data gives no token" in said
     run(
         tmp_path / "eos",
@@ -192,7 +186,7 @@ def test_a_prompt_without_tokens_needs_something_in_front(tmp_path):
 def test_an_answer_without_tokens_is_named(tmp_path):
     rows = [*PAIRS, {"prompt": "w1", "response": "unheard"}]
     tokenizer = plain(pad_token="<pad>", bos_token="</s>")
-    said = refusal(tmp_path, tiny_llama(), tokenizer, {"train": rows}, "prompt_response")
+    said = refusal(run, tmp_path, tiny_llama(), tokenizer, {"train": rows}, "prompt_response")
     assert "of the train data has an answer without any token" in said
 
 
@@ -214,12 +208,9 @@ def test_roberta_at_its_last_position_trains_and_beyond_it_is_refused(tmp_path):
     rows = {"train": [{**row, "text": "fun " * 40} for row in TEXTS]}
     tokenizer = words()
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    run(
-        tmp_path, model, tokenizer, rows, "text_classification", "model.head_modules=[classifier]", "task.max_length=16"
-    )
-    said = refusal(
-        tmp_path, model, tokenizer, rows, "text_classification", "model.head_modules=[classifier]", "task.max_length=17"
-    )
+    given = (tmp_path, model, tokenizer, rows, "text_classification", "model.head_modules=[classifier]")
+    run(*given, "task.max_length=16")
+    said = refusal(run, *given, "task.max_length=17")
     assert "the model has 16 positions for tokens (of 17, the first 1 are for padding); lower it to 16 or less" in said
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from refusals import refusal
 
 from rowsft import config_folders
 from rowsft.assets import fetch
@@ -15,7 +16,6 @@ from rowsft.config.compose import CONFIG_FOLDER, compose, group_names, options
 from rowsft.config.compose_many import ManyComposer
 from rowsft.config.instantiate import instantiated
 from rowsft.config.run_plan import plan_run
-from rowsft.errors import UserError
 from rowsft.export.command import command
 from rowsft.report.groups import _named_source
 from rowsft.store.ignored import ignored
@@ -69,13 +69,6 @@ def write(folder: Path, files: dict[str, str | bytes]) -> None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
-def refusal(overrides: list[str]) -> str:
-    with pytest.raises(UserError) as caught:
-        compose(overrides)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_own_files_stand_beside_the_shipped_ones(project, capsys):
     assert {"mine", "high", "sub/inner", "lora", "row_sft"} <= set(options("method"))
     assert "method/sub" in group_names()
@@ -85,8 +78,9 @@ def test_own_files_stand_beside_the_shipped_ones(project, capsys):
     assert type(instantiated("method", config.method)).__name__ == "Mine"
     assert compose(["method=high"]).method.r == 64
     assert compose(["+method.strength=2", "method=mine"]).method.strength == 2
-    assert "mine" in refusal(["method=mien"])
-    assert "nothing reads this key; did you mean method.strength?" in refusal(["method=mine", "+method.strenght=2"])
+    assert "mine" in refusal(compose, ["method=mien"])
+    misspelt = refusal(compose, ["method=mine", "+method.strenght=2"])
+    assert "nothing reads this key; did you mean method.strength?" in misspelt
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     shown = capsys.readouterr().out
@@ -97,7 +91,7 @@ def test_they_are_gone_in_another_folder(project, monkeypatch):
     compose(["method=mine"])
     (project / "elsewhere").mkdir()
     monkeypatch.chdir(project / "elsewhere")
-    assert "no such method" in refusal(["method=mine"]) and "mine" not in options("method")
+    assert "no such method" in refusal(compose, ["method=mine"]) and "mine" not in options("method")
 
 
 def test_another_folder_may_be_named(project, monkeypatch, capsys):
@@ -131,7 +125,8 @@ def test_a_name_means_one_file(project, name):
     other = project / "other" / "conf"
     write(other, {name: shipped + b"# edited\n"})
     with config_folders.chosen(str(other)):
-        assert f"{other / name}.yaml: has the name of a file that comes with rowsft" in refusal(["method=dora"])
+        said = refusal(compose, ["method=dora"])
+    assert f"{other / name}.yaml: has the name of a file that comes with rowsft" in said
 
 
 @pytest.mark.parametrize(
@@ -150,7 +145,7 @@ def test_a_name_means_one_file(project, name):
 def test_a_broken_file_of_ones_own_is_one_line_that_names_it(project, name, text, said):
     write(project / "conf", {name: text})
     assert compose(["method=mine"]).method.name == "mine", "a file that is not chosen disturbs nothing"
-    message = refusal([f"{name.split('/')[0]}=broken"])
+    message = refusal(compose, [f"{name.split('/')[0]}=broken"])
     assert said in message
 
 

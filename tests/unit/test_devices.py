@@ -118,7 +118,7 @@ def test_the_device_of_a_run(four_gpus):
         device_of(settings("cuda:4"))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_gpu_that_is_not_there_is_refused(device):
     with pytest.raises(UserError, match=f"trainer.device={device}: no CUDA device is visible"):

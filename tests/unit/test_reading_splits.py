@@ -6,8 +6,8 @@ import random
 
 import pytest
 from reading_tools import FORMATS, by_id, classification, labels, pairs, responses, write
+from refusals import refusal
 
-from rowsft.errors import UserError
 from rowsft.tasks.reading import number
 from rowsft.tasks.sentiment import Sentiment
 from rowsft.tasks.social_iqa import SocialIqa
@@ -16,20 +16,13 @@ from rowsft.tasks.splits import fold
 NUMBERS = {"regression": True, "primary_metric": "pearson"}
 
 
-def refused(make) -> str:
-    with pytest.raises(UserError) as error:
-        make()
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("column", ["text", "label"])
 @pytest.mark.parametrize("empty", ["", "  ", None])
 def test_an_empty_cell_is_refused_in_every_format(tmp_path, kind, column, empty):
     rows = pairs()
     rows[17][column] = empty
-    message = refused(classification(write(tmp_path, rows, kind)).splits)
+    message = refusal(classification(write(tmp_path, rows, kind)).splits)
     places = {"csv": "line 19", "tsv": "line 19", "jsonl": "line 18", "json": "element 18"}
     assert f"{places.get(kind.lower().removesuffix('.gz'), 'row 18')}: no value in column {column}" in message
 
@@ -39,7 +32,7 @@ def test_an_empty_cell_is_refused_in_every_format(tmp_path, kind, column, empty)
 def test_an_empty_prompt_or_response_is_refused_in_every_format(tmp_path, kind, column):
     rows = [{"prompt": f"ask {i}", "response": f"say {i}"} for i in range(9)]
     rows[0][column] = ""
-    assert f"no value in column {column}" in refused(responses(write(tmp_path, rows, kind)).splits)
+    assert f"no value in column {column}" in refusal(responses(write(tmp_path, rows, kind)).splits)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -62,7 +55,7 @@ def test_text_reaches_the_examples_as_written_and_labels_without_blanks_around_t
 def test_a_target_that_is_no_finite_number_names_its_place(tmp_path, kind, value):
     rows = [{"text": f"text {i}", "label": str(i / 40)} for i in range(40)]
     rows[12]["label"] = rows[30]["label"] = value
-    message = refused(classification(write(tmp_path, rows, kind), **NUMBERS).splits)
+    message = refusal(classification(write(tmp_path, rows, kind), **NUMBERS).splits)
     place = {"csv": "line 14", "jsonl": "line 13", "parquet": "row 13"}[kind]
     late = {"csv": "line 32", "jsonl": "line 31", "parquet": "row 31"}[kind]
     assert f"{place}: label " in message or f"{late}: label " in message
@@ -84,7 +77,7 @@ def test_numbers_as_classes_are_in_order_of_value_and_stay_apart(tmp_path):
     assert classification(write(tmp_path, rows, "csv")).classes == ["1.1", "1.10", "02", "9", "10"]
     given = classification(write(tmp_path, rows, "csv"), labels=["10", "9", "1.10", "1.1", "02"])
     assert labels(given) == [row["label"] for row in rows]
-    message = refused(classification(write(tmp_path, rows, "csv"), labels=[10, 9, 1.1, 2]).splits)
+    message = refusal(classification(write(tmp_path, rows, "csv"), labels=[10, 9, 1.1, 2]).splits)
     assert "label " in message and "is not among the classes 10, 9, 1.1, 2; give training data for it or" in message
 
 
@@ -179,8 +172,8 @@ DATA = {"path": "nowhere.csv"}
     ],
 )
 def test_values_of_data_are_refused_before_anything_is_read(data, expected):
-    assert expected in refused(lambda: classification({**DATA, **data}))
-    assert expected in refused(lambda: responses({**DATA, **data}))
+    assert expected in refusal(lambda: classification({**DATA, **data}))
+    assert expected in refusal(lambda: responses({**DATA, **data}))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +204,7 @@ def test_values_of_data_are_refused_before_anything_is_read(data, expected):
     ],
 )
 def test_values_of_a_task_are_refused_before_anything_is_read(changes, expected):
-    assert expected in refused(lambda: classification(DATA, **changes))
+    assert expected in refusal(lambda: classification(DATA, **changes))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +222,7 @@ def test_values_of_a_task_are_refused_before_anything_is_read(changes, expected)
     ],
 )
 def test_templates_are_refused_before_anything_is_read(changes, expected):
-    assert expected in refused(lambda: responses(DATA, **changes))
+    assert expected in refusal(lambda: responses(DATA, **changes))
 
 
 def test_a_template_takes_names_whole_and_braces_as_text(tmp_path):
@@ -240,8 +233,8 @@ def test_a_template_takes_names_whole_and_braces_as_text(tmp_path):
 
 
 def test_sizes_of_packaged_tasks_are_checked():
-    assert "task.test=x: expected a whole number" in refused(lambda: Sentiment("s", 64, validation=10, test="x"))
-    assert "task.validation=0: expected" in refused(lambda: SocialIqa("s", 64, validation=0, test=5))
+    assert "task.test=x: expected a whole number" in refusal(lambda: Sentiment("s", 64, validation=10, test="x"))
+    assert "task.validation=0: expected" in refusal(lambda: SocialIqa("s", 64, validation=0, test=5))
 
 
 def test_reading_agrees_with_the_csv_and_json_modules_on_odd_texts(tmp_path):
@@ -283,21 +276,21 @@ def test_limits_keep_the_same_rows_in_every_format(tmp_path, limit):
 def test_a_file_of_a_split_beside_path_is_refused_and_not_ignored(key):
     data = {"path": "all.csv", key: "more.csv"}
     expected = f"task.data.path=all.csv, task.data.{key}=more.csv: give all rows in one file"
-    assert expected in refused(lambda: classification(data))
+    assert expected in refusal(lambda: classification(data))
 
 
 @pytest.mark.parametrize("key", ["config", "revision"])
 def test_what_is_for_the_hub_is_refused_for_a_file(tmp_path, key):
     data = {"path": write(tmp_path, pairs(), "csv"), key: "main"}
-    assert f"task.data.{key}=main: is for a data set of the hub" in refused(classification(data).splits)
+    assert f"task.data.{key}=main: is for a data set of the hub" in refusal(classification(data).splits)
     data = {"train_path": data["path"], key: "main"}
-    assert f"task.data.{key}=main: is for a data set of the hub" in refused(classification(data).splits)
+    assert f"task.data.{key}=main: is for a data set of the hub" in refusal(classification(data).splits)
 
 
 @pytest.mark.parametrize("key", ["path", "train_path"])
 def test_a_separator_is_refused_for_a_saved_folder(tmp_path, key):
     data = {key: write(tmp_path, pairs(), "saved"), "separator": "tab"}
-    assert "task.data.separator=tab: is for a csv file" in refused(classification(data).splits)
+    assert "task.data.separator=tab: is for a csv file" in refusal(classification(data).splits)
 
 
 def test_targets_that_are_all_equal_are_pointed_out(tmp_path):

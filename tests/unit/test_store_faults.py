@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -272,10 +273,10 @@ def test_a_run_that_is_refused_leaves_nothing_and_one_that_was_there_stays(tmp_p
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a file system needs root on Linux")
 def test_a_full_disk_is_one_line_wherever_a_run_comes_upon_it(tmp_path):
-    """At every number of bytes that may be left: in the lock, the configuration, the record."""
-    disk = tmp_path / "disk"
+    """At every number of pages that may be left: in the lock, the configuration, the record."""
+    disk, page = tmp_path / "disk", resource.getpagesize()
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={4 * page}", "tmpfs", disk]
     mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
     if mounted.returncode:
         pytest.skip(f"this machine refuses mounts: {mounted.stderr.strip()}")
@@ -283,11 +284,11 @@ def test_a_full_disk_is_one_line_wherever_a_run_comes_upon_it(tmp_path):
         for left in range(4):
             for path in (disk / "fill", disk / "runs"):
                 subprocess.run(["rm", "-rf", path], check=True)
-            (disk / "fill").write_bytes(b"x" * (4096 * (4 - left)))
+            (disk / "fill").write_bytes(b"x" * (page * (4 - left)))
             try:
                 with Store(disk / "runs").open(CONFIG) as run:
-                    run.begin(note="x" * 20_000)
-                pytest.fail("a record of 20 kB fitted")
+                    run.begin(note="x" * (5 * page))
+                pytest.fail("a record larger than the disk fitted")
             except UserError as error:
                 assert "no space is left there" in str(error) and "\n" not in str(error)
             assert not list(disk.rglob("*.tmp"))

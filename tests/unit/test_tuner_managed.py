@@ -51,7 +51,9 @@ def by_base_layer(model, mesh):
 
 
 def replicated(model, mesh):
-    composable = pytest.importorskip("torch.distributed._composable.replicate_with_fsdp")
+    composable = pytest.importorskip(
+        "torch.distributed._composable.replicate_with_fsdp", reason="this torch has no replicate on top of FSDP2"
+    )
     return composable.replicate(model, mesh=mesh)
 
 
