@@ -129,7 +129,7 @@ def test_what_no_reader_can_use_is_refused_by_its_place(record, path, value):
     assert schema.faults(record) is None
     said = schema.faults(mutant(record, path, value))
     place = re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, path)))
-    assert said is not None and said.startswith(place.split("[0].")[0]) and "\n" not in said and len(said) < 400
+    assert said is not None and said.startswith(place) and "\n" not in said and len(said) < 400
 
 
 def test_every_command_shows_the_good_record_and_warns_of_each_bad_one_once(tmp_path, good, record, caplog, capsys):
