@@ -88,17 +88,18 @@ def test_rows_that_train_and_test_share_are_counted_and_said(tmp_path):
         {"text": "text number 4 ", "label": "good"},
         {"text": "new", "label": "bad"},
         {"text": "New", "label": "bad"},
+        {"text": "text number 3", "label": "good"},
     ]
     test = write(tmp_path, rows, "jsonl", "test")
     about = classification({"train_path": train, "test_path": test, "validation_path": train}).about()
     assert about["counts"]["rows_repeated_across_splits"] == {
         "validation in train": 40,
-        "test in train": 2,
-        "test in validation": 2,
+        "test in train": 3,
+        "test in validation": 3,
     }
-    assert about["counts"]["rows_repeated_within_split"] == {"train": 0, "validation": 0, "test": 1}
+    assert about["counts"]["rows_repeated_within_split"] == {"train": 0, "validation": 0, "test": 2}
     said = "\n".join(about["warnings"])
-    assert "2 of 4 test rows have a text that train holds too" in said and "1 of 4 in test" in said
+    assert "3 of 5 test rows have a text that train holds too" in said and "2 of 5 in test" in said
     clean = classification({"train_path": train, "test_path": write(tmp_path, rows[2:3], "csv", "clean")}).about()
     assert clean["warnings"] == []
 
