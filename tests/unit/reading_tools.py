@@ -49,6 +49,13 @@ def write(folder: Path, rows, kind, name="data") -> str:
     return str(path)
 
 
+def written(folder: Path, text: str, name="data.csv") -> Path:
+    """A file of that text, with the line ends that it has."""
+    path = folder / name
+    path.write_text(text, newline="")
+    return path
+
+
 def classification(data, columns=None, **changes):
     """The task text_classification on `data` (task.data, or a path)."""
     data = {"path": str(data)} if isinstance(data, str | Path) else data

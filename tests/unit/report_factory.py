@@ -209,3 +209,8 @@ def fill(root):
 def status(section, key: str):
     """A section's condition of the contract."""
     return next(condition for condition in section.conditions if condition.key == key)
+
+
+def section_of(built, task):
+    """The section of the fixture `built` about that task."""
+    return next(part for part in built[1].sections if part.table.task == task)

@@ -4,16 +4,10 @@ import csv
 import random
 
 import pytest
-from reading_tools import by_id, classification, content, labels, pairs, responses
+from reading_tools import by_id, classification, content, labels, pairs, responses, written
 from refusals import refusal
 
 BODY = "".join(f"{row['text']},{row['label']}\n" for row in pairs())
-
-
-def written(tmp_path, text, name="data.csv"):
-    path = tmp_path / name
-    path.write_text(text, newline="")
-    return path
 
 
 def refused(task) -> str:

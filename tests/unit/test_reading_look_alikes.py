@@ -1,15 +1,9 @@
 """What looks alike and is not: labels with characters that nobody sees, quote marks that quote nothing."""
 
 import pytest
-from reading_tools import by_id, classification, pairs, write
+from reading_tools import by_id, classification, pairs, write, written
 
 from rowsft.errors import UserError
-
-
-def written(tmp_path, text, name="data.csv"):
-    path = tmp_path / name
-    path.write_text(text, newline="")
-    return path
 
 
 @pytest.mark.parametrize("other", ["caf\u00e9\u200b", "cafe\u0301", "\ufeffcaf\u00e9"])

@@ -4,23 +4,12 @@ import logging
 
 import numpy as np
 import pytest
-from report_factory import classification, config, fill, finish, metric_of, regression, status
+from report_factory import classification, config, finish, metric_of, regression, section_of, status
 from scipy import stats
 
 from rowsft import report
 from rowsft.report import tables
 from rowsft.store import Store
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    root = tmp_path_factory.mktemp("report")
-    store = fill(root / "runs")
-    return store, report.build(root / "runs", "demo", root / "out")
-
-
-def section_of(built, task):
-    return next(part for part in built[1].sections if part.table.task == task)
 
 
 def line_of(section, method):

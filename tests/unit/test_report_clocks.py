@@ -1,22 +1,10 @@
 """Where the time and the energy went."""
 
-import pytest
-from report_factory import classification, fill, finish
+from report_factory import classification, finish, section_of
 
 from rowsft import report
 from rowsft.report import tables
 from rowsft.store import Store
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    root = tmp_path_factory.mktemp("report")
-    store = fill(root / "runs")
-    return store, report.build(root / "runs", "demo", root / "out")
-
-
-def section_of(built, task):
-    return next(part for part in built[1].sections if part.table.task == task)
 
 
 def test_where_the_time_went(built):

@@ -9,19 +9,12 @@ from html.parser import HTMLParser
 
 import pytest
 from matplotlib.image import imread
-from report_factory import ENVIRONMENT, classification, fail, fill, finish
+from report_factory import ENVIRONMENT, classification, fail, finish
 from rich.console import Console
 
 from rowsft import report
 from rowsft.errors import UserError
 from rowsft.store import Store
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    root = tmp_path_factory.mktemp("report")
-    store = fill(root / "runs")
-    return store, report.build(root / "runs", "demo", root / "out")
 
 
 def test_csv_files_round_trip(built):
