@@ -1,7 +1,7 @@
 """Phases and parts mean the same in a plan and in the record of the run that it plans."""
 
 import pytest
-from test_whole_plan import both, long_data  # noqa: F401
+from planned_runs import both
 
 STEP = ("forward", "backward", "optimizer_step")
 SETTINGS = [
@@ -16,7 +16,7 @@ SETTINGS = [
 @pytest.mark.parametrize(
     ("family", "overrides"), SETTINGS, ids=lambda given: given if isinstance(given, str) else " ".join(given)
 )
-def test_a_phase_holds_the_same_parts_in_both(workshop, long_data, family, overrides):  # noqa: F811
+def test_a_phase_holds_the_same_parts_in_both(workshop, long_data, family, overrides):
     planned, memory = both(workshop, long_data, family, *overrides)
     assert list(planned.step.peaks) == list(STEP)
     for phase in STEP:

@@ -5,63 +5,13 @@ import shutil
 
 import pytest
 import torch
+from planned_runs import both, without_weights
 from tiny import tiny_llama
 
 from rowsft.config.compose import compose
 from rowsft.config.run_plan import plan_run
 from rowsft.config.settings import trainer_settings
 from rowsft.plan import plan
-from rowsft.runner.run import run
-
-
-@pytest.fixture(scope="module")
-def long_data(workshop, tmp_path_factory):
-    """Data whose longest examples fill any length, next to short ones, so that the largest batch has padding."""
-    folder = tmp_path_factory.mktemp("long")
-    longs, shorts = " ".join(["w7"] * 60), "w1 w2 w3"
-    texts = [longs if number % 4 else shorts for number in range(40)]
-    rows = {
-        # What is too long is cut from the prompts' start: their ends differ, so that no two share one.
-        "pairs": [{"prompt": f"{text} w{number}", "response": text} for number, text in enumerate(texts)],
-        "texts": [{"text": f"w{i} {text}", "label": ["bad", "good"][i // 2 % 2]} for i, text in enumerate(texts)],
-    }
-    for name, lines in rows.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
-    return folder
-
-
-def both(workshop, data, family, *overrides):
-    """The plan from nothing but a configuration, and the memory that the run's record tells of."""
-    task = {"llama": "pairs", "bert": "texts"}[family]
-    # A classifier that decodes: such a model keeps keys and values for later tokens unless it is told not to.
-    source = "llama" if "method=head" in overrides else family
-    given = [
-        *workshop.overrides(family),
-        f"task.data.path={data / task}.jsonl",
-        "task.max_length=24",
-        "trainer.steps=2",
-    ]
-    given += overrides
-    if family == "bert":
-        given.append("task.labels=[bad,good]")
-    if source != family:
-        given += ["model.target_modules=[q_proj,v_proj]", "model.exclude_modules=null", "model.head_modules=[score]"]
-        given.append(f"model.source={workshop.folder / 'models' / source}")
-    config = compose([*given, f"model.source={without_weights(workshop, source)}"])
-    planned = plan(config, trainer_settings(config))
-    config = compose(given)
-    outcome = run(plan_run(config), trainer_settings(config), rerun=True, say=lambda text: None)
-    assert outcome.state == "done", outcome.message
-    record = json.loads((outcome.folder / "record.json").read_text())
-    return planned, record["attempts"][-1]["memory"]
-
-
-def without_weights(workshop, source):
-    """A folder with a model's configuration alone."""
-    bare = workshop.folder / "bare" / source
-    bare.mkdir(parents=True, exist_ok=True)
-    shutil.copy(workshop.folder / "models" / source / "config.json", bare)
-    return bare
 
 
 @pytest.mark.parametrize(
