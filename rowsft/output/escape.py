@@ -26,7 +26,8 @@ _LATEX = {
 }
 # Names that some file system or shell takes for something else.
 _UNSAFE_IN_FILES = re.compile(r"[^\w.\- ]|[ .]+$|^[ .\-]+")
-_LONGEST_FILE_NAME = 100
+# Systems take 255 bytes; a text that is cut gets nine more.
+_LONGEST_FILE_NAME_BYTES = 200
 _LONGEST_IN_PICTURE = 72
 # Categories: controls, formats (directions of writing, zero width), halves of surrogate pairs, line and paragraph ends.
 _UNSEEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
@@ -111,7 +112,8 @@ def quiet_drawing() -> Iterator[None]:
 
 def file_name(text: str) -> str:
     """A name for a file or folder made of any text; different texts give different names."""
-    name = _UNSAFE_IN_FILES.sub("_", text)[:_LONGEST_FILE_NAME]
+    whole = _UNSAFE_IN_FILES.sub("_", text).encode()
+    name = whole[:_LONGEST_FILE_NAME_BYTES].decode(errors="ignore")
     if name == text and name:
         return name
     return f"{name or '_'}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"

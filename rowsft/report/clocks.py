@@ -23,10 +23,10 @@ _NONE = "–"
 def clock_numbers(row: Row) -> dict[str, float | None]:
     """Costs in time of a row, medians over seeds; None for what was not measured. Units are in the names."""
     return {
-        **{f"step_{name}_seconds": _median(row, "step_seconds", name) for name in ("p25", "p75", "min", "max")},
-        "data_wait_seconds": _median(row, "data_seconds", "total"),
-        **{f"{phase}_seconds": _median(row, "seconds", phase) for phase in _PHASES if phase != "select"},
-        **{f"{phase}_joules": _median(row, "energy", f"{phase}_joules") for phase in ("select", "train", "evaluate")},
+        **{f"step_{name}_seconds": median_of(row, "step_seconds", name) for name in ("p25", "p75", "min", "max")},
+        "data_wait_seconds": median_of(row, "data_seconds", "total"),
+        **{f"{phase}_seconds": median_of(row, "seconds", phase) for phase in _PHASES if phase != "select"},
+        **{f"{phase}_joules": median_of(row, "energy", f"{phase}_joules") for phase in ("select", "train", "evaluate")},
     }
 
 
@@ -60,6 +60,7 @@ def _seconds(value: float | None) -> str:
     return _NONE if value is None else f"{value:,.2f}"
 
 
-def _median(row: Row, *path: str) -> float | None:
+def median_of(row: Row, *path: str) -> float | None:
+    """The median of the numbers at this path of a row's results; None where none was measured."""
     values = row.values(*path)
     return median(values) if values else None

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from rowsft.errors import shortened
 from rowsft.report.damaged import or_none
 from rowsft.report.rows import Row, Table
 from rowsft.report.section import Section
@@ -107,6 +108,9 @@ def _losses(record: Record) -> dict[int, float] | None:
         return None
     with path.open(newline="") as stream:
         points = [(int(line["step"]), float(line["loss"])) for line in csv.DictReader(stream) if line["loss"]]
+    wrong = next((step for step, _ in points if not 1 <= step <= LARGEST), None)
+    if wrong is not None:
+        raise ValueError(f"step {shortened(str(wrong))}, expected steps from 1")
     return {step: loss for step, loss in points if abs(loss) <= LARGEST}
 
 

@@ -60,7 +60,7 @@ def contract(table: Table, grids: Grids) -> list[Condition]:
     found = []
     for key, text, check in _checks(grids, table.higher_is_better):
         status, detail = _together({label: check(group) for label, group in groups.items()})
-        found.append(_condition(key, text, status, detail, stated.get(key)))
+        found.append(_condition(key, text, status, detail, _text(stated.get(key))))
     return found
 
 
@@ -118,7 +118,12 @@ _OPTIMIZER = tuple(
 )
 
 
-def _condition(key: str, text: str, status: str, detail: str, stated: str | None) -> Condition:
+def _text(stated: object) -> str:
+    """What an experiment states of a condition; `key: true` in its YAML is not text."""
+    return str(stated) if stated else ""
+
+
+def _condition(key: str, text: str, status: str, detail: str, stated: str) -> Condition:
     if stated and status != MET:
         return Condition(key, text, STATED if status == UNKNOWN else status, "; ".join(filter(None, [detail, stated])))
     return Condition(key, text, status, detail)

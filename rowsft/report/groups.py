@@ -1,4 +1,4 @@
-"""Which runs may stand in one table: those that share base weights, task and data.
+"""Which runs may stand in one table: those that share base weights, task, data and primary metric.
 
 Everything else that differs in a table is the method, its own settings, or what was swept (sweeps.py).
 """
@@ -13,7 +13,10 @@ from rowsft.report.settings import dig, flatten, named, text_of, under
 from rowsft.store import Record
 
 #: Settings that all rows of a table share, whichever way they are written.
-SHARED = ("model.name", "model.source", "model.revision", "revisions.model", "task.name", "revisions.data", "task.data")
+SHARED = (
+    *("model.name", "model.source", "model.revision", "revisions.model"),
+    *("task.name", "revisions.data", "task.data", "task.primary_metric"),
+)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -57,11 +60,12 @@ def _base(record: Record) -> tuple:
 
 
 def _data(record: Record) -> tuple:
-    """What tells a task and its data apart: a file by its content, wherever it lies."""
+    """What tells a task, its data and its metric apart: a file by its content, wherever it lies."""
     files = flatten(dig(record.config, "revisions", "data") or {})
     data = flatten({"data": dig(record.config, "task", "data") or {}})
     other = sorted((key, text_of(value)) for key, value in data.items() if key not in files)
-    return (named(record.config, "task"), tuple(sorted((key, str(sha)) for key, sha in files.items())), tuple(other))
+    contents = tuple(sorted((key, str(sha)) for key, sha in files.items()))
+    return (named(record.config, "task"), contents, tuple(other), str(dig(record.config, "task", "primary_metric")))
 
 
 def _models(record: Record) -> list[str]:
@@ -104,7 +108,10 @@ def _tasks(record: Record) -> list[str]:
     files = flatten(dig(record.config, "revisions", "data") or {})
     shas = [str(sha)[:8] for _, sha in sorted(files.items())]
     short = ", ".join(PurePath(value).name or value for value in values)
-    return [name, f"{name} ({short})", f"{name} ({', '.join(values)})", f"{name} ({', '.join([*values, *shas])})"]
+    metric = dig(record.config, "task", "primary_metric")
+    long, whole = ", ".join(values), ", ".join([*values, *shas])
+    parts = ([short], [short, metric], [long], [whole], [whole, metric])
+    return [name, *(f"{name} ({'; '.join(filter(None, part))})" for part in parts)]
 
 
 def _is_path(source: str) -> bool:

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from statistics import fmean, median
 
-from rowsft.report.clocks import clock_numbers
+from rowsft.report.clocks import clock_numbers, median_of
 from rowsft.report.predictions import Difference, difference
 from rowsft.report.rows import Row, Table
-from rowsft.report.settings import differing, dig, plain, short_names
+from rowsft.report.settings import differing, dig, failure, plain, short_names
 
 #: Every other row is held against these, on the same test examples and in cost.
 REFERENCES = ("lora", "full")
@@ -69,16 +69,14 @@ def unfinished(table: Table) -> list[dict]:
     found = []
     for row in table.rows:
         for record in row.unfinished:
-            error = (record.latest or {}).get("error") or {}
-            message = (error.get("message") or "").strip().splitlines()
             found.append(
                 {
                     "title": row.title,
                     "method": row.method,
                     "seed": record.config.get("seed"),
                     "state": record.state,
-                    "phase": error.get("phase"),
-                    "reason": ": ".join(filter(None, [error.get("type"), message[0] if message else None])),
+                    "phase": dig(record.latest, "error", "phase"),
+                    "reason": failure(record) or "",
                     "run": record.id,
                 }
             )
@@ -150,15 +148,15 @@ def _numbers(table: Table, row: Row) -> dict:
         "high": estimate.high if estimate else None,
         "interval": estimate.covers if estimate else None,
         "interval_cut": estimate.cut if estimate else None,
-        "train_peak_allocated_bytes": _median(row, "memory", "train", "peak_allocated_bytes"),
-        "train_step_peak_new_bytes": _median(row, "memory", "train", "step_peak_new_bytes"),
-        "select_peak_allocated_bytes": _median(row, "memory", "select", "peak_allocated_bytes"),
-        "train_peak_reserved_bytes": _median(row, "memory", "train", "peak_reserved_bytes"),
-        "train_process_peak_bytes": _median(row, "memory", "train", "process_peak_bytes"),
-        "train_resident_peak_bytes": _median(row, "memory", "train", "resident_peak_bytes"),
-        "step_median_seconds": _median(row, "step_seconds", "median"),
-        "step_p95_seconds": _median(row, "step_seconds", "p95"),
-        "tokens_per_second": _median(row, "tokens_per_second"),
+        "train_peak_allocated_bytes": median_of(row, "memory", "train", "peak_allocated_bytes"),
+        "train_step_peak_new_bytes": median_of(row, "memory", "train", "step_peak_new_bytes"),
+        "select_peak_allocated_bytes": median_of(row, "memory", "select", "peak_allocated_bytes"),
+        "train_peak_reserved_bytes": median_of(row, "memory", "train", "peak_reserved_bytes"),
+        "train_process_peak_bytes": median_of(row, "memory", "train", "process_peak_bytes"),
+        "train_resident_peak_bytes": median_of(row, "memory", "train", "resident_peak_bytes"),
+        "step_median_seconds": median_of(row, "step_seconds", "median"),
+        "step_p95_seconds": median_of(row, "step_seconds", "p95"),
+        "tokens_per_second": median_of(row, "tokens_per_second"),
         "select_seconds": _scored_seconds(row),
         **clock_numbers(row),
         "learning_rate": row.learning_rate,
@@ -191,11 +189,6 @@ def _scored_seconds(row: Row) -> float | None:
     scored = [result for result in row.results if not result.get("scores_from_cache")]
     seconds = [found for result in scored if (found := dig(result, "seconds", "select")) is not None]
     return median(seconds) if seconds else None
-
-
-def _median(row: Row, *path: str) -> float | None:
-    values = row.values(*path)
-    return median(values) if values else None
 
 
 def _ratio(mine: float | None, reference: float | None) -> float | None:

@@ -10,6 +10,7 @@ from rowsft.report.settings import (
     WATCHING,
     determining,
     dig,
+    failure,
     named,
     plain,
     primary,
@@ -140,13 +141,9 @@ def _cells(run: dict) -> dict[str, str]:
 
 
 def _differs(differs: dict[str, object], names: dict[str, str]) -> str:
-    texts = [f"{names[key]}={_value(value)}" for key, value in differs.items() if key in names]
+    texts = [f"{names[key]}={plain(value)}" for key, value in differs.items() if key in names]
     more = [f"+{len(texts) - _MOST_SETTINGS} more"] if len(texts) > _MOST_SETTINGS else []
     return ", ".join([*texts[:_MOST_SETTINGS], *more])
-
-
-def _value(value: object) -> str:
-    return "null" if value is None else plain(value)
 
 
 def _all_same(rows: list[dict[str, str]], name: str) -> bool:
@@ -164,9 +161,6 @@ def entry(record: Record) -> dict:
     """One run of `runs_list`, but for what differs between runs."""
     latest, result = record.latest or {}, record.result or {}
     split = next((split for split in ("test", "validation") if primary(result, split) is not None), None)
-    error = latest.get("error") or {}
-    message = (error.get("message") or "").strip().splitlines()
-    reason = ": ".join(filter(None, [error.get("type"), message[0] if message else None])) or None
     repeated = bool(result) and record.state not in ("done", "running")
     return {
         "id": record.id,
@@ -183,6 +177,6 @@ def entry(record: Record) -> dict:
         "started_at": latest.get("started_at"),
         "seconds": dig(latest, "seconds", "total"),
         "attempts": len(record.attempts),
-        "reason": f"attempt {latest['attempt']} {record.state}" if repeated else reason,
+        "reason": f"attempt {latest['attempt']} {record.state}" if repeated else failure(record),
         "folder": str(record.folder),
     }

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from rowsft.errors import UserError
 from rowsft.output import escape
-from rowsft.report import listing
 from rowsft.report.damaged import or_none
+from rowsft.report.settings import dig, failure, named
 from rowsft.store.finding import find_run
 from rowsft.store.record import FINAL_STATES, Record
 
@@ -71,11 +71,12 @@ def _ending(record: Record, memory: dict) -> list[str]:
     if record.state not in FINAL_STATES or not memory:
         return []
     phase = (record.latest.get("error") or {}).get("phase")
-    place = f" in {phase}" if phase else ""
-    said = [f"run {record.id} ended as {record.state}{place}: {listing.entry(record)['reason']}"]
+    where = f" in {phase}" if phase else ""
+    said = [f"run {record.id} ended as {record.state}{where}: {failure(record)}"]
     # Loading is watched together with reading the data.
-    reached = memory.get({"data": "load"}.get(phase, phase)) or {}
-    sizes = [f"{_mib(reached[key])} MiB {what}" for key, what in _REACHED.items() if reached.get(key) is not None]
+    place = {"data": "load"}.get(phase, phase)
+    reached = {what: dig(memory, place, key) for key, what in _REACHED.items()}
+    sizes = [f"{_mib(size)} MiB {what}" for what, size in reached.items() if isinstance(size, int | float)]
     return [*said, f"by then: {', '.join(sizes)}"] if sizes else said
 
 
@@ -119,7 +120,7 @@ def picture(points: Path, record: Record) -> bytes:
             axis.axvline(events[index], color="#1c2024", linewidth=0.6)
             axis.text(events[index], top * 1.03, escape.picture(f" {phases[index].replace('_', ' ')}"), fontsize=8)
     axis.set(xlim=(events[0], events[-1]), ylim=(0, top * 1.1), ylabel="MiB", xlabel="allocations and releases in turn")
-    names = [listing.named(record.config, group) for group in ("method", "model", "task")]
+    names = [named(record.config, group) for group in ("method", "model", "task")]
     axis.set_title(escape.picture(f"memory of one training step: {' · '.join(names)}"), fontsize=10)
     handles, labels = axis.get_legend_handles_labels()
     axis.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)

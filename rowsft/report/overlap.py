@@ -5,7 +5,6 @@ import re
 from itertools import combinations
 from statistics import fmean
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rowsft.report.rows import Row, Table
@@ -13,6 +12,7 @@ from rowsft.report.settings import differing
 from rowsft.store import Record
 
 IMPORTANCE = "method.importance"
+WEIGHTS = "adapter_model.safetensors"
 _IDS = re.compile(r"(.+)\.row_sft_((?:column_)?ids)")
 Selection = dict[tuple[str, str], set[int]]
 
@@ -49,13 +49,16 @@ def selected(record: Record) -> Selection | None:
     """{(layer, kind of ids): ids} of a run's saved adapter; None when there is no readable row-SFT adapter."""
     folder = record.file("adapter")
     try:
-        with safe_open(folder / "adapter_model.safetensors", framework="numpy") as tensors:
-            ids = {
-                match.groups(): tensors.get_tensor(match[0]) for match in map(_IDS.fullmatch, tensors.keys()) if match
+        with safe_open(folder / WEIGHTS, framework="numpy") as tensors:
+            found = {
+                match.groups(): set(tensors.get_tensor(match[0]).tolist())
+                for match in map(_IDS.fullmatch, tensors.keys())
+                if match
             }
+    # TypeError: there is no adapter, or ids that are no list.
     except (OSError, SafetensorError, TypeError):
         return None
-    return {key: set(np.asarray(value).tolist()) for key, value in ids.items()} or None
+    return found if any(found.values()) else None
 
 
 def share(one: Selection, other: Selection) -> float:

@@ -36,6 +36,9 @@ class References:
         candidates = self._alike(row, method)
         if not candidates:
             return Found(None, "none")
+        if len({tuple(self._values[id(other)].items()) for other in candidates}) > 1:
+            # Full fine-tuning has no budget: none of several LoRA budgets is its own.
+            return Found(None, "several")
         nearest = candidates[0] if len(candidates) == 1 else self._nearest(row, candidates)
         return Found(nearest) if nearest is not None else Found(None, "several")
 

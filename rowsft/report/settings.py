@@ -17,7 +17,7 @@ UNBUDGETED = ("none", "head", "full")
 #: Sizes that a method may be given itself (method.r=16); they win over the budget.
 OWN_SIZES = ("method.r", "method.rows", "method.ratio")
 #: The settings of the budget that say how much is trained.
-DIALS = ("budget.rows", "budget.ratio", "budget.params", "budget.like", "budget.default")
+BUDGET_KEYS = ("budget.rows", "budget.ratio", "budget.params", "budget.like", "budget.default")
 
 
 def flatten(node, prefix: str = "") -> dict[str, object]:
@@ -95,8 +95,11 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def plain(value: object) -> str:
-    """A setting's value for a reader."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """A setting's value for a reader, as it is typed, different values in different words."""
+    if isinstance(value, float):
+        brief = f"{value:g}"
+        return brief if float(brief) == value else repr(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def dig(node, *path: str):
@@ -109,3 +112,10 @@ def dig(node, *path: str):
 def primary(result: dict, split: str) -> float | None:
     """The primary metric of one attempt on a split, None where it was not evaluated."""
     return dig(result, "metrics", split, result.get("primary_metric"))
+
+
+def failure(record: Record) -> str | None:
+    """Why the latest attempt has no result, on one line; None where nothing is recorded of it."""
+    kind, message = (dig(record.latest, "error", key) for key in ("type", "message"))
+    lines = (message or "").strip().splitlines()
+    return ": ".join(filter(None, [kind, *lines[:1]])) or None

@@ -5,7 +5,7 @@ from functools import cached_property
 
 from rowsft.report.groups import compared
 from rowsft.report.settings import (
-    DIALS,
+    BUDGET_KEYS,
     LEARNING_RATE,
     OWN_SIZES,
     UNBUDGETED,
@@ -41,7 +41,7 @@ def conditions(rows: Sequence) -> dict[int, dict[str, object]]:
     budgeted = [row for row in rows if row.method not in UNBUDGETED]
     sizes = _clusters(row.size for row in budgeted if row.size)
     for row in budgeted:
-        others = {key: value for key, value in kept[id(row)].items() if not under(key, DIALS)}
+        others = {key: value for key, value in kept[id(row)].items() if not under(key, BUDGET_KEYS)}
         kept[id(row)] = {**others, SIZE: sizes.get(row.size)}
     return kept
 
@@ -129,13 +129,13 @@ def variants(rows: list) -> dict[int, str]:
         by_method.setdefault(row.method, []).append(row)
     for members in by_method.values():
         all_settings = [row.settings for row in members]
-        found |= _told(members, differing(all_settings))
+        found |= _variant_labels(members, differing(all_settings))
         if len({found[id(row)] for row in members}) < len(members):
             # What only some of them have tells them apart.
-            found |= _told(members, differing(all_settings, absent=True))
+            found |= _variant_labels(members, differing(all_settings, absent=True))
     return found
 
 
-def _told(rows: list, keys: list[str]) -> dict[int, str]:
+def _variant_labels(rows: list, keys: list[str]) -> dict[int, str]:
     names = short_names(key for key in keys if key not in WATCHING)
-    return {id(row): ", ".join(f"{name}={row.settings.get(key)}" for key, name in names.items()) for row in rows}
+    return {id(row): ", ".join(f"{name}={plain(row.settings.get(key))}" for key, name in names.items()) for row in rows}

@@ -53,6 +53,7 @@ HOSTILE = {
     "braces": "{{ 7 * 7 }} {% raw %}",
     "quotes": 'it\'s "quoted"',
     "unicode": "naïve 日本語 emoji 🙂",
+    "wide": "日本語" * 40,
 }
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 hostile = pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)

@@ -124,13 +124,13 @@ def test_how_inputs_are_had_tells_rows_of_a_method_apart_and_breaks_no_contract(
         finish(store, regression("row_sft", 1), method={**group, "recompute_inputs": recompute})
     section = report.sections(tmp_path, "demo")[0]
     assert [line["title"] for line in section.lines] == [
-        "row-SFT (recompute_inputs=False)",
-        "row-SFT (recompute_inputs=None)",
-        "row-SFT (recompute_inputs=True)",
+        "row-SFT (recompute_inputs=false)",
+        "row-SFT (recompute_inputs=null)",
+        "row-SFT (recompute_inputs=true)",
         "LoRA",
     ]
     told = [[part for part in line["differs_in"].split(", ") if "inputs" in part] for line in section.lines]
-    assert told == [["recompute_inputs=False"], [], ["recompute_inputs=True"], []]
+    assert told == [["recompute_inputs=false"], [], ["recompute_inputs=true"], []]
     assert [(c.key, c.status) for c in section.conditions] == [(c.key, c.status) for c in before.conditions]
 
 

@@ -7,6 +7,7 @@ from report_factory import config, finish, outcomes, status
 
 from rowsft import report
 from rowsft.report import tables
+from rowsft.report.notes import notes
 from rowsft.store import Store
 
 # Parameters of one row, or rank, of the planted models.
@@ -228,6 +229,48 @@ def test_data_files_are_told_apart_by_their_contents(tmp_path):
     sections = report.sections(tmp_path, "demo")
     assert [part.table.task for part in sections] == ["text_classification (x.csv)", "text_classification (y.csv)"]
     assert [len(part.lines) for part in sections] == [2, 1]
+
+
+def test_a_shared_rate_makes_no_budget_the_reference_of_a_method_without_one(tmp_path):
+    store = Store(tmp_path)
+    plant(store, "lora", 60, rows=2, rate=1e-4)
+    plant(store, "lora", 80, rows=8, rate=1e-3)
+    plant(store, "full", 90, rate=1e-4)
+    section, rows = table_of(store)
+    assert rows["full fine-tuning"] == (None, None, None)
+    assert rows["LoRA (rows=8, learning_rate=0.001)"] == (1.0, None, -0.1)
+    assert any(note.startswith("Several LoRA rows fit equally well") for note in notes(section.table, section.lines))
+
+
+def test_two_primary_metrics_are_two_tables(tmp_path):
+    store = Store(tmp_path)
+    for name, values in (("accuracy", (0.9, 0.8)), ("f1", (0.3, 0.5))):
+        task = {"name": "text_classification", "primary_metric": name, "data": {"train": "x.csv"}}
+        for method, value in zip(("lora", "row_sft"), values, strict=True):
+            finish(store, outcomes(60), method=method, task=task, metric=(name, value))
+    sections = report.sections(tmp_path, "demo")
+    assert [(part.table.task, part.table.metric, [line["value"] for line in part.lines]) for part in sections] == [
+        ("text_classification (x.csv; accuracy)", "accuracy", [0.8, 0.9]),
+        ("text_classification (x.csv; f1)", "f1", [0.5, 0.3]),
+    ]
+
+
+def test_names_of_rows_have_values_as_they_are_typed_and_in_full(tmp_path):
+    store = Store(tmp_path)
+    for budget in (
+        {"rows": 4, "ratio": None},
+        {"rows": None, "ratio": 0.12345678},
+        {"rows": None, "ratio": 0.12345679},
+    ):
+        finish(store, outcomes(60), method="row_sft", task="sentiment", budget=budget)
+        finish(store, outcomes(60), method="lora", task="sentiment", budget=budget)
+    (section,) = report.sections(tmp_path, "demo")
+    assert [line["title"] for line in section.lines if line["method"] == "lora"] == [
+        "LoRA (ratio=0.12345678, rows=null)",
+        "LoRA (ratio=0.12345679, rows=null)",
+        "LoRA (ratio=null, rows=4)",
+    ]
+    assert sorted(len(rows) for rows in section.table.sweep.groups.values()) == [2, 2, 2]
 
 
 def own(name, **size):
