@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from rowsft.errors import UserError
-from rowsft.methods.base import Knobs, PlainMethod, head_parameters, trainable_counts
+from rowsft.methods.base import PlainMethod, ResolvedMethod, head_parameters, trainable_counts
 from rowsft.selection.budget import Budget
 from rowsft.selection.targets import Targets, head_names
 
@@ -21,7 +21,7 @@ class Full(PlainMethod):
     saves_checkpoint: ClassVar[bool] = True
     head_modules: list[str] = field(default_factory=list, init=False)
 
-    def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> Knobs:
+    def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> ResolvedMethod:
         """All parameters; the count without the head is reported. Raises UserError for quantised ones."""
         for name, parameter in model.named_parameters():
             if not parameter.is_floating_point():
@@ -31,11 +31,11 @@ class Full(PlainMethod):
                 )
         head = head_names(model, targets.head_modules)
         everything = sum(parameter.numel() for parameter in model.parameters())
-        return Knobs({"head_modules": head}, achieved=everything - head_parameters(model, head))
+        return ResolvedMethod({"head_modules": head}, achieved=everything - head_parameters(model, head))
 
-    def attach(self, model: nn.Module, knobs: Knobs) -> nn.Module:
+    def attach(self, model: nn.Module, resolved: ResolvedMethod) -> nn.Module:
         """Make every parameter trainable."""
-        self.head_modules = knobs.values["head_modules"]
+        self.head_modules = resolved.values["head_modules"]
         return model.requires_grad_(True)
 
     def trainable(self, model: nn.Module) -> dict[str, int]:

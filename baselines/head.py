@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rowsft.errors import UserError
-from rowsft.methods.base import Knobs, PlainMethod, trainable_counts
+from rowsft.methods.base import PlainMethod, ResolvedMethod, trainable_counts
 from rowsft.selection.budget import Budget
 from rowsft.selection.targets import Targets, head_names
 
@@ -18,17 +18,17 @@ class Head(PlainMethod):
 
     name: str = "head"
 
-    def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> Knobs:
+    def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> ResolvedMethod:
         """Nothing beside the head. Raises UserError where the task has none."""
         head = head_names(model, targets.head_modules)
         if not head:
             raise UserError("method=head: this task has no head to train (head_modules is empty); use another method")
-        return Knobs({"head_modules": head}, achieved=0)
+        return ResolvedMethod({"head_modules": head}, achieved=0)
 
-    def attach(self, model: nn.Module, knobs: Knobs) -> nn.Module:
+    def attach(self, model: nn.Module, resolved: ResolvedMethod) -> nn.Module:
         """Freeze everything but the head."""
         model.requires_grad_(False)
-        for name in knobs.values["head_modules"]:
+        for name in resolved.values["head_modules"]:
             model.get_submodule(name).requires_grad_(True)
         return model
 

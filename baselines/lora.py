@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
-from rowsft.methods.base import Knobs, PeftMethod
+from rowsft.methods.base import PeftMethod, ResolvedMethod
 from rowsft.selection.budget import Unit
 from rowsft.selection.targets import layer_shape
 
@@ -41,13 +41,13 @@ class Lora(PeftMethod):
         """r, and rank_pattern for the layers that differ; alpha = scaling * r in every layer."""
         return {"r": common, "rank_pattern": pattern, "scaling": self.scaling}
 
-    def peft_config(self, model: nn.Module, knobs: Knobs) -> LoraConfig:
+    def peft_config(self, model: nn.Module, resolved: ResolvedMethod) -> LoraConfig:
         """PEFT reads pattern keys as regular expressions that may match an ending: anchored, each hits one layer."""
-        ranks = {f"^{re.escape(name)}": rank for name, rank in knobs.values["rank_pattern"].items()}
-        transposed = [isinstance(model.get_submodule(name), Conv1D) for name in knobs.values["target_modules"]]
+        ranks = {f"^{re.escape(name)}": rank for name, rank in resolved.values["rank_pattern"].items()}
+        transposed = [isinstance(model.get_submodule(name), Conv1D) for name in resolved.values["target_modules"]]
         return LoraConfig(
-            r=knobs.values["r"],
-            lora_alpha=self.scaling * knobs.values["r"],
+            r=resolved.values["r"],
+            lora_alpha=self.scaling * resolved.values["r"],
             rank_pattern=ranks,
             alpha_pattern={key: self.scaling * rank for key, rank in ranks.items()},
             lora_dropout=self.dropout,

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from rowsft.methods.base import Knobs, PlainMethod, trainable_counts
+from rowsft.methods.base import PlainMethod, ResolvedMethod, trainable_counts
 from rowsft.selection.budget import Budget
 from rowsft.selection.targets import Targets
 
@@ -19,11 +19,11 @@ class Untrained(PlainMethod):
 
     trains: ClassVar[bool] = False
 
-    def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> Knobs:
+    def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> ResolvedMethod:
         """Nothing."""
-        return Knobs({}, achieved=0)
+        return ResolvedMethod({}, achieved=0)
 
-    def attach(self, model: nn.Module, knobs: Knobs) -> nn.Module:
+    def attach(self, model: nn.Module, resolved: ResolvedMethod) -> nn.Module:
         """Freeze everything."""
         return model.requires_grad_(False)
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
-from rowsft.methods.base import Knobs, PeftMethod
+from rowsft.methods.base import PeftMethod, ResolvedMethod
 from rowsft.selection.budget import Unit
 from rowsft.selection.targets import layer_shape
 
@@ -55,9 +55,9 @@ class Shira(PeftMethod):
         step = sum(unit.cost for unit in units.values())
         return f"PEFT's SHiRA has one r for all layers, and one more costs {step:,}"
 
-    def peft_config(self, model: nn.Module, knobs: Knobs) -> ShiraConfig:
+    def peft_config(self, model: nn.Module, resolved: ResolvedMethod) -> ShiraConfig:
         """PEFT's own random mask: the same stream in every layer."""
-        config = ShiraConfig(r=knobs.values["r"], random_seed=self.seed)
+        config = ShiraConfig(r=resolved.values["r"], random_seed=self.seed)
         config.mask_fn = _once_a_shape(config.mask_fn)
         return config
 

@@ -35,8 +35,8 @@ def _suite(name: str, **settings) -> Callable[[PreTrainedModel, int], Attached]:
 
     def attach(model: PreTrainedModel, rank: int) -> Attached:
         method = method_class(name)(**settings)
-        knobs = method.solve(_budget(rank), model, Targets())
-        tuned = method.attach(model, method.select(model, knobs, []))
+        resolved = method.solve(_budget(rank), model, Targets())
+        tuned = method.attach(model, method.select(model, resolved, []))
         return Attached(tuned, method.trainable(tuned)["total"])
 
     return attach

@@ -64,16 +64,16 @@ class Generation:
         return time.perf_counter() - begin
 
 
-def timed(contest: dict[str, Generation], rounds: int) -> dict[str, list[float]]:
+def timed(generations: dict[str, Generation], rounds: int) -> dict[str, list[float]]:
     """Method -> seconds of each round. Each round begins with another method."""
-    seconds: dict[str, list[float]] = {name: [] for name in contest}
-    names = list(contest)
-    for each in contest.values():
+    seconds: dict[str, list[float]] = {name: [] for name in generations}
+    names = list(generations)
+    for each in generations.values():
         each.tokens()
     for number in range(rounds):
         first = number % len(names)
         for name in (*names[first:], *names[:first]):
-            seconds[name].append(contest[name].seconds())
+            seconds[name].append(generations[name].seconds())
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
     return seconds
 
@@ -122,13 +122,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=HERE / "out", help="folder to write (default: benchmarks/out)")
     options = parser.parse_args(arguments)
     shape, device, dtype = SHAPES[options.shape], torch.device(options.device), DTYPES[options.dtype]
-    contest = {
+    generations = {
         name: Generation(shape, name, device, dtype, options.prompt, options.new)
         for name in dict.fromkeys(options.methods)
     }
     environment = collect({"seed": SEED})
     result = {
-        "rows": rows(options.shape, timed(contest, options.rounds), options.new),
+        "rows": rows(options.shape, timed(generations, options.rounds), options.new),
         "settings": {name: value for name, value in vars(options).items() if name not in ("methods", "out")},
         "environment": environment,
         "command": shlex.join(["python", "benchmarks/generation.py", *(arguments or sys.argv[1:])]),

@@ -41,7 +41,7 @@ HARNESSES = ("Trainer", "suite")
 BOOTSTRAPS = 2000
 
 
-class Contest:
+class HarnessPair:
     """One model, its examples, and the loops over them."""
 
     def __init__(self, shape: str, options: argparse.Namespace):
@@ -157,12 +157,12 @@ def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
 
 def measure(shape: str, options: argparse.Namespace) -> dict:
     """One row: seconds of a step by hand, and what each harness adds to it, with an interval of the median."""
-    contest = Contest(shape, options)
+    harness_pair = HarnessPair(shape, options)
     order = random.Random(SEED)
     pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in HARNESSES}
     for number in range(options.rounds):
         for name in order.sample(HARNESSES, len(HARNESSES)):
-            pairs[name] += contest.pairs(name)
+            pairs[name] += harness_pair.pairs(name)
         print(f"{shape}: round {number + 1} of {options.rounds}", file=sys.stderr)
     row = {"shape": shape, "method": options.method, "pairs": len(pairs["suite"])}
     row["by_hand_step_seconds"] = float(np.median([by_hand for taken in pairs.values() for _, by_hand in taken]))

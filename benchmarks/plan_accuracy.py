@@ -213,10 +213,10 @@ def attached(case: Case) -> nn.Module:
     name, settings = case.method.split()[0], METHODS[case.method]
     method = method_class(name)(**settings)
     head = ["bert.pooler", "classifier"] if case.family == "bert" else []
-    knobs = method.solve(Budget(like=BUDGET), model, Targets(head_modules=head))
+    resolved = method.solve(Budget(like=BUDGET), model, Targets(head_modules=head))
     with torch.device("cpu"):
-        knobs = method.assume(model, knobs)[""]
-    return method.attach(model, knobs)
+        resolved = method.selection_bounds(model, resolved)[""]
+    return method.attach(model, resolved)
 
 
 def _base(case: Case) -> nn.Module:

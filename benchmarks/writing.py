@@ -141,11 +141,11 @@ def planned(shape: Shape, name: str, dtype: torch.dtype) -> dict:
     meta = torch.device("meta")
     method = method_class("row_sft")(importance="random", train_bias=False, channel=CHANNELS[name])
     model = build(shape, meta, dtype)
-    knobs = method.solve(Budget(like={"method": "lora", "r": shape.rank}), model, Targets())
-    [knobs] = method.assume(model, knobs).values()
+    resolved = method.solve(Budget(like={"method": "lora", "r": shape.rank}), model, Targets())
+    [resolved] = method.selection_bounds(model, resolved).values()
     model.config.use_cache = False
     with meta:
-        model = method.attach(model, knobs)
+        model = method.attach(model, resolved)
     step = plan_step(model, batch(shape, meta), gpu=True, padded=False)
     writing = Writing(model)
     row = {"method": name, "layers": len(writing.work), "trainable_parameters": method.trainable(model)["total"]}

@@ -106,7 +106,9 @@ class Case:
         assert held.keys() == expected.keys()
         for key, parameter in held.items():
             assert parameter.grad is not None, f"{key} has no gradient"
-            torch.testing.assert_close(parameter.grad, times * expected[key], rtol=1e-9, atol=1e-13, msg=_told(key))
+            torch.testing.assert_close(
+                parameter.grad, times * expected[key], rtol=1e-9, atol=1e-13, msg=_difference_message(key)
+            )
         self.tuned.zero_grad()
 
     def check_logits(self, batch: dict | None = None, adapters: Iterable[str] = DEFAULT) -> None:
@@ -178,5 +180,5 @@ def ran(action: Callable[[], object]) -> bool:
     return True
 
 
-def _told(key: tuple) -> Callable[[str], str]:
+def _difference_message(key: tuple) -> Callable[[str], str]:
     return lambda message: f"gradient of {key}: {message}"

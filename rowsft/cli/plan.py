@@ -17,8 +17,8 @@ from rowsft.config.instantiate import instantiated
 from rowsft.config.settings import TrainerSettings, trainer_settings
 from rowsft.errors import UserError
 from rowsft.plan import Plan, page, plan
-from rowsft.plan.advice import lighter_evaluation, too_large, ways_out
-from rowsft.plan.comparison import contest
+from rowsft.plan.advice import lighter_evaluation, memory_suggestions, too_large
+from rowsft.plan.comparison import compare_methods
 from rowsft.plan.fit import CARDS, Card, card_of
 from rowsft.plan.lengths import Lengths, of_data, stated
 from rowsft.plan.sweep import sweep
@@ -61,10 +61,10 @@ def _one(parsed: argparse.Namespace, console: Console, card: Card | None) -> int
 
     advice = []
     held = card or CARDS[-1]
-    if planned.scene.gpu:
+    if planned.run.gpu:
         advice = [line for line in [lighter_evaluation(planned, again)] if line]
         if not planned.demand.fits(held):
-            advice += [f"{too_large(planned, held)}. To fit it:", *ways_out(planned, again, held)]
+            advice += [f"{too_large(planned, held)}. To fit it:", *memory_suggestions(planned, again, held)]
         elif card is not None:
             advice.append(f"{card} holds it.")
     show(planned, console, advice, beside)
@@ -93,7 +93,7 @@ def _compare(parsed: argparse.Namespace, console: Console, card: Card) -> int:
             f"--compare {named[0]}: the methods are its own; leave the override out, or leave --compare out"
         )
     entries = []
-    for entry in contest(parsed.overrides, card, _lengths(parsed, compose(parsed.overrides))):
+    for entry in compare_methods(parsed.overrides, card, _lengths(parsed, compose(parsed.overrides))):
         entries.append(entry)
         print(f"planned {entry.title}", file=sys.stderr, flush=True)
     if parsed.json:
@@ -104,7 +104,7 @@ def _compare(parsed: argparse.Namespace, console: Console, card: Card) -> int:
         print(json.dumps({"card": card.name, "card_bytes": card.memory_bytes, "methods": found}, indent=1))
         return 0
     plans = {entry.title: entry.plan for entry in entries}
-    name = entries[0].plan.scene.config.model.name
+    name = entries[0].plan.run.config.model.name
     said = [*page.notes(entries[0].plan), page.SEARCHED]
     return _show(parsed, console, page.compared(entries, card), plans, f"{name}: methods at equal budget", said)
 
@@ -114,8 +114,8 @@ def _sweep(parsed: argparse.Namespace, console: Console) -> int:
     if parsed.json:
         print(json.dumps({name: as_json(planned) for name, planned in plans.items()}, indent=1))
         return 0
-    scene = next(iter(plans.values())).scene
-    title = f"{scene.config.model.name}: {scene.method.name}, swept"
+    run = next(iter(plans.values())).run
+    title = f"{run.config.model.name}: {run.method.name}, swept"
     return _show(parsed, console, page.swept(plans), plans, title, page.notes(next(iter(plans.values()))))
 
 

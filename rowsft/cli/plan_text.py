@@ -23,13 +23,13 @@ def as_json(plan: Plan, beside: Mapping[str, Plan] = MappingProxyType({})) -> di
     """
     peak = plan.step.peak
     return {
-        "method": plan.scene.method.name,
-        "model": plan.scene.config.model.name,
-        "device": "cuda" if plan.scene.gpu else "cpu",
-        "batch_size": plan.scene.settings.batch_size,
-        "length_tokens": plan.scene.length,
-        "answer_tokens": plan.scene.lengths.answer,
-        "lengths": {"source": plan.scene.lengths.source, **plan.scene.lengths.spread},
+        "method": plan.run.method.name,
+        "model": plan.run.config.model.name,
+        "device": "cuda" if plan.run.gpu else "cpu",
+        "batch_size": plan.run.settings.batch_size,
+        "length_tokens": plan.run.length,
+        "answer_tokens": plan.run.lengths.answer,
+        "lengths": {"source": plan.run.lengths.source, **plan.run.lengths.spread},
         "training_peak_bytes_at": {name: other.peak_bytes for name, other in beside.items()},
         "peak_bytes": plan.peak_bytes,
         "peak_phase": peak.phase,
@@ -51,19 +51,19 @@ def as_json(plan: Plan, beside: Mapping[str, Plan] = MappingProxyType({})) -> di
         "card_bytes_needed": plan.demand.card_bytes,
         "card_bytes_needed_by_stage": {stage: demand.card_bytes for stage, demand in plan.demands.items()},
         "cards": {card.name: {"memory_bytes": card.memory_bytes, "fits": plan.demand.fits(card)} for card in CARDS},
-        "assumptions": plan.scene.assumptions,
+        "assumptions": plan.run.assumptions,
     }
 
 
 def show(plan: Plan, console: Console, advice: list[str], beside: Mapping[str, Plan] = MappingProxyType({})) -> None:
     """Print the plan; `beside` as in `as_json`."""
-    scene, settings = plan.scene, plan.scene.settings
+    run, settings = plan.run, plan.run.settings
     console.print(
-        f"[bold]{_name(scene.method.name)} on {_name(scene.config.model.name)}[/], one step of "
-        f"{settings.gradient_accumulation} x {settings.batch_size} examples, {scene.length} tokens each, "
-        f"on a {'GPU' if scene.gpu else 'CPU'}"
+        f"[bold]{_name(run.method.name)} on {_name(run.config.model.name)}[/], one step of "
+        f"{settings.gradient_accumulation} x {settings.batch_size} examples, {run.length} tokens each, "
+        f"on a {'GPU' if run.gpu else 'CPU'}"
     )
-    for said in scene.assumptions:
+    for said in run.assumptions:
         console.print(f"  assumed: {said}", style="dim", markup=False)
     console.print("parameters by kind of layer")
     console.print(_parameters(plan))
@@ -76,7 +76,7 @@ def show(plan: Plan, console: Console, advice: list[str], beside: Mapping[str, P
         )
     for name, other in beside.items():
         told = f"{_mib(other.peak_bytes)} MiB at the peak"
-        console.print(f"Were all examples as long as the {name} ({other.scene.length} tokens): {told}.")
+        console.print(f"Were all examples as long as the {name} ({other.run.length} tokens): {told}.")
     flops = plan.step.costs.flops
     console.print(f"{flops / 1e12:.3f} TFLOP a step. No step is faster than (roofline, from data sheets):")
     console.print(_speed(plan))
@@ -124,10 +124,10 @@ def _speed(plan: Plan) -> Table:
 
 def _stages(plan: Plan) -> Table:
     """The peak of every stage of the run, and what a card has to have for it."""
-    settings = plan.scene.settings
+    settings = plan.run.settings
     detail = {
         "training": f"{settings.batch_size} at a time",
-        "scoring": f"{settings.batch_size} at a time, {getattr(plan.scene.method, 'importance', '')}",
+        "scoring": f"{settings.batch_size} at a time, {getattr(plan.run.method, 'importance', '')}",
         "evaluating": f"{settings.eval_batch_size} at a time",
     }
     table = Table("MiB", "examples")

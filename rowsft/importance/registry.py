@@ -140,7 +140,7 @@ def score_layers(
     if isinstance(context.calibration, Rehearsal):
         context = replace(context, draws=min(context.draws, 2))
     if chosen.needs_data and isinstance(context.calibration, Calibration):
-        batches, asked = context.calibration, _asked(layers, chosen, context, axes)
+        batches, asked = context.calibration, _required(layers, chosen, context, axes)
         return batches.cached(asked, lambda: _computed(layers, chosen, context, axes))
     return _computed(layers, chosen, context, axes)
 
@@ -163,7 +163,7 @@ def _on_cpu(score: Tensor) -> Tensor:
     return score if score.is_meta else score.cpu()
 
 
-def _asked(layers: dict[str, nn.Module], chosen: Metric, context: Context, axes: Sequence[Axis]) -> dict:
+def _required(layers: dict[str, nn.Module], chosen: Metric, context: Context, axes: Sequence[Axis]) -> dict:
     """What determines scores besides model and batches. How layers are grouped does not."""
     return {
         "metric": chosen.name,

@@ -3,7 +3,7 @@
 Imports no other room: it measures blocks of code and devices, and must not know runs or methods.
 """
 
-from rowsft.measure.breakdown import account
+from rowsft.measure.breakdown import record_breakdown
 from rowsft.measure.clocks import PHASES, PhaseClock, StepClock
 from rowsft.measure.environment import collect
 from rowsft.measure.memory import (
@@ -26,7 +26,7 @@ __all__ = [
     "PhaseClock",
     "ResidentPeak",
     "StepClock",
-    "account",
+    "record_breakdown",
     "collect",
     "energy_of",
     "gpu_of",

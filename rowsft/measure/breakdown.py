@@ -17,7 +17,7 @@ _POINTS = 600
 _BEFORE_ATTACHING = ("load", "select")
 
 
-def account(
+def record_breakdown(
     memory: dict,
     phase: str,
     work: Callable[[Ledger], object],

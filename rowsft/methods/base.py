@@ -14,13 +14,13 @@ from torch import nn
 
 from rowsft.config import typed
 from rowsft.errors import UserError, shortened
-from rowsft.selection.budget import Budget, Dial, Unit, check_dial, fit, proportional, row_units, uniform
+from rowsft.selection.budget import Budget, BudgetSpec, Unit, check_spec, fit, proportional, row_units, uniform
 from rowsft.selection.budget_met import check_met
 from rowsft.selection.targets import Chosen, Targets, eligible_layers, head_names
 
 
 @dataclass(frozen=True)
-class Knobs:
+class ResolvedMethod:
     """A method's settings once the budget is solved.
 
     values: what was settled, JSON-able. asked, achieved: trainable parameters without the task head (None: no budget
@@ -43,16 +43,16 @@ class Method(Protocol):
     #: Whether what is trained is the model itself, and saved as a checkpoint of its own.
     saves_checkpoint: bool
 
-    def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> Knobs:
+    def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> ResolvedMethod:
         """Turn the budget into sizes. Reads shapes only: a model on the meta device will do. Raises UserError."""
 
-    def select(self, model: nn.Module, knobs: Knobs, calibration: Sequence[dict]) -> Knobs:
+    def select(self, model: nn.Module, resolved: ResolvedMethod, calibration: Sequence[dict]) -> ResolvedMethod:
         """Settle what needs scores on training batches (none unless needs_calibration). The model is left as it was."""
 
-    def assume(self, model: nn.Module, knobs: Knobs) -> dict[str, Knobs]:
-        """What `select` could come to, without scores or weights, for a plan: a name for each extreme -> its knobs."""
+    def selection_bounds(self, model: nn.Module, resolved: ResolvedMethod) -> dict[str, ResolvedMethod]:
+        """What `select` could come to, without scores or weights, for a plan: name of each extreme -> sizes."""
 
-    def attach(self, model: nn.Module, knobs: Knobs) -> nn.Module:
+    def attach(self, model: nn.Module, resolved: ResolvedMethod) -> nn.Module:
         """Freeze, wrap, and make the task head trainable as it is. The result computes what `model` computed."""
 
     def trainable(self, model: nn.Module) -> dict[str, int]:
@@ -96,30 +96,30 @@ def like_parameters(like: Mapping, source: str, clip: bool, model: nn.Module, ta
 
 def counts_for(
     units: dict[str, Unit],
-    dial: Dial,
+    spec: BudgetSpec,
     native: Sequence[str],
     clip: bool,
     model: nn.Module,
     targets: Targets,
     fit: Callable[..., dict[str, int]] = fit,
 ) -> tuple[dict[str, int], int]:
-    """Solve a dial for a method: (name of each of `units` -> count, parameters asked).
+    """Solve a budget for a method: (name of each of `units` -> count, parameters asked).
 
-    `native` are the dials that set the method's counts directly; any other becomes a number of parameters first, rows
-    and ratio by what row-SFT would train, biases along. fit: spends such a number, as
+    `native` are the budget keys that set the method's counts directly; any other becomes a number of parameters first,
+    rows and ratio by what row-SFT would train, biases along. fit: spends such a number, as
     `rowsft.selection.budget.fit` does.
     """
-    if dial.kind in native:
-        return proportional(units, dial.value) if dial.kind == "ratio" else uniform(units, dial, clip)
-    if dial.kind == "params":
-        asked = dial.value
-    elif dial.kind == "like":
-        asked = like_parameters(dial.value, dial.source, clip, model, targets)
+    if spec.kind in native:
+        return proportional(units, spec.value) if spec.kind == "ratio" else uniform(units, spec, clip)
+    if spec.kind == "params":
+        asked = spec.value
+    elif spec.kind == "like":
+        asked = like_parameters(spec.value, spec.source, clip, model, targets)
     else:
         rows = row_units(eligible_layers(model, targets))
-        counts, _ = proportional(rows, dial.value) if dial.kind == "ratio" else uniform(rows, dial, clip)
+        counts, _ = proportional(rows, spec.value) if spec.kind == "ratio" else uniform(rows, spec, clip)
         asked = sum(rows[name].total(count) for name, count in counts.items())
-    return fit(units, asked, clip, dial.source), asked
+    return fit(units, asked, clip, spec.source), asked
 
 
 class PeftMethod:
@@ -140,31 +140,31 @@ class PeftMethod:
         raise NotImplementedError
 
     def values(self, common: int, pattern: dict[str, int]) -> dict:
-        """The solved sizes as knobs: `common` in every target layer but those in `pattern`."""
+        """The solved sizes as resolved: `common` in every target layer but those in `pattern`."""
         raise NotImplementedError
 
-    def peft_config(self, model: nn.Module, knobs: Knobs) -> PeftConfig:
+    def peft_config(self, model: nn.Module, resolved: ResolvedMethod) -> PeftConfig:
         """The adapter's configuration; targets and head are filled in by `attach`."""
         raise NotImplementedError
 
-    def own_size(self) -> Dial | None:
+    def own_size(self) -> BudgetSpec | None:
         """The method's own size, which wins over the budget. Raises UserError for two of them or a wrong value."""
         given = [size for size in self.sizes if getattr(self, size) is not None]
         if len(given) > 1:
             raise UserError(f"{' and '.join(f'method.{size}' for size in given)} are both set; expected one")
         if not given:
             return None
-        dial = Dial(given[0], getattr(self, given[0]), f"method.{given[0]}")
-        check_dial(dial)
-        return dial
+        spec = BudgetSpec(given[0], getattr(self, given[0]), f"method.{given[0]}")
+        check_spec(spec)
+        return spec
 
-    def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> Knobs:
+    def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> ResolvedMethod:
         """See `Method.solve`."""
         units = self.units(eligible_layers(model, targets))
-        dial = self.own_size() or budget.dial()
-        counts, asked = counts_for(units, dial, self.native, budget.clip, model, targets)
+        spec = self.own_size() or budget.spec()
+        counts, asked = counts_for(units, spec, self.native, budget.clip, model, targets)
         tuned = {name: count for name, count in counts.items() if count}
-        self.check_something(tuned, dial)
+        self.check_something(tuned, spec)
         common = Counter(tuned.values()).most_common(1)[0][0]
         values = {
             **self.values(common, {name: count for name, count in tuned.items() if count != common}),
@@ -172,8 +172,8 @@ class PeftMethod:
             "head_modules": head_names(model, targets.head_modules),
         }
         achieved = self.achieved(units, tuned, values)
-        check_met(self.name, dial.source, asked, achieved, self.coarseness(units))
-        return Knobs(values, asked, achieved, dial.source)
+        check_met(self.name, spec.source, asked, achieved, self.coarseness(units))
+        return ResolvedMethod(values, asked, achieved, spec.source)
 
     def achieved(self, units: dict[str, Unit], counts: dict[str, int], values: dict) -> int:
         """Trainable parameters, the head left out, of the counts of layers as `values` makes them."""
@@ -184,31 +184,31 @@ class PeftMethod:
         cheapest = min(unit.cost for unit in units.values())
         return f"{next(iter(units.values())).noun} cost {cheapest:,} or more each"
 
-    def check_something(self, tuned: Mapping, dial: Dial) -> None:
-        """Raise UserError where the dial leaves no layer to tune."""
+    def check_something(self, tuned: Mapping, spec: BudgetSpec) -> None:
+        """Raise UserError where the budget leaves no layer to tune."""
         if not tuned:
             raise UserError(
-                f"{dial.source} leaves {self.name} nothing to train; raise it, or use method=head or method=none"
+                f"{spec.source} leaves {self.name} nothing to train; raise it, or use method=head or method=none"
             )
 
-    def select(self, model: nn.Module, knobs: Knobs, calibration: Sequence[dict]) -> Knobs:
+    def select(self, model: nn.Module, resolved: ResolvedMethod, calibration: Sequence[dict]) -> ResolvedMethod:
         """See `Method.select`: nothing needs scores."""
-        return knobs
+        return resolved
 
-    def assume(self, model: nn.Module, knobs: Knobs) -> dict[str, Knobs]:
-        """See `Method.assume`: there is one way."""
-        return {"": knobs}
+    def selection_bounds(self, model: nn.Module, resolved: ResolvedMethod) -> dict[str, ResolvedMethod]:
+        """See `Method.selection_bounds`: there is one way."""
+        return {"": resolved}
 
-    def attach(self, model: nn.Module, knobs: Knobs) -> PeftModel:
+    def attach(self, model: nn.Module, resolved: ResolvedMethod) -> PeftModel:
         """See `Method.attach`.
 
         Raises UserError where PEFT refuses a layer (LoRA that of a state-space model), and where it would train other
         modules than the head named.
         """
-        config = self.peft_config(model, knobs)
-        config.target_modules = set(knobs.values["target_modules"])
-        config.modules_to_save = _parts_with_parameters(model, knobs.values["head_modules"]) or None
-        head = head_parameters(model, knobs.values["head_modules"])
+        config = self.peft_config(model, resolved)
+        config.target_modules = set(resolved.values["target_modules"])
+        config.modules_to_save = _parts_with_parameters(model, resolved.values["head_modules"]) or None
+        head = head_parameters(model, resolved.values["head_modules"])
         try:
             wrapped = get_peft_model(model, config)
         except UserError:
@@ -221,13 +221,13 @@ class PeftMethod:
         layers = {
             name for name, module in wrapped.base_model.model.named_modules() if isinstance(module, BaseTunerLayer)
         }
-        if layers != set(knobs.values["target_modules"]):
+        if layers != set(resolved.values["target_modules"]):
             raise RuntimeError(
-                f"PEFT wrapped other layers than asked: {sorted(layers ^ set(knobs.values['target_modules']))}"
+                f"PEFT wrapped other layers than asked: {sorted(layers ^ set(resolved.values['target_modules']))}"
             )
         if self.trainable(wrapped)["head"] != head:
             raise UserError(
-                f"head_modules={knobs.values['head_modules']}: PEFT matches names by their ending and would train "
+                f"head_modules={resolved.values['head_modules']}: PEFT matches names by their ending and would train "
                 "further modules too; name those as well"
             )
         return wrapped
@@ -255,13 +255,13 @@ class PlainMethod:
     saves_checkpoint: ClassVar[bool] = False
     sizes: ClassVar[tuple[str, ...]] = ()
 
-    def select(self, model: nn.Module, knobs: Knobs, calibration: Sequence[dict]) -> Knobs:
+    def select(self, model: nn.Module, resolved: ResolvedMethod, calibration: Sequence[dict]) -> ResolvedMethod:
         """See `Method.select`: nothing to select."""
-        return knobs
+        return resolved
 
-    def assume(self, model: nn.Module, knobs: Knobs) -> dict[str, Knobs]:
-        """See `Method.assume`: there is one way."""
-        return {"": knobs}
+    def selection_bounds(self, model: nn.Module, resolved: ResolvedMethod) -> dict[str, ResolvedMethod]:
+        """See `Method.selection_bounds`: there is one way."""
+        return {"": resolved}
 
     def merge(self, model: nn.Module) -> nn.Module:
         """See `Method.merge`: the model itself."""

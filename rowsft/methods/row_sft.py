@@ -9,17 +9,17 @@ from torch import nn
 
 from rowsft.errors import UserError
 from rowsft.importance import Context, metric
-from rowsft.methods.base import Knobs, PeftMethod, counts_for
+from rowsft.methods.base import PeftMethod, ResolvedMethod, counts_for
 from rowsft.progress import bar
-from rowsft.selection.allocation import fit_pools, pool_units, share_of, steps_from, steps_of
+from rowsft.selection.allocation import fit_groups, group_units, share_of, steps_from, steps_of
 from rowsft.selection.budget import Budget
 from rowsft.selection.budget_met import check_met
 from rowsft.selection.channel import ATTENTION, SCOPES
-from rowsft.selection.choose import CHANNELS, choose, choose_globally, pools_for, row_price
-from rowsft.selection.groups import Pool, Scores, layer_counts, parameters
+from rowsft.selection.choose import CHANNELS, choose, choose_globally, row_price, unit_groups_for
+from rowsft.selection.groups import Scores, UnitGroup, layer_counts, parameters
 from rowsft.selection.targets import Targets, eligible_layers, head_names, layer_shape
 from rowsft.tuner import RowSFTConfig
-from rowsft.tuner.attach import score_pools, with_choice
+from rowsft.tuner.attach import score_groups, with_choice
 
 AXES = ("out", "in")
 # What is trained is kept in 32 bit, and so are AdamW's two averages.
@@ -54,26 +54,26 @@ class RowSFT(PeftMethod):
                 raise UserError(f"method.{setting}={getattr(self, setting)}: unknown; use one of {names}")
         self.needs_calibration = metric(self.importance).needs_data
 
-    def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> Knobs:
+    def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> ResolvedMethod:
         """See `Method.solve`. With scope global, sizes and `achieved` are those of an even choice until `select`."""
         layers = eligible_layers(model, targets)
-        pools = pools_for(model, layers, self.channel, self.attention)
-        units = pool_units(pools, layers, self.train_bias)
-        dial = self.own_size() or budget.dial()
-        if dial.kind == "ratio":
-            steps, asked = share_of(pools, layers, dial.value, self.train_bias)
+        unit_groups = unit_groups_for(model, layers, self.channel, self.attention)
+        units = group_units(unit_groups, layers, self.train_bias)
+        spec = self.own_size() or budget.spec()
+        if spec.kind == "ratio":
+            steps, asked = share_of(unit_groups, layers, spec.value, self.train_bias)
         else:
-            counts, asked = counts_for(units, dial, self.native, budget.clip, model, targets, fit_pools)
-            steps = steps_of(pools, counts)
-        sizes = layer_counts(pools, steps)
-        self.check_something(sizes, dial)
+            counts, asked = counts_for(units, spec, self.native, budget.clip, model, targets, fit_groups)
+            steps = steps_of(unit_groups, counts)
+        sizes = layer_counts(unit_groups, steps)
+        self.check_something(sizes, spec)
         scope = self.scope or budget.scope
         values = {"channel": self.channel, "attention": self.attention, "scope": scope}
         values |= {"importance": self.importance, "train_bias": self.train_bias}
         if scope == "global":
-            in_rows = dial.kind in self.native
-            values["limit"] = {"rows": row_price(pools)(steps)} if in_rows else {"parameters": asked}
-            tuned = {name for pool in pools for name in pool.layers}
+            in_rows = spec.kind in self.native
+            values["limit"] = {"rows": row_price(unit_groups)(steps)} if in_rows else {"parameters": asked}
+            tuned = {name for group in unit_groups for name in group.layers}
         else:
             tuned = set(sizes)
         values |= _patterns(sizes)
@@ -81,94 +81,100 @@ class RowSFT(PeftMethod):
         values["head_modules"] = head_names(model, targets.head_modules)
         achieved = parameters(layers, sizes, self.train_bias)
         if scope != "global":
-            check_met(self.name, dial.source, asked, achieved, self.coarseness(units))
-        return Knobs(values, asked, achieved, dial.source)
+            check_met(self.name, spec.source, asked, achieved, self.coarseness(units))
+        return ResolvedMethod(values, asked, achieved, spec.source)
 
-    def select(self, model: nn.Module, knobs: Knobs, calibration: Sequence[dict]) -> Knobs:
+    def select(self, model: nn.Module, resolved: ResolvedMethod, calibration: Sequence[dict]) -> ResolvedMethod:
         """Score the target layers and choose in them; the model is left exactly as it was."""
-        pools, layers = self._pools(model, knobs)
-        return self._chosen(knobs, pools, layers, self._scored(pools, layers, model, knobs, calibration))
+        unit_groups, layers = self._unit_groups(model, resolved)
+        return self._chosen(
+            resolved, unit_groups, layers, self._scored(unit_groups, layers, model, resolved, calibration)
+        )
 
     def scores(
         self,
         model: nn.Module,
-        knobs: Knobs,
+        resolved: ResolvedMethod,
         calibration: Sequence[dict],
         progress: Callable[..., Iterable] | None = None,
     ) -> Scores:
         """Scores of the target layers along the axes that the channel needs; `progress` as in `rowsft.score`."""
-        return self._scored(*self._pools(model, knobs), model, knobs, calibration, progress)
+        return self._scored(*self._unit_groups(model, resolved), model, resolved, calibration, progress)
 
     def _scored(
         self,
-        pools: list[Pool],
+        unit_groups: list[UnitGroup],
         layers: dict[str, nn.Module],
         model: nn.Module,
-        knobs: Knobs,
+        resolved: ResolvedMethod,
         calibration: Sequence[dict],
         progress: Callable[..., Iterable] | None = None,
     ) -> Scores:
         progress = progress or bar(f"scoring {self.importance}")
-        step_bytes = _BYTES_OF_A_PARAMETER * (knobs.achieved or 0)
+        step_bytes = _BYTES_OF_A_PARAMETER * (resolved.achieved or 0)
         context = Context(model, calibration, self.seed, self.group_bytes, self.draws, progress, step_bytes)
-        return score_pools(pools, layers, self.importance, context)
+        return score_groups(unit_groups, layers, self.importance, context)
 
-    def assume(self, model: nn.Module, knobs: Knobs) -> dict[str, Knobs]:
-        """See `Method.assume`: with scope global an even choice, the last layers first, the costliest layers first."""
-        values = knobs.values
-        pools, layers = self._pools(model, knobs)
+    def selection_bounds(self, model: nn.Module, resolved: ResolvedMethod) -> dict[str, ResolvedMethod]:
+        """See `Method.selection_bounds`: with scope global an even choice, the last layers, the costliest first."""
+        values = resolved.values
+        unit_groups, layers = self._unit_groups(model, resolved)
         sizes = {name: layer_shape(layer) for name, layer in layers.items()}
-        # Where all score alike, the pool that comes first is chosen first.
+        # Where all score alike, the group that comes first is chosen first.
         alike = {axis: {name: torch.ones(size[i]) for name, size in sizes.items()} for i, axis in enumerate(AXES)}
-        even = replace(knobs, values={**values, "scope": "layer"})
-        found = {"": self._chosen(even, pools, layers, alike)}
+        even = replace(resolved, values={**values, "scope": "layer"})
+        found = {"": self._chosen(even, unit_groups, layers, alike)}
         if values["scope"] == "global":
-            costly = sorted(pools, key=lambda pool: -parameters(layers, layer_counts([pool], [1]), self.train_bias))
+            costly = sorted(
+                unit_groups, key=lambda group: -parameters(layers, layer_counts([group], [1]), self.train_bias)
+            )
             found = {"even": found[""]}
-            found["last layers"] = self._chosen(knobs, pools[::-1], layers, alike)
-            found["costliest layers"] = self._chosen(knobs, costly, layers, alike)
+            found["last layers"] = self._chosen(resolved, unit_groups[::-1], layers, alike)
+            found["costliest layers"] = self._chosen(resolved, costly, layers, alike)
         return found
 
-    def _pools(self, model: nn.Module, knobs: Knobs) -> tuple[list[Pool], dict[str, nn.Module]]:
-        layers = {name: model.get_submodule(name) for name in knobs.values["target_modules"]}
-        return pools_for(model, layers, self.channel, self.attention), layers
+    def _unit_groups(self, model: nn.Module, resolved: ResolvedMethod) -> tuple[list[UnitGroup], dict[str, nn.Module]]:
+        layers = {name: model.get_submodule(name) for name in resolved.values["target_modules"]}
+        return unit_groups_for(model, layers, self.channel, self.attention), layers
 
-    def _chosen(self, knobs: Knobs, pools: Sequence[Pool], layers: dict[str, nn.Module], scores: Scores) -> Knobs:
-        values = knobs.values
+    def _chosen(
+        self, resolved: ResolvedMethod, unit_groups: Sequence[UnitGroup], layers: dict[str, nn.Module], scores: Scores
+    ) -> ResolvedMethod:
+        values = resolved.values
         if values["scope"] == "layer":
-            steps = steps_from(pools, values["rows_pattern"], values["columns_pattern"])
-            return replace(knobs, chosen=choose(pools, layers, scores, steps))
+            steps = steps_from(unit_groups, values["rows_pattern"], values["columns_pattern"])
+            return replace(resolved, chosen=choose(unit_groups, layers, scores, steps))
 
         def price_in_parameters(steps):
-            return parameters(layers, layer_counts(pools, steps), self.train_bias)
+            return parameters(layers, layer_counts(unit_groups, steps), self.train_bias)
 
         [(unit, limit)] = values["limit"].items()
-        price = row_price(pools) if unit == "rows" else price_in_parameters
-        chosen = choose_globally(pools, layers, scores, limit, price)
+        price = row_price(unit_groups) if unit == "rows" else price_in_parameters
+        chosen = choose_globally(unit_groups, layers, scores, limit, price)
         chosen = {name: choice for name, choice in chosen.items() if len(choice.rows) or len(choice.columns)}
         sizes = {name: (len(choice.rows), len(choice.columns)) for name, choice in chosen.items()}
         values = {**values, **_patterns(sizes), "target_modules": list(chosen)}
         achieved = parameters(layers, sizes, self.train_bias)
-        check_met(self.name, knobs.source, knobs.asked, achieved, "rows are chosen whole, over all layers")
-        return replace(knobs, values=values, achieved=achieved, chosen=chosen)
+        check_met(self.name, resolved.source, resolved.asked, achieved, "rows are chosen whole, over all layers")
+        return replace(resolved, values=values, achieved=achieved, chosen=chosen)
 
-    def peft_config(self, model: nn.Module, knobs: Knobs) -> RowSFTConfig:
+    def peft_config(self, model: nn.Module, resolved: ResolvedMethod) -> RowSFTConfig:
         """The tuner's configuration with what was chosen."""
         config = RowSFTConfig(
             channel=self.channel,
             attention=self.attention,
-            scope=knobs.values["scope"],
+            scope=resolved.values["scope"],
             importance=self.importance,
             train_bias=self.train_bias,
             dropout=self.dropout,
             recompute_inputs=self.recompute_inputs,
             seed=self.seed,
         )
-        return with_choice(config, knobs.chosen)
+        return with_choice(config, resolved.chosen)
 
 
 def _patterns(sizes: dict[str, tuple[int, int]]) -> dict:
-    """The sizes as knobs: layer name -> rows, layer name -> columns, those without left out."""
+    """The sizes as resolved: layer name -> rows, layer name -> columns, those without left out."""
     return {
         "rows_pattern": {name: rows for name, (rows, _) in sizes.items() if rows},
         "columns_pattern": {name: columns for name, (_, columns) in sizes.items() if columns},

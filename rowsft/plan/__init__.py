@@ -25,7 +25,7 @@ from rowsft.models.capacity import check_length
 from rowsft.plan.evaluating import evaluation_peak
 from rowsft.plan.fit import Demand
 from rowsft.plan.lengths import Lengths
-from rowsft.plan.planned_run import Scene, scene_of
+from rowsft.plan.planned_run import PlannedRun, planned_run
 from rowsft.plan.scoring import selection_peak
 from rowsft.plan.step import StepPlan, plan_step
 from rowsft.plan.without_data import UnknownWithoutData
@@ -46,7 +46,7 @@ class Plan:
     bytes for each extreme; empty where there is one way. selection_bytes: the peak while rows are scored; None where
     nothing is scored on data. evaluation_bytes: the peak of evaluating; None where training alone was planned."""
 
-    scene: Scene
+    run: PlannedRun
     step: StepPlan
     trainable: Counter
     total: Counter
@@ -100,20 +100,20 @@ def plan(
     the examples; None assumes the longest that the task allows, and reads no data.
     Raises UserError for what cannot be planned.
     """
-    scene = scene_of(config, settings, changes, lengths)
-    base = scene.base()
-    check_length(base, max(scene.length, scene.task.max_length))
-    knobs = scene.sizes(base)
+    run = planned_run(config, settings, changes, lengths)
+    base = run.base()
+    check_length(base, max(run.length, run.task.max_length))
+    resolved = run.sizes(base)
     total = _by_kind(base, trained_only=False)
     selection = None
-    if not training_only and scene.method.needs_calibration:
-        selection = _told(scene, lambda: selection_peak(scene, base, knobs))
-    ways = scene.method.assume(base, knobs)
+    if not training_only and run.method.needs_calibration:
+        selection = _or_refuse(run, lambda: selection_peak(run, base, resolved))
+    ways = run.method.selection_bounds(base, resolved)
     largest: tuple[StepPlan, nn.Module] | None = None
     bounds = {}
     for name, way in ways.items():
-        model = _told(scene, lambda way=way: scene.attached(way))
-        step = _told(scene, lambda model=model: step_of(scene, model))
+        model = _or_refuse(run, lambda way=way: run.attached(way))
+        step = _or_refuse(run, lambda model=model: step_of(run, model))
         bounds[name] = step.peak.total
         if largest is None or step.peak.total > largest[0].peak.total:
             largest = step, model
@@ -123,33 +123,33 @@ def plan(
     if not training_only:
         # The optimizer's state stays while the trained model is evaluated.
         state = max(moment.parts["optimizer_state"] for moment in step.peaks.values())
-        evaluation = state + _told(scene, lambda: evaluation_peak(scene, model))
+        evaluation = state + _or_refuse(run, lambda: evaluation_peak(run, model))
     return Plan(
-        scene=scene,
+        run=run,
         step=step,
         trainable=_by_kind(model, trained_only=True),
         total=total,
-        head_parameters=scene.method.trainable(model)["head"],
+        head_parameters=run.method.trainable(model)["head"],
         bounds=bounds if len(bounds) > 1 else {},
         selection_bytes=selection,
         evaluation_bytes=evaluation,
     )
 
 
-def step_of(scene: Scene, model: nn.Module) -> StepPlan:
+def step_of(run: PlannedRun, model: nn.Module) -> StepPlan:
     """The warm training step of an attached model."""
     return plan_step(
         model,
-        scene.batch(model),
-        scene.gpu,
-        scene.padded,
-        scene.settings.gradient_accumulation,
-        scene.settings.max_grad_norm,
-        scene.loss_arguments(model),
+        run.batch(model),
+        run.gpu,
+        run.padded,
+        run.settings.gradient_accumulation,
+        run.settings.max_grad_norm,
+        run.loss_arguments(model),
     )
 
 
-def _told(scene: Scene, work):
+def _or_refuse(run: PlannedRun, work):
     """Turn what the meta device cannot do into one error: no figure is made up. A bug of ours stays what it is."""
     try:
         return work()
@@ -158,7 +158,7 @@ def _told(scene: Scene, work):
             raise
         first = " ".join(str(error).split())[:200]
         raise UserError(
-            f"method={scene.method.name} with model={scene.config.model.name} cannot be planned: it needs values that "
+            f"method={run.method.name} with model={run.config.model.name} cannot be planned: it needs values that "
             f"only a run has ({type(error).__name__}: {first}); measure it with rowsft run trainer.steps=3"
         ) from error
 

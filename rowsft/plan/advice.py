@@ -20,7 +20,7 @@ def lighter_evaluation(plan: Plan, again: Callable[[Mapping[str, Any]], Plan]) -
     again: plans with changed trainer settings, two of them at most.
     """
     evaluating, training = plan.demands.get("evaluating"), plan.demands["training"]
-    count = plan.scene.settings.eval_batch_size
+    count = plan.run.settings.eval_batch_size
     if evaluating is None or evaluating.tensor_bytes <= training.tensor_bytes or count == 1:
         return None
     one = again({"eval_batch_size": 1})
@@ -41,12 +41,12 @@ def _over(plan: Plan, card: Card) -> list[tuple[str, Any]]:
     return [(stage, demand) for stage, demand in plan.demands.items() if not demand.fits(card)]
 
 
-def ways_out(plan: Plan, again: Callable[[Mapping[str, Any]], Plan], card: Card) -> list[str]:
+def memory_suggestions(plan: Plan, again: Callable[[Mapping[str, Any]], Plan], card: Card) -> list[str]:
     """One line for each change of the trainer that saves memory, with what it comes to.
 
     again: plans with changed trainer settings. Cheapest change first; it ends with the first that fits.
     """
-    settings = plan.scene.settings
+    settings = plan.run.settings
     changes: dict[str, Any] = {}
     lines = []
     steps = []

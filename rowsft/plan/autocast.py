@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from transformers.utils import import_utils
 
-from rowsft.plan.patching import exchanged
+from rowsft.plan.patching import patched
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _NARROW = tuple(DTYPES.values())
@@ -56,7 +56,7 @@ def claimed_alike(tensor: Tensor, model: nn.Module) -> Tensor:
 
 
 @contextmanager
-def claims_hold(model: nn.Module, gpu: bool) -> Iterator[None]:
+def fake_device(model: nn.Module, gpu: bool) -> Iterator[None]:
     """The block may compute with `model`, whatever device its tensors claim to be on, as a GPU or a CPU does."""
     mode = _mode_of(model)
     if mode is None:
@@ -64,8 +64,8 @@ def claims_hold(model: nn.Module, gpu: bool) -> Iterator[None]:
         return
     with (
         # transformers takes fake tensors for a trace, in which it spells masks out.
-        exchanged(import_utils, is_fake_tensor=lambda _: False),
-        exchanged(FakeTensor, tolist=lambda self: _zeros(self).tolist(), numpy=lambda self: _zeros(self).numpy()),
+        patched(import_utils, is_fake_tensor=lambda _: False),
+        patched(FakeTensor, tolist=lambda self: _zeros(self).tolist(), numpy=lambda self: _zeros(self).numpy()),
         _widening() if gpu else nullcontext(),
         mode,
     ):

@@ -32,7 +32,7 @@ class Entry:
     longest_tokens: int | None
 
 
-def contest(overrides: Sequence[str], card: Card, lengths: Lengths | None = None) -> Iterator[Entry]:
+def compare_methods(overrides: Sequence[str], card: Card, lengths: Lengths | None = None) -> Iterator[Entry]:
     """One entry a method; `overrides` without a method of their own. Searches are for training alone."""
     for title, chosen in CONTESTANTS.items():
         yield entry_of(title, [*overrides, *chosen], card, lengths)
@@ -46,7 +46,7 @@ def entry_of(title: str, overrides: Sequence[str], card: Card, lengths: Lengths 
 
     def at(batch_size: int | None = None, length: int | None = None) -> Demand:
         changed = config.copy()
-        tokens = whole.scene.lengths
+        tokens = whole.run.lengths
         if length is not None:
             changed.task.max_length = max(length, changed.task.max_length)
             tokens = tokens.at(length)
@@ -54,7 +54,7 @@ def entry_of(title: str, overrides: Sequence[str], card: Card, lengths: Lengths 
         return plan(changed, settings, sizes, training_only=True, lengths=tokens).demand
 
     capacity = card.memory_bytes
-    positions = whole.scene.positions
+    positions = whole.run.positions
     longest = min(MOST_TOKENS, positions or MOST_TOKENS)
     return Entry(
         title,

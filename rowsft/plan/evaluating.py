@@ -5,35 +5,35 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from rowsft.measure.ledger import CUDA_BLOCK_BYTES, Ledger
-from rowsft.plan.autocast import autocast, claims_hold
+from rowsft.plan.autocast import autocast, fake_device
 from rowsft.plan.without_data import without_data
 from rowsft.tasks import causal, classification
 from rowsft.tasks.evaluating import run_batches
 
 if TYPE_CHECKING:
-    from rowsft.plan.planned_run import Scene
+    from rowsft.plan.planned_run import PlannedRun
 
 
-def evaluation_peak(scene: "Scene", model: nn.Module) -> int:
+def evaluation_peak(run: "PlannedRun", model: nn.Module) -> int:
     """Bytes of tensors at the largest moment of evaluating with `model`, attached and without an optimizer.
 
     Every answer has a prompt of its own. Where a task's answers share prompts, their keys and values are kept instead
     of the prompts' logits: less, unless the answers are the longer part.
     """
-    count = scene.settings.eval_batch_size
-    batch = scene.batch(model, evaluated=True)
-    read = causal.read_batch if scene.task.head == "causal_lm" else classification.read_batch
+    count = run.settings.eval_batch_size
+    batch = run.batch(model, evaluated=True)
+    read = causal.read_batch if run.task.head == "causal_lm" else classification.read_batch
     # Autocast keeps the trained weights that it has converted: the second batch has all of them from its start.
-    batches = 2 if scene.settings.autocast else 1
+    batches = 2 if run.settings.autocast else 1
     # Their lengths are all that is asked of the examples.
-    examples = [{"input_ids": range(scene.lengths.evaluated[0])}] * (count * batches)
+    examples = [{"input_ids": range(run.lengths.evaluated[0])}] * (count * batches)
     with (
-        claims_hold(model, scene.gpu),
-        without_data(scene.gpu, padded=count > 1 and not scene.lengths.alike[1], results=True),
+        fake_device(model, run.gpu),
+        without_data(run.gpu, padded=count > 1 and not run.lengths.alike[1], results=True),
         # Around all batches, as a run has it: weights that are trained are converted once.
-        autocast(scene.settings.autocast),
+        autocast(run.settings.autocast),
     ):
-        ledger = Ledger(CUDA_BLOCK_BYTES if scene.gpu else 1)
+        ledger = Ledger(CUDA_BLOCK_BYTES if run.gpu else 1)
         ledger.phase = "evaluate"
         with ledger:
             ledger.hold_model(model)

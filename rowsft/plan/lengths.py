@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from rowsft.assets import fetch
 from rowsft.config.instantiate import instantiated
 from rowsft.errors import UserError
-from rowsft.plan.patching import exchanged
+from rowsft.plan.patching import patched
 from rowsft.tasks import Task
 from rowsft.tasks.answer_score import IGNORE
 
@@ -79,7 +79,7 @@ def of_data(config: DictConfig) -> Lengths:
         # First of all what costs nothing to see.
         _look_for_files(task)
         tokenizer = _tokenizer(config.model)
-        with exchanged(fetch, fetch=_here, ensure=_here):
+        with patched(fetch, fetch=_here, ensure=_here):
             splits = task.splits()
     except NotAtHand as error:
         return assumed(task, str(error))

@@ -54,7 +54,7 @@ class Memo:
         if known is not None:
             return _again(known, first)
         out = compute()
-        found = _told(out, args, kind, key)
+        found = _meta_of(out, args, kind, key)
         if found is not None:
             self._results[key] = found
         return out
@@ -93,7 +93,7 @@ def _key(value: Any) -> Any:
     raise _Unknown
 
 
-def _told(out: Any, args: tuple, kind: str, key: tuple) -> Any:
+def _meta_of(out: Any, args: tuple, kind: str, key: tuple) -> Any:
     """How to make `out` again; None where it cannot be made of what is known about it."""
     if kind == "written":
         return _WRITTEN if out is args[0] and _key(out) == key[1][0] else None

@@ -47,11 +47,11 @@ def terminal(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 def notes(plan: Plan) -> list[str]:
     """What holds for all plans beside `plan`."""
-    settings = plan.scene.settings
+    settings = plan.run.settings
     return [
-        f"one step of {settings.gradient_accumulation} x {settings.batch_size} examples of {plan.scene.length} tokens, "
+        f"one step of {settings.gradient_accumulation} x {settings.batch_size} examples of {plan.run.length} tokens, "
         f"gradient checkpointing {'on' if settings.gradient_checkpointing else 'off'}",
-        *plan.scene.assumptions,
+        *plan.run.assumptions,
         f"evaluated {settings.eval_batch_size} at a time",
         f"all sizes in MiB; card needed: the largest of the peaks with {100 * FRAGMENTATION:.0f} % for fragmentation "
         f"and {CONTEXT_BYTES / MIB:,.0f} MiB for the device's context",

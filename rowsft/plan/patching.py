@@ -7,7 +7,7 @@ _INHERITED = object()
 
 
 @contextmanager
-def exchanged(owner: object, **functions: Callable) -> Iterator[None]:
+def patched(owner: object, **functions: Callable) -> Iterator[None]:
     """Inside the block `owner`, a module or a class, has `functions` in the place of its own of those names."""
     before = {name: vars(owner).get(name, _INHERITED) for name in functions}
     for name, function in functions.items():

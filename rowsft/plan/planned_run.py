@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rowsft.config.instantiate import instantiated
 from rowsft.config.settings import TrainerSettings
 from rowsft.errors import UserError
-from rowsft.methods.base import Knobs, Method
+from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.models.capacity import positions_of
 from rowsft.models.loading import blueprint, recompute_activations, targets_of
 from rowsft.plan.autocast import autocasting, claimed_alike
@@ -22,7 +22,7 @@ from rowsft.tasks import Task
 
 
 @dataclass
-class Scene:
+class PlannedRun:
     """A configuration and what follows from it alone. lengths: tokens of the examples. padded: whether the batch has
     padding, which a mask of all pairs of tokens then tells. assumptions: what the configuration left open."""
 
@@ -54,12 +54,12 @@ class Scene:
         """The longest text that the model has positions for; None where it sets no end."""
         return positions_of(self.base())
 
-    def sizes(self, model: nn.Module) -> Knobs:
+    def sizes(self, model: nn.Module) -> ResolvedMethod:
         """The budget, solved for the method on `model`."""
         budget = Budget(**OmegaConf.to_container(self.config.budget))
         return self.method.solve(budget, model, targets_of(self.config.model, self.task.head))
 
-    def attached(self, knobs: Knobs) -> nn.Module:
+    def attached(self, resolved: ResolvedMethod) -> nn.Module:
         """A new base model with the method on it."""
         model = self.base()
         if self.method.trains:
@@ -70,7 +70,7 @@ class Scene:
                 recompute_activations(model)
         # What the method adds is made on the meta device, too.
         with torch.device("meta"):
-            model = self.method.attach(model, knobs)
+            model = self.method.attach(model, resolved)
         return autocasting(model, self.settings.autocast) if self.settings.autocast else model
 
     def batch(self, model: nn.Module, evaluated: bool = False) -> dict[str, Any]:
@@ -109,13 +109,13 @@ def _takes_logits_to_keep(model: nn.Module) -> bool:
     return "logits_to_keep" in inspect.signature(type(base).forward).parameters
 
 
-def scene_of(
+def planned_run(
     config: DictConfig,
     settings: TrainerSettings,
     overrides: Mapping[str, Any] | None = None,
     lengths: Lengths | None = None,
-) -> Scene:
-    """The scene of a composed configuration. overrides: trainer settings that take the place of configured ones.
+) -> PlannedRun:
+    """The run of a composed configuration. overrides: trainer settings that take the place of configured ones.
 
     lengths: of the examples; None assumes the longest that the task allows.
     Raises UserError for what cannot be planned.
@@ -123,7 +123,7 @@ def scene_of(
     settings = TrainerSettings(**{**vars(settings), **(overrides or {})})
     task = instantiated("task", config.task)
     lengths = lengths or assumed(task)
-    scene = Scene(
+    run = PlannedRun(
         config=config,
         settings=settings,
         method=instantiated("method", config.method),
@@ -132,15 +132,15 @@ def scene_of(
         padded=settings.batch_size > 1 and not lengths.alike[0],
         gpu=settings.device != "cpu",
     )
-    scene.assumptions.append(f"{lengths.said}, {_padding(scene.padded)}")
+    run.assumptions.append(f"{lengths.said}, {_padding(run.padded)}")
     if task.head == "causal_lm":
         if lengths.answer is None:
-            scene.assumptions.append("any of an example's tokens may be of the response: logits are kept of all")
-        scene.assumptions.append("evaluation: every answer has a prompt of its own")
+            run.assumptions.append("any of an example's tokens may be of the response: logits are kept of all")
+        run.assumptions.append("evaluation: every answer has a prompt of its own")
     if task.head == "sequence_classification":
-        scene.labels, said = _labels(task)
-        scene.assumptions += said
-    return scene
+        run.labels, said = _labels(task)
+        run.assumptions += said
+    return run
 
 
 def _labels(task: Task) -> tuple[int, list[str]]:

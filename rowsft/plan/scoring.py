@@ -11,11 +11,11 @@ from torch import nn
 from rowsft.importance.calibration import Rehearsal
 from rowsft.importance.recomputing import recomputing
 from rowsft.measure.ledger import CUDA_BLOCK_BYTES, Ledger
-from rowsft.methods.base import Knobs
+from rowsft.methods.base import ResolvedMethod
 from rowsft.plan.without_data import without_data
 
 if TYPE_CHECKING:
-    from rowsft.plan.planned_run import Scene
+    from rowsft.plan.planned_run import PlannedRun
 
 
 # Passes differ in the layers that they serve. The first block's run back through the most, and blocks are alike.
@@ -26,23 +26,23 @@ class _Enough(Exception):
     """The passes that set the peak are through."""
 
 
-def selection_peak(scene: "Scene", base: nn.Module, knobs: Knobs) -> int:
+def selection_peak(run: "PlannedRun", base: nn.Module, resolved: ResolvedMethod) -> int:
     """Bytes of tensors at the largest moment of the first passes that score `base`, on a batch of the training size."""
     # Made anew, as a run measures it: of a view, what it shows.
     batch = {
         name: torch.empty_like(value, memory_format=torch.contiguous_format) if torch.is_tensor(value) else value
-        for name, value in scene.batch(base).items()
+        for name, value in run.batch(base).items()
     }
     # A GPU holds all of them; a CPU's run measures what it makes anew, the largest alone.
-    others = [scene.batch(base) for _ in range(scene.settings.calibration_batches - 1)] if scene.gpu else []
-    with without_data(scene.gpu, scene.padded):
-        ledger = Ledger(CUDA_BLOCK_BYTES if scene.gpu else 1)
+    others = [run.batch(base) for _ in range(run.settings.calibration_batches - 1)] if run.gpu else []
+    with without_data(run.gpu, run.padded):
+        ledger = Ledger(CUDA_BLOCK_BYTES if run.gpu else 1)
         ledger.phase = "select"
-        with ledger, suppress(_Enough), recomputing(base, scene.settings.gradient_checkpointing):
+        with ledger, suppress(_Enough), recomputing(base, run.settings.gradient_checkpointing):
             ledger.hold_model(base)
             ledger.hold("base_weights", base.parameters())
             ledger.hold("temporary", (tensor for each in [batch, *others] for tensor in each.values()))
-            scene.method.scores(base, knobs, Rehearsal([batch]), progress=_first_block(base))
+            run.method.scores(base, resolved, Rehearsal([batch]), progress=_first_block(base))
     return max(moment.total for moment in ledger.peaks().values())
 
 

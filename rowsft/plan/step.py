@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rowsft.measure.ledger import CUDA_BLOCK_BYTES, Ledger, Moment
-from rowsft.plan.autocast import claims_hold
+from rowsft.plan.autocast import fake_device
 from rowsft.plan.cost import Costs
 from rowsft.plan.without_data import without_data
 
@@ -59,7 +59,7 @@ def plan_step(
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = _optimizer(trained, gpu) if trained else None
-    with claims_hold(model, gpu), without_data(gpu, padded):
+    with fake_device(model, gpu), without_data(gpu, padded):
         _warm_up(model, optimizer, batch, accumulation > 1, loss_arguments or {})
         ledger, costs = Ledger(CUDA_BLOCK_BYTES if gpu else 1), Costs()
         with ledger:

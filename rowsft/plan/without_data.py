@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rowsft.layers.matrix import has_no_data
 from rowsft.plan.memo import Memo
-from rowsft.plan.patching import exchanged
+from rowsft.plan.patching import patched
 
 aten = torch.ops.aten
 _HALF = (torch.bfloat16, torch.float16)
@@ -42,7 +42,7 @@ def without_data(gpu: bool, padded: bool, results: bool = False) -> Iterator[Non
 def _kernels(gpu: bool) -> Iterator[None]:
     """Attention and dropout as the fused operators that the device would run, and a CPU's random state.
 
-    The functions are exchanged: a TorchFunctionMode would be off inside a backward pass, where checkpointing runs the
+    The functions are patched: a TorchFunctionMode would be off inside a backward pass, where checkpointing runs the
     model's code again.
     """
     spelled_out = functional.scaled_dot_product_attention
@@ -52,7 +52,7 @@ def _kernels(gpu: bool) -> Iterator[None]:
         return spelled_out(query, *args, **kwargs) if fused is None else fused
 
     others = {"dropout": _fused_dropout} if gpu else {}
-    with exchanged(functional, scaled_dot_product_attention=attention, **others), _random_state(gpu):
+    with patched(functional, scaled_dot_product_attention=attention, **others), _random_state(gpu):
         yield
 
 
@@ -66,7 +66,7 @@ def _random_state(gpu: bool) -> AbstractContextManager:
     def forked(devices=None, enabled=True, device_type=None):
         return fork([] if device_type == "meta" else devices, enabled, device_type="cpu")
 
-    return nullcontext() if gpu else exchanged(torch.random, fork_rng=forked)
+    return nullcontext() if gpu else patched(torch.random, fork_rng=forked)
 
 
 class _Answers(TorchDispatchMode):

@@ -10,7 +10,7 @@ import torch
 from rowsft import measure
 from rowsft.config.run_plan import RunPlan
 from rowsft.config.settings import TrainerSettings
-from rowsft.methods.base import Knobs, Method
+from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.models.loading import Loaded
 from rowsft.runner import trainer as training
 from rowsft.selection.budget import Budget
@@ -38,7 +38,7 @@ class Job:
     model: Any = None
     splits: dict[str, list[dict]] = field(default_factory=dict)
     encoded: list[dict] = field(default_factory=list)
-    knobs: Knobs | None = None
+    resolved: ResolvedMethod | None = None
     trainer: training.OrderedTrainer | None = None
     curve_written: bool = False
     gpu: measure.Gpu | None = field(init=False)

@@ -8,7 +8,7 @@ from rowsft import measure
 from rowsft.importance.calibration import Calibration, Rehearsal
 from rowsft.importance.recomputing import recomputing
 from rowsft.measure.ledger import Ledger
-from rowsft.methods.base import Knobs
+from rowsft.methods.base import ResolvedMethod
 from rowsft.runner import trainer
 from rowsft.runner.context import Job
 
@@ -18,7 +18,7 @@ def wanted(job: Job) -> bool:
     return job.settings.memory_probe_steps > 0
 
 
-def selection(job: Job, sizes: Knobs, calibration: Calibration) -> None:
+def selection(job: Job, sizes: ResolvedMethod, calibration: Calibration) -> None:
     """The memory of scoring, on the largest calibration batch."""
     # Of equal ones it is one that has padding, whose mask takes memory.
     largest = max(calibration, key=lambda batch: (batch["input_ids"].numel(), not batch["attention_mask"].all()))
@@ -69,7 +69,7 @@ def training_step(job: Job) -> None:
     def step(ledger: Ledger) -> None:
         trainer.extra_step(job.trainer, batch, lambda phase: setattr(ledger, "phase", phase), _holding(ledger))
 
-    points = measure.account(job.memory, "forward", step, job.device, job.model, optimizer, measured)
+    points = measure.record_breakdown(job.memory, "forward", step, job.device, job.model, optimizer, measured)
     job.attempt.write_memory(points)
 
 
@@ -90,7 +90,7 @@ def _measure(
     def entered(ledger: Ledger) -> None:
         work(_holding(ledger))
 
-    measure.account(job.memory, phase, entered, job.device, job.model, optimizer, measured)
+    measure.record_breakdown(job.memory, phase, entered, job.device, job.model, optimizer, measured)
 
 
 def _peak(job: Job, phase: str, work: Callable[[], object], optimizer: "torch.optim.Optimizer | None" = None) -> None:

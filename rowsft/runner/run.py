@@ -132,7 +132,7 @@ def _load(job: Job) -> None:
     if peak is not None:
         job.memory["load"]["peak_allocated_bytes"] = peak.new_peak_bytes
     measured = {"load": job.memory["load"]["peak_allocated_bytes"]}
-    measure.account(job.memory, "load", lambda ledger: None, job.device, job.model, measured=measured)
+    measure.record_breakdown(job.memory, "load", lambda ledger: None, job.device, job.model, measured=measured)
     about = job.task.about()
     job.attempt.update(
         task_about=about,
@@ -193,11 +193,11 @@ def _select(job: Job) -> None:
     """Solve the budget and choose what to train. Only training data are shown to the importance metric."""
     targets = targets_of(job.plan.config["model"], job.task.head)
     with job.clock.phase("select"):
-        job.knobs = job.method.solve(job.budget, job.model, targets)
+        job.resolved = job.method.solve(job.budget, job.model, targets)
         calibration = _calibration(job) if job.method.needs_calibration else []
-        sizes = job.knobs
+        sizes = job.resolved
         with _metered(job, "select"), recomputing(job.model, job.settings.gradient_checkpointing and bool(calibration)):
-            job.knobs = job.method.select(job.model, sizes, calibration)
+            job.resolved = job.method.select(job.model, sizes, calibration)
     if calibration:
         job.attempt.update(scores_from_cache=calibration.was_read)
         if calibration.was_read and not (memory_probe.wanted(job) and job.device.type == "cpu"):
@@ -212,19 +212,19 @@ def _select(job: Job) -> None:
 def _attach(job: Job) -> None:
     with job.clock.phase("attach"):
         transformers.set_seed(job.seed)
-        job.model = job.method.attach(job.model, job.knobs)
+        job.model = job.method.attach(job.model, job.resolved)
         counts = job.method.trainable(job.model)
         job.attempt.update(
-            knobs=job.knobs.values,
+            knobs=job.resolved.values,
             parameters={
                 "adapter": counts["adapter"],
                 "head": counts["head"],
                 "total_trainable": counts["adapter"] + counts["head"],
                 "base": job.loaded.facts["parameters"],
                 "adapter_dtype": _adapter_dtype(job.model),
-                "budget_asked": job.knobs.asked,
-                "budget_achieved": job.knobs.achieved,
-                "budget_source": job.knobs.source,
+                "budget_asked": job.resolved.asked,
+                "budget_achieved": job.resolved.achieved,
+                "budget_source": job.resolved.source,
             },
         )
 
@@ -285,7 +285,7 @@ def _evaluate(job: Job) -> None:
     # Only where the base model is still the untouched one can it give the reference.
     if job.method.trainable(job.model)["adapter"] == 0 and "test" in job.settings.evaluate:
         with job.clock.phase("measure"):
-            reference = job.task.zero_line(job.model, job.splits["test"], job.loaded.tokenizer)
+            reference = job.task.reference_metrics(job.model, job.splits["test"], job.loaded.tokenizer)
         job.attempt.update(reference=reference)
 
 
@@ -337,16 +337,17 @@ def _warmed(job: Job, batches: TrainingBatches) -> Iterator[None]:
     steps = job.settings.warm_head
     job.say(f"  warming the head for {steps} steps")
     warming = bar("warming the head")(batches.first(steps, repeat=True), total=steps)
-    with warmed_head(job.model, job.knobs.values["head_modules"], warming, job.settings.learning_rate) as losses:
+    with warmed_head(job.model, job.resolved.values["head_modules"], warming, job.settings.learning_rate) as losses:
         job.attempt.update(warm_head={"steps": steps, "loss_first": losses[0], "loss_last": losses[-1]})
         yield
 
 
 def _say_budget(job: Job) -> None:
-    knobs = job.knobs
-    if knobs.achieved is not None and knobs.asked:
-        off = 100 * (knobs.achieved - knobs.asked) / knobs.asked
-        job.say(f"  budget ({knobs.source}): asked {knobs.asked:,}, got {knobs.achieved:,} parameters ({off:+.2f} %)")
+    resolved = job.resolved
+    if resolved.achieved is not None and resolved.asked:
+        off = 100 * (resolved.achieved - resolved.asked) / resolved.asked
+        counts = f"asked {resolved.asked:,}, got {resolved.achieved:,} parameters ({off:+.2f} %)"
+        job.say(f"  budget ({resolved.source}): {counts}")
 
 
 def _close(job: Job, error: BaseException) -> str:

@@ -243,7 +243,7 @@ def extra_step(
     trainer.current_gradient_accumulation_steps = len(micro)
     for number, inputs in enumerate(micro):
         enter("forward")
-        with _told(trainer, enter, "forward" if number + 1 < len(micro) else "optimizer_step", hold):
+        with _tracking_passes(trainer, enter, "forward" if number + 1 < len(micro) else "optimizer_step", hold):
             # Trainer's own step, not the counting one: no clock runs here.
             Trainer.training_step(trainer, trainer.model_wrapped, dict(inputs), tokens)
     if trainer.settings.max_grad_norm > 0:
@@ -253,7 +253,9 @@ def extra_step(
 
 
 @contextmanager
-def _told(trainer: OrderedTrainer, enter: Callable[[str], None], after: str, hold: Callable[[dict], None]) -> Iterator:
+def _tracking_passes(
+    trainer: OrderedTrainer, enter: Callable[[str], None], after: str, hold: Callable[[dict], None]
+) -> Iterator:
     """Inside the block `hold` and `enter` hear of the inputs and of the backward pass, which phase `after` follows."""
     prepare, backward = trainer._prepare_inputs, trainer.accelerator.backward
 

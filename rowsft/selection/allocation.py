@@ -1,4 +1,4 @@
-"""How a budget is spent on pools: what one more unit of each costs, and how many a number of parameters buys."""
+"""How a budget is spent on unit groups: what one more unit of each costs, and how many a number of parameters buys."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from rowsft.selection.budget import Unit, check_affordable, nearest, spread
-from rowsft.selection.groups import Pool, has_trained_bias, layer_counts, parameters
+from rowsft.selection.groups import UnitGroup, has_trained_bias, layer_counts, parameters
 from rowsft.selection.targets import layer_shape
 
 
@@ -23,23 +23,23 @@ class HalfUnit(Unit):
         return rows * self.cost + columns * (self.d_out - rows)
 
 
-def pool_units(pools: Sequence[Pool], layers: Mapping[str, nn.Module], train_bias: bool) -> dict[str, Unit]:
-    """Pool name -> what one more step of it costs; the two pools of a layer in channel half are one dial."""
+def group_units(unit_groups: Sequence[UnitGroup], layers: Mapping[str, nn.Module], train_bias: bool) -> dict[str, Unit]:
+    """Name of a unit group -> cost of one more step; the two groups of a layer in channel half are sized as one."""
     units: dict[str, Unit] = {}
-    for pool in pools:
-        cost = parameters(layers, layer_counts([pool], [1]), train_bias)
-        if pool.name in units:
-            units[pool.name] = _half(layers[pool.name], train_bias)
+    for group in unit_groups:
+        cost = parameters(layers, layer_counts([group], [1]), train_bias)
+        if group.name in units:
+            units[group.name] = _half(layers[group.name], train_bias)
             continue
-        rows = sum(width for _, _, width in pool.widths())
-        single = len(pool.members) == 1
-        units[pool.name] = Unit(
+        rows = sum(width for _, _, width in group.widths())
+        single = len(group.members) == 1
+        units[group.name] = Unit(
             cost,
-            most=pool.size,
-            noun=pool.noun,
+            most=group.size,
+            noun=group.noun,
             place="layer" if single else "module",
             # A step of shared rows is many; a size of k rows is meant for each of their layers.
-            per_row=len(pool.layers) / rows if pool.noun in SHARED else 1.0,
+            per_row=len(group.layers) / rows if group.noun in SHARED else 1.0,
         )
     return units
 
@@ -47,35 +47,35 @@ def pool_units(pools: Sequence[Pool], layers: Mapping[str, nn.Module], train_bia
 SHARED = ("shared rows a head", "shared columns")
 
 
-def steps_of(pools: Sequence[Pool], counts: Mapping[str, int]) -> list[int]:
-    """Steps of each pool for pool name -> count. In channel half the odd one is a row."""
-    return _dealt(pools, [counts[pool.name] for pool in pools])
+def steps_of(unit_groups: Sequence[UnitGroup], counts: Mapping[str, int]) -> list[int]:
+    """Steps of each group for group name -> count. In channel half the odd one is a row."""
+    return _dealt(unit_groups, [counts[group.name] for group in unit_groups])
 
 
 def share_of(
-    pools: Sequence[Pool], layers: Mapping[str, nn.Module], ratio: float, train_bias: bool
+    unit_groups: Sequence[UnitGroup], layers: Mapping[str, nn.Module], ratio: float, train_bias: bool
 ) -> tuple[list[int], int]:
-    """(steps of each pool, parameters asked) for a share of all rows, columns or units; in channel half, half of each.
+    """(steps of each group, parameters asked) for a share of all rows, columns or units; in channel half, half of each.
 
     Counts are the nearest, at least 1 unless ratio is 0.
     """
-    exact = [ratio * pool.size / (2 if _halved(pools) else 1) for pool in pools]
-    asked = round(parameters(layers, layer_counts(pools, exact), train_bias))
-    return _dealt(pools, [nearest(ratio, pool.size) if ratio else 0 for pool in pools]), asked
+    exact = [ratio * group.size / (2 if _halved(unit_groups) else 1) for group in unit_groups]
+    asked = round(parameters(layers, layer_counts(unit_groups, exact), train_bias))
+    return _dealt(unit_groups, [nearest(ratio, group.size) if ratio else 0 for group in unit_groups]), asked
 
 
-def steps_from(pools: Sequence[Pool], rows: Mapping[str, int], columns: Mapping[str, int]) -> list[int]:
-    """Steps of each pool for layer name -> rows and layer name -> columns: `layer_counts` the other way round."""
+def steps_from(unit_groups: Sequence[UnitGroup], rows: Mapping[str, int], columns: Mapping[str, int]) -> list[int]:
+    """Steps of each group for layer name -> rows and layer name -> columns: `layer_counts` the other way round."""
     steps = []
-    for pool in pools:
-        layer, axis = pool.members[0].layer, pool.axis
-        width = sum(width for name, along, width in pool.widths() if (name, along) == (layer, axis))
+    for group in unit_groups:
+        layer, axis = group.members[0].layer, group.axis
+        width = sum(width for name, along, width in group.widths() if (name, along) == (layer, axis))
         steps.append((rows if axis == "out" else columns).get(layer, 0) // width)
     return steps
 
 
-def fit_pools(units: Mapping[str, Unit], params: int, clip: bool, source: str) -> dict[str, int]:
-    """Pool name -> count: as many parameters as fit in `params`, never more; `rowsft.selection.budget.fit` for pools.
+def fit_groups(units: Mapping[str, Unit], params: int, clip: bool, source: str) -> dict[str, int]:
+    """Name of a unit group -> count: as many parameters as fit in `params`, never more (`budget.fit` for groups).
 
     Where steps differ much in size, the coarse ones come first and the fine ones fill the rest evenly:
     heads of channel neuron get the same share as all units, as far as whole heads in every module go (so that a small
@@ -130,15 +130,15 @@ def _half(layer: nn.Module, train_bias: bool) -> HalfUnit:
     return HalfUnit(d_in + has_trained_bias(layer, train_bias), most=most, noun="rows and columns", d_out=d_out)
 
 
-def _dealt(pools: Sequence[Pool], counts: Sequence[int]) -> list[int]:
-    """Counts as they are, in channel half the part of them that the pool's axis gets."""
-    if not _halved(pools):
+def _dealt(unit_groups: Sequence[UnitGroup], counts: Sequence[int]) -> list[int]:
+    """Counts as they are, in channel half the part of them that the group's axis gets."""
+    if not _halved(unit_groups):
         return list(counts)
-    return [_split(count)[pool.axis == "in"] for pool, count in zip(pools, counts, strict=True)]
+    return [_split(count)[group.axis == "in"] for group, count in zip(unit_groups, counts, strict=True)]
 
 
-def _halved(pools: Sequence[Pool]) -> bool:
-    return len({pool.name for pool in pools}) < len(pools)
+def _halved(unit_groups: Sequence[UnitGroup]) -> bool:
+    return len({group.name for group in unit_groups}) < len(unit_groups)
 
 
 def _split(count: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""One dial for the size of what is trained, and the arithmetic that turns it into counts of rows or ranks per layer."""
+"""The size of what is trained, and the arithmetic that turns it into counts of rows or ranks per layer."""
 
 import bisect
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from rowsft.errors import UserError
 from rowsft.selection.channel import SCOPES
 from rowsft.selection.targets import layer_shape
 
-DIALS = ("rows", "ratio", "params", "like")
+BUDGET_KEYS = ("rows", "ratio", "params", "like")
 
 
 @dataclass(frozen=True)
-class Dial:
-    """The one dial that is set: its kind (of `DIALS`), its value, and the setting it was read from (budget.rows)."""
+class BudgetSpec:
+    """The one size that is set: its kind (of `BUDGET_KEYS`), its value, the setting it was read from (budget.rows)."""
 
     kind: str
     value: Any
@@ -34,11 +34,11 @@ class Budget:
     """How much is trained, the task head not counted. At most one of the first four is set; with none, `default` holds.
 
     rows: rows (columns, coupled units) in every eligible layer. ratio: share of each layer's, 0 to 1. params: trainable
-    parameters in total. like: the parameters of another method's setting, {method: lora, r: 8}. default: {dial: value},
+    parameters in total. like: the parameters of another method's setting, {method: lora, r: 8}. default: {key: value},
     used when none is set. scope: "layer" (each layer chooses its own) or "global" (one threshold over all layers), for
     methods that choose. clip: take all there is where more is asked, instead of refusing.
 
-    Raises UserError for two dials, a value out of range, or an unknown scope.
+    Raises UserError for two sizes, a value out of range, or an unknown scope.
     """
 
     rows: int | None = None
@@ -50,25 +50,27 @@ class Budget:
     clip: bool = False
 
     def __post_init__(self):
-        given = [kind for kind in DIALS if getattr(self, kind) is not None]
+        given = [kind for kind in BUDGET_KEYS if getattr(self, kind) is not None]
         if len(given) > 1:
             named = " and ".join(f"budget.{kind}={getattr(self, kind)}" for kind in given)
-            raise UserError(f"{named} are set together; expected one dial: set the others to null")
+            raise UserError(f"{named} are set together; expected one size: set the others to null")
         if self.scope not in SCOPES:
             raise UserError(f"budget.scope={self.scope}: unknown; use one of {', '.join(SCOPES)}")
         if not isinstance(self.clip, bool):
             raise UserError(f"budget.clip={self.clip}: expected true or false")
-        check_dial(self.dial())
+        check_spec(self.spec())
 
-    def dial(self) -> Dial:
-        """The dial that holds."""
-        for kind in DIALS:
+    def spec(self) -> BudgetSpec:
+        """The spec that holds."""
+        for kind in BUDGET_KEYS:
             if getattr(self, kind) is not None:
-                return Dial(kind, getattr(self, kind), f"budget.{kind}")
-        if len(self.default) != 1 or next(iter(self.default)) not in DIALS:
-            raise UserError(f"budget.default={_plain(self.default)}: expected one of {', '.join(DIALS)} with its value")
+                return BudgetSpec(kind, getattr(self, kind), f"budget.{kind}")
+        if len(self.default) != 1 or next(iter(self.default)) not in BUDGET_KEYS:
+            raise UserError(
+                f"budget.default={_plain(self.default)}: expected one of {', '.join(BUDGET_KEYS)} with its value"
+            )
         kind, value = next(iter(self.default.items()))
-        return Dial(kind, value, "budget.default")
+        return BudgetSpec(kind, value, "budget.default")
 
 
 @dataclass(frozen=True)
@@ -106,22 +108,22 @@ def row_units(layers: Mapping[str, nn.Module], train_bias: bool = True) -> dict[
 
 
 def uniform(
-    units: Mapping[str, Unit], dial: Dial, clip: bool, instead: str = "set budget.clip=true"
+    units: Mapping[str, Unit], spec: BudgetSpec, clip: bool, instead: str = "set budget.clip=true"
 ) -> tuple[dict[str, int], int]:
-    """The dial's count in every layer, and the parameters asked. A bundle of rows takes the nearest, at least 1.
+    """The spec's count in every layer, and the parameters asked. A bundle of rows takes the nearest, at least 1.
 
     Raises UserError where a layer has fewer; `instead` is what the message suggests besides a lower number.
     """
     wanted = {
-        name: dial.value if unit.per_row == 1 else nearest(unit.per_row, dial.value) for name, unit in units.items()
+        name: spec.value if unit.per_row == 1 else nearest(unit.per_row, spec.value) for name, unit in units.items()
     }
     for name, unit in units.items():
         if unit.capped(wanted[name]) < wanted[name] and not clip:
             raise UserError(
-                f"{dial.kind}={dial.value} exceeds {unit.place} {name} ({unit.most} {unit.noun}); "
-                f"lower {dial.key} or {instead}"
+                f"{spec.kind}={spec.value} exceeds {unit.place} {name} ({unit.most} {unit.noun}); "
+                f"lower {spec.key} or {instead}"
             )
-    asked = sum(unit.total(dial.value if unit.per_row == 1 else dial.value * unit.per_row) for unit in units.values())
+    asked = sum(unit.total(spec.value if unit.per_row == 1 else spec.value * unit.per_row) for unit in units.values())
     return {name: unit.capped(wanted[name]) for name, unit in units.items()}, round(asked)
 
 
@@ -187,17 +189,17 @@ def spread(units: Mapping[str, Unit], params: int) -> dict[str, int]:
     return counts
 
 
-def check_dial(dial: Dial) -> None:
-    """Raise UserError for a value that its kind of dial cannot have."""
-    value = dial.value
-    if dial.kind in ("rows", "params", "r") and not (_is_int(value) and value > 0):
-        raise UserError(f"{dial.source}: expected a whole number above 0")
-    if dial.kind == "ratio" and not (
+def check_spec(spec: BudgetSpec) -> None:
+    """Raise UserError for a value that its kind of spec cannot have."""
+    value = spec.value
+    if spec.kind in ("rows", "params", "r") and not (_is_int(value) and value > 0):
+        raise UserError(f"{spec.source}: expected a whole number above 0")
+    if spec.kind == "ratio" and not (
         isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
     ):
-        raise UserError(f"{dial.source}: expected a share from 0 to 1")
-    if dial.kind == "like" and not (isinstance(value, Mapping) and "method" in value):
-        raise UserError(f"{dial.source}: expected a method and its size, such as {{method: lora, r: 8}}")
+        raise UserError(f"{spec.source}: expected a share from 0 to 1")
+    if spec.kind == "like" and not (isinstance(value, Mapping) and "method" in value):
+        raise UserError(f"{spec.source}: expected a method and its size, such as {{method: lora, r: 8}}")
 
 
 def _is_int(value: object) -> bool:

@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from rowsft.errors import UserError
 from rowsft.selection.channel import ATTENTION
 from rowsft.selection.channel import CHANNELS as TUNER_CHANNELS
-from rowsft.selection.families import coupled_pools, grouped_pools, in_order, is_attention
-from rowsft.selection.groups import Pool, Scores, plain_pool
+from rowsft.selection.families import coupled_groups, in_order, is_attention, shared_groups
+from rowsft.selection.groups import Scores, UnitGroup, plain_group
 from rowsft.selection.targets import Chosen, layer_shape
 
 CHANNELS = tuple(TUNER_CHANNELS)
 
 
-def pools_for(model: nn.Module, layers: dict[str, nn.Module], channel: str, attention: str) -> list[Pool]:
+def unit_groups_for(model: nn.Module, layers: dict[str, nn.Module], channel: str, attention: str) -> list[UnitGroup]:
     """What a budget is spent on in the eligible `layers` of `model` (a model on the meta device will do), in its order.
 
-    channel "out", "in": rows, columns of each layer. "half": two pools a layer, its rows first. "neuron": coupled units
+    channel "out", "in": rows, columns of each layer. "half": two groups a layer, rows first. "neuron": coupled units
     (`rowsft.selection.families`); heads share q, k and v there anyway, so "grouped" changes nothing. attention
     "linear": every projection on its own; "grouped": q, k and v share their units; "skip": layers of attention modules
     are left out.
@@ -31,7 +31,7 @@ def pools_for(model: nn.Module, layers: dict[str, nn.Module], channel: str, atte
         if value not in known:
             raise UserError(f"{setting}={value}: unknown; use one of {', '.join(known)}")
     if channel == "neuron":
-        return coupled_pools(model, layers, with_attention=attention != "skip")
+        return coupled_groups(model, layers, with_attention=attention != "skip")
     if attention == "skip":
         plain = {name: layer for name, layer in layers.items() if not is_attention(name)}
         if not plain:
@@ -39,89 +39,93 @@ def pools_for(model: nn.Module, layers: dict[str, nn.Module], channel: str, atte
                 "attention=skip leaves no layer to tune, target_modules selects attention projections only; "
                 "select others too, or set attention=linear"
             )
-        return _plain_pools(plain, channel)
+        return _plain_groups(plain, channel)
     if attention == "linear":
-        return _plain_pools(layers, channel)
+        return _plain_groups(layers, channel)
     if channel == "half":
         raise UserError("attention=grouped with channel=half: expected channel out or in; or set attention=linear")
-    shared = grouped_pools(model, layers, axis=channel)
-    taken = {name for pool in shared for name in pool.layers}
+    shared = shared_groups(model, layers, axis=channel)
+    taken = {name for group in shared for name in group.layers}
     rest = {name: layer for name, layer in layers.items() if name not in taken}
-    return in_order([*shared, *_plain_pools(rest, channel)], layers)
+    return in_order([*shared, *_plain_groups(rest, channel)], layers)
 
 
-def choose(pools: Sequence[Pool], layers: Mapping[str, nn.Module], scores: Scores, steps: Sequence[int]) -> dict:
-    """Take `steps[i]` steps in pool i, the largest scores first, ties to the lower index.
+def choose(
+    unit_groups: Sequence[UnitGroup], layers: Mapping[str, nn.Module], scores: Scores, steps: Sequence[int]
+) -> dict:
+    """Take `steps[i]` steps in group i, the largest scores first, ties to the lower index.
 
-    Returns layer name -> `Chosen` for all `layers`; one that gets nothing has no ids. Raises UserError where a pool has
-    fewer units.
+    Returns layer name -> `Chosen` for all `layers`; one that gets nothing has no ids. Raises UserError where a group
+    has fewer units.
     """
-    for pool, count in zip(pools, steps, strict=True):
-        if not 0 <= count <= pool.size:
-            raise UserError(f"{pool.noun}={count} for {pool.name}: expected 0 to {pool.size}; lower the budget")
-    orders = [pool.ranking(scores)[0][:, :count] for pool, count in zip(pools, steps, strict=True)]
-    return _gather(pools, layers, orders)
+    for group, count in zip(unit_groups, steps, strict=True):
+        if not 0 <= count <= group.size:
+            raise UserError(f"{group.noun}={count} for {group.name}: expected 0 to {group.size}; lower the budget")
+    orders = [group.ranking(scores)[0][:, :count] for group, count in zip(unit_groups, steps, strict=True)]
+    return _gather(unit_groups, layers, orders)
 
 
 def choose_globally(
-    pools: Sequence[Pool],
+    unit_groups: Sequence[UnitGroup],
     layers: Mapping[str, nn.Module],
     scores: Scores,
     limit: int,
     price: Callable[[Sequence[int]], int],
 ) -> dict[str, Chosen]:
-    """Take units of all pools by one threshold on their scores, as many as `limit` allows at `price(steps)`.
+    """Take units of all groups by one threshold on their scores, as many as `limit` allows at `price(steps)`.
 
-    Scores are divided by their layer's mean before they are compared (`Pool.unit_scores`); ties go to the lower layer,
-    then the lower index. Rows and columns are ranked apart and taken in turn, a row first. The first unit that exceeds
-    the limit closes its kind (`Pool.noun`); smaller kinds go on, so that MLP units use what no whole head fits in.
-    Returns what `choose` does.
+    Scores are divided by their layer's mean before they are compared (`UnitGroup.unit_scores`); ties go to the lower
+    layer, then the lower index. Rows and columns are ranked apart and taken in turn, a row first. The first unit that
+    exceeds the limit closes its kind (`UnitGroup.noun`); smaller kinds go on, so that MLP units use what no whole head
+    fits in. Returns what `choose` does.
     """
-    steps = torch.zeros(len(pools), dtype=torch.int64, device="cpu")
-    rankings = [pool.ranking(scores, compared=True) for pool in pools]
-    order = _global_order(pools, [values for _, values in rankings])
+    steps = torch.zeros(len(unit_groups), dtype=torch.int64, device="cpu")
+    rankings = [group.ranking(scores, compared=True) for group in unit_groups]
+    order = _global_order(unit_groups, [values for _, values in rankings])
     first = int(order[0])
     while len(order):
 
         def after(count: int, order: Tensor = order, taken: Tensor = steps) -> list[int]:
-            return (taken + order[:count].bincount(minlength=len(pools))).tolist()
+            return (taken + order[:count].bincount(minlength=len(unit_groups))).tolist()
 
         fitting = bisect.bisect_right(range(len(order) + 1), limit, key=lambda count: price(after(count))) - 1
         steps = torch.tensor(after(fitting), device="cpu")
         if fitting == len(order):
             break
-        closed = pools[order[fitting]].noun
-        still_open = torch.tensor([pool.noun != closed for pool in pools], device="cpu")
+        closed = unit_groups[order[fitting]].noun
+        still_open = torch.tensor([group.noun != closed for group in unit_groups], device="cpu")
         order = order[fitting:][still_open[order[fitting:]]]
     if not steps.any():
         raise UserError(
-            f"scope=global: a limit of {limit} allows nothing, the first choice in {pools[first].name} costs "
-            f"{price([int(index == first) for index in range(len(pools))])}; raise the budget, or set scope=layer"
+            f"scope=global: a limit of {limit} allows nothing, the first choice in {unit_groups[first].name} costs "
+            f"{price([int(index == first) for index in range(len(unit_groups))])}; raise the budget, or set scope=layer"
         )
-    return _gather(pools, layers, [ids[:, :count] for (ids, _), count in zip(rankings, steps.tolist(), strict=True)])
+    return _gather(
+        unit_groups, layers, [ids[:, :count] for (ids, _), count in zip(rankings, steps.tolist(), strict=True)]
+    )
 
 
-def row_price(pools: Sequence[Pool]) -> Callable[[Sequence[int]], int]:
+def row_price(unit_groups: Sequence[UnitGroup]) -> Callable[[Sequence[int]], int]:
     """The price of steps in rows and columns, or in units where they are coupled: what a total of rows counts."""
-    prices = [1 if len({member.axis for member in pool.members}) > 1 else _width(pool) for pool in pools]
+    prices = [1 if len({member.axis for member in group.members}) > 1 else _width(group) for group in unit_groups]
     return lambda steps: sum(count * price for count, price in zip(steps, prices, strict=True))
 
 
-def _width(pool: Pool) -> int:
-    return sum(width for _, _, width in pool.widths())
+def _width(group: UnitGroup) -> int:
+    return sum(width for _, _, width in group.widths())
 
 
-def _plain_pools(layers: Mapping[str, nn.Module], channel: str) -> list[Pool]:
+def _plain_groups(layers: Mapping[str, nn.Module], channel: str) -> list[UnitGroup]:
     axes = ("out", "in") if channel == "half" else (channel,)
     noun = "rows and columns" if channel == "half" else None
-    return [plain_pool(name, layer, axis, noun) for name, layer in layers.items() for axis in axes]
+    return [plain_group(name, layer, axis, noun) for name, layer in layers.items() for axis in axes]
 
 
-def _global_order(pools: Sequence[Pool], values: Sequence[Tensor]) -> Tensor:
-    """Pool indices (steps,) in the order in which their steps are taken."""
+def _global_order(unit_groups: Sequence[UnitGroup], values: Sequence[Tensor]) -> Tensor:
+    """UnitGroup indices (steps,) in the order in which their steps are taken."""
     places, indices = [], []
     for turn, axis in enumerate(("out", "in")):
-        members = [index for index, pool in enumerate(pools) if pool.axis == axis]
+        members = [index for index, group in enumerate(unit_groups) if group.axis == axis]
         if members:
             ranked = torch.cat([values[index] for index in members])
             owners = torch.cat([torch.full((len(values[index]),), index, device="cpu") for index in members])
@@ -130,10 +134,12 @@ def _global_order(pools: Sequence[Pool], values: Sequence[Tensor]) -> Tensor:
     return torch.cat(indices)[torch.cat(places).argsort()]
 
 
-def _gather(pools: Sequence[Pool], layers: Mapping[str, nn.Module], orders: Sequence[Tensor]) -> dict[str, Chosen]:
+def _gather(
+    unit_groups: Sequence[UnitGroup], layers: Mapping[str, nn.Module], orders: Sequence[Tensor]
+) -> dict[str, Chosen]:
     found: dict[str, dict[str, list[Tensor]]] = {name: {"out": [], "in": []} for name in layers}
-    for pool, order in zip(pools, orders, strict=True):
-        for member in pool.members:
+    for group, order in zip(unit_groups, orders, strict=True):
+        for member in group.members:
             found[member.layer][member.axis].append(member.ids[order.flatten()].flatten())
     chosen = {}
     for name, axes in found.items():

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from rowsft.errors import UserError
-from rowsft.selection.groups import Member, Pool
+from rowsft.selection.groups import Member, UnitGroup
 from rowsft.selection.targets import layer_shape
 
 
@@ -88,7 +88,7 @@ def is_attention(name: str) -> bool:
     return any("attn" in part or "attention" in part for part in name.lower().split("."))
 
 
-def coupled_pools(model: nn.Module, layers: dict[str, nn.Module], with_attention: bool) -> list[Pool]:
+def coupled_groups(model: nn.Module, layers: dict[str, nn.Module], with_attention: bool) -> list[UnitGroup]:
     """The coupled units of every block, in the model's order: hidden units of the MLP, whole heads of attention.
 
     A hidden unit is a row of each producer and a column of the consumer. A head is one key-value head with all query
@@ -97,50 +97,50 @@ def coupled_pools(model: nn.Module, layers: dict[str, nn.Module], with_attention
     are in `layers`, and a model or a choice of layers without any unit.
     """
     family = family_of(model, "channel=neuron")
-    pools = []
+    unit_groups = []
     for coupling, build in ((family.attention, _heads), (family.mlp, _hidden_units)):
         if coupling is family.attention and not with_attention:
             continue
         for producers, consumer in _blocks(model, coupling):
             if _whole((*producers, consumer), layers, "a unit of channel=neuron"):
-                pools.append(build(model, layers, producers, consumer))
-    if not pools:
+                unit_groups.append(build(model, layers, producers, consumer))
+    if not unit_groups:
         raise UserError(
             f"channel=neuron: target_modules selects no whole unit of {type(model).__name__} ({family.name}); a hidden "
             f"unit is {_listed(family.mlp)}, a head {_listed(family.attention)}"
         )
-    return in_order(pools, layers)
+    return in_order(unit_groups, layers)
 
 
-def grouped_pools(model: nn.Module, layers: dict[str, nn.Module], axis: str) -> list[Pool]:
+def shared_groups(model: nn.Module, layers: dict[str, nn.Module], axis: str) -> list[UnitGroup]:
     """The shared rows or columns of q, k and v of every block.
 
     Axis "out": a unit is one offset in a key-value head, taken from k, from v, and from every query head that this head
     serves; a step takes one unit of every head. Axis "in": a unit is one column of all three, which share their input.
-    Raises UserError as `coupled_pools` does.
+    Raises UserError as `coupled_groups` does.
     """
     family = family_of(model, "attention=grouped")
-    pools = []
+    unit_groups = []
     for producers, _ in _blocks(model, family.attention):
         if not _whole(producers, layers, "attention=grouped"):
             continue
         name = producers[0].rpartition(".")[0]
         if axis == "in":
             columns = torch.arange(layer_shape(layers[producers[0]])[1], device="cpu").unsqueeze(1)
-            pools.append(Pool(name, "shared columns", tuple(Member(p, "in", columns) for p in producers)))
+            unit_groups.append(UnitGroup(name, "shared columns", tuple(Member(p, "in", columns) for p in producers)))
             continue
         heads, groups, size = _geometry(model, layers, producers)
         queries = torch.arange(heads * groups * size, device="cpu").view(heads, groups, size)
         keys = torch.arange(heads * size, device="cpu").unsqueeze(1)
         rows = [queries.transpose(1, 2).reshape(-1, groups), keys, keys]
-        pools.append(Pool(name, "shared rows a head", _placed(producers, rows), parts=heads))
-    return pools
+        unit_groups.append(UnitGroup(name, "shared rows a head", _placed(producers, rows), parts=heads))
+    return unit_groups
 
 
-def in_order(pools: list[Pool], layers: dict[str, nn.Module]) -> list[Pool]:
-    """The pools in the order of their first layers in the model."""
+def in_order(unit_groups: list[UnitGroup], layers: dict[str, nn.Module]) -> list[UnitGroup]:
+    """The groups in the order of their first layers in the model."""
     place = {name: index for index, name in enumerate(layers)}
-    return sorted(pools, key=lambda pool: min(place[name] for name in pool.layers))
+    return sorted(unit_groups, key=lambda group: min(place[name] for name in group.layers))
 
 
 def _blocks(model: nn.Module, coupling: Coupling) -> list[tuple[tuple[str, ...], str]]:
@@ -164,7 +164,9 @@ def _whole(members: tuple[str, ...], layers: dict[str, nn.Module], what: str) ->
     return not missing
 
 
-def _hidden_units(model: nn.Module, layers: dict[str, nn.Module], producers: tuple[str, ...], consumer: str) -> Pool:
+def _hidden_units(
+    model: nn.Module, layers: dict[str, nn.Module], producers: tuple[str, ...], consumer: str
+) -> UnitGroup:
     units = layer_shape(layers[consumer])[1]
     ids = torch.arange(units, device="cpu").unsqueeze(1)
     for name in producers:
@@ -174,17 +176,17 @@ def _hidden_units(model: nn.Module, layers: dict[str, nn.Module], producers: tup
                 "expected as many: use channel out, in or half for this model"
             )
     members = (*(Member(name, "out", ids) for name in producers), Member(consumer, "in", ids))
-    return Pool(producers[0].rpartition(".")[0], "hidden units", members)
+    return UnitGroup(producers[0].rpartition(".")[0], "hidden units", members)
 
 
-def _heads(model: nn.Module, layers: dict[str, nn.Module], producers: tuple[str, ...], consumer: str) -> Pool:
+def _heads(model: nn.Module, layers: dict[str, nn.Module], producers: tuple[str, ...], consumer: str) -> UnitGroup:
     heads, groups, size = _geometry(model, layers, producers)
     if layer_shape(layers[consumer])[1] != heads * groups * size:
         raise _odd_heads(model, consumer)
     of_query = torch.arange(heads * groups * size, device="cpu").view(heads, groups * size)
     of_key = torch.arange(heads * size, device="cpu").view(heads, size)
     members = (*_placed(producers, [of_query, of_key, of_key]), Member(consumer, "in", of_query))
-    return Pool(producers[0].rpartition(".")[0], "heads", members)
+    return UnitGroup(producers[0].rpartition(".")[0], "heads", members)
 
 
 def _placed(producers: tuple[str, ...], rows: list[torch.Tensor]) -> tuple[Member, ...]:

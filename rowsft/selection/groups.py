@@ -1,4 +1,4 @@
-"""Pools: the rows, columns or coupled units among which scores choose, and what each of them costs."""
+"""Unit groups: the rows, columns or coupled units among which scores choose, and what each of them costs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Scores = Mapping[str, Mapping[str, Tensor]]  # axis "out" or "in" -> full layer 
 
 @dataclass(frozen=True)
 class Member:
-    """A layer's share in a pool: unit u stands for its rows (axis "out") or columns ("in") ids[u], (units, width)."""
+    """A layer's share in a group: unit u stands for its rows (axis "out") or columns ("in") ids[u], (units, width)."""
 
     layer: str
     axis: str
@@ -21,10 +21,10 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Pool:
+class UnitGroup:
     """Units that are chosen among one another; the same unit is taken from every member.
 
-    name: of the layer or of the module that the units belong to. noun: what errors call the units; pools of one noun
+    name: of the layer or of the module that the units belong to. noun: what errors call the units; groups of one noun
     are of one kind. parts: the units fall into that many equal runs, such as heads, and a step takes one unit of each.
     """
 
@@ -35,7 +35,7 @@ class Pool:
 
     @property
     def axis(self) -> str:
-        """The axis along which the pool is ranked: its first member's."""
+        """The axis along which the group is ranked: its first member's."""
         return self.members[0].axis
 
     @property
@@ -57,7 +57,7 @@ class Pool:
         """Scores of the units, (units,) in 64 bit; see `rowsft.importance` for those of rows and columns.
 
         For each member the mean over its rows (columns) of a unit, divided by the member's mean; then the mean over
-        members. A pool of plain rows or columns is left undivided unless it is `compared` with other pools.
+        members. A group of plain rows or columns is left undivided unless it is `compared` with other unit_groups.
         """
         parts = [scores[member.axis][member.layer].double()[member.ids].mean(1) for member in self.members]
         if len(parts) == 1 and not compared:
@@ -84,19 +84,19 @@ def _relative(scores: Tensor) -> Tensor:
     return scores / mean if mean > 0 else torch.zeros_like(scores)
 
 
-def plain_pool(name: str, layer: nn.Module, axis: str, noun: str | None = None) -> Pool:
+def plain_group(name: str, layer: nn.Module, axis: str, noun: str | None = None) -> UnitGroup:
     """The rows (axis "out") or columns ("in") of one layer, each a unit of its own."""
     count = layer_shape(layer)[0 if axis == "out" else 1]
     ids = torch.arange(count, device="cpu").unsqueeze(1)
-    return Pool(name, noun or ("rows" if axis == "out" else "columns"), (Member(name, axis, ids),))
+    return UnitGroup(name, noun or ("rows" if axis == "out" else "columns"), (Member(name, axis, ids),))
 
 
-def layer_counts(pools: Sequence[Pool], steps: Sequence[float]) -> dict[str, tuple[float, float]]:
-    """Layer name -> (rows, columns) that so many steps of each pool take; layers that get none are left out."""
+def layer_counts(unit_groups: Sequence[UnitGroup], steps: Sequence[float]) -> dict[str, tuple[float, float]]:
+    """Layer name -> (rows, columns) that so many steps of each group take; layers that get none are left out."""
     counts: dict[str, list[float]] = {}
-    for pool, count in zip(pools, steps, strict=True):
+    for group, count in zip(unit_groups, steps, strict=True):
         if count:
-            for layer, axis, width in pool.widths():
+            for layer, axis, width in group.widths():
                 counts.setdefault(layer, [0, 0])[axis == "in"] += count * width
     return {layer: (rows, columns) for layer, (rows, columns) in counts.items()}
 

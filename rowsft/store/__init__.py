@@ -53,7 +53,7 @@ class Store:
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def open(self, config: dict) -> RunFolder:
         """The run of this resolved config, locked, created (state pending) if it is new, entered in its experiment.
@@ -137,8 +137,8 @@ class Store:
 
     def _warn(self, message: str) -> None:
         """Once a store, however often it is read."""
-        if message not in self._told:
-            self._told.add(message)
+        if message not in self._warned:
+            self._warned.add(message)
             log.warning("%s", escape.terminal(message))
 
     def _reopen(self, run_id: str) -> RunFolder:

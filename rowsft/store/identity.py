@@ -31,7 +31,7 @@ PRESENTATION = frozenset(
 #: The same, wherever they stand: where files are cached and whether a bar is drawn.
 PRESENTATION_ANYWHERE = frozenset({"cache_dir", "progress"})
 
-# The dials of a budget: with one of them set, the budget's default is not read.
+# The keys of a budget: with one of them set, the budget's default is not read.
 _DIALS = ("rows", "ratio", "params", "like")
 
 
@@ -43,7 +43,7 @@ _FINGERPRINT = re.compile("[0-9a-f]{64}")
 def identity(config: dict) -> dict:
     """The part of a resolved config that determines the result, with `results_version`.
 
-    Left out is what the method ignores (`rowsft.store.ignored`) and a budget's default where another dial is set. Files
+    Left out is what the method ignores (`rowsft.store.ignored`) and a budget's default where another key is set. Files
     and model folders stand there by their content (under `revisions`), not by their path. An integral float reads as
     an integer (0.0 and 0 are one setting). Raises UserError for a value that JSON cannot hold or that is not finite,
     naming its key.
@@ -52,7 +52,7 @@ def identity(config: dict) -> dict:
     for key in ignored(config):
         _drop(whole, key)
     budget = whole.get("budget")
-    if isinstance(budget, dict) and any(budget.get(dial) is not None for dial in _DIALS):
+    if isinstance(budget, dict) and any(budget.get(spec) is not None for spec in _DIALS):
         budget.pop("default", None)
     _by_content(whole)
     return whole

@@ -12,7 +12,7 @@ from rowsft.store.files import explained
 #: A reader that asks whether a run is alive holds a shared lock for an instant: a writer asks again for this long.
 _PATIENCE_SECONDS = 0.3
 
-_held: "weakref.WeakSet[RunLock]" = weakref.WeakSet()
+_locks: "weakref.WeakSet[RunLock]" = weakref.WeakSet()
 
 
 class RunLock:
@@ -34,7 +34,7 @@ class RunLock:
         except BaseException:
             self._stream.close()
             raise
-        _held.add(self)
+        _locks.add(self)
 
     def _take(self) -> None:
         deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -55,7 +55,7 @@ class RunLock:
 
     def release(self) -> None:
         """Give the lock back; a second call does nothing."""
-        _held.discard(self)
+        _locks.discard(self)
         self._stream.close()
 
 
@@ -81,7 +81,7 @@ def is_held(folder: Path) -> bool:
 
 def _close_in_child() -> None:
     """A forked data-loading worker must not keep its dead parent's run locked."""
-    for lock in list(_held):
+    for lock in list(_locks):
         nowhere = os.open(os.devnull, os.O_RDWR)
         os.dup2(nowhere, lock._stream.fileno())
         os.close(nowhere)

@@ -51,7 +51,7 @@ class Task(Protocol):
     ) -> Evaluation:
         """Metrics and predictions in eval mode, without gradients; the model's train or eval mode is restored."""
 
-    def zero_line(self, model, examples: list[dict], tokenizer) -> dict[str, float]:
+    def reference_metrics(self, model, examples: list[dict], tokenizer) -> dict[str, float]:
         """Reference metrics of doing nothing clever (`model` is the pretrained one); may be empty."""
 
     def about(self) -> dict[str, Any]:

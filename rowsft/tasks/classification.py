@@ -91,7 +91,7 @@ class ClassificationTask(SplitTask):
             ],
         )
 
-    def zero_line(self, model, examples: list[dict], tokenizer) -> dict[str, float]:
+    def reference_metrics(self, model, examples: list[dict], tokenizer) -> dict[str, float]:
         """Accuracy of always answering the commonest class of the training split (classification alone)."""
         if self.is_regression:
             return {}

@@ -91,6 +91,6 @@ class PromptResponse(SplitTask):
         ]
         return Evaluation(numbers, rows)
 
-    def zero_line(self, model, examples: list[dict], tokenizer) -> dict[str, float]:
+    def reference_metrics(self, model, examples: list[dict], tokenizer) -> dict[str, float]:
         """None: the untrained model's own loss is what the method `none` reports."""
         return {}

@@ -85,7 +85,7 @@ class SocialIqa(SplitTask):
         ]
         return Evaluation(numbers, rows)
 
-    def zero_line(self, model, examples: list[dict], tokenizer) -> dict[str, float]:
+    def reference_metrics(self, model, examples: list[dict], tokenizer) -> dict[str, float]:
         """Accuracy of guessing."""
         return {"chance_accuracy": float(np.mean([1 / len(example["options"]) for example in examples]))}
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from rowsft.errors import UserError
 from rowsft.importance import Context, as_batches, score_layers
 from rowsft.importance.registry import no_progress
-from rowsft.selection.allocation import pool_units, share_of, steps_of
-from rowsft.selection.budget import Dial, uniform
-from rowsft.selection.choose import choose, choose_globally, pools_for, row_price
-from rowsft.selection.groups import Pool
+from rowsft.selection.allocation import group_units, share_of, steps_of
+from rowsft.selection.budget import BudgetSpec, uniform
+from rowsft.selection.choose import choose, choose_globally, row_price, unit_groups_for
+from rowsft.selection.groups import UnitGroup
 from rowsft.selection.targets import Chosen, Targets, eligible_layers
 from rowsft.tuner import RowSFTConfig
 
@@ -45,19 +45,19 @@ def score(
     - "in": full layer name -> scores of its columns, float32 (d_in,);
     - "half": {"out": the first, "in": the second};
     - "neuron": name of the module that holds coupled units -> their scores, float64 (units,): relative to the average,
-      see `rowsft.selection.groups.Pool.unit_scores`.
+      see `rowsft.selection.groups.UnitGroup.unit_scores`.
 
     Raises UserError for an unknown metric or channel, missing batches, no eligible layer, a model whose coupled units
     are not known, and losses or scores that are not finite.
     """
     targets = Targets(target_modules, exclude_modules, layers_to_transform, head_modules)
     layers = eligible_layers(model, targets)
-    pools = pools_for(model, layers, channel, "linear")
-    scores = score_pools(
-        pools, layers, importance, Context(model, as_batches(calibration), seed, group_bytes, draws, progress)
+    unit_groups = unit_groups_for(model, layers, channel, "linear")
+    scores = score_groups(
+        unit_groups, layers, importance, Context(model, as_batches(calibration), seed, group_bytes, draws, progress)
     )
     if channel == "neuron":
-        return {pool.name: pool.unit_scores(scores, compared=True) for pool in pools}
+        return {group.name: group.unit_scores(scores, compared=True) for group in unit_groups}
     return scores if channel == "half" else scores[channel]
 
 
@@ -96,24 +96,26 @@ def plan_rows(
     `Chosen` for all `layers`; one that stays frozen has no ids. Raises UserError for sizes that are missing or
     larger than a layer, and as `score` does.
     """
-    pools = pools_for(model, layers, config.channel, config.attention)
-    steps = _configured_steps(pools, layers, config)
+    unit_groups = unit_groups_for(model, layers, config.channel, config.attention)
+    steps = _configured_steps(unit_groups, layers, config)
     if not any(steps):
         raise UserError("every target layer is left with nothing to train; raise rows, ratio or the patterns")
-    pools, steps = zip(*[(pool, count) for pool, count in zip(pools, steps, strict=True) if count], strict=True)
-    scores = score_pools(pools, layers, config.importance, Context(model, as_batches(calibration), config.seed))
+    unit_groups, steps = zip(
+        *[(group, count) for group, count in zip(unit_groups, steps, strict=True) if count], strict=True
+    )
+    scores = score_groups(unit_groups, layers, config.importance, Context(model, as_batches(calibration), config.seed))
     if config.scope == "global":
-        price = row_price(pools)
-        return choose_globally(pools, layers, scores, price(steps), price)
-    return choose(pools, layers, scores, steps)
+        price = row_price(unit_groups)
+        return choose_globally(unit_groups, layers, scores, price(steps), price)
+    return choose(unit_groups, layers, scores, steps)
 
 
-def score_pools(
-    pools: Sequence[Pool], layers: Mapping[str, nn.Module], importance: str, context: Context
+def score_groups(
+    unit_groups: Sequence[UnitGroup], layers: Mapping[str, nn.Module], importance: str, context: Context
 ) -> dict[str, dict[str, Tensor]]:
-    """Scores of all layers of the pools along the axes that they need: axis -> layer -> (d_out,) or (d_in,)."""
-    members = {name for pool in pools for name in pool.layers}
-    axes = sorted({member.axis for pool in pools for member in pool.members}, reverse=True)
+    """Scores of all layers of the groups along the axes that they need: axis -> layer -> (d_out,) or (d_in,)."""
+    members = {name for group in unit_groups for name in group.layers}
+    axes = sorted({member.axis for group in unit_groups for member in group.members}, reverse=True)
     return score_layers({n: layer for n, layer in layers.items() if n in members}, importance, context, tuple(axes))
 
 
@@ -130,38 +132,40 @@ def with_choice(config: RowSFTConfig, chosen: Mapping[str, Chosen]) -> RowSFTCon
     return settled
 
 
-def _configured_steps(pools: Sequence[Pool], layers: Mapping[str, nn.Module], config: RowSFTConfig) -> list[int]:
-    """Steps of each pool as the config's sizes and patterns say."""
+def _configured_steps(
+    unit_groups: Sequence[UnitGroup], layers: Mapping[str, nn.Module], config: RowSFTConfig
+) -> list[int]:
+    """Steps of each group as the config's sizes and patterns say."""
     patterns = {"out": config.rows_pattern, "in": config.columns_pattern}
     if config.rows is not None:
-        units, dial = pool_units(pools, layers, config.train_bias), Dial("rows", config.rows, "rows")
+        units, spec = group_units(unit_groups, layers, config.train_bias), BudgetSpec("rows", config.rows, "rows")
         apart = {name for pattern in patterns.values() for name in pattern or {}}
-        counts, _ = uniform(units, dial, clip=True)
-        uniform({n: unit for n, unit in units.items() if n not in apart}, dial, clip=False, instead="exclude it")
-        steps = steps_of(pools, counts)
+        counts, _ = uniform(units, spec, clip=True)
+        uniform({n: unit for n, unit in units.items() if n not in apart}, spec, clip=False, instead="exclude it")
+        steps = steps_of(unit_groups, counts)
     elif config.ratio is not None:
-        steps, _ = share_of(pools, layers, config.ratio, config.train_bias)
+        steps, _ = share_of(unit_groups, layers, config.ratio, config.train_bias)
     elif any(pattern is not None for pattern in patterns.values()):
-        steps = [0] * len(pools)
+        steps = [0] * len(unit_groups)
     else:
         raise UserError("no size is set; give rows, ratio, rows_pattern, columns_pattern, or row_ids or column_ids")
-    eligible = {name for pool in pools for name in pool.layers}
+    eligible = {name for group in unit_groups for name in group.layers}
     for axis, setting in (("out", "rows_pattern"), ("in", "columns_pattern")):
         if unknown := sorted(set(patterns[axis] or {}) - eligible):
             raise UserError(
                 f"{setting} names {unknown[0]}, which target_modules and attention={config.attention} do not select in "
                 f"this model; use full layer names such as {min(eligible)}"
             )
-    for index, pool in enumerate(pools):
+    for index, group in enumerate(unit_groups):
         for axis, setting in (("out", "rows_pattern"), ("in", "columns_pattern")):
-            named = [member.layer for member in pool.members if member.layer in (patterns[axis] or {})]
-            if named and len(pool.members) > 1:
+            named = [member.layer for member in group.members if member.layer in (patterns[axis] or {})]
+            if named and len(group.members) > 1:
                 raise UserError(
                     f"{setting} names {named[0]}, which shares its units with other layers (channel={config.channel}, "
                     f"attention={config.attention}); give rows or ratio instead"
                 )
-            if named and axis == pool.axis:
-                steps[index] = patterns[axis][pool.name]
+            if named and axis == group.axis:
+                steps[index] = patterns[axis][group.name]
     return steps
 
 

@@ -105,7 +105,7 @@ class Contents:
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """The originals are in the weight for the time of the block."""
-        with self._held():
+        with self._locked():
             self.check_untouched()
             written: Blocks | None = None if self.patch is None else self.patch.blocks(self.base.tensors)
             if written is not None:
@@ -119,14 +119,14 @@ class Contents:
 
     def originals(self) -> dict[str, torch.Tensor]:
         """A copy of the weight (and bias) with the originals in it."""
-        with self._held():
+        with self._locked():
             copies = {name: tensor.clone() for name, tensor in self.base.tensors.items()}
             if self.patch is not None:
                 self.patch.restore(copies)
         return copies
 
     @contextmanager
-    def _held(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         """What it holds stays for the time of the block, though the collector drop the last graph that needs it."""
         self.claims += 1
         try:

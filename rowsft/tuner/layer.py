@@ -75,7 +75,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
             self.row_sft_column_ids[adapter_name] = ids.columns.clone()
             self.row_sft_column_delta[adapter_name] = nn.Parameter(torch.zeros(self.out_features - kr, kc, dtype=dtype))
         if not config.init_weights:
-            for held in self._held(adapter_name):
+            for held in self._parameters_of(adapter_name):
                 nn.init.normal_(held)
         # A layer that was found to need its input kept has to be found so again.
         self._why_kept, self._input_checked = None, False
@@ -103,7 +103,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
                 value = held[adapter_name]
                 held[adapter_name] = nn.Parameter(value.data.to(dtype), requires_grad=value.requires_grad)
 
-    def _held(self, adapter_name: str) -> list[nn.Parameter]:
+    def _parameters_of(self, adapter_name: str) -> list[nn.Parameter]:
         """What the adapter trains here."""
         held = (getattr(self, name) for name in self.adapter_layer_names)
         return [parameters[adapter_name] for parameters in held if adapter_name in parameters]
@@ -131,7 +131,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
             ("row_sft_delta", (rows, self.in_features)),
             ("row_sft_column_delta", (self.out_features - rows, columns)),
         ):
-            value = _held(self._modules[name], adapter)
+            value = _parameter_of(self._modules[name], adapter)
             is_gone = value is None and manager in SHARDING and 0 not in shape
             if is_gone or (value is not None and (value.shape != shape or hasattr(value, "placements"))):
                 raise UserError(
@@ -209,10 +209,10 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         modules = self._modules
         parts = (
             modules["row_sft_ids"]._buffers.get(name),
-            _held(modules["row_sft_delta"], name),
-            _held(modules["row_sft_bias"], name),
+            _parameter_of(modules["row_sft_delta"], name),
+            _parameter_of(modules["row_sft_bias"], name),
             modules["row_sft_column_ids"]._buffers.get(name),
-            _held(modules["row_sft_column_delta"], name),
+            _parameter_of(modules["row_sft_column_delta"], name),
         )
         if torch.compiler.is_compiling() or torch._C._is_tracing():
             return Update(*parts, others=self._others(name))
@@ -297,7 +297,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         return super().train(mode)
 
 
-def _held(parameters: nn.ParameterDict, name: str) -> torch.Tensor | None:
+def _parameter_of(parameters: nn.ParameterDict, name: str) -> torch.Tensor | None:
     """The entry, by the short way: this is looked up in every forward."""
     own = parameters._parameters.get(name)
     # A flat sharded parameter puts views of itself there, which are no parameters.

@@ -190,7 +190,7 @@ class Linear(RowSFTLayer):
 
     def _add_updates(self, y: torch.Tensor, x: torch.Tensor, names: list[str]) -> torch.Tensor:
         for name, update in zip(names, self._updates(names), strict=True):
-            if any(value.is_meta for value in self._held(name)) and not x.is_meta:
+            if any(value.is_meta for value in self._parameters_of(name)) and not x.is_meta:
                 raise UserError(
                     f"the values of adapter {name!r} in layer {self.layer_name} are offloaded (on the meta device); "
                     "keep target layers on a device: leave them out of the CPU and disk offload of device_map"

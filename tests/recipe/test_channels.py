@@ -22,16 +22,16 @@ def test_a_channel_end_to_end(workshop, family, settings):
     done = workshop.rowsft("run", *overrides)
     assert done.returncode == 0, done.stderr
     (record,) = Store(workshop.folder / "runs").runs(f"channel_{channel}")
-    knobs, parameters = record.result["knobs"], record.result["parameters"]
+    resolved, parameters = record.result["knobs"], record.result["parameters"]
     assert parameters["adapter"] == parameters["budget_achieved"]
     if channel == "in":
         assert parameters["budget_asked"] == parameters["budget_achieved"]
-        assert set(knobs["columns_pattern"].values()) == {8}
-        assert knobs["rows_pattern"] == {}
+        assert set(resolved["columns_pattern"].values()) == {8}
+        assert resolved["rows_pattern"] == {}
     else:
-        assert knobs["limit"] == {"rows": 2 * 4}
+        assert resolved["limit"] == {"rows": 2 * 4}
     saved = json.loads((record.file("adapter") / "adapter_config.json").read_text())
-    assert (saved["channel"], saved["columns_pattern"]) == (channel, knobs["columns_pattern"])
+    assert (saved["channel"], saved["columns_pattern"]) == (channel, resolved["columns_pattern"])
 
 
 def test_a_warm_head_changes_what_is_chosen_and_not_where_training_starts(workshop):

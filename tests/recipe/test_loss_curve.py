@@ -85,7 +85,7 @@ def bare_losses(folder: Path, family: str, method: str, record, examples: list[d
 
 def prepare(model, family: str, method: str, record) -> dict:
     """Freeze and wrap by hand; for row-SFT return {parameter: mask of what may move}."""
-    knobs, head = record.result["knobs"], ("classifier", "pooler")
+    resolved, head = record.result["knobs"], ("classifier", "pooler")
     if method == "full":
         return {}
     for name, parameter in model.named_parameters():
@@ -94,15 +94,15 @@ def prepare(model, family: str, method: str, record) -> dict:
         return {}
     if method in ("lora", "dora"):
         transformers.set_seed(SEED)
-        common = {"r": knobs["r"], "lora_alpha": knobs["scaling"] * knobs["r"], "use_dora": method == "dora"}
-        ranks = knobs["rank_pattern"]
+        common = {"r": resolved["r"], "lora_alpha": resolved["scaling"] * resolved["r"], "use_dora": method == "dora"}
+        ranks = resolved["rank_pattern"]
         wrapped = get_peft_model(
             model,
             LoraConfig(
                 **common,
                 rank_pattern=ranks,
-                alpha_pattern={name: knobs["scaling"] * rank for name, rank in ranks.items()},
-                target_modules=knobs["target_modules"],
+                alpha_pattern={name: resolved["scaling"] * rank for name, rank in ranks.items()},
+                target_modules=resolved["target_modules"],
                 modules_to_save=["pooler.dense", "classifier"] if family == "bert" else None,
             ),
         )

@@ -44,31 +44,31 @@ def logits(model, batch):
 @pytest.mark.parametrize("budget", [{"rows": 2}, {"params": 4000}])
 @pytest.mark.parametrize(("channel", "attention", "scope"), MODES)
 @pytest.mark.parametrize("case", CASES)
-def test_the_method_trains_exactly_what_its_knobs_claim(case, channel, attention, scope, budget):
+def test_the_method_trains_exactly_what_its_resolved_sizes_claim(case, channel, attention, scope, budget):
     build, make, targets = CASES[case]
     model, batch = build(), make()
     base = deepcopy(model)
     method = method_class("row_sft")(channel=channel, attention=attention, importance="l1")
     solved = method.solve(Budget(**budget, scope=scope), model, targets)
-    knobs = method.select(model, solved, [])
-    wrapped = method.attach(model, knobs)
-    assert method.trainable(wrapped)["adapter"] == knobs.achieved == adapter_parameters(wrapped)
-    assert wrapped_layers(wrapped) == set(knobs.values["target_modules"])
-    assert json.loads(json.dumps(knobs.values)) == knobs.values
+    resolved = method.select(model, solved, [])
+    wrapped = method.attach(model, resolved)
+    assert method.trainable(wrapped)["adapter"] == resolved.achieved == adapter_parameters(wrapped)
+    assert wrapped_layers(wrapped) == set(resolved.values["target_modules"])
+    assert json.loads(json.dumps(resolved.values)) == resolved.values
     torch.testing.assert_close(logits(wrapped, batch), logits(base, batch), rtol=1e-5, atol=1e-6)
     if scope == "layer":
-        assert knobs.achieved == solved.achieved
+        assert resolved.achieved == solved.achieved
     if "params" in budget:
-        assert knobs.asked == 4000
-        assert 0 <= 4000 - knobs.achieved < 130
+        assert resolved.asked == 4000
+        assert 0 <= 4000 - resolved.achieved < 130
     elif (attention, channel) != ("grouped", "out"):
-        assert sum(map(sum, _counts(knobs))) == sum(map(sum, _counts(solved)))
+        assert sum(map(sum, _counts(resolved))) == sum(map(sum, _counts(solved)))
 
 
-def _counts(knobs):
+def _counts(resolved):
     """Rows, columns; of coupled units, heads and hidden units apart, which a global choice exchanges one for one."""
-    rows, columns = knobs.values["rows_pattern"], knobs.values["columns_pattern"]
-    if knobs.values["channel"] == "neuron":
+    rows, columns = resolved.values["rows_pattern"], resolved.values["columns_pattern"]
+    if resolved.values["channel"] == "neuron":
         widths = {"down_proj": 1, "mlp.c_proj": 1, "intermediate.dense": 0, "o_proj": 16, "attn.c_proj": 8}
         widths |= {"attention.output.dense": 8, "output.dense": 1}
         consumed = [

@@ -188,16 +188,16 @@ def test_the_loop_by_hand_trains_as_the_harness_does(shape, harness, tmp_path):
     options = overhead._parser().parse_args(["--steps", "5", "--out", str(tmp_path)])
     losses = {}
     for name in ("by hand", harness):
-        contest = overhead.Contest(shape, options)
-        before = [parameter.detach().clone() for parameter in contest.trained]
+        harness_pair = overhead.HarnessPair(shape, options)
+        before = [parameter.detach().clone() for parameter in harness_pair.trained]
         if name == "by hand":
-            losses[name] = list(contest.by_hand())
+            losses[name] = list(harness_pair.by_hand())
         else:
-            trainer = (contest._suite if harness == "suite" else contest._trainer)(tmp_path)
+            trainer = (harness_pair._suite if harness == "suite" else harness_pair._trainer)(tmp_path)
             trainer.train()
             curve = trainer.curve if harness == "suite" else trainer.state.log_history[:-1]
             losses[name] = [point["loss"] for point in curve]
-        assert not any(torch.equal(a, b) for a, b in zip(before, contest.trained, strict=True) if b.numel() > 1)
+        assert not any(torch.equal(a, b) for a, b in zip(before, harness_pair.trained, strict=True) if b.numel() > 1)
     # The Trainer shuffles the examples; the suite's order is what the hand takes.
     if harness == "suite":
         assert losses[harness] == pytest.approx(losses["by hand"], rel=1e-5)

@@ -49,10 +49,10 @@ def minilm():
 def test_closed_forms_per_row_and_per_rank(model, per_row, per_rank, request):
     model = request.getfixturevalue(model)
     for k in (1, 128):
-        knobs = RowSFT().solve(Budget(rows=k), model, Targets())
-        assert (knobs.asked, knobs.achieved, knobs.source) == (k * per_row, k * per_row, f"budget.rows={k}")
+        resolved = RowSFT().solve(Budget(rows=k), model, Targets())
+        assert (resolved.asked, resolved.achieved, resolved.source) == (k * per_row, k * per_row, f"budget.rows={k}")
     assert Lora(r=16).solve(Budget(rows=3), model, Targets()).achieved == 16 * per_rank
-    assert Budget().dial().source == "budget.default={like: {method: lora, r: 8}}"
+    assert Budget().spec().source == "budget.default={like: {method: lora, r: 8}}"
     assert Lora().solve(Budget(), model, Targets()).values["r"] == 8
     assert RowSFT().solve(Budget(like={"method": "lora", "r": 16}), model, Targets()).asked == 16 * per_rank
 
@@ -69,9 +69,9 @@ def test_bert_rows_count_their_biases(minilm):
     assert RowSFT(train_bias=False).solve(Budget(rows=2), minilm, Targets()).achieved == 2 * weights
 
 
-def counted(method, model, knobs):
-    """The knobs' parameters, counted again from the shapes."""
-    values, total = knobs.values, 0
+def counted(method, model, resolved):
+    """The resolved' parameters, counted again from the shapes."""
+    values, total = resolved.values, 0
     for name in values["target_modules"]:
         layer = model.get_submodule(name)
         d_out, d_in = layer_shape(layer)
@@ -92,13 +92,13 @@ def test_params_are_met_within_one_percent_and_never_exceeded(method, model, row
     layers = eligible_layers(model, Targets())
     largest = max(sum(layer_shape(layer)) + layer_shape(layer)[0] for layer in layers.values())
     asked = int(rows_worth * largest)
-    knobs = method.solve(Budget(params=asked), model, Targets())
-    assert knobs.asked == asked
-    assert 0.99 * asked <= knobs.achieved <= asked
-    assert knobs.achieved == counted(method, model, knobs)
-    pattern = knobs.values["rows_pattern" if isinstance(method, RowSFT) else "rank_pattern"]
-    common = 0 if isinstance(method, RowSFT) else knobs.values["r"]
-    sizes = [pattern.get(name, common) if name in knobs.values["target_modules"] else 0 for name in layers]
+    resolved = method.solve(Budget(params=asked), model, Targets())
+    assert resolved.asked == asked
+    assert 0.99 * asked <= resolved.achieved <= asked
+    assert resolved.achieved == counted(method, model, resolved)
+    pattern = resolved.values["rows_pattern" if isinstance(method, RowSFT) else "rank_pattern"]
+    common = 0 if isinstance(method, RowSFT) else resolved.values["r"]
+    sizes = [pattern.get(name, common) if name in resolved.values["target_modules"] else 0 for name in layers]
     assert max(sizes) - min(sizes) <= 1
 
 
@@ -108,11 +108,11 @@ def test_every_method_meets_a_lora_setting(model, r, request):
     model = request.getfixturevalue(model)
     asked = Lora(r=r).solve(Budget(), model, Targets()).achieved
     for method in (RowSFT(), Dora(), Lora()):
-        knobs = method.solve(Budget(like={"method": "lora", "r": r}), model, Targets())
-        assert knobs.asked == asked
-        assert 0.99 * asked <= knobs.achieved <= asked
-    assert knobs.achieved == asked
-    assert knobs.values["rank_pattern"] == {}
+        resolved = method.solve(Budget(like={"method": "lora", "r": r}), model, Targets())
+        assert resolved.asked == asked
+        assert 0.99 * asked <= resolved.achieved <= asked
+    assert resolved.achieved == asked
+    assert resolved.values["rank_pattern"] == {}
 
 
 def test_lower_layers_first_and_small_layers_capped_with_the_rest_carried_on():
@@ -133,9 +133,9 @@ def test_the_magnitude_counts_with_the_first_rank():
 @pytest.mark.parametrize("source", [{"rows": 5}, {"ratio": 0.1}, {"like": {"method": "row_sft", "rows": 5}}])
 def test_other_methods_get_the_parameters_of_the_rows(minilm, source):
     rows = RowSFT().solve(Budget(**source), minilm, Targets())
-    knobs = Lora().solve(Budget(**source), minilm, Targets())
-    assert knobs.asked == rows.achieved
-    assert 0.99 * knobs.asked <= knobs.achieved <= knobs.asked
+    resolved = Lora().solve(Budget(**source), minilm, Targets())
+    assert resolved.asked == rows.achieved
+    assert 0.99 * resolved.asked <= resolved.achieved <= resolved.asked
 
 
 def test_ratio_takes_the_nearest_count_and_at_least_one():
@@ -154,10 +154,10 @@ def test_too_many_rows_are_refused_by_name_or_clipped(llama3_8b):
         RowSFT().solve(Budget(rows=4096), llama3_8b, Targets())
     with pytest.raises(UserError, match=r"lower method\.rows"):
         RowSFT(rows=4096).solve(Budget(), llama3_8b, Targets())
-    knobs = RowSFT().solve(Budget(rows=4096, clip=True), llama3_8b, Targets())
-    assert knobs.asked == 4096 * 1_245_184
-    assert knobs.values["rows_pattern"]["model.layers.0.self_attn.k_proj"] == 1024
-    assert knobs.achieved == counted(RowSFT(), llama3_8b, knobs)
+    resolved = RowSFT().solve(Budget(rows=4096, clip=True), llama3_8b, Targets())
+    assert resolved.asked == 4096 * 1_245_184
+    assert resolved.values["rows_pattern"]["model.layers.0.self_attn.k_proj"] == 1024
+    assert resolved.achieved == counted(RowSFT(), llama3_8b, resolved)
 
 
 def test_a_budget_over_everything_is_refused_or_clipped():
@@ -181,17 +181,19 @@ def test_a_budget_missed_by_more_than_one_percent_is_said_alike_by_every_method(
     units = method_units(method, tiny_llama())
     asked = round(1.4 * sum(unit.total(1) for unit in units.values()))
     step = min(unit.cost for unit in units.values())
-    knobs = method.solve(Budget(params=asked), tiny_llama(), Targets())
-    missed = 1 - knobs.achieved / asked
-    assert knobs.achieved <= asked and (missed > 0.01 or step < 0.01 * asked)
+    resolved = method.solve(Budget(params=asked), tiny_llama(), Targets())
+    missed = 1 - resolved.achieved / asked
+    assert resolved.achieved <= asked and (missed > 0.01 or step < 0.01 * asked)
     assert len(caplog.messages) == (missed > 0.01)
     for message in caplog.messages:
         assert message.startswith(
             f"budget.params={asked} asks for {asked:,} trainable parameters; method={method.name}"
         )
-        assert f"(-{100 * missed:.1f} %)" in message and f"budget.params={knobs.achieved} asks every method" in message
-    again = method.solve(Budget(params=knobs.achieved), tiny_llama(), Targets())
-    assert (again.asked, again.achieved) == (knobs.achieved, knobs.achieved), "the fix that the warning names"
+        assert (
+            f"(-{100 * missed:.1f} %)" in message and f"budget.params={resolved.achieved} asks every method" in message
+        )
+    again = method.solve(Budget(params=resolved.achieved), tiny_llama(), Targets())
+    assert (again.asked, again.achieved) == (resolved.achieved, resolved.achieved), "the fix that the warning names"
     assert len(caplog.messages) <= 1
 
 
@@ -255,10 +257,10 @@ def test_two_own_sizes_are_refused():
 def test_full_reports_the_model_without_its_head():
     model = tiny_bert()
     head = 32 * 3 + 3 + 32 * 32 + 32
-    knobs = Full().solve(Budget(), model, Targets(head_modules=["classifier", "bert.pooler"]))
-    assert (knobs.asked, knobs.achieved) == (None, sum(p.numel() for p in model.parameters()) - head)
+    resolved = Full().solve(Budget(), model, Targets(head_modules=["classifier", "bert.pooler"]))
+    assert (resolved.asked, resolved.achieved) == (None, sum(p.numel() for p in model.parameters()) - head)
     like = Lora().solve(Budget(like={"method": "full"}), model, Targets(head_modules=["classifier", "bert.pooler"]))
-    assert like.asked == knobs.achieved
+    assert like.asked == resolved.achieved
 
 
 def budget_from(*overrides):
@@ -281,4 +283,4 @@ def budget_from(*overrides):
 )
 def test_every_budget_file_builds_a_budget(overrides, kind, value):
     for budget in budget_from(*overrides):
-        assert (budget.dial().kind, budget.dial().value) == (kind, value)
+        assert (budget.spec().kind, budget.spec().value) == (kind, value)

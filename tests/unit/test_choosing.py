@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_bert, tiny_gpt2, tiny_llama
 
 from rowsft.errors import UserError
-from rowsft.selection.choose import choose, choose_globally, pools_for, row_price
+from rowsft.selection.choose import choose, choose_globally, row_price, unit_groups_for
 from rowsft.selection.groups import layer_counts, parameters
 from rowsft.selection.targets import Targets, eligible_layers, layer_shape
 
@@ -17,7 +17,7 @@ AXES = ("out", "in")
 def setting(build, channel="out", attention="linear", targets="all-linear", **kwargs):
     model = build(**kwargs)
     layers = eligible_layers(model, Targets(targets))
-    return model, layers, pools_for(model, layers, channel, attention)
+    return model, layers, unit_groups_for(model, layers, channel, attention)
 
 
 def random_scores(layers, seed=0, levels=None, sign=1):
@@ -51,11 +51,11 @@ def best(values, count):
 @pytest.mark.parametrize("k", [1, 2, 5])
 @pytest.mark.parametrize("channel", ["out", "in", "half"])
 def test_each_layer_takes_its_largest(channel, k, levels):
-    _, layers, pools = setting(tiny_llama, channel)
+    _, layers, unit_groups = setting(tiny_llama, channel)
     scores = random_scores(layers, levels=levels)
     split = {"out": (k, 0), "in": (0, k), "half": ((k + 1) // 2, k // 2)}[channel]
-    steps = [split[pool.axis == "in"] for pool in pools]
-    chosen = choose(pools, layers, scores, steps)
+    steps = [split[group.axis == "in"] for group in unit_groups]
+    chosen = choose(unit_groups, layers, scores, steps)
     assert list(chosen) == list(layers)
     for axis, count in zip(AXES, split, strict=True):
         assert ids(chosen, axis) == {name: best(scores[axis][name].tolist(), count) for name in layers}
@@ -77,10 +77,10 @@ def brute_force_order(layers, scores):
 @pytest.mark.parametrize("channel", ["out", "in"])
 def test_one_threshold_over_all_layers_keeps_the_total_exactly(build, channel, levels, sign):
     """Negative scores are those of lowest(metric): their mean must not turn the order once more."""
-    _, layers, pools = setting(build, channel)
+    _, layers, unit_groups = setting(build, channel)
     scores = random_scores(layers, levels=levels, sign=sign)
     for total in (1, 3 * len(layers), 201):
-        chosen = choose_globally(pools, layers, scores, total, row_price(pools))
+        chosen = choose_globally(unit_groups, layers, scores, total, row_price(unit_groups))
         expected = {name: [] for name in layers}
         for name, index in brute_force_order(layers, scores[channel])[:total]:
             expected[name].append(index)
@@ -89,10 +89,10 @@ def test_one_threshold_over_all_layers_keeps_the_total_exactly(build, channel, l
 
 
 def test_a_global_lowest_takes_the_smallest_relative_scores():
-    _, layers, pools = setting(tiny_llama)
+    _, layers, unit_groups = setting(tiny_llama)
     scores = random_scores(layers)["out"]
     turned = {"out": {name: -each for name, each in scores.items()}}
-    chosen = ids(choose_globally(pools, layers, turned, 40, row_price(pools)), "out")
+    chosen = ids(choose_globally(unit_groups, layers, turned, 40, row_price(unit_groups)), "out")
     taken = [relative(scores[name].tolist())[index] for name, each in chosen.items() for index in each]
     left = [value for n in layers for i, value in enumerate(relative(scores[n].tolist())) if i not in chosen[n]]
     assert len(taken) == 40
@@ -100,21 +100,21 @@ def test_a_global_lowest_takes_the_smallest_relative_scores():
 
 
 def test_a_layer_of_mean_zero_scores_zero():
-    _, layers, pools = setting(tiny_llama, targets=["q_proj"])
+    _, layers, unit_groups = setting(tiny_llama, targets=["q_proj"])
     first, second = layers
     scores = {"out": {first: torch.zeros(32), second: torch.ones(32)}}
     scores["out"][second][:4] = 0
-    chosen = ids(choose_globally(pools, layers, scores, 30, row_price(pools)), "out")
+    chosen = ids(choose_globally(unit_groups, layers, scores, 30, row_price(unit_groups)), "out")
     assert chosen == {first: [0, 1], second: list(range(4, 32))}
 
 
 @pytest.mark.parametrize("limit", [33, 5000, 12345])
 @pytest.mark.parametrize("build", [tiny_llama, tiny_bert])
 def test_a_global_number_of_parameters_is_met_within_one_row_of_the_threshold(build, limit):
-    _, layers, pools = setting(build)
+    _, layers, unit_groups = setting(build)
     scores = random_scores(layers)
     chosen = choose_globally(
-        pools, layers, scores, limit, lambda steps: parameters(layers, layer_counts(pools, steps), True)
+        unit_groups, layers, scores, limit, lambda steps: parameters(layers, layer_counts(unit_groups, steps), True)
     )
     expected, left = {name: [] for name in layers}, limit
     for name, index in brute_force_order(layers, scores["out"]):
@@ -141,10 +141,14 @@ def trained_entries(layers, rows, columns, biases):
 @pytest.mark.parametrize("train_bias", [True, False])
 @pytest.mark.parametrize("limit", [200, 3000, 15000])
 def test_global_half_takes_rows_and_columns_in_turn_and_counts_crossings_once(limit, train_bias):
-    _, layers, pools = setting(tiny_bert, "half")
+    _, layers, unit_groups = setting(tiny_bert, "half")
     scores = random_scores(layers)
     chosen = choose_globally(
-        pools, layers, scores, limit, lambda steps: parameters(layers, layer_counts(pools, steps), train_bias)
+        unit_groups,
+        layers,
+        scores,
+        limit,
+        lambda steps: parameters(layers, layer_counts(unit_groups, steps), train_bias),
     )
     orders = {axis: iter(brute_force_order(layers, scores[axis])) for axis in AXES}
     taken = {axis: {name: [] for name in layers} for axis in AXES}
@@ -160,8 +164,8 @@ def test_global_half_takes_rows_and_columns_in_turn_and_counts_crossings_once(li
 
 
 def test_global_half_with_a_total_of_rows_is_exact():
-    _, layers, pools = setting(tiny_llama, "half")
-    chosen = choose_globally(pools, layers, random_scores(layers), 71, row_price(pools))
+    _, layers, unit_groups = setting(tiny_llama, "half")
+    chosen = choose_globally(unit_groups, layers, random_scores(layers), 71, row_price(unit_groups))
     assert sum(len(choice.rows) for choice in chosen.values()) == 36
     assert sum(len(choice.columns) for choice in chosen.values()) == 35
 
@@ -205,13 +209,13 @@ def gathered(layers, units):
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_coupled_units_by_definition(sign):
-    _, layers, pools = setting(tiny_llama, "neuron")
+    _, layers, unit_groups = setting(tiny_llama, "neuron")
     scores = random_scores(layers, sign=sign)
-    chosen = choose(pools, layers, scores, [1, 5, 2, 0])
+    chosen = choose(unit_groups, layers, scores, [1, 5, 2, 0])
     expected = []
-    for (block, kind), count, pool in zip(GROUPS, [1, 5, 2, 0], pools, strict=True):
+    for (block, kind), count, group in zip(GROUPS, [1, 5, 2, 0], unit_groups, strict=True):
         units = llama_units(layers, scores, block, kind)
-        got = pool.unit_scores(scores, compared=True)
+        got = group.unit_scores(scores, compared=True)
         torch.testing.assert_close(got, torch.tensor([float(unit[0]) for unit in units], dtype=torch.float64))
         expected += sorted(units, key=lambda unit: -unit[0])[:count]
     assert (ids(chosen, "out"), ids(chosen, "in")) == gathered(layers, expected)
@@ -219,27 +223,27 @@ def test_coupled_units_by_definition(sign):
 
 @pytest.mark.parametrize("total", [4, 60])
 def test_coupled_units_by_one_threshold(total):
-    _, layers, pools = setting(tiny_llama, "neuron")
+    _, layers, unit_groups = setting(tiny_llama, "neuron")
     scores = random_scores(layers)
-    chosen = choose_globally(pools, layers, scores, total, row_price(pools))
+    chosen = choose_globally(unit_groups, layers, scores, total, row_price(unit_groups))
     units = [unit for block, kind in GROUPS for unit in llama_units(layers, scores, block, kind)]
     expected = sorted(units, key=lambda unit: -unit[0])[:total]
     assert (ids(chosen, "out"), ids(chosen, "in")) == gathered(layers, expected)
 
 
 def test_hidden_units_use_what_no_whole_head_fits_in():
-    _, layers, pools = setting(tiny_llama, "neuron")
+    _, layers, unit_groups = setting(tiny_llama, "neuron")
     scores = random_scores(layers)
     # One head costs (16 + 8 + 8) * 32 + 16 * 32 = 1536, one hidden unit 3 * 32 = 96. Heads come first here.
-    for pool in pools:
-        if pool.noun == "heads":
-            for member in pool.members:
+    for group in unit_groups:
+        if group.noun == "heads":
+            for member in group.members:
                 scores[member.axis][member.layer][member.ids[0]] *= 1000
 
     def price(steps):
-        return parameters(layers, layer_counts(pools, steps), True)
+        return parameters(layers, layer_counts(unit_groups, steps), True)
 
-    chosen = choose_globally(pools, layers, scores, 1536 + 1000, price)
+    chosen = choose_globally(unit_groups, layers, scores, 1536 + 1000, price)
     assert sorted(len(chosen[f"model.layers.{block}.self_attn.v_proj"].rows) for block in range(2)) == [0, 8]
     assert sum(len(chosen[f"model.layers.{block}.mlp.up_proj"].rows) for block in range(2)) == 1000 // 96
 
@@ -261,10 +265,10 @@ def grouped_reference(scores, block, per_head):
 
 
 def test_grouped_projections_share_the_best_offsets_equally_many_a_head():
-    _, layers, pools = setting(tiny_llama, "out", "grouped")
+    _, layers, unit_groups = setting(tiny_llama, "out", "grouped")
     scores = random_scores(layers)
-    steps = [3 if pool.parts == 2 else 4 for pool in pools]
-    chosen = ids(choose(pools, layers, scores, steps), "out")
+    steps = [3 if group.parts == 2 else 4 for group in unit_groups]
+    chosen = ids(choose(unit_groups, layers, scores, steps), "out")
     for block in range(2):
         shared = grouped_reference(scores, block, 3)
         assert {name: chosen[name] for name in shared} == shared
@@ -273,9 +277,9 @@ def test_grouped_projections_share_the_best_offsets_equally_many_a_head():
 
 
 def test_grouped_columns_are_the_same_in_all_three():
-    _, layers, pools = setting(tiny_llama, "in", "grouped")
+    _, layers, unit_groups = setting(tiny_llama, "in", "grouped")
     scores = random_scores(layers)
-    chosen = ids(choose(pools, layers, scores, [5] * len(pools)), "in")
+    chosen = ids(choose(unit_groups, layers, scores, [5] * len(unit_groups)), "in")
     for block in range(2):
         names = [f"model.layers.{block}.self_attn.{n}_proj" for n in "qkv"]
         parts = [relative(scores["in"][name].tolist()) for name in names]
@@ -284,9 +288,9 @@ def test_grouped_columns_are_the_same_in_all_three():
 
 
 def test_grouped_rows_of_a_fused_projection_weigh_its_blocks_alike():
-    _, layers, pools = setting(tiny_gpt2, "out", "grouped", ["c_attn"])
+    _, layers, unit_groups = setting(tiny_gpt2, "out", "grouped", ["c_attn"])
     scores = random_scores(layers)
-    chosen = ids(choose(pools, layers, scores, [2, 2]), "out")
+    chosen = ids(choose(unit_groups, layers, scores, [2, 2]), "out")
     for name in layers:
         blocks = [relative(scores["out"][name][start : start + 32].tolist()) for start in (0, 32, 64)]
         means = [sum(each) for each in zip(*blocks, strict=True)]
@@ -295,8 +299,8 @@ def test_grouped_rows_of_a_fused_projection_weigh_its_blocks_alike():
 
 
 def test_grouped_and_global_keep_heads_equal_and_the_total_exact():
-    _, layers, pools = setting(tiny_llama, "out", "grouped")
-    chosen = ids(choose_globally(pools, layers, random_scores(layers), 150, row_price(pools)), "out")
+    _, layers, unit_groups = setting(tiny_llama, "out", "grouped")
+    chosen = ids(choose_globally(unit_groups, layers, random_scores(layers), 150, row_price(unit_groups)), "out")
     assert sum(map(len, chosen.values())) == 150
     for block in range(2):
         q, k, v = (chosen[f"model.layers.{block}.self_attn.{n}_proj"] for n in "qkv")
@@ -306,15 +310,15 @@ def test_grouped_and_global_keep_heads_equal_and_the_total_exact():
 
 
 def test_columns_beside_all_rows_of_a_layer_are_left_out():
-    _, layers, pools = setting(tiny_llama, "half", targets=["q_proj"])
-    chosen = choose(pools, layers, random_scores(layers), [32, 31, 3, 2])
+    _, layers, unit_groups = setting(tiny_llama, "half", targets=["q_proj"])
+    chosen = choose(unit_groups, layers, random_scores(layers), [32, 31, 3, 2])
     assert [(len(choice.rows), len(choice.columns)) for choice in chosen.values()] == [(32, 0), (3, 2)]
 
 
 def test_what_cannot_be_chosen_is_refused():
-    _, layers, pools = setting(tiny_llama, targets=["k_proj"])
+    _, layers, unit_groups = setting(tiny_llama, targets=["k_proj"])
     scores = random_scores(layers)
     with pytest.raises(UserError, match=r"rows=17 for model.layers.0.self_attn.k_proj: expected 0 to 16"):
-        choose(pools, layers, scores, [17, 1])
+        choose(unit_groups, layers, scores, [17, 1])
     with pytest.raises(UserError, match=r"scope=global: a limit of 31 allows nothing, .*k_proj costs 32"):
-        choose_globally(pools, layers, scores, 31, lambda steps: 32 * sum(steps))
+        choose_globally(unit_groups, layers, scores, 31, lambda steps: 32 * sum(steps))

@@ -32,14 +32,14 @@ BUDGET = Budget(params=3000)
 
 
 def prepared(case, name, budget=BUDGET, **settings):
-    """A method attached to a fresh model: (method, knobs, wrapped, untouched copy of the model, batch)."""
+    """A method attached to a fresh model: (method, resolved, wrapped, untouched copy of the model, batch)."""
     build, make, targets = CASES[case]
     model, batch = build(), make()
     base = deepcopy(model)
     method = method_class(name)(**settings)
-    knobs = method.solve(budget, model, targets)
-    knobs = method.select(model, knobs, [batch] if method.needs_calibration else [])
-    return method, knobs, method.attach(model, knobs), base, batch
+    resolved = method.solve(budget, model, targets)
+    resolved = method.select(model, resolved, [batch] if method.needs_calibration else [])
+    return method, resolved, method.attach(model, resolved), base, batch
 
 
 def train(model, batch, steps=3):
@@ -62,15 +62,15 @@ def test_step_zero_computes_what_the_base_computes(case, name):
 
 
 @pytest.mark.parametrize(("case", "name"), GRID)
-def test_trains_exactly_what_the_knobs_claim(case, name):
-    method, knobs, wrapped, base, _ = prepared(case, name)
+def test_trains_exactly_what_is_resolved(case, name):
+    method, resolved, wrapped, base, _ = prepared(case, name)
     head = head_parameters(base, CASES[case][2].head_modules) if name != "none" else 0
     trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
-    assert method.trainable(wrapped) == {"adapter": knobs.achieved, "head": head, "total": trained}
-    assert trained == knobs.achieved + head
-    assert json.loads(json.dumps(knobs.values)) == knobs.values
+    assert method.trainable(wrapped) == {"adapter": resolved.achieved, "head": head, "total": trained}
+    assert trained == resolved.achieved + head
+    assert json.loads(json.dumps(resolved.values)) == resolved.values
     if name in ("row_sft", "lora", "dora"):
-        assert 2900 < knobs.achieved <= knobs.asked == 3000
+        assert 2900 < resolved.achieved <= resolved.asked == 3000
     if name == "full":
         assert trained == sum(p.numel() for p in base.parameters())
 
@@ -135,10 +135,10 @@ def test_a_saved_adapter_loads_through_peft(case, name, tmp_path):
 @pytest.mark.parametrize("name", ["row_sft", "lora", "dora", "shira"])
 def test_names_are_saved_in_an_order_of_their_own(name, tmp_path):
     """Not in that of a set, which changes with PYTHONHASHSEED and with it the recorded sha256."""
-    method, knobs, wrapped, _, _ = prepared("bert", name, Budget(like={"method": "lora", "r": 2}))
+    method, resolved, wrapped, _, _ = prepared("bert", name, Budget(like={"method": "lora", "r": 2}))
     method.save(wrapped, tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert saved["target_modules"] == sorted(knobs.values["target_modules"]) and len(saved["target_modules"]) > 6
+    assert saved["target_modules"] == sorted(resolved.values["target_modules"]) and len(saved["target_modules"]) > 6
 
 
 def test_full_saves_the_checkpoint(tmp_path):
@@ -182,11 +182,11 @@ def test_a_head_name_that_peft_would_match_twice_is_refused():
 
 @pytest.mark.parametrize("name", ["lora", "dora"])
 def test_ranks_and_scaling_reach_every_layer(name):
-    _, knobs, wrapped, _, _ = prepared("llama", name, scaling=1.5)
+    _, resolved, wrapped, _, _ = prepared("llama", name, scaling=1.5)
     layers = {n: m for n, m in wrapped.base_model.model.named_modules() if isinstance(m, BaseTunerLayer)}
     ranks = {n: m.r["default"] for n, m in layers.items()}
     assert len(set(ranks.values())) == 2
-    assert ranks == {n: knobs.values["rank_pattern"].get(n, knobs.values["r"]) for n in layers}
+    assert ranks == {n: resolved.values["rank_pattern"].get(n, resolved.values["r"]) for n in layers}
     assert all(layer.scaling["default"] == 1.5 for layer in layers.values())
     assert all(layer.use_dora["default"] is (name == "dora") for layer in layers.values())
 
@@ -195,35 +195,35 @@ def test_rank_patterns_hit_one_layer_each_among_many():
     """Names of layers 1, 11 and 21 end alike; an unanchored pattern would match several."""
     model = tiny_llama(num_hidden_layers=12)
     method = Lora()
-    knobs = method.solve(Budget(params=13 * 1000 + 61), model, Targets(["q_proj", "k_proj"]))
-    wrapped = method.attach(model, knobs)
-    assert len(knobs.values["rank_pattern"]) > 0
-    assert method.trainable(wrapped)["adapter"] == knobs.achieved
+    resolved = method.solve(Budget(params=13 * 1000 + 61), model, Targets(["q_proj", "k_proj"]))
+    wrapped = method.attach(model, resolved)
+    assert len(resolved.values["rank_pattern"]) > 0
+    assert method.trainable(wrapped)["adapter"] == resolved.achieved
 
 
 @pytest.mark.parametrize("name", ["row_sft", "lora", "dora"])
 def test_a_budget_for_a_few_layers_leaves_the_others_alone(name):
-    method, knobs, wrapped, base, batch = prepared("llama", name, budget=Budget(params=150))
-    assert 0 < len(knobs.values["target_modules"]) < 14
-    assert method.trainable(wrapped)["adapter"] == knobs.achieved <= 150
+    method, resolved, wrapped, base, batch = prepared("llama", name, budget=Budget(params=150))
+    assert 0 < len(resolved.values["target_modules"]) < 14
+    assert method.trainable(wrapped)["adapter"] == resolved.achieved <= 150
     torch.testing.assert_close(logits(wrapped, batch), logits(base, batch), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("importance", ["random", "l1", "l2", "taylor", "lowest(l2)"])
-def test_selection_repeats_and_fits_the_knobs(importance):
+def test_selection_repeats_and_fits_the_resolved_sizes(importance):
     model, batch = tiny_llama(), causal_batch()
     method = RowSFT(importance=importance, seed=7)
     assert method.needs_calibration is (importance == "taylor")
-    knobs = method.solve(Budget(rows=4), model, Targets())
-    first, second = (method.select(model, knobs, [batch]).chosen for _ in range(2))
+    resolved = method.solve(Budget(rows=4), model, Targets())
+    first, second = (method.select(model, resolved, [batch]).chosen for _ in range(2))
     assert all(torch.equal(first[name].rows, second[name].rows) for name in first)
     sizes = {name: (len(choice.rows), len(choice.columns)) for name, choice in first.items()}
     assert sizes == dict.fromkeys(eligible_layers(model, Targets()), (4, 0))
 
 
 def test_an_own_size_wins_over_the_budget():
-    knobs = Lora(r=3).solve(Budget(rows=5), tiny_llama(), Targets())
-    assert (knobs.values["r"], knobs.source) == (3, "method.r=3")
+    resolved = Lora(r=3).solve(Budget(rows=5), tiny_llama(), Targets())
+    assert (resolved.values["r"], resolved.source) == (3, "method.r=3")
     assert RowSFT(ratio=0.5).solve(Budget(), tiny_llama(), Targets()).source == "method.ratio=0.5"
 
 
@@ -250,6 +250,6 @@ def test_layers_that_peft_refuses_are_named_in_one_line():
     settings = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
     model = MambaForCausalLM(MambaConfig(**settings))
     method = method_class("lora")()
-    knobs = method.solve(Budget(rows=8), model, Targets())
+    resolved = method.solve(Budget(rows=8), model, Targets())
     with pytest.raises(UserError, match=r"method=lora: PEFT cannot adapt these layers \(.*'out_proj'.*exclude_modules"):
-        method.attach(model, knobs)
+        method.attach(model, resolved)

@@ -12,7 +12,7 @@ from rowsft.config.compose import compose
 from rowsft.config.settings import trainer_settings
 from rowsft.errors import UserError
 from rowsft.plan import plan
-from rowsft.plan.advice import lighter_evaluation, too_large, ways_out
+from rowsft.plan.advice import lighter_evaluation, memory_suggestions, too_large
 from rowsft.plan.fit import MIB, Card, Demand, card_of
 
 
@@ -74,11 +74,11 @@ def test_ways_out_end_with_what_fits():
 
     whole = again({})
     card = Card("between", (whole.demand.card_bytes + again({"batch_size": 1}).demand.card_bytes) // 2)
-    lines = ways_out(whole, again, card)
+    lines = memory_suggestions(whole, again, card)
     assert lines[0].startswith("trainer.gradient_checkpointing=true: needs")
     assert " MiB" in lines[0] and " GB" not in lines[0]
     assert lines[-1].endswith("fits between")
-    hopeless = ways_out(whole, again, Card("tiny", 2**30))
+    hopeless = memory_suggestions(whole, again, Card("tiny", 2**30))
     assert "trained weights and their optimizer state: train fewer" in hopeless[-1]
 
 

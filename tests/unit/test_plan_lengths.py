@@ -25,8 +25,8 @@ def test_a_stated_answer_keeps_its_logits_alone():
     # At the least the logits in 32 bit of all other tokens.
     assert whole.peak_bytes - short.peak_bytes > batch * (64 - 8) * vocabulary * 4
     assert short.evaluation_bytes < whole.evaluation_bytes
-    assert "7 of them its response, as stated" in short.scene.assumptions[0]
-    assert not any("any of an example's tokens" in said for said in short.scene.assumptions)
+    assert "7 of them its response, as stated" in short.run.assumptions[0]
+    assert not any("any of an example's tokens" in said for said in short.run.assumptions)
 
 
 def test_a_stated_length_is_planned_as_a_task_of_that_length():

@@ -8,9 +8,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rowsft.config.compose import compose
 from rowsft.config.settings import trainer_settings
 from rowsft.errors import UserError
-from rowsft.plan import _told
-from rowsft.plan.autocast import autocast, autocasting, claimed_alike, claims_hold
-from rowsft.plan.planned_run import scene_of
+from rowsft.plan import _or_refuse
+from rowsft.plan.autocast import autocast, autocasting, claimed_alike, fake_device
+from rowsft.plan.planned_run import planned_run
 from rowsft.plan.without_data import without_data
 
 
@@ -20,7 +20,7 @@ def test_a_gpus_autocast_keeps_in_32_bit_what_a_cpus_does_not(gpu, kind):
     with torch.device("meta"):
         model = autocasting(torch.nn.Linear(8, 8), "bf16")
         given = claimed_alike(torch.empty(4, 8), model)
-    with claims_hold(model, gpu), autocast("bf16"):
+    with fake_device(model, gpu), autocast("bf16"):
         linear = torch.nn.functional.linear(given, model.weight)
         assert linear.dtype == torch.bfloat16
         assert torch.nn.functional.layer_norm(linear, (8,)).dtype == kind
@@ -83,12 +83,12 @@ def fake():
 )
 def test_what_torch_refuses_without_data_is_told_and_nothing_else(work):
     config = compose(SMALL)
-    scene = scene_of(config, trainer_settings(config))
+    run = planned_run(config, trainer_settings(config))
     with pytest.raises(UserError, match="cannot be planned"):
-        _told(scene, work)
+        _or_refuse(run, work)
 
     def bug():
         torch.empty(2, 3, device="meta") @ torch.empty(2, 3, device="meta")
 
     with pytest.raises(RuntimeError, match="same reduction dim"):
-        _told(scene, bug)
+        _or_refuse(run, bug)

@@ -13,7 +13,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
-from rowsft.selection.choose import pools_for
+from rowsft.selection.choose import unit_groups_for
 from rowsft.selection.families import FAMILIES, is_attention
 from rowsft.selection.targets import Targets, eligible_layers, layer_shape
 
@@ -43,8 +43,8 @@ def build(kind):
     return model.double().eval(), {key: value for key, value in batch.items() if key != "labels"}
 
 
-def neuron_pools(model, **targets):
-    return pools_for(model, eligible_layers(model, Targets(**targets)), "neuron", "linear")
+def neuron_groups(model, **targets):
+    return unit_groups_for(model, eligible_layers(model, Targets(**targets)), "neuron", "linear")
 
 
 @torch.no_grad()
@@ -74,23 +74,23 @@ def test_a_unit_is_whole_and_alone(kind):
     """
     torch.manual_seed(0)
     model, batch = build(kind)
-    pools = neuron_pools(model)
-    assert [pool.noun for pool in pools] == ["heads", "hidden units"] * 2
+    unit_groups = neuron_groups(model)
+    assert [group.noun for group in unit_groups] == ["heads", "hidden units"] * 2
     heads = 4 if kind not in FAMILIES[0].models else 2
-    assert [pool.size for pool in pools] == [heads, 64] * 2
+    assert [group.size for group in unit_groups] == [heads, 64] * 2
     plain = outputs_without(model, batch, [])
-    for pool in pools[2:]:
-        for unit in (0, pool.size - 1):
-            *_, written, read = pool.members
+    for group in unit_groups[2:]:
+        for unit in (0, group.size - 1):
+            *_, written, read = group.members
             cut = outputs_without(model, batch, [(read.layer, read.axis, read.ids[unit])])
             same = outputs_without(model, batch, [(written.layer, written.axis, written.ids[unit])])
             torch.testing.assert_close(cut, same, rtol=1e-9, atol=1e-11)
             assert not torch.allclose(cut, plain, rtol=1e-9, atol=1e-9)
-    for pool in pools:
-        for layer, axis, of_step in pool.widths():
+    for group in unit_groups:
+        for layer, axis, of_step in group.widths():
             shape = layer_shape(model.get_submodule(layer))
             blocks = 3 if layer.endswith("c_attn") else 1
-            assert of_step * pool.size * blocks == shape[axis == "in"]
+            assert of_step * group.size * blocks == shape[axis == "in"]
 
 
 @pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2, tiny_bert])
@@ -100,8 +100,8 @@ def test_the_query_rows_of_a_head_are_those_its_keys_meet(build):
     batch = {
         k: v for k, v in (classification_batch() if build is tiny_bert else causal_batch()).items() if k != "labels"
     }
-    for pool in (pool for pool in neuron_pools(model) if pool.noun == "heads"):
-        query, key, *_ = pool.members
+    for group in (group for group in neuron_groups(model) if group.noun == "heads"):
+        query, key, *_ = group.members
         without_keys = [(key.layer, "out", key.ids[1])]
         silent = outputs_without(model, batch, without_keys)
         own = outputs_without(model, batch, [*without_keys, (query.layer, "out", query.ids[1])])
@@ -113,22 +113,22 @@ def test_the_query_rows_of_a_head_are_those_its_keys_meet(build):
 def test_shared_rows_are_one_offset_in_every_head_of_the_group():
     model = tiny_llama()
     layers = eligible_layers(model, Targets(["q_proj", "k_proj", "v_proj"], layers_to_transform=[0]))
-    [pool] = pools_for(model, layers, "out", "grouped")
-    query, key, value = pool.members
+    [group] = unit_groups_for(model, layers, "out", "grouped")
+    query, key, value = group.members
     for head in range(2):
         for offset in range(8):
             unit = 8 * head + offset
             assert key.ids[unit].tolist() == value.ids[unit].tolist() == [8 * head + offset]
             assert query.ids[unit].tolist() == [8 * (2 * head) + offset, 8 * (2 * head + 1) + offset]
-    assert (pool.parts, pool.size) == (2, 8)
+    assert (group.parts, group.size) == (2, 8)
 
 
 def test_shared_rows_of_a_fused_projection_lie_in_three_blocks():
     model = tiny_gpt2()
     layers = eligible_layers(model, Targets(["c_attn"], layers_to_transform=[0]))
-    [pool] = pools_for(model, layers, "out", "grouped")
-    assert [member.layer for member in pool.members] == ["transformer.h.0.attn.c_attn"] * 3
-    assert [member.ids[9].tolist() for member in pool.members] == [[9], [32 + 9], [64 + 9]]
+    [group] = unit_groups_for(model, layers, "out", "grouped")
+    assert [member.layer for member in group.members] == ["transformer.h.0.attn.c_attn"] * 3
+    assert [member.ids[9].tolist() for member in group.members] == [[9], [32 + 9], [64 + 9]]
 
 
 @pytest.mark.parametrize(("channel", "attention"), [("neuron", "linear"), ("out", "grouped"), ("in", "grouped")])
@@ -140,10 +140,10 @@ def test_an_unknown_family_is_refused_by_name_with_the_known_ones(channel, atten
         r"OPTForCausalLM's layers \(model type opt\) are not known; known are Llama-like \(llama, .*BERT-like.*use"
     )
     with pytest.raises(UserError, match=message) as caught:
-        pools_for(model, layers, channel, attention)
+        unit_groups_for(model, layers, channel, attention)
     assert "\n" not in str(caught.value)
-    assert len(pools_for(model, layers, "out", "linear")) == 6
-    assert [pool.name.rpartition(".")[2] for pool in pools_for(model, layers, "out", "skip")] == ["fc1", "fc2"]
+    assert len(unit_groups_for(model, layers, "out", "linear")) == 6
+    assert [group.name.rpartition(".")[2] for group in unit_groups_for(model, layers, "out", "skip")] == ["fc1", "fc2"]
 
 
 @pytest.mark.parametrize(
@@ -167,24 +167,24 @@ def test_an_unknown_family_is_refused_by_name_with_the_known_ones(channel, atten
 def test_what_cannot_be_coupled_is_refused(channel, attention, targets, message):
     model = tiny_llama()
     with pytest.raises(UserError, match=message):
-        pools_for(model, eligible_layers(model, Targets(targets)), channel, attention)
+        unit_groups_for(model, eligible_layers(model, Targets(targets)), channel, attention)
 
 
 def test_kinds_without_a_target_are_left_out():
     model = tiny_llama()
-    mlp = neuron_pools(model, target_modules=["gate_proj", "up_proj", "down_proj"])
-    assert [pool.name for pool in mlp] == ["model.layers.0.mlp", "model.layers.1.mlp"]
-    attention = neuron_pools(model, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
-    assert [pool.name for pool in attention] == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
-    skipped = pools_for(model, eligible_layers(model, Targets()), "neuron", "skip")
-    assert [pool.name for pool in skipped] == [pool.name for pool in mlp]
+    mlp = neuron_groups(model, target_modules=["gate_proj", "up_proj", "down_proj"])
+    assert [group.name for group in mlp] == ["model.layers.0.mlp", "model.layers.1.mlp"]
+    attention = neuron_groups(model, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+    assert [group.name for group in attention] == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
+    skipped = unit_groups_for(model, eligible_layers(model, Targets()), "neuron", "skip")
+    assert [group.name for group in skipped] == [group.name for group in mlp]
 
 
 def test_heads_that_the_config_does_not_explain_are_refused():
     model = tiny_llama()
     model.config.num_attention_heads = 3
     with pytest.raises(UserError, match="q_proj of LlamaForCausalLM does not divide into the heads"):
-        neuron_pools(model)
+        neuron_groups(model)
 
 
 def test_attention_is_known_by_the_names_of_its_modules():

@@ -24,8 +24,8 @@ def attached(case, seed=0):
     build, make, targets = CASES[case]
     model, method = build(), method_class("shira")(seed=seed)
     base = deepcopy(model)
-    knobs = method.solve(LIKE_LORA, model, targets)
-    return method, knobs, method.attach(model, method.select(model, knobs, [])), base, make()
+    resolved = method.solve(LIKE_LORA, model, targets)
+    return method, resolved, method.attach(model, method.select(model, resolved, [])), base, make()
 
 
 def train(model, batch, steps=3):
@@ -43,10 +43,10 @@ def logits(model, batch):
 
 @pytest.mark.parametrize("case", CASES)
 def test_as_many_parameters_as_lora_and_the_same_start(case):
-    method, knobs, wrapped, base, batch = attached(case)
+    method, resolved, wrapped, base, batch = attached(case)
     layers = eligible_layers(base, CASES[case][2])
-    assert knobs.asked == knobs.achieved == sum(2 * sum(layer_shape(layer)) for layer in layers.values())
-    assert method.trainable(wrapped)["adapter"] == knobs.achieved
+    assert resolved.asked == resolved.achieved == sum(2 * sum(layer_shape(layer)) for layer in layers.values())
+    assert method.trainable(wrapped)["adapter"] == resolved.achieved
     torch.testing.assert_close(logits(wrapped, batch), logits(base, batch), rtol=1e-5, atol=1e-6)
 
 

@@ -44,9 +44,9 @@ def test_closed_forms_of_a_llama(models, model, mlp, kv):
     h, k = 4096, 16
 
     def asked(channel, k=k, **settings):
-        knobs = RowSFT(channel=channel, **settings).solve(Budget(rows=k), models[model], Targets())
-        assert knobs.asked == knobs.achieved
-        return knobs.achieved
+        resolved = RowSFT(channel=channel, **settings).solve(Budget(rows=k), models[model], Targets())
+        assert resolved.asked == resolved.achieved
+        return resolved.achieved
 
     row = 32 * (6 * h + mlp)
     column = 32 * (h + 2 * kv + h + 2 * mlp + h)
@@ -69,13 +69,13 @@ def test_closed_forms_of_minilm_with_and_without_biases(models):
             "half": 2 * (5 * (h + bias) + f + bias) + 2 * (4 * h + f + h) - 6 * 4,
             "neuron": k * ((h + bias) + h) + k * (3 * 32 * (h + bias) + 32 * h),
         }.items():
-            knobs = RowSFT(channel=channel, train_bias=bias).solve(Budget(rows=k), models["minilm"], Targets())
-            assert knobs.asked == knobs.achieved == 6 * expected
+            resolved = RowSFT(channel=channel, train_bias=bias).solve(Budget(rows=k), models["minilm"], Targets())
+            assert resolved.asked == resolved.achieved == 6 * expected
 
 
-def entries(method, model, knobs):
-    """Trainable parameters of the knobs' sizes, counted on masks of each weight (the ids do not matter)."""
-    total, values = 0, knobs.values
+def entries(method, model, resolved):
+    """Trainable parameters of the resolved' sizes, counted on masks of each weight (the ids do not matter)."""
+    total, values = 0, resolved.values
     for name in {*values["rows_pattern"], *values["columns_pattern"]}:
         rows, columns = values["rows_pattern"].get(name, 0), values["columns_pattern"].get(name, 0)
         layer = model.get_submodule(name)
@@ -92,11 +92,11 @@ def entries(method, model, knobs):
 @pytest.mark.parametrize("model", ["llama2_7b", "llama3_8b", "minilm"])
 def test_the_parameters_of_lora_are_met_within_one_percent(models, model, channel, attention, r):
     model, method = models[model], RowSFT(channel=channel, attention=attention)
-    knobs = method.solve(Budget(like={"method": "lora", "r": r}), model, Targets())
-    assert knobs.asked == Lora(r=r).solve(Budget(), model, Targets()).achieved
-    assert 0.99 * knobs.asked <= knobs.achieved <= knobs.asked
-    assert knobs.achieved == entries(method, model, knobs)
-    assert json.loads(json.dumps(knobs.values)) == knobs.values
+    resolved = method.solve(Budget(like={"method": "lora", "r": r}), model, Targets())
+    assert resolved.asked == Lora(r=r).solve(Budget(), model, Targets()).achieved
+    assert 0.99 * resolved.asked <= resolved.achieved <= resolved.asked
+    assert resolved.achieved == entries(method, model, resolved)
+    assert json.loads(json.dumps(resolved.values)) == resolved.values
 
 
 @pytest.mark.parametrize("share", [0.006, 0.05, 0.4, 0.97])
@@ -109,24 +109,24 @@ def test_what_is_left_over_is_less_than_the_dearest_single_step(build, channel, 
     # One hidden unit, one row or one column of the largest layer.
     finest = {"tiny_llama": 96, "tiny_bert": 65, "tiny_gpt2": 96}[build.__name__] if channel != "neuron" else 97
     try:
-        knobs = method.solve(Budget(params=asked), model, Targets())
+        resolved = method.solve(Budget(params=asked), model, Targets())
     except UserError as error:
         assert (channel, attention, share) == ("neuron", "skip", 0.97)
         assert "but all hidden units of the 2 layers have" in str(error)
         return
-    assert 0 <= asked - knobs.achieved < finest
-    assert knobs.achieved == entries(method, model, knobs)
+    assert 0 <= asked - resolved.achieved < finest
+    assert resolved.achieved == entries(method, model, resolved)
 
 
 @pytest.mark.parametrize("method", [RowSFT(channel=channel) for channel in CHANNELS] + [Lora(), Dora()])
 @pytest.mark.parametrize("source", [{"rows": 6}, {"ratio": 0.02}, {"like": {"method": "row_sft", "rows": 6}}])
 def test_every_method_meets_the_budget_of_rows_in_its_own_terms(models, method, source):
     model = models["minilm"]
-    knobs = method.solve(Budget(**source), model, Targets())
-    assert knobs.achieved > 0
+    resolved = method.solve(Budget(**source), model, Targets())
+    assert resolved.achieved > 0
     if isinstance(method, Lora) or "like" in source:
-        assert knobs.asked == RowSFT().solve(Budget(**source), model, Targets()).achieved
-        assert 0.99 * knobs.asked <= knobs.achieved <= knobs.asked
+        assert resolved.asked == RowSFT().solve(Budget(**source), model, Targets()).achieved
+        assert 0.99 * resolved.asked <= resolved.achieved <= resolved.asked
 
 
 def test_small_budgets_of_units_go_to_the_mlp_and_larger_ones_share_whole_heads(models):
@@ -134,31 +134,31 @@ def test_small_budgets_of_units_go_to_the_mlp_and_larger_ones_share_whole_heads(
     model = models["llama2_7b"]
     everything = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     for share, heads in ((0.006, 0), (0.0312, 0), (0.0313, 1), (0.5, 16), (0.999, 31), (1.0, 32)):
-        knobs = RowSFT(channel="neuron").solve(Budget(params=int(share * everything)), model, Targets())
-        rows = knobs.values["rows_pattern"]
+        resolved = RowSFT(channel="neuron").solve(Budget(params=int(share * everything)), model, Targets())
+        rows = resolved.values["rows_pattern"]
         queries = {rows.get(f"model.layers.{block}.self_attn.q_proj", 0) for block in range(32)}
         units = [rows[f"model.layers.{block}.mlp.up_proj"] for block in range(32)]
         assert max(units) - min(units) <= 1
         assert queries <= ({128 * heads} if share < 0.9 else {128 * heads, 128 * min(heads + 1, 32)})
-        assert knobs.achieved == pytest.approx(share * everything, rel=0.01)
-        assert knobs.values["columns_pattern"]["model.layers.0.mlp.down_proj"] == units[0]
+        assert resolved.achieved == pytest.approx(share * everything, rel=0.01)
+        assert resolved.values["columns_pattern"]["model.layers.0.mlp.down_proj"] == units[0]
 
 
 def test_grouped_rows_take_the_nearest_count_that_heads_share(models):
     """k rows of each layer: in Llama-3-8B a step is 32 rows of q and 8 of k and v each, 48 of 3 layers' 3 k."""
     for k, steps in ((1, 1), (20, 1), (24, 2), (128, 8)):
-        knobs = RowSFT(attention="grouped").solve(Budget(rows=k), models["llama3_8b"], Targets())
-        rows = knobs.values["rows_pattern"]
+        resolved = RowSFT(attention="grouped").solve(Budget(rows=k), models["llama3_8b"], Targets())
+        rows = resolved.values["rows_pattern"]
         assert rows["model.layers.3.self_attn.q_proj"] == 32 * steps
         assert rows["model.layers.3.self_attn.k_proj"] == rows["model.layers.3.self_attn.v_proj"] == 8 * steps
         assert rows["model.layers.3.self_attn.o_proj"] == k
-        assert knobs.asked == k * 1_245_184
-        assert knobs.achieved == 32 * (4096 * (48 * steps + k + 2 * k) + 14336 * k)
+        assert resolved.asked == k * 1_245_184
+        assert resolved.achieved == 32 * (4096 * (48 * steps + k + 2 * k) + 14336 * k)
 
 
 def test_a_small_grouped_budget_reaches_the_lower_blocks_first(models):
-    knobs = RowSFT(attention="grouped").solve(Budget(), models["llama2_7b"], Targets())
-    rows = knobs.values["rows_pattern"]
+    resolved = RowSFT(attention="grouped").solve(Budget(), models["llama2_7b"], Targets())
+    rows = resolved.values["rows_pattern"]
     tuned = [block for block in range(32) if f"model.layers.{block}.self_attn.q_proj" in rows]
     assert tuned == list(range(len(tuned)))
     assert 0 < len(tuned) < 32
@@ -175,13 +175,13 @@ def test_a_small_grouped_budget_reaches_the_lower_blocks_first(models):
 )
 def test_a_ratio_is_a_share_of_what_the_channel_counts(channel, sizes):
     model = tiny_llama()
-    knobs = RowSFT(channel=channel, ratio=0.12).solve(Budget(), model, Targets())
+    resolved = RowSFT(channel=channel, ratio=0.12).solve(Budget(), model, Targets())
     names = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "down": "mlp.down_proj"}
     for short, (rows, columns) in sizes.items():
         name = f"model.layers.1.{names[short]}"
-        assert knobs.values["rows_pattern"].get(name, 0) == rows
-        assert knobs.values["columns_pattern"].get(name, 0) == columns
-    assert knobs.achieved == entries(RowSFT(), model, knobs)
+        assert resolved.values["rows_pattern"].get(name, 0) == rows
+        assert resolved.values["columns_pattern"].get(name, 0) == columns
+    assert resolved.achieved == entries(RowSFT(), model, resolved)
 
 
 @pytest.mark.parametrize(
@@ -203,9 +203,9 @@ def test_more_than_there_is_is_refused_by_name_or_clipped(channel, attention, ro
     method = RowSFT(channel=channel, attention=attention)
     with pytest.raises(UserError, match=message):
         method.solve(Budget(rows=rows), tiny_llama(), Targets())
-    knobs = method.solve(Budget(rows=rows, clip=True), tiny_llama(), Targets())
-    assert knobs.achieved == entries(method, tiny_llama(), knobs)
-    assert knobs.achieved < knobs.asked
+    resolved = method.solve(Budget(rows=rows, clip=True), tiny_llama(), Targets())
+    assert resolved.achieved == entries(method, tiny_llama(), resolved)
+    assert resolved.achieved < resolved.asked
 
 
 @pytest.mark.parametrize("channel", CHANNELS)

@@ -82,9 +82,9 @@ def select(tmp_path, rows, identity=None, batches=None, **settings):
     model, passes = tiny_llama(), []
     model.register_forward_hook(lambda *_: passes.append(1))
     method = RowSFT(**{"importance": "taylor", **settings})
-    knobs = method.solve(Budget(rows=rows), model, Targets())
+    resolved = method.solve(Budget(rows=rows), model, Targets())
     given = Calibration(causal_batches(), ScoreCache(tmp_path), identity or {"model": "tiny"})
-    chosen = method.select(model, knobs, given if batches is None else batches).chosen
+    chosen = method.select(model, resolved, given if batches is None else batches).chosen
     return {name: each.rows for name, each in chosen.items()}, len(passes), given.was_read
 
 

@@ -176,7 +176,7 @@ def test_evaluation_equals_one_example_at_a_time(tmp_path):
     train = [row["label"] for row in built.splits()["train"]]
     majority = max(set(train), key=train.count)
     expected = np.mean([row["label"] == majority for row in examples])
-    assert built.zero_line(model, examples, tokenizer) == {"majority_accuracy": pytest.approx(expected)}
+    assert built.reference_metrics(model, examples, tokenizer) == {"majority_accuracy": pytest.approx(expected)}
 
 
 def test_regression_predicts_the_number_itself(tmp_path):
@@ -205,6 +205,6 @@ def test_embeddings_are_means_over_the_texts_own_tokens_and_the_cosine_is_the_ze
     ]
     a, b = vectors, vectors[::-1]
     cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    line = Stsb("stsb", 32).zero_line(model, examples, tokenizer)
+    line = Stsb("stsb", 32).reference_metrics(model, examples, tokenizer)
     assert line["cosine_pearson"] == pytest.approx(np.corrcoef(cosines, range(6))[0, 1], abs=1e-4)
     assert set(line) == {"cosine_pearson", "cosine_spearman"}
