@@ -21,7 +21,7 @@ from planted import ENVIRONMENT, result
 from tables import table
 
 from rowsft.config.compose_many import ManyComposer
-from rowsft.config.run_plan import plan_run
+from rowsft.config.run_spec import run_spec
 from rowsft.store import Store
 from rowsft.store.places import Places
 
@@ -78,22 +78,22 @@ def plant(root: Path, count: int) -> list[list[str]]:
     jobs = [["method=lora", f"budget.rows={1 + i // seeds}", f"seed={1 + i % seeds}"] for i in range(count)]
     composer, places, raw, first = ManyComposer(), Places(root, listed=True), None, None
     for job in jobs:
-        plan = plan_run(composer.compose([*TASK, *job, f"store={root}"]), places)
+        spec = run_spec(composer.compose([*TASK, *job, f"store={root}"]), places)
         if raw is None:
-            first = _first(root, plan)
+            first = _first(root, spec)
             raw = json.loads((first / "record.json").read_text())
             continue
-        folder = root / plan.run_id
+        folder = root / spec.run_id
         (folder / "attempt-1").mkdir(parents=True)
-        raw |= {"id": plan.run_id, "config": plan.config}
+        raw |= {"id": spec.run_id, "config": spec.config}
         (folder / "record.json").write_text(json.dumps(raw, indent=1))
         for name in ("predictions.jsonl", "curve.csv"):
             os.link(first / "attempt-1" / name, folder / "attempt-1" / name)
     return jobs
 
 
-def _first(root: Path, plan) -> Path:
-    with Store(root).open(plan.config) as run:
+def _first(root: Path, spec) -> Path:
+    with Store(root).open(spec.config) as run:
         attempt = run.begin(environment=ENVIRONMENT, concurrent_jobs=1)
         attempt.update(**result("lora", 8, 1, 0.8))
         attempt.write_curve([{"step": step, "loss": 1 / step} for step in range(1, 101)])

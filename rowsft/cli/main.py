@@ -14,7 +14,7 @@ from rowsft.errors import HELD, RunHeld, UserError, one_line, shortened
 from rowsft.output import escape, redact
 
 if TYPE_CHECKING:
-    from rowsft.config.run_plan import RunPlan
+    from rowsft.config.run_spec import RunSpec
 
 EPILOG = """\
 examples:
@@ -256,7 +256,7 @@ def _run(parsed: argparse.Namespace) -> int:
         return _sweep(parsed)
     from rowsft.config.compose import compose
     from rowsft.config.devices import see_one
-    from rowsft.config.run_plan import plan_run
+    from rowsft.config.run_spec import run_spec
     from rowsft.config.settings import trainer_settings
 
     config = compose(parsed.overrides)
@@ -266,8 +266,8 @@ def _run(parsed: argparse.Namespace) -> int:
         print(OmegaConf.to_yaml(OmegaConf.create(redact.config(OmegaConf.to_container(config)))), end="")
         return 0
     settings = trainer_settings(config)
-    plan = plan_run(config)
-    if not parsed.rerun and _done_already(plan):
+    spec = run_spec(config)
+    if not parsed.rerun and _done_already(spec):
         return 0
     see_one(settings.device)
     # The profiler warns of every tensor older than its window; the peak counts those apart.
@@ -283,26 +283,26 @@ def _run(parsed: argparse.Namespace) -> int:
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     signals.on_signals()
-    print(_shown(plan.label), flush=True)
-    outcome = job.run(plan, settings, parsed.rerun, say=lambda text: print(_shown(text), flush=True))
+    print(_shown(spec.label), flush=True)
+    outcome = job.run(spec, settings, parsed.rerun, say=lambda text: print(_shown(text), flush=True))
     if outcome.message:
         print(f"rowsft: {_shown(outcome.message)}", file=sys.stderr)
     print(_shown(f"{outcome.state}: run {outcome.run_id} in {outcome.folder}"))
     return 0 if outcome.state == "done" else 1
 
 
-def _done_already(plan: "RunPlan") -> bool:
+def _done_already(spec: "RunSpec") -> bool:
     """Whether the run is recorded as done, which is told without importing torch. Enters it in its experiment."""
     from rowsft.store import Store
     from rowsft.store.identity import experiment_notes
 
-    store = Store(plan.store)
-    if not store.is_done(plan.run_id):
+    store = Store(spec.store)
+    if not store.is_done(spec.run_id):
         return False
-    store.add_experiment(plan.run_id, plan.experiment, experiment_notes(plan.config))
-    print(plan.label)
+    store.add_experiment(spec.run_id, spec.experiment, experiment_notes(spec.config))
+    print(spec.label)
     print("rowsft: done already (--rerun repeats it)", file=sys.stderr)
-    print(f"done: run {plan.run_id} in {plan.folder}")
+    print(f"done: run {spec.run_id} in {spec.folder}")
     return True
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rowsft import measure
-from rowsft.config.run_plan import RunPlan
+from rowsft.config.run_spec import RunSpec
 from rowsft.config.settings import TrainerSettings
 from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.models.loading import Loaded
@@ -23,7 +23,7 @@ from rowsft.tracking.tracker import Tracker
 class Job:
     """What one run holds as it goes: filled in by the steps below in their order."""
 
-    plan: RunPlan
+    spec: RunSpec
     settings: TrainerSettings
     attempt: Attempt
     say: Callable[[str], None]
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def seed(self) -> int:
-        return self.plan.config["seed"]
+        return self.spec.config["seed"]
 
     @property
     def device(self) -> torch.device:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from rowsft import measure
 from rowsft.config.instantiate import bad_input, instantiated
-from rowsft.config.run_plan import RunPlan
+from rowsft.config.run_spec import RunSpec
 from rowsft.config.settings import TrainerSettings
 from rowsft.importance.calibration import Calibration
 from rowsft.importance.recomputing import recomputing
@@ -36,25 +36,25 @@ from rowsft.tracking.tracker import final_numbers, tracking
 ENCODED_AT_ONCE = 1000
 
 
-def run(plan: RunPlan, settings: TrainerSettings, rerun: bool, say: Callable[[str], None]) -> Outcome:
-    """Run what `plan` describes, or return the recorded outcome if it was done before and `rerun` is false.
+def run(spec: RunSpec, settings: TrainerSettings, rerun: bool, say: Callable[[str], None]) -> Outcome:
+    """Run what `spec` describes, or return the recorded outcome if it was done before and `rerun` is false.
 
     A run that fails, runs out of memory or is interrupted leaves a record that says so; the outcome carries its state.
     Bad input is raised as UserError: before training it leaves no trace in the store, later a failure.
     """
-    parts = _build(plan)
+    parts = _build(spec)
     clock = measure.PhaseClock(training.device_of(settings))
-    if rerun or not Store(plan.store).is_done(plan.run_id):
+    if rerun or not Store(spec.store).is_done(spec.run_id):
         _read_ahead(parts["task"], clock)
-    with Store(plan.store).open(plan.config) as folder:
+    with Store(spec.store).open(spec.config) as folder:
         done = folder.record.result
         if done and not rerun:
-            return Outcome(plan.run_id, folder.path, "done", done["metrics"], "done already (--rerun repeats it)")
+            return Outcome(spec.run_id, folder.path, "done", done["metrics"], "done already (--rerun repeats it)")
         attempt = folder.begin(
-            environment=measure.collect({"seed": plan.config["seed"]}),
+            environment=measure.collect({"seed": spec.config["seed"]}),
             concurrent_jobs=int(os.environ.get("ROWSFT_CONCURRENT_JOBS", 1)),
         )
-        job = Job(plan, settings, attempt, say, clock=clock, **parts)
+        job = Job(spec, settings, attempt, say, clock=clock, **parts)
         try:
             _perform(job)
         except BaseException as error:
@@ -68,8 +68,8 @@ def run(plan: RunPlan, settings: TrainerSettings, rerun: bool, say: Callable[[st
                 raise
             if mistake is not None:
                 raise mistake from error
-            return Outcome(plan.run_id, folder.path, state, {}, f"{type(error).__name__}: {error}")
-        return Outcome(plan.run_id, folder.path, "done", folder.record.result["metrics"])
+            return Outcome(spec.run_id, folder.path, state, {}, f"{type(error).__name__}: {error}")
+        return Outcome(spec.run_id, folder.path, "done", folder.record.result["metrics"])
 
 
 def _read_ahead(task: Task, clock: measure.PhaseClock) -> None:
@@ -87,8 +87,8 @@ def _read_ahead(task: Task, clock: measure.PhaseClock) -> None:
 
 
 def _perform(job: Job) -> None:
-    run_id = f"{job.plan.run_id}-{job.attempt.number}"
-    with tracking(job.tracker, run_id, job.plan.config, job.plan.experiment):
+    run_id = f"{job.spec.run_id}-{job.attempt.number}"
+    with tracking(job.tracker, run_id, job.spec.config, job.spec.experiment):
         for step in (_load, _select, _attach, _train, _evaluate, _save, _probe_memory):
             step(job)
             # What kills a process for its memory lets it write nothing more.
@@ -98,15 +98,15 @@ def _perform(job: Job) -> None:
     job.attempt.finish("done")
 
 
-def _build(plan: RunPlan) -> dict[str, Any]:
+def _build(spec: RunSpec) -> dict[str, Any]:
     """Method, task, budget and tracker as the configuration describes them. Reads no data."""
-    config = OmegaConf.create(plan.config)
+    config = OmegaConf.create(spec.config)
     built = {group: instantiated(group, config[group]) for group in ("method", "task", "tracker")}
-    return {**built, "budget": Budget(**plan.config["budget"])}
+    return {**built, "budget": Budget(**spec.config["budget"])}
 
 
 def _load(job: Job) -> None:
-    config = OmegaConf.create(job.plan.config)
+    config = OmegaConf.create(job.spec.config)
     job.say(f"loading {config.model.name} and {config.task.name}")
     # A GPU's allocator counts along; a CPU's is asked where memory is measured at all.
     asked = memory_probe.wanted(job) and job.device.type == "cpu"
@@ -171,7 +171,7 @@ def _encode(job: Job, examples: list[dict]) -> list[dict]:
 def _check_tokens(job: Job) -> None:
     """Refuse texts without tokens and tokens without embeddings, in every split that the run will use."""
     model, tokenizer = job.loaded.model, job.loaded.tokenizer
-    source = job.plan.config["model"]["source"]
+    source = job.spec.config["model"]["source"]
 
     def check(split: str, encoded: list[dict]) -> None:
         capacity.check_encoded(model, tokenizer, source, split, job.splits[split], encoded)
@@ -191,7 +191,7 @@ def _check_tokens(job: Job) -> None:
 
 def _select(job: Job) -> None:
     """Solve the budget and choose what to train. Only training data are shown to the importance metric."""
-    targets = targets_of(job.plan.config["model"], job.task.head)
+    targets = targets_of(job.spec.config["model"], job.task.head)
     with job.clock.phase("select"):
         job.resolved = job.method.solve(job.budget, job.model, targets)
         calibration = _calibration(job) if job.method.needs_calibration else []
@@ -328,7 +328,7 @@ def _calibration(job: Job) -> Calibration:
     batches = TrainingBatches(job.encoded, collate, job.settings, job.seed, job.device)
     # A repetition measures what the first attempt did, scoring too.
     again, revision = job.attempt.number > 1, job.loaded.revision
-    return batches.calibration(job.plan.store, job.plan.config, revision, again, lambda: _warmed(job, batches))
+    return batches.calibration(job.spec.store, job.spec.config, revision, again, lambda: _warmed(job, batches))
 
 
 @contextmanager

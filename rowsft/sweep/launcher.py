@@ -17,7 +17,7 @@ from rowsft.store import Store
 from rowsft.store.identity import experiment_notes
 from rowsft.store.lock import is_held
 from rowsft.sweep.ending import in_words, signal_of
-from rowsft.sweep.planning import Planner, SweepJob
+from rowsft.sweep.jobs import JobResolver, SweepJob
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -30,7 +30,7 @@ class Sweep:
     rerun: bool = False
     failed: list[str] = field(default_factory=list)
     checked: tuple[list[list[str]], list[SweepJob]] = ([], [])
-    planner: Planner = field(default_factory=lambda: Planner(lambda text: _say(text, "dim")))
+    resolver: JobResolver = field(default_factory=lambda: JobResolver(lambda text: _say(text, "dim")))
 
 
 @dataclass
@@ -49,10 +49,10 @@ current = Sweep()
 
 
 def check(jobs: list[list[str]]) -> list[SweepJob]:
-    """Plan the jobs. Raises UserError for the first that is wrong; nothing is written and nothing started."""
+    """Resolve the jobs. Raises UserError for the first that is wrong; nothing is written and nothing started."""
     if current.checked[0] != jobs:
         _say(f"{len(jobs):,} job{'s' * (len(jobs) != 1)}: looking up which are done", "dim")
-        current.checked = (jobs, current.planner.plan(jobs, current.rerun))
+        current.checked = (jobs, current.resolver.resolve(jobs, current.rerun))
     return current.checked[1]
 
 
@@ -92,7 +92,7 @@ def _skipped(job: SweepJob, of: int) -> bool:
     if not job.done or current.rerun:
         return False
     _enter(job)
-    _say(f"{_name(job, of)}: done already ({job.plan.folder})", "dim")
+    _say(f"{_name(job, of)}: done already ({job.spec.folder})", "dim")
     return True
 
 
@@ -101,7 +101,7 @@ def _as_the_other(job: SweepJob, of: int, code: int) -> int:
         _skipped(job, of)
     elif code == 0:
         _enter(job)
-        _say(f"{_name(job, of)}: the same run as [{job.same_as}/{of}] ({job.plan.folder})", "dim")
+        _say(f"{_name(job, of)}: the same run as [{job.same_as}/{of}] ({job.spec.folder})", "dim")
     else:
         _fail(job, of, f"the same run as [{job.same_as}/{of}]")
     return code
@@ -109,28 +109,28 @@ def _as_the_other(job: SweepJob, of: int, code: int) -> int:
 
 def _enter(job: SweepJob) -> None:
     """Enter the run in the job's experiment, which costs nothing where it was in it when the job was planned."""
-    name, notes = job.plan.experiment, redact.config(experiment_notes(job.plan.config))
-    known = current.planner.experiments(job) or {}
+    name, notes = job.spec.experiment, redact.config(experiment_notes(job.spec.config))
+    known = current.resolver.experiments(job) or {}
     noted = known.get("experiment_notes")
     if name not in (known.get("experiments") or []) or (notes and (noted or {}).get(name) != notes):
-        Store(job.plan.store).add_experiment(job.plan.run_id, name, notes)
+        Store(job.spec.store).add_experiment(job.spec.run_id, name, notes)
 
 
 def _run_job(job: SweepJob, of: int, at_once: int, threads: int | None, live: _Live) -> int:
     """The exit code of one job. If another sweep is at this very run its result will do; if it dies, this one tries."""
-    label, plan = _name(job, of), job.plan
-    store = Store(plan.store)
+    label, spec = _name(job, of), job.spec
+    store = Store(spec.store)
     rerun = current.rerun
     while True:
-        if is_held(plan.folder):
+        if is_held(spec.folder):
             _say(f"{label}: another process is running it; waiting", "dim")
-            while is_held(plan.folder):
+            while is_held(spec.folder):
                 if live.stopping.wait(0.5):
                     return 130
             rerun = False
-        if not rerun and store.is_done(plan.run_id):
-            store.add_experiment(plan.run_id, plan.experiment, experiment_notes(plan.config))
-            _say(f"{label}: done already ({plan.folder})", "dim")
+        if not rerun and store.is_done(spec.run_id):
+            store.add_experiment(spec.run_id, spec.experiment, experiment_notes(spec.config))
+            _say(f"{label}: done already ({spec.folder})", "dim")
             return 0
         _say(f"{label}: started", "bold")
         process, errors = _start(job, rerun, at_once, threads, live)
@@ -147,18 +147,18 @@ def _run_job(job: SweepJob, of: int, at_once: int, threads: int | None, live: _L
 
 def _why(job: SweepJob, process: subprocess.Popen, errors: str | None) -> str:
     """Why a job is not done, in a line. A job that was killed, or died without a record, gets its record here."""
-    code, store = process.returncode, Store(job.plan.store)
+    code, store = process.returncode, Store(job.spec.store)
     lines = [line for line in (errors or "").splitlines() if line.strip()]
     told = shortened(lines[-1].removeprefix("rowsft: ").removeprefix("error: "), 300) if lines else in_words(code)
     try:
         if signal_of(code):
             told = in_words(code)
-            store.record_death(job.plan.config, process.pid, told)
-        elif latest := store.attempt_of(job.plan.run_id, process.pid):
+            store.record_death(job.spec.config, process.pid, told)
+        elif latest := store.attempt_of(job.spec.run_id, process.pid):
             error = latest.get("error") or {}
             told = shortened(f"{latest['state']}: {error.get('type')}: {error.get('message')}", 300)
         elif code != 2:
-            store.record_death(job.plan.config, process.pid, told)
+            store.record_death(job.spec.config, process.pid, told)
         elif not lines:
             told = "bad input, said above"
     except UserError as error:
@@ -177,7 +177,7 @@ def _start(
     quiet = subprocess.PIPE if at_once > 1 else None
     place = live.places.get()
     try:
-        environment |= devices_for(place, job.plan.config["trainer"]["device"])
+        environment |= devices_for(place, job.spec.config["trainer"]["device"])
         process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, text=True, errors="replace")
         live.processes.add(process)
         _, errors = process.communicate()

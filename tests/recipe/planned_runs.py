@@ -4,7 +4,7 @@ import json
 import shutil
 
 from rowsft.config.compose import compose
-from rowsft.config.run_plan import plan_run
+from rowsft.config.run_spec import run_spec
 from rowsft.config.settings import trainer_settings
 from rowsft.plan import plan
 from rowsft.runner.run import run
@@ -30,7 +30,7 @@ def both(workshop, data, family, *overrides):
     config = compose([*given, f"model.source={without_weights(workshop, source)}"])
     planned = plan(config, trainer_settings(config))
     config = compose(given)
-    outcome = run(plan_run(config), trainer_settings(config), rerun=True, say=lambda text: None)
+    outcome = run(run_spec(config), trainer_settings(config), rerun=True, say=lambda text: None)
     assert outcome.state == "done", outcome.message
     record = json.loads((outcome.folder / "record.json").read_text())
     return planned, record["attempts"][-1]["memory"]

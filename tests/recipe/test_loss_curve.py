@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rowsft.config.compose import compose
-from rowsft.config.run_plan import plan_run
+from rowsft.config.run_spec import run_spec
 from rowsft.config.settings import trainer_settings
 from rowsft.runner.run import run
 from rowsft.store import Store
@@ -37,7 +37,7 @@ def test_runner_equals_bare_loop(workshop, family, method, accumulation):
         "trainer.memory_probe_steps=0",
     ]
     config = compose(overrides)
-    outcome = run(plan_run(config), trainer_settings(config), rerun=True, say=lambda text: None)
+    outcome = run(run_spec(config), trainer_settings(config), rerun=True, say=lambda text: None)
     assert outcome.state == "done", outcome.message
 
     record = Store(workshop.folder / "runs").get(outcome.run_id)

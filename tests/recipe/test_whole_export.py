@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rowsft.cli.main import main
 from rowsft.config.compose import compose
-from rowsft.config.run_plan import plan_run
+from rowsft.config.run_spec import run_spec
 from rowsft.config.settings import trainer_settings
 from rowsft.runner import run as job
 from rowsft.store import Store
@@ -21,9 +21,9 @@ AUTO = {"llama": AutoModelForCausalLM, "bert": AutoModelForSequenceClassificatio
 def run(workshop, family, method, name, *more):
     """A run recorded from this process: starting another for each would take most of the test's time."""
     config = compose([*workshop.overrides(family), f"method={method}", f"experiment_name={name}", *more])
-    plan = plan_run(config)
-    job.run(plan, trainer_settings(config), rerun=False, say=lambda text: None)
-    return Store(plan.store).get(plan.run_id)
+    spec = run_spec(config)
+    job.run(spec, trainer_settings(config), rerun=False, say=lambda text: None)
+    return Store(spec.store).get(spec.run_id)
 
 
 def export(workshop, capsys, run, *arguments):
@@ -104,8 +104,8 @@ def test_the_command_on_the_card_names_the_very_same_run(workshop, capsys):
     record = run(workshop, "llama", "row_sft", "export_llama")
     card, _ = exported(workshop, capsys, record, "lora", "lora_command")
     (command,) = [line for line in (card / "README.md").read_text().splitlines() if line.startswith("rowsft run ")]
-    plan = plan_run(compose(shlex.split(command)[2:]))
-    assert plan.run_id == record.id
+    spec = run_spec(compose(shlex.split(command)[2:]))
+    assert spec.run_id == record.id
 
 
 def test_other_methods(workshop, capsys):

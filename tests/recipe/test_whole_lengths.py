@@ -8,7 +8,7 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM, OPTConfig, OPTForCausalLM
 
 from rowsft.config.compose import compose
-from rowsft.config.run_plan import plan_run
+from rowsft.config.run_spec import run_spec
 from rowsft.config.settings import trainer_settings
 from rowsft.plan import plan
 from rowsft.plan.lengths import of_data
@@ -41,7 +41,7 @@ def test_the_planned_peaks_of_short_responses_are_those_of_the_run(workshop, sho
     settings = trainer_settings(config)
     planned = plan(config, settings, lengths=lengths)
     assert planned.peak_bytes < 0.9 * plan(config, settings).peak_bytes
-    outcome = run(plan_run(config), settings, rerun=True, say=lambda text: None)
+    outcome = run(run_spec(config), settings, rerun=True, say=lambda text: None)
     assert outcome.state == "done", outcome.message
     record = json.loads((outcome.folder / "record.json").read_text())
     memory = record["attempts"][-1]["memory"]
@@ -89,7 +89,7 @@ def test_batches_without_padding_are_planned_without(workshop, equal_lengths, fa
     lengths = of_data(config)
     assert lengths.alike and lengths.tokens == 24
     planned = plan(config, trainer_settings(config), lengths=lengths)
-    outcome = run(plan_run(config), trainer_settings(config), rerun=True, say=lambda text: None)
+    outcome = run(run_spec(config), trainer_settings(config), rerun=True, say=lambda text: None)
     assert outcome.state == "done", outcome.message
     memory = json.loads((outcome.folder / "record.json").read_text())["attempts"][-1]["memory"]
     found = {stage: memory[stage]["peak_allocated_bytes"] for stage in ("train", "select", "evaluate")}

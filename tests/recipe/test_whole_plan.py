@@ -9,7 +9,7 @@ from planned_runs import both, without_weights
 from tiny import tiny_llama
 
 from rowsft.config.compose import compose
-from rowsft.config.run_plan import plan_run
+from rowsft.config.run_spec import run_spec
 from rowsft.config.settings import trainer_settings
 from rowsft.plan import plan
 
@@ -103,7 +103,7 @@ def test_a_run_with_larger_instruction_sets_is_planned_within_a_percent(workshop
     planned = plan(config, trainer_settings(config))
     done = workshop.rowsft("run", "--rerun", *given, ONEDNN_MAX_CPU_ISA=instruction_set, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
-    record = json.loads((plan_run(compose(given)).folder / "record.json").read_text())
+    record = json.loads((run_spec(compose(given)).folder / "record.json").read_text())
     memory = record["attempts"][-1]["memory"]
     assert planned.peak_bytes == pytest.approx(memory["train"]["peak_allocated_bytes"], rel=0.01)
     assert planned.evaluation_bytes == pytest.approx(memory["evaluate"]["peak_allocated_bytes"], rel=0.01)

@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rowsft.config.compose import compose
-from rowsft.config.run_plan import plan_run
+from rowsft.config.run_spec import run_spec
 from rowsft.config.settings import trainer_settings
 from rowsft.errors import UserError
 from rowsft.models.capacity import check_length, positions_of
@@ -125,7 +125,7 @@ def run(folder, model, tokenizer, rows, task, *overrides):
         ]
     )
     said = []
-    outcome = job.run(plan_run(config), trainer_settings(config), rerun=False, say=said.append)
+    outcome = job.run(run_spec(config), trainer_settings(config), rerun=False, say=said.append)
     assert outcome.state == "done", outcome.message
     return said
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from refusals import refusal
 
 from rowsft.config.compose import CONFIG_FOLDER, compose, options, quoted
-from rowsft.config.run_plan import plan_run
+from rowsft.config.run_spec import run_spec
 from rowsft.config.settings import trainer_settings
 from rowsft.errors import UserError
 from rowsft.selection.budget import Budget
@@ -51,7 +51,7 @@ def test_every_option_composes_and_builds(choice):
     Budget(**config.budget)
     for part in (config.method, config.task, config.tracker):
         assert instantiate(part) is not None
-    assert len(plan_run(config).run_id) == 12
+    assert len(run_spec(config).run_id) == 12
 
 
 @pytest.mark.parametrize(("method", "model"), product(sorted(METHODS), ["minilm", "llama3_8b"]))
@@ -103,25 +103,25 @@ def test_tuned_rate_holds_unless_the_command_says_otherwise():
     assert compose([*overrides, "trainer.learning_rate=0.1"]).trainer.learning_rate == 0.1
     # Another method's tuned rate is no part of this run.
     other = [*overrides[:2], "+tuned.learning_rate.full=0.125"]
-    assert plan_run(compose(overrides)).run_id == plan_run(compose(other)).run_id
+    assert run_spec(compose(overrides)).run_id == run_spec(compose(other)).run_id
 
 
 def test_identity_ignores_presentation_and_sees_everything_else(tmp_path):
-    base = plan_run(compose([])).run_id
+    base = run_spec(compose([])).run_id
     same = ["store=elsewhere", "experiment_name=other", "tracker=wandb"]
-    assert [plan_run(compose([text])).run_id for text in same] == [base] * 3
+    assert [run_spec(compose([text])).run_id for text in same] == [base] * 3
     different = ["seed=1", "trainer.steps=151", "method=lora", "model.dtype=bfloat16", "budget.rows=3"]
-    assert len({base, *(plan_run(compose([text])).run_id for text in different)}) == 6
+    assert len({base, *(run_spec(compose([text])).run_id for text in different)}) == 6
 
 
 def test_edited_data_file_is_another_run(tmp_path):
     data = tmp_path / "rows.csv"
     overrides = ["task=text_classification", f"task.data.path={data}"]
     data.write_text("text,label\na,0\n")
-    before = plan_run(compose(overrides)).run_id
-    assert plan_run(compose(overrides)).run_id == before
+    before = run_spec(compose(overrides)).run_id
+    assert run_spec(compose(overrides)).run_id == before
     data.write_text("text,label\nb,0\n")
-    assert plan_run(compose(overrides)).run_id != before
+    assert run_spec(compose(overrides)).run_id != before
 
 
 def test_composing_leaves_hydras_one_instance_as_it_was():
@@ -139,8 +139,8 @@ def test_composing_imports_no_torch():
     code = (
         "import sys\n"
         "from rowsft.config.compose import compose\n"
-        "from rowsft.config.run_plan import plan_run\n"
-        "plan_run(compose(['experiment=quickstart', 'method=lora']))\n"
+        "from rowsft.config.run_spec import run_spec\n"
+        "run_spec(compose(['experiment=quickstart', 'method=lora']))\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)

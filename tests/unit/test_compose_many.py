@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from rowsft.config import compose_many
 from rowsft.config.compose import compose
 from rowsft.config.compose_many import ManyComposer
-from rowsft.config.run_plan import plan_run
+from rowsft.config.run_spec import run_spec
 from rowsft.errors import UserError
 
 
@@ -122,4 +122,4 @@ def test_what_only_hydra_can_tell_is_left_to_it(composer, overrides):
 
 def test_its_configurations_name_the_same_runs(composer):
     for overrides in (["method=lora", "seed=3"], ["experiment=quickstart", "method=full", "budget.rows=2"]):
-        assert plan_run(composer.compose(overrides)).run_id == plan_run(compose(overrides)).run_id
+        assert run_spec(composer.compose(overrides)).run_id == run_spec(compose(overrides)).run_id

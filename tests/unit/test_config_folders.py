@@ -15,7 +15,7 @@ from rowsft.cli.main import main
 from rowsft.config.compose import CONFIG_FOLDER, compose, group_names, options
 from rowsft.config.compose_many import ManyComposer
 from rowsft.config.instantiate import instantiated
-from rowsft.config.run_plan import plan_run
+from rowsft.config.run_spec import run_spec
 from rowsft.export.command import command
 from rowsft.report.groups import _named_source
 from rowsft.store.ignored import ignored
@@ -167,7 +167,7 @@ def test_reports_and_model_cards_know_them(project):
     config = OmegaConf.to_container(compose(["experiment=own", "method=high", "method.r=3"]))
     again = shlex.split(command(config))
     assert "method=high" in again and "model=mine" in again
-    assert plan_run(compose(again[2:])).run_id == plan_run(config).run_id
+    assert run_spec(compose(again[2:])).run_id == run_spec(config).run_id
 
 
 def test_baselines_are_found_by_the_name_that_runs_record():

@@ -7,7 +7,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from rowsft.config.compose import compose
-from rowsft.config.run_plan import plan_run
+from rowsft.config.run_spec import run_spec
 from rowsft.output import redact
 from rowsft.output.secret_forms import names_secret, variable_is_secret
 from rowsft.store import Store
@@ -230,11 +230,11 @@ def test_interpolations_of_secret_variables_do_not_decide_the_identity(monkeypat
         monkeypatch.setenv("HF_TOKEN", token)
         config = compose([f"store={tmp_path}", f"++{key}='{written}'"])
         assert token in OmegaConf.select(config, key), "the run itself has the real value"
-        plan = plan_run(config)
-        assert token not in json.dumps(redact.config(plan.config)) and token not in plan.label + plan.experiment
-        with Store(tmp_path).open(plan.config) as run:
-            assert run.id == plan.run_id
-        found.add(plan.run_id)
+        spec = run_spec(config)
+        assert token not in json.dumps(redact.config(spec.config)) and token not in spec.label + spec.experiment
+        with Store(tmp_path).open(spec.config) as run:
+            assert run.id == spec.run_id
+        found.add(spec.run_id)
     assert len(found) == 1
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"planted" not in written and b"***" in written
@@ -258,9 +258,9 @@ def test_decoded_and_nested_interpolations_are_known_too(monkeypatch):
 def test_an_interpolation_of_another_variable_is_recorded_as_its_value(monkeypatch):
     monkeypatch.setenv("DATA_DIR", "/data/reviews")
     config = compose(["model.revision='${oc.env:DATA_DIR}'"])
-    assert redact.config(plan_run(config).config)["model"]["revision"] == "/data/reviews"
+    assert redact.config(run_spec(config).config)["model"]["revision"] == "/data/reviews"
     monkeypatch.setenv("DATA_DIR", "/data/others")
-    assert plan_run(compose(["model.revision='${oc.env:DATA_DIR}'"])).run_id != plan_run(config).run_id
+    assert run_spec(compose(["model.revision='${oc.env:DATA_DIR}'"])).run_id != run_spec(config).run_id
 
 
 def test_nothing_that_the_store_writes_holds_a_secret(monkeypatch, tmp_path):

@@ -10,22 +10,22 @@ from older import make_older
 from omegaconf import OmegaConf
 
 from rowsft.config.compose import CONFIG_FOLDER, compose
-from rowsft.config.run_plan import plan_run
+from rowsft.config.run_spec import run_spec
 from rowsft.errors import UserError
 from rowsft.store import Store
 from rowsft.store.identity import identity, run_id
 from rowsft.store.ignored import ignored
 
 
-def plan(*overrides):
-    return plan_run(compose(list(overrides)))
+def spec(*overrides):
+    return run_spec(compose(list(overrides)))
 
 
 @pytest.mark.parametrize("method", ["none", "head", "full"])
 @pytest.mark.parametrize("change", ["budget.rows=8", "budget=params", "budget.scope=global", "trainer.warm_head=3"])
 def test_a_method_without_budget_or_selection_is_one_run_whatever_they_are(method, change):
-    assert plan(f"method={method}", change).run_id == plan(f"method={method}").run_id
-    assert "budget" not in identity(plan(f"method={method}").config)
+    assert spec(f"method={method}", change).run_id == spec(f"method={method}").run_id
+    assert "budget" not in identity(spec(f"method={method}").config)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_method_without_budget_or_selection_is_one_run_whatever_they_are(metho
 )
 def test_a_setting_counts_where_it_can_change_something(same, base, change):
     base = base.split(",")
-    assert (plan(*base, change).run_id == plan(*base).run_id) is same
+    assert (spec(*base, change).run_id == spec(*base).run_id) is same
 
 
 def test_what_a_method_ignores_is_said_in_its_yaml_and_reaches_no_class():
@@ -90,9 +90,9 @@ def test_rules_of_a_method_of_ones_own():
             ignored({**config, "ignores": wrong})
 
 
-def as_recorded_before(plan, root):
+def as_recorded_before(spec, root):
     """What an older version left of that run: its id is of the whole config, and nothing says what is ignored."""
-    with Store(root).open(plan.config) as run:
+    with Store(root).open(spec.config) as run:
         run.begin().finish("done", metrics={"test": {"accuracy": 0.5}})
     return make_older(run.path)
 
@@ -101,28 +101,28 @@ def as_recorded_before(plan, root):
 def test_a_run_that_an_older_version_recorded_is_found(tmp_path, later):
     """Under its own budget and under any other: none has one. With the listed store of a sweep as without."""
     at = f"store={tmp_path}"
-    old = as_recorded_before(plan(at, "method=none", "budget.rows=8"), tmp_path)
-    other = as_recorded_before(plan(at, "method=lora", "budget.rows=8"), tmp_path)
-    found = plan(at, "method=none", later)
+    old = as_recorded_before(spec(at, "method=none", "budget.rows=8"), tmp_path)
+    other = as_recorded_before(spec(at, "method=lora", "budget.rows=8"), tmp_path)
+    found = spec(at, "method=none", later)
     assert (found.run_id, found.folder) == (old, tmp_path / old)
     assert Store(tmp_path).is_done(found.run_id)
     with Store(tmp_path).open(found.config) as run:
         assert run.id == old and run.record.result is not None
     assert Store(tmp_path).get(old).identity == identity(found.config)
-    assert plan(at, "method=lora", "budget.rows=8").run_id == other
-    assert plan(at, "method=lora", "budget.rows=9").run_id == run_id(plan(at, "method=lora", "budget.rows=9").config)
+    assert spec(at, "method=lora", "budget.rows=8").run_id == other
+    assert spec(at, "method=lora", "budget.rows=9").run_id == run_id(spec(at, "method=lora", "budget.rows=9").config)
     assert {path.name for path in tmp_path.iterdir()} == {old, other}
 
 
 def test_of_an_old_and_a_new_record_the_finished_one_holds(tmp_path):
     at = f"store={tmp_path}"
-    config = plan(at, "method=full").config
+    config = spec(at, "method=full").config
     Store(tmp_path).open(config).close()
     new = run_id(config)
     shutil.move(tmp_path / new, tmp_path / "aside")
-    old = as_recorded_before(plan(at, "method=full"), tmp_path)
+    old = as_recorded_before(spec(at, "method=full"), tmp_path)
     shutil.move(tmp_path / "aside", tmp_path / new)
-    assert plan(at, "method=full").run_id == old
+    assert spec(at, "method=full").run_id == old
 
 
 def test_the_same_data_are_the_same_run_wherever_they_lie(tmp_path, monkeypatch):
@@ -133,16 +133,16 @@ def test_the_same_data_are_the_same_run_wherever_they_lie(tmp_path, monkeypatch)
     monkeypatch.setenv("HOME", str(tmp_path))
     spellings = ["data/rows.csv", "./data/rows.csv", "data/../data/rows.csv", "~/data/rows.csv", "copy.csv"]
     spellings.append(str(tmp_path / "data" / "rows.csv"))
-    ids = {plan("task=text_classification", f"task.data.path={path}").run_id for path in spellings}
+    ids = {spec("task=text_classification", f"task.data.path={path}").run_id for path in spellings}
     assert len(ids) == 1
     # The ending says how a file is read.
     shutil.copy("copy.csv", "copy.tsv")
-    assert plan("task=text_classification", "task.data.path=copy.tsv").run_id not in ids
+    assert spec("task=text_classification", "task.data.path=copy.tsv").run_id not in ids
     # A file called like a column, a class or a metric is not meant by its name.
-    before = plan("task=text_classification", "task.data.path=copy.csv").run_id
+    before = spec("task=text_classification", "task.data.path=copy.csv").run_id
     Path("text").write_text("x")
     Path("accuracy").write_text("x")
-    assert plan("task=text_classification", "task.data.path=copy.csv").run_id == before
+    assert spec("task=text_classification", "task.data.path=copy.csv").run_id == before
 
 
 def test_the_same_model_folder_is_the_same_run_however_it_is_spelt(tmp_path, monkeypatch):
@@ -150,13 +150,13 @@ def test_the_same_model_folder_is_the_same_run_however_it_is_spelt(tmp_path, mon
     (tmp_path / "tiny" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    ids = {plan(f"model.source={path}").run_id for path in ("./tiny", "tiny/", "~/tiny", f"{tmp_path}/tiny")}
+    ids = {spec(f"model.source={path}").run_id for path in ("./tiny", "tiny/", "~/tiny", f"{tmp_path}/tiny")}
     # A folder has no revision.
-    ids.add(plan("model.source=tiny", "model.revision=main").run_id)
+    ids.add(spec("model.source=tiny", "model.revision=main").run_id)
     assert len(ids) == 1
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{ }")
-    assert plan("model.source=./other").run_id not in ids
+    assert spec("model.source=./other").run_id not in ids
 
 
 @pytest.mark.parametrize("typed", ["20261126", "1e3", "true", "007", "0.10", "1_000", "a-b.c", "'quoted'"])

@@ -15,7 +15,7 @@ from rowsft.store.places import Places
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class RunSpec:
     """One run before it starts. `config` is plain data with the revisions of model and data filled in; unlike what is
     recorded of it, it holds secrets as they are."""
 
@@ -27,7 +27,7 @@ class RunPlan:
     config: dict
 
 
-def plan_run(config: DictConfig | dict, places: Places | None = None) -> RunPlan:
+def run_spec(config: DictConfig | dict, places: Places | None = None) -> RunSpec:
     """Name the run that `config` (composed and resolved) describes.
 
     The folder is that of the run's id, or, where an older version recorded the same run under an id of its own, that.
@@ -39,7 +39,7 @@ def plan_run(config: DictConfig | dict, places: Places | None = None) -> RunPlan
     folder = (places or Places(store)).place(plain)
     label = f"{plain['method']['name']} on {plain['task']['name']} with {plain['model']['name']}, seed {plain['seed']}"
     experiment = redact.config({"experiment_name": plain["experiment_name"]})["experiment_name"]
-    return RunPlan(folder.name, store, folder, experiment, redact.text(label), plain)
+    return RunSpec(folder.name, store, folder, experiment, redact.text(label), plain)
 
 
 def _model_revision(model: dict) -> str:

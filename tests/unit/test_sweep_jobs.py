@@ -6,10 +6,10 @@ from itertools import product
 import pytest
 
 from rowsft.config.compose import compose
-from rowsft.config.run_plan import plan_run
+from rowsft.config.run_spec import run_spec
 from rowsft.errors import UserError
 from rowsft.store import Store
-from rowsft.sweep.planning import Planner
+from rowsft.sweep.jobs import JobResolver
 
 
 def grid(store, methods=("row_sft", "lora", "full", "head")):
@@ -21,27 +21,27 @@ def grid(store, methods=("row_sft", "lora", "full", "head")):
 
 
 def planned(jobs, rerun=False):
-    return Planner(lambda text: None).plan(jobs, rerun)
+    return JobResolver(lambda text: None).resolve(jobs, rerun)
 
 
 def test_methods_without_a_budget_run_once_a_seed(tmp_path):
     jobs = planned(grid(tmp_path))
     started = Counter(job.overrides[0] for job in jobs if job.same_as is None)
     assert started == {"method=row_sft": 12, "method=lora": 12, "method=full": 3, "method=head": 3}
-    first = {job.number: job.plan.run_id for job in jobs}
-    assert all(job.plan.run_id == first[job.same_as] for job in jobs if job.same_as)
+    first = {job.number: job.spec.run_id for job in jobs}
+    assert all(job.spec.run_id == first[job.same_as] for job in jobs if job.same_as)
     assert not any(job.done for job in jobs)
 
 
 def test_runs_are_those_that_run_would_make_and_done_ones_are_known(tmp_path):
     jobs = grid(tmp_path, ("lora", "head"))
     for overrides in jobs[::5]:
-        with Store(tmp_path).open(plan_run(compose(overrides)).config) as run:
+        with Store(tmp_path).open(run_spec(compose(overrides)).config) as run:
             run.begin().finish("done", metrics={})
     done = {run.id for run in Store(tmp_path).runs()}
     for job in planned(jobs):
-        assert job.plan.run_id == plan_run(compose(job.overrides)).run_id
-        assert job.done is (job.plan.run_id in done)
+        assert job.spec.run_id == run_spec(compose(job.overrides)).run_id
+        assert job.done is (job.spec.run_id in done)
 
 
 def test_a_label_is_what_not_all_jobs_share(tmp_path):

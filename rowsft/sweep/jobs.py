@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rowsft.config.compose import compose
 from rowsft.config.compose_many import ManyComposer
-from rowsft.config.run_plan import RunPlan, plan_run
+from rowsft.config.run_spec import RunSpec, run_spec
 from rowsft.errors import UserError
 from rowsft.output import redact
 from rowsft.store.places import Places
@@ -25,14 +25,14 @@ class SweepJob:
 
     number: int
     overrides: list[str]
-    plan: RunPlan
+    spec: RunSpec
     label: str
     done: bool
     same_as: int | None = None
 
 
-class Planner:
-    """Plans the jobs of one sweep; what it composed stays for the next batch of them."""
+class JobResolver:
+    """Resolves the jobs of one sweep; what it composed stays for the next batch of them."""
 
     def __init__(self, say: Callable[[str], None]):
         self.say = say
@@ -40,7 +40,7 @@ class Planner:
         self._places: dict[str, Places] = {}
         self._composed_by_hydra: set[str] = set()
 
-    def plan(self, jobs: Sequence[Sequence[str]], rerun: bool) -> list[SweepJob]:
+    def resolve(self, jobs: Sequence[Sequence[str]], rerun: bool) -> list[SweepJob]:
         """The jobs in their order. Raises UserError for the first whose configuration is wrong.
 
         A job with values that no earlier one had is composed by Hydra, checks and all, unless it is done: a wrong value
@@ -56,32 +56,32 @@ class Planner:
             if time.monotonic() - told > _EVERY_SECONDS:
                 told = time.monotonic()
                 self.say(f"{number - 1} of {len(jobs)} jobs looked up")
-            plan, done = self._one(list(overrides), rerun)
-            earlier = first_of.setdefault(str(plan.folder), number)
-            label = labels[number - 1] or plan.label
+            spec, done = self._one(list(overrides), rerun)
+            earlier = first_of.setdefault(str(spec.folder), number)
+            label = labels[number - 1] or spec.label
             same_as = earlier if earlier != number else None
-            planned.append(SweepJob(number, list(overrides), plan, label, done, same_as))
+            planned.append(SweepJob(number, list(overrides), spec, label, done, same_as))
         return planned
 
     def experiments(self, job: SweepJob) -> dict | None:
         """The record of a job that is done, as it was when the job was planned: its experiments and their notes."""
-        return self._places[str(job.plan.store)].finished.get(job.plan.run_id)
+        return self._places[str(job.spec.store)].finished.get(job.spec.run_id)
 
-    def _one(self, overrides: list[str], rerun: bool) -> tuple[RunPlan, bool]:
+    def _one(self, overrides: list[str], rerun: bool) -> tuple[RunSpec, bool]:
         config = self._composer.compose(overrides)
         if config is not None:
             try:
-                plan = plan_run(config, self._place(config))
+                spec = run_spec(config, self._place(config))
             except (UserError, LookupError, TypeError, AttributeError):
                 config = None
         if config is not None:
-            done = plan.run_id in self._places[str(plan.store)].finished
+            done = spec.run_id in self._places[str(spec.store)].finished
             if (done and not rerun) or self._composed_by_hydra.issuperset(overrides):
-                return plan, done
+                return spec, done
         self._composed_by_hydra.update(overrides)
         config = compose(overrides)
-        plan = plan_run(config, self._place(config))
-        return plan, plan.run_id in self._places[str(plan.store)].finished
+        spec = run_spec(config, self._place(config))
+        return spec, spec.run_id in self._places[str(spec.store)].finished
 
     def _place(self, config: dict) -> Places:
         store = str(Path(config["store"]))
