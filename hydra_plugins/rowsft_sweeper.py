@@ -1,17 +1,24 @@
-"""Hydra's own sweeper, with the jobs checked by the launcher, which composes them anyway and far sooner.
+"""Every combination of the values that a sweep names, checked by the launcher before anything is written.
 
-What it writes down of a sweep (multirun.yaml) holds no secrets.
+Unlike Hydra's own sweeper it does not compose each job to check it (the launcher does, and far sooner), and what it
+writes down of a sweep (multirun.yaml) holds no secrets.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.sweeper import Sweeper as HydraSweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from rowsft.errors import UserError
 from rowsft.output import redact
 
 
@@ -24,27 +31,51 @@ class SweeperConfig:
     params: dict[str, str] | None = None
 
 
-class Sweeper(BasicSweeper):
-    """Every combination of the values, first key slowest; nothing is written before all jobs are known to be right."""
+class Sweeper(HydraSweeper):
+    """The first key is the slowest; nothing is written before all jobs are known to be right."""
+
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
+        if max_batch_size is not None and max_batch_size < 1:
+            raise UserError(f"hydra.sweeper.max_batch_size={max_batch_size}: expected 1 or more, or null for all")
+        self.max_batch_size, self.params = max_batch_size, params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        # The launcher has the real one; what is kept here is written down and says where.
-        folder = config.hydra.sweep.dir
-        self.config = without_secrets(config)
-        self.config.hydra.sweep.dir = folder
+        self.hydra_context = hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+        self.folder, self.config = Path(config.hydra.sweep.dir), without_secrets(config)
+        self.config.hydra.sweep.dir = str(config.hydra.sweep.dir)
 
-    def sweep(self, arguments: list[str]) -> list:
-        """Check every job, then run them as Hydra does."""
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Check every job, then hand all of them to the launcher; returns what it returns, batch by batch."""
         from rowsft.sweep import launcher
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        batches = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
-        launcher.check(batches[0])
-        return super().sweep(arguments)
+        given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        jobs = _combinations(parser.parse_overrides(given))
+        launcher.check(jobs)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, self.folder / "multirun.yaml")
+        size = self.max_batch_size or len(jobs)
+        return [
+            self.launcher.launch(jobs[first : first + size], initial_job_idx=first)
+            for first in range(0, len(jobs), size)
+        ]
 
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Checked already."""
+
+def _combinations(overrides: Sequence[Override]) -> list[list[str]]:
+    """The overrides of every job; where a key is given twice, the later one holds."""
+    values: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise UserError(f"{override.input_line}: a range without steps; list the values, {key}=a,b,c")
+    return [list(job) for job in itertools.product(*values.values())]
 
 
 def without_secrets(config: DictConfig) -> DictConfig:

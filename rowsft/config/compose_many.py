@@ -17,7 +17,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rowsft.config.compose import compose, composed_unresolved, group_names, quoted
+from rowsft.config.compose import compose, composed_unresolved
+from rowsft.config.names import group_names
+from rowsft.config.overrides import quoted
 from rowsft.config.settings import check_settings
 from rowsft.errors import UserError
 

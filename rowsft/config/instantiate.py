@@ -1,13 +1,14 @@
 """What a configuration describes, made: with every mistake in its keys and values said in one line."""
 
 import inspect
+import logging
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from hydra._internal.utils import _locate
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from rowsft.config import typed
@@ -96,8 +97,8 @@ def _check_inner(own: Any, known: Any, path: str, group: str) -> None:
 
 def _target(group: str, name: str) -> Callable:
     try:
-        # get_object would log the error, too.
-        found = _locate(importable(name))
+        with _quiet(logging.getLogger("hydra.utils")):
+            found = get_object(importable(name))
     except Exception as error:
         reason = shortened(error.__cause__ or error, 300)
         raise UserError(
@@ -106,6 +107,16 @@ def _target(group: str, name: str) -> Callable:
     if not callable(found):
         raise UserError(f"{group}._target_={shortened(name)}: is no class or function; expected package.module.Class")
     return found
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Nothing is logged inside: what is raised says it."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _parameters(target: Callable) -> tuple[dict[str, Any], bool]:

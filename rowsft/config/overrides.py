@@ -1,4 +1,4 @@
-"""Single overrides of a command line: what Hydra cannot read is said with its key, and text stays as it was typed."""
+"""Single overrides of a command line: quoted where Hydra's grammar needs it, read, and refused with their key."""
 
 import re
 import shlex
@@ -28,6 +28,33 @@ _MORE_TEXT = {
 }
 
 
+def quoted(overrides: list[str]) -> list[str]:
+    """The overrides with quotes around values that Hydra's grammar cannot read bare: lowest(taylor), ~/data.csv.
+
+    Each part of a comma list is taken by itself. What Hydra reads as it stands stays as it stands.
+    """
+    parser = _parser()
+    fixed = [text if _readable(parser, text) else _with_quotes(parser, text) for text in overrides]
+    return [kept_as_text(parser, text) for text in fixed]
+
+
+@cache
+def _parser() -> OverridesParser:
+    """Hydra's parser of overrides; making one costs as much as parsing with it."""
+    return OverridesParser.create()
+
+
+def swept_values(setting: str) -> tuple[str, list[str]]:
+    """The key and the values of "key=a,b,c", as Hydra tells them apart: [a,b],[c] are two. Neither where it cannot."""
+    try:
+        override = _parser().parse_override(*quoted([setting]))
+    except UNREADABLE:
+        return "", []
+    if override.is_sweep_override():
+        return override.key_or_group, list(override.sweep_string_iterator())
+    return override.key_or_group, [override.get_value_element_as_str()] if override.value() not in ("", None) else []
+
+
 def parse_override(parser: OverridesParser, text: str) -> Override:
     """`text` as Hydra reads it. Raises UserError naming the key, with the quotes that would make it readable."""
     try:
@@ -43,9 +70,9 @@ def parse_override(parser: OverridesParser, text: str) -> Override:
                 f"{shortened(text)!r}: expected key=value or group=name, such as seed=1 or method=lora"
             ) from error
         advice = "check its brackets and quotes"
-        quoted = key + '="' + re.sub(r'(\\*)"', r'\1\1\\"', value) + '"'
-        if len(value) <= 200 and _readable(parser, quoted):
-            advice = f"text with such characters needs quotes, and those quotes for the shell: {shlex.quote(quoted)}"
+        readable = key + '="' + re.sub(r'(\\*)"', r'\1\1\\"', value) + '"'
+        if len(value) <= 200 and _readable(parser, readable):
+            advice = f"text with such characters needs quotes, and those quotes for the shell: {shlex.quote(readable)}"
         raise UserError(f"{key}={shortened(value)}: cannot be read ({shortened(reason, 200)}); {advice}") from error
 
 
@@ -96,6 +123,16 @@ def _is_number_or_bool(parser: OverridesParser, bare: str) -> bool:
         return isinstance(parser.parse_override(f"key={bare}").value(), bool | int | float)
     except UNREADABLE:
         return False
+
+
+def _with_quotes(parser: OverridesParser, text: str) -> str:
+    key, sign, value = text.partition("=")
+    if not sign or any(mark in value for mark in "\"'{}[]"):
+        return text
+    # Commas inside parentheses belong to the name: labelwise(taylor,max).
+    parts = re.findall(r"(?:\([^()]*(?:\([^()]*\)[^()]*)*\)|[^,()])+", value)
+    fixed = ",".join(part if _readable(parser, f"{key}={part}") else f"'{part}'" for part in parts)
+    return f"{key}={fixed}" if _readable(parser, f"{key}={fixed}") else text
 
 
 def _readable(parser: OverridesParser, text: str) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rowsft import config_folders
-from rowsft.config.compose import compose, options
+from rowsft.config.compose import compose
+from rowsft.config.names import options
 from rowsft.errors import UserError
 from rowsft.store.identity import PRESENTATION
 from rowsft.store.targets import importable

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig
 
-from rowsft.config.compose import compose, swept_values
+from rowsft.config.compose import compose
+from rowsft.config.overrides import swept_values
 from rowsft.config.settings import trainer_settings
 from rowsft.errors import UserError
 from rowsft.plan import Plan, plan

@@ -11,7 +11,8 @@ from fuzz_values import GROUPS, VALUES, misspelt, noise, value
 from omegaconf import OmegaConf
 from tiny_workshop import Workshop
 
-from rowsft.config.compose import compose, options
+from rowsft.config.compose import compose
+from rowsft.config.names import options
 
 ADDED = ("load_in_4bit", "lr", "seed", "x", "_partial_", "_args_", "rows", "name", "a.b", "0", "é")
 

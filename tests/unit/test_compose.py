@@ -12,9 +12,12 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from refusals import refusal
 
-from rowsft.config.compose import CONFIG_FOLDER, compose, options, quoted
+from rowsft.config.compose import compose
+from rowsft.config.names import options
+from rowsft.config.overrides import quoted
 from rowsft.config.run_spec import run_spec
 from rowsft.config.settings import trainer_settings
+from rowsft.config_folders import SHIPPED
 from rowsft.errors import UserError
 from rowsft.selection.budget import Budget
 
@@ -37,9 +40,9 @@ def test_promised_names_exist():
 
 def test_every_yaml_is_reachable():
     files = {
-        f"{path.relative_to(CONFIG_FOLDER).parts[0]}={'/'.join(path.relative_to(CONFIG_FOLDER).with_suffix('').parts[1:])}"
-        for path in CONFIG_FOLDER.rglob("*.yaml")
-        if path.parent != CONFIG_FOLDER and "hydra" not in path.relative_to(CONFIG_FOLDER).parts
+        f"{path.relative_to(SHIPPED).parts[0]}={'/'.join(path.relative_to(SHIPPED).with_suffix('').parts[1:])}"
+        for path in SHIPPED.rglob("*.yaml")
+        if path.parent != SHIPPED and "hydra" not in path.relative_to(SHIPPED).parts
     }
     assert files == {f"{group}={name}" for group in GROUPS for name in options(group)}
 
@@ -127,7 +130,7 @@ def test_edited_data_file_is_another_run(tmp_path):
 def test_composing_leaves_hydras_one_instance_as_it_was():
     compose([])
     assert not GlobalHydra.instance().is_initialized()
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+    with initialize_config_dir(str(SHIPPED), version_base="1.3"):
         outer = GlobalHydra.instance().hydra
         compose([])
         with pytest.raises(UserError):

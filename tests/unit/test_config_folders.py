@@ -12,10 +12,12 @@ from refusals import refusal
 from rowsft import config_folders
 from rowsft.assets import fetch
 from rowsft.cli.main import main
-from rowsft.config.compose import CONFIG_FOLDER, compose, group_names, options
+from rowsft.config.compose import compose
 from rowsft.config.compose_many import ManyComposer
 from rowsft.config.instantiate import instantiated
+from rowsft.config.names import group_names, options
 from rowsft.config.run_spec import run_spec
+from rowsft.config_folders import SHIPPED
 from rowsft.export.command import command
 from rowsft.report.groups import _named_source
 from rowsft.store.ignored import ignored
@@ -119,7 +121,7 @@ def test_a_named_folder_that_is_not_there_is_one_line(project, capsys, folder, s
 
 @pytest.mark.parametrize("name", ["method/lora", "trainer/default", "config"])
 def test_a_name_means_one_file(project, name):
-    shipped = (CONFIG_FOLDER / f"{name}.yaml").read_bytes()
+    shipped = (SHIPPED / f"{name}.yaml").read_bytes()
     write(project / "conf", {name: shipped})
     assert compose(["method=mine"]).method.name == "mine", "a copy changes nothing"
     other = project / "other" / "conf"

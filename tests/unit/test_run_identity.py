@@ -9,8 +9,9 @@ import yaml
 from older import make_older
 from omegaconf import OmegaConf
 
-from rowsft.config.compose import CONFIG_FOLDER, compose
+from rowsft.config.compose import compose
 from rowsft.config.run_spec import run_spec
+from rowsft.config_folders import SHIPPED
 from rowsft.errors import UserError
 from rowsft.store import Store
 from rowsft.store.identity import identity, run_id
@@ -59,7 +60,7 @@ def test_a_setting_counts_where_it_can_change_something(same, base, change):
 
 
 def test_what_a_method_ignores_is_said_in_its_yaml_and_reaches_no_class():
-    for path in (CONFIG_FOLDER / "method").glob("*.yaml"):
+    for path in (SHIPPED / "method").glob("*.yaml"):
         config = OmegaConf.to_container(compose([f"method={path.stem}"]))
         assert "ignores" not in config["method"] and isinstance(config["ignores"], list)
         assert config["ignores"] == yaml.safe_load(path.read_text()).get("ignores", [])
