@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets quickstart demo test test-peft-versions test-oldest lint bench tune-quickstart tune-demo importance plan-8b \
+.PHONY: help setup assets quickstart demo test test-peft-versions test-oldest lint types docs bench tune-quickstart tune-demo importance plan-8b \
 	plan-accuracy gpu gpu-wheels fuzz kill-test bench-store clean
 
 help: ## list the targets
@@ -57,6 +57,16 @@ kill-test: setup ## kill sweeps and writers at random moments and compare the ta
 lint: setup ## check style, and that rooms import from lower floors only
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
 
+types: setup ## check types in the whole package
+	@$(BIN)/mypy rowsft
+
+$(VENV)/installed-docs: $(VENV)/installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
+	@touch $@
+
+docs: $(VENV)/installed-docs ## build the pages of docs/ as a site in site/; a broken link fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "site/index.html"
+
 tune-quickstart: assets ## the learning-rate grid behind the quickstart, on the validation split
 	@$(BIN)/rowsft sweep experiment=quickstart_grid
 	@$(BIN)/rowsft tune quickstart_grid
@@ -98,4 +108,4 @@ gpu-wheels: ## collect in .gpu-wheels/ what a machine without network may lack f
 	@$(PYTHON) benchmarks/gpu_packages.py --collect
 
 clean: ## remove the virtual environment, fetched assets and reports; recorded runs stay
-	rm -rf $(VENV) .assets .gpu-wheels .gpu-packages reports benchmarks/out build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .assets .gpu-wheels .gpu-packages reports benchmarks/out site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -62,7 +62,7 @@ def build_workshop(folder: Path) -> Workshop:
     """Fill `folder` with the tiny models and their data."""
     for family, model in (("llama", tiny_llama()), ("bert", tiny_bert(num_labels=2))):
         model.save_pretrained(folder / "models" / family)
-        _tokenizer(family).save_pretrained(folder / "models" / family)
+        tokenizer(family).save_pretrained(folder / "models" / family)
     (folder / "data").mkdir()
     draw = random.Random(0)
     # Lengths differ, so that padding and the weighting of tokens matter.
@@ -84,7 +84,7 @@ def last_line(done: subprocess.CompletedProcess) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def _tokenizer(family: str) -> PreTrainedTokenizerFast:
+def tokenizer(family: str) -> PreTrainedTokenizerFast:
     special = ["<pad>", "<s>", "</s>", "<unk>"]
     vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
     assert vocabulary["<pad>"] == PAD
