@@ -4,12 +4,14 @@ PEFT's form: the weight norm is treated as a constant in the backward pass; with
 is used again, with dropout it is computed a second time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import nn
 
 from rowsft.baselines.lora import Lora
+from rowsft.method_info import MethodInfo
+from rowsft.methods.base import Method
 from rowsft.selection.budget import Unit
 from rowsft.selection.targets import layer_shape
 
@@ -18,9 +20,10 @@ from rowsft.selection.targets import layer_shape
 class Dora(Lora):
     """LoRA on the direction of W, plus a trained magnitude (d_out,). Keys: conf/method/dora.yaml."""
 
-    name: str = "dora"
-
+    info: ClassVar[MethodInfo] = replace(Lora.info, name="dora", title="DoRA", order=40, colour="#56B4E9", marker="D")
     use_dora: ClassVar[bool] = True
+
+    name: str = info.name
 
     def units(self, layers: dict[str, nn.Module]) -> dict[str, Unit]:
         """One more rank costs d_in + d_out; the first brings the magnitude along."""
@@ -30,4 +33,4 @@ class Dora(Lora):
         }
 
 
-METHOD = Dora
+METHOD: type[Method] = Dora

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from rowsft.errors import UserError
-from rowsft.methods.base import PlainMethod, ResolvedMethod, head_parameters, trainable_counts
+from rowsft.method_info import MethodInfo
+from rowsft.methods.base import Method, ResolvedMethod
+from rowsft.methods.plain_method import PlainMethod, head_parameters, trainable_counts
 from rowsft.selection.budget import Budget
 from rowsft.selection.targets import Targets, head_names
 
@@ -16,9 +19,11 @@ from rowsft.selection.targets import Targets, head_names
 class Full(PlainMethod):
     """Train everything; no budget applies."""
 
-    name: str = "full"
-
+    info: ClassVar[MethodInfo] = MethodInfo("full", "full fine-tuning", 60, "#009E73", "^", budgeted=False)
     saves_checkpoint: ClassVar[bool] = True
+    compared: ClassVar[dict[str, list[str]]] = {"": []}
+
+    name: str = info.name
     head_modules: list[str] = field(default_factory=list, init=False)
 
     def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> ResolvedMethod:
@@ -43,9 +48,9 @@ class Full(PlainMethod):
         inside = tuple(f"{head}." for head in self.head_modules)
         return trainable_counts(model, lambda name: name.startswith(inside))
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: PreTrainedModel, folder: Path) -> None:
         """The whole checkpoint, as transformers saves it."""
         model.save_pretrained(folder)
 
 
-METHOD = Full
+METHOD: type[Method] = Full

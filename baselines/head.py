@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from safetensors.torch import save_file
 from torch import nn
 
 from rowsft.errors import UserError
-from rowsft.methods.base import PlainMethod, ResolvedMethod, trainable_counts
+from rowsft.method_info import MethodInfo
+from rowsft.methods.base import Method, ResolvedMethod
+from rowsft.methods.plain_method import PlainMethod, save_trained, trainable_counts
 from rowsft.selection.budget import Budget
 from rowsft.selection.targets import Targets, head_names
 
@@ -16,7 +18,9 @@ from rowsft.selection.targets import Targets, head_names
 class Head(PlainMethod):
     """Train the task head alone; no budget applies."""
 
-    name: str = "head"
+    info: ClassVar[MethodInfo] = MethodInfo("head", "head only", 10, "#7f7f7f", "P", budgeted=False)
+
+    name: str = info.name
 
     def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> ResolvedMethod:
         """Nothing beside the head. Raises UserError where the task has none."""
@@ -38,10 +42,7 @@ class Head(PlainMethod):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """head.safetensors: the head's tensors under their full names."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-        save_file(trained, folder / "head.safetensors", metadata={"format": "pt"})
+        save_trained(model, folder / "head.safetensors")
 
 
-METHOD = Head
+METHOD: type[Method] = Head

@@ -9,23 +9,25 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
-from rowsft.methods.base import PeftMethod, ResolvedMethod
+from rowsft.method_info import MethodInfo
+from rowsft.methods.base import Method, ResolvedMethod
+from rowsft.methods.peft_method import RankedMethod
 from rowsft.selection.budget import Unit
 from rowsft.selection.targets import layer_shape
 
 
 @dataclass
-class Lora(PeftMethod):
+class Lora(RankedMethod):
     """W + scaling * B A, with A (r, d_in) and B (d_out, r). The keys are explained in conf/method/lora.yaml."""
 
-    name: str = "lora"
+    info: ClassVar[MethodInfo] = MethodInfo("lora", "LoRA", 30, "#0072B2", "s", sizes=("r",), adapter_prefix="lora_")
+    compared: ClassVar[dict[str, list[str]]] = {"": []}
+    use_dora: ClassVar[bool] = False
+
+    name: str = info.name
     r: int | None = None
     scaling: float = 2.0
     dropout: float = 0.0
-
-    sizes: ClassVar[tuple[str, ...]] = ("r",)
-    native: ClassVar[tuple[str, ...]] = ("r",)
-    use_dora: ClassVar[bool] = False
 
     def __post_init__(self):
         if not self.scaling > 0:
@@ -56,4 +58,4 @@ class Lora(PeftMethod):
         )
 
 
-METHOD = Lora
+METHOD: type[Method] = Lora

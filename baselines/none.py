@@ -6,7 +6,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from rowsft.methods.base import PlainMethod, ResolvedMethod, trainable_counts
+from rowsft.method_info import MethodInfo
+from rowsft.methods.base import Method, ResolvedMethod
+from rowsft.methods.plain_method import PlainMethod, trainable_counts
 from rowsft.selection.budget import Budget
 from rowsft.selection.targets import Targets
 
@@ -15,9 +17,10 @@ from rowsft.selection.targets import Targets
 class Untrained(PlainMethod):
     """Train nothing; no budget applies."""
 
-    name: str = "none"
-
+    info: ClassVar[MethodInfo] = MethodInfo("none", "no training", 0, "#7f7f7f", "x", budgeted=False)
     trains: ClassVar[bool] = False
+
+    name: str = info.name
 
     def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> ResolvedMethod:
         """Nothing."""
@@ -35,4 +38,4 @@ class Untrained(PlainMethod):
         """Nothing was trained, so nothing is written."""
 
 
-METHOD = Untrained
+METHOD: type[Method] = Untrained

@@ -10,24 +10,25 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
-from rowsft.methods.base import PeftMethod, ResolvedMethod
+from rowsft.method_info import MethodInfo
+from rowsft.methods.base import Method, ResolvedMethod
+from rowsft.methods.peft_method import RankedMethod
 from rowsft.selection.budget import Unit
 from rowsft.selection.targets import layer_shape
 
 
 @dataclass
-class Shira(PeftMethod):
+class Shira(RankedMethod):
     """r (d_in + d_out) entries of W in every layer, as many as LoRA of rank r. Keys: conf/method/shira.yaml.
 
     PEFT keeps them as a sparse matrix that is added to a copy of W in every forward.
     """
 
-    name: str = "shira"
+    info: ClassVar[MethodInfo] = MethodInfo("shira", "SHiRA", 50, "#CC79A7", "v", sizes=("r",), adapter_prefix="shira_")
+
+    name: str = info.name
     r: int | None = None
     seed: int = 0
-
-    sizes: ClassVar[tuple[str, ...]] = ("r",)
-    native: ClassVar[tuple[str, ...]] = ("r",)
 
     def units(self, layers: dict[str, nn.Module]) -> dict[str, Unit]:
         """One more r costs d_in + d_out entries; a layer has d_in d_out of them. Raises UserError for Conv1D."""
@@ -70,7 +71,7 @@ def _once_a_shape(mask_fn: Callable) -> Callable:
     """
     masks: dict[tuple, torch.Tensor] = {}
 
-    def mask(base_layer: nn.Module, r: int, **kwargs) -> torch.Tensor:
+    def mask(base_layer: nn.Linear, r: int, **kwargs) -> torch.Tensor:
         shape = tuple(base_layer.weight.shape)
         if (shape, r) not in masks:
             masks[shape, r] = mask_fn(base_layer, r, **kwargs).cpu()
@@ -79,4 +80,4 @@ def _once_a_shape(mask_fn: Callable) -> Callable:
     return mask
 
 
-METHOD = Shira
+METHOD: type[Method] = Shira

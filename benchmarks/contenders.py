@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from rowsft.methods.base import like_parameters, method_class
+from rowsft.methods.base import method_class, selected
+from rowsft.methods.sizes import like_parameters
 from rowsft.selection.budget import Budget, fit, row_units
 from rowsft.selection.targets import Targets, eligible_layers, layer_shape
 
@@ -36,7 +37,7 @@ def _suite(name: str, **settings) -> Callable[[PreTrainedModel, int], Attached]:
     def attach(model: PreTrainedModel, rank: int) -> Attached:
         method = method_class(name)(**settings)
         resolved = method.solve(_budget(rank), model, Targets())
-        tuned = method.attach(model, method.select(model, resolved, []))
+        tuned = method.attach(model, selected(method, model, resolved))
         return Attached(tuned, method.trainable(tuned)["total"])
 
     return attach

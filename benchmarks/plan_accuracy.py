@@ -39,7 +39,7 @@ from transformers import (
 from transformers.utils import logging
 
 from rowsft.measure import collect, phase_memory
-from rowsft.methods.base import method_class
+from rowsft.methods.base import method_class, selection_bounds
 from rowsft.plan.autocast import autocasting, claimed_alike
 from rowsft.plan.step import plan_step, run_step
 from rowsft.progress import bar
@@ -215,7 +215,7 @@ def attached(case: Case) -> nn.Module:
     head = ["bert.pooler", "classifier"] if case.family == "bert" else []
     resolved = method.solve(Budget(like=BUDGET), model, Targets(head_modules=head))
     with torch.device("cpu"):
-        resolved = method.selection_bounds(model, resolved)[""]
+        resolved = selection_bounds(method, model, resolved)[""]
     return method.attach(model, resolved)
 
 

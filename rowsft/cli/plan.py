@@ -22,6 +22,7 @@ from rowsft.plan.comparison import compare_methods
 from rowsft.plan.fit import CARDS, Card, card_of
 from rowsft.plan.lengths import Lengths, of_data, stated
 from rowsft.plan.sweep import sweep
+from rowsft.tasks import Task
 
 # The card of a comparison that names none: a common data-centre size.
 USUAL_CARD = "H100 80GB"
@@ -73,7 +74,7 @@ def _one(parsed: argparse.Namespace, console: Console, card: Card | None) -> int
 
 def _lengths(parsed: argparse.Namespace, config: DictConfig) -> Lengths:
     if parsed.length is not None or parsed.answer is not None:
-        return stated(instantiated("task", config.task), parsed.length, parsed.answer)
+        return stated(instantiated("task", config.task, Task), parsed.length, parsed.answer)
     return of_data(config)
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rowsft.measure.ledger import PARTS
+from rowsft.methods.base import calibrating
 from rowsft.output import escape
 from rowsft.plan import Plan
 from rowsft.plan.devices import DEVICES
@@ -124,10 +125,10 @@ def _speed(plan: Plan) -> Table:
 
 def _stages(plan: Plan) -> Table:
     """The peak of every stage of the run, and what a card has to have for it."""
-    settings = plan.run.settings
+    settings, method = plan.run.settings, calibrating(plan.run.method)
     detail = {
         "training": f"{settings.batch_size} at a time",
-        "scoring": f"{settings.batch_size} at a time, {getattr(plan.run.method, 'importance', '')}",
+        "scoring": f"{settings.batch_size} at a time, {method.importance if method else ''}",
         "evaluating": f"{settings.eval_batch_size} at a time",
     }
     table = Table("MiB", "examples")

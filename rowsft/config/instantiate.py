@@ -5,31 +5,26 @@ import logging
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from typing_extensions import get_protocol_members
 
 from rowsft.config import typed
 from rowsft.config.settings import BUILT
 from rowsft.errors import UserError, shortened
 from rowsft.store.targets import importable
 
-# What the suite asks of each; docs/architecture.md has the protocols.
-_INTERFACES = {
-    "method": ("name", "trains", "needs_calibration", "solve", "select", "attach", "trainable", "save"),
-    "task": ("name", "head", "splits", "encode", "collator", "evaluate", "primary_metric"),
-    "tracker": ("start", "log", "summary", "finish"),
-}
 # Hydra's own instructions beside the target's arguments.
 _INSTRUCTIONS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 
-def instantiated(group: str, config: DictConfig) -> Any:
-    """What `config`, the group of that name, describes.
+def instantiated(group: str, config: DictConfig, protocol: type) -> Any:
+    """Make what `config`, the group of that name, describes: an object with all members of `protocol`.
 
-    Raises UserError for keys and values that its target does not take, and for a target that is no such thing.
+    Raises UserError for keys and values that its target does not take, and for a target that lacks a member.
     """
     check_target(group, config)
     try:
@@ -38,26 +33,32 @@ def instantiated(group: str, config: DictConfig) -> Any:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         reason = shortened(cause, 300)
         raise bad_input(error) or UserError(f"{group}: {reason}; the keys are explained in conf/{group}/") from error
-    missing = [name for name in _INTERFACES[group] if not _has(made, name)]
+    check_protocol(made, protocol, group, f"{group}._target_={config._target_}")
+    return made
+
+
+def check_protocol(made: object, protocol: type, noun: str, setting: str) -> None:
+    """Raise UserError, with the `setting` that named its class, where an object lacks members of a protocol."""
+    missing = sorted(name for name in get_protocol_members(protocol) if not _has(made, name))
     if missing:
         raise UserError(
-            f"{group}._target_={config._target_}: is not a {group}, it has no {', '.join(missing)}; the protocol is in "
-            "docs/architecture.md"
+            f"{setting}: is not a {noun}, it has no {', '.join(missing)}; the protocol is in docs/architecture.md"
         )
-    return made
 
 
 def check_target(group: str, config: DictConfig) -> None:
     """Raise UserError for keys that the target of a method, task or tracker does not take, and for values of other
     types than it says. Imports the target."""
-    settings = OmegaConf.to_container(config, resolve=True)
-    page, name = f"conf/{group}/", settings.get("_target_")
+    settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    page, name = f"conf/{group}/", settings["_target_"]
     target = _target(group, name)
     parameters, takes_more = _parameters(target)
     for key, value in settings.items():
         if key in _INSTRUCTIONS:
             continue
         if key not in parameters and not takes_more:
+            if not parameters:
+                raise UserError(f"{group}.{shortened(key)}: nothing reads this key; {name} takes no settings")
             raise typed.unknown(key, parameters, group, page)
         typed.check(f"{group}.{key}", value, parameters.get(key, Any), page)
 
@@ -68,7 +69,9 @@ def check_added(config: Mapping[str, Any], base: Mapping[str, Any] | None) -> No
     base: what the group choices alone compose to. A target is imported only where it may read a key that its file does
     not have.
     """
-    for group in BUILT if base is not None else ():
+    if base is None:
+        return
+    for group in BUILT:
         own, known = config[group], base.get(group) or {}
         if set(own) - set(known) or own["_target_"] != known.get("_target_"):
             check_target(group, own)
@@ -133,9 +136,10 @@ def _parameters(target: Callable) -> tuple[dict[str, Any], bool]:
     return {name: hints.get(name, Any) for name, kind in kinds.items() if kind in named}, takes_more
 
 
-def _has(made: Any, name: str) -> bool:
+def _has(made: object, name: str) -> bool:
+    """Whether an object has a member. A property is not asked: a task's may read its data."""
     try:
+        inspect.getattr_static(made, name)
+    except AttributeError:
         return hasattr(made, name)
-    except UserError:
-        # A task that knows its metric only with its data has one.
-        return True
+    return True

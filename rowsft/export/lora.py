@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
 from rowsft.export.source import PREFIX
-from rowsft.methods.base import in_order
+from rowsft.methods.peft_method import in_order
 from rowsft.selection.targets import layer_shape
 
 # The tensors of one layer as the tuner saves them.

@@ -9,7 +9,10 @@ from torch import nn
 
 from rowsft.errors import UserError
 from rowsft.importance import Context, metric
-from rowsft.methods.base import PeftMethod, ResolvedMethod, counts_for
+from rowsft.method_info import MethodInfo
+from rowsft.methods.base import CalibratedMethod, ResolvedMethod
+from rowsft.methods.peft_method import PeftMethod
+from rowsft.methods.sizes import counts_for
 from rowsft.progress import bar
 from rowsft.selection.allocation import fit_groups, group_units, share_of, steps_from, steps_of
 from rowsft.selection.budget import Budget
@@ -20,6 +23,7 @@ from rowsft.selection.groups import Scores, UnitGroup, layer_counts, parameters
 from rowsft.selection.targets import Targets, eligible_layers, head_names, layer_shape
 from rowsft.tuner import RowSFTConfig
 from rowsft.tuner.attach import score_groups, with_choice
+from rowsft.tuner.register import PREFIX
 
 AXES = ("out", "in")
 # What is trained is kept in 32 bit, and so are AdamW's two averages.
@@ -30,7 +34,12 @@ _BYTES_OF_A_PARAMETER = 12
 class RowSFT(PeftMethod):
     """Train the most important rows (columns, coupled units). The keys are explained in conf/method/row_sft.yaml."""
 
-    name: str = "row_sft"
+    info: ClassVar[MethodInfo] = MethodInfo(
+        "row_sft", "row-SFT", 20, "#D55E00", "o", sizes=("rows", "ratio"), adapter_prefix=PREFIX
+    )
+    compared: ClassVar[dict[str, list[str]]] = {"rows": [], "columns": ["method.channel=in"]}
+
+    name: str = info.name
     rows: int | None = None
     ratio: float | None = None
     channel: str = "out"
@@ -43,9 +52,6 @@ class RowSFT(PeftMethod):
     seed: int = 0
     group_bytes: int | None = None
     draws: int = 256
-
-    sizes: ClassVar[tuple[str, ...]] = ("rows", "ratio")
-    native: ClassVar[tuple[str, ...]] = ("rows", "ratio")
 
     def __post_init__(self):
         for setting, known in (("channel", CHANNELS), ("attention", ATTENTION), ("scope", (None, *SCOPES))):
@@ -63,7 +69,7 @@ class RowSFT(PeftMethod):
         if spec.kind == "ratio":
             steps, asked = share_of(unit_groups, layers, spec.value, self.train_bias)
         else:
-            counts, asked = counts_for(units, spec, self.native, budget.clip, model, targets, fit_groups)
+            counts, asked = counts_for(units, spec, self.sizes, budget.clip, model, targets, fit_groups)
             steps = steps_of(unit_groups, counts)
         sizes = layer_counts(unit_groups, steps)
         self.check_something(sizes, spec)
@@ -71,7 +77,7 @@ class RowSFT(PeftMethod):
         values = {"channel": self.channel, "attention": self.attention, "scope": scope}
         values |= {"importance": self.importance, "train_bias": self.train_bias}
         if scope == "global":
-            in_rows = spec.kind in self.native
+            in_rows = spec.kind in self.sizes
             values["limit"] = {"rows": row_price(unit_groups)(steps)} if in_rows else {"parameters": asked}
             tuned = {name for group in unit_groups for name in group.layers}
         else:
@@ -116,7 +122,7 @@ class RowSFT(PeftMethod):
         return score_groups(unit_groups, layers, self.importance, context)
 
     def selection_bounds(self, model: nn.Module, resolved: ResolvedMethod) -> dict[str, ResolvedMethod]:
-        """See `Method.selection_bounds`: with scope global an even choice, the last layers, the costliest first."""
+        """See `CalibratedMethod`: with scope global an even choice, the last layers, the costliest first."""
         values = resolved.values
         unit_groups, layers = self._unit_groups(model, resolved)
         sizes = {name: layer_shape(layer) for name, layer in layers.items()}
@@ -181,4 +187,4 @@ def _patterns(sizes: dict[str, tuple[int, int]]) -> dict:
     }
 
 
-METHOD = RowSFT
+METHOD: type[CalibratedMethod] = RowSFT

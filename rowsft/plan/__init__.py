@@ -21,6 +21,8 @@ from torch._subclasses.fake_tensor import (
 
 from rowsft.config.settings import TrainerSettings
 from rowsft.errors import UserError
+from rowsft.method_info import info_of
+from rowsft.methods.base import calibrating, selection_bounds
 from rowsft.models.capacity import check_length
 from rowsft.plan.evaluating import evaluation_peak
 from rowsft.plan.fit import Demand
@@ -104,11 +106,12 @@ def plan(
     base = run.base()
     check_length(base, max(run.length, run.task.max_length))
     resolved = run.sizes(base)
-    total = _by_kind(base, trained_only=False)
+    prefix = info_of(run.method).adapter_prefix
+    total = _by_kind(base, trained_only=False, prefix=None)
     selection = None
-    if not training_only and run.method.needs_calibration:
-        selection = _or_refuse(run, lambda: selection_peak(run, base, resolved))
-    ways = run.method.selection_bounds(base, resolved)
+    if not training_only and (method := calibrating(run.method)):
+        selection = _or_refuse(run, lambda: selection_peak(run, method, base, resolved))
+    ways = selection_bounds(run.method, base, resolved)
     largest: tuple[StepPlan, nn.Module] | None = None
     bounds = {}
     for name, way in ways.items():
@@ -127,7 +130,7 @@ def plan(
     return Plan(
         run=run,
         step=step,
-        trainable=_by_kind(model, trained_only=True),
+        trainable=_by_kind(model, trained_only=True, prefix=prefix),
         total=total,
         head_parameters=run.method.trainable(model)["head"],
         bounds=bounds if len(bounds) > 1 else {},
@@ -168,20 +171,23 @@ def _lacks_data(error: Exception) -> bool:
     return isinstance(error, _REFUSALS) or _OF_META.search(str(error)) is not None
 
 
-def _by_kind(model: nn.Module, trained_only: bool) -> Counter:
-    """Parameters by the kind of layer they belong to: the last name that is no part of an adapter."""
+def _by_kind(model: nn.Module, trained_only: bool, prefix: str | None) -> Counter:
+    """Count parameters by the kind of layer they belong to: the last name that is no part of an adapter.
+
+    prefix: what the names of the adapter's parameters begin with.
+    """
     counts: Counter = Counter()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad or not trained_only:
-            counts[_kind(name)] += parameter.numel()
+            counts[_kind(name, prefix)] += parameter.numel()
     return counts
 
 
 _ADAPTER_WORDS = ("weight", "bias", "default", "base_layer", "modules_to_save", "original_module")
 
 
-def _kind(name: str) -> str:
+def _kind(name: str, prefix: str | None) -> str:
     parts = [part for part in name.split(".") if part not in _ADAPTER_WORDS and not part.isdigit()]
-    while len(parts) > 1 and parts[-1].startswith(("row_sft_", "lora_", "shira_")):
+    while len(parts) > 1 and prefix and parts[-1].startswith(prefix):
         parts.pop()
     return parts[-1]

@@ -5,18 +5,11 @@ from dataclasses import dataclass
 
 from rowsft.config.compose import compose
 from rowsft.config.settings import trainer_settings
+from rowsft.methods.base import method_class, method_names
 from rowsft.plan import Plan, plan
 from rowsft.plan.fit import Card, Demand
 from rowsft.plan.lengths import Lengths
 
-# What is compared unless the command names others: a title, and the overrides that make it.
-CONTESTANTS = {
-    "row-SFT, rows": ["method=row_sft"],
-    "row-SFT, columns": ["method=row_sft", "method.channel=in"],
-    "LoRA": ["method=lora"],
-    "DoRA": ["method=dora"],
-    "full fine-tuning": ["method=full"],
-}
 # Searches end here: longer and larger than anybody trains.
 MOST_EXAMPLES = 4096
 MOST_TOKENS = 2**20
@@ -34,8 +27,18 @@ class Entry:
 
 def compare_methods(overrides: Sequence[str], card: Card, lengths: Lengths | None = None) -> Iterator[Entry]:
     """One entry a method; `overrides` without a method of their own. Searches are for training alone."""
-    for title, chosen in CONTESTANTS.items():
+    for title, chosen in variants().items():
         yield entry_of(title, [*overrides, *chosen], card, lengths)
+
+
+def variants() -> dict[str, list[str]]:
+    """Return what is compared: the title of each method's variants with the overrides that make it."""
+    classes = sorted(map(method_class, method_names()), key=lambda method: method.info.place)
+    return {
+        ", ".join(filter(None, [method.info.title, name])): [f"method={method.info.name}", *overrides]
+        for method in classes
+        for name, overrides in method.compared.items()
+    }
 
 
 def entry_of(title: str, overrides: Sequence[str], card: Card, lengths: Lengths | None = None) -> Entry:

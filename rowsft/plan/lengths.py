@@ -74,7 +74,7 @@ def of_data(config: DictConfig) -> Lengths:
     """As the task's own examples are, encoded as a run encodes them; as long as can be where data or tokenizer would
     have to be fetched. Reads no weights and no network. Raises UserError for data that a run refuses.
     """
-    task = instantiated("task", config.task)
+    task = instantiated("task", config.task, Task)
     try:
         # First of all what costs nothing to see.
         _look_for_files(task)

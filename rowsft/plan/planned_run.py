@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rowsft.config.instantiate import instantiated
 from rowsft.config.settings import TrainerSettings
 from rowsft.errors import UserError
-from rowsft.methods.base import Method, ResolvedMethod
+from rowsft.methods.base import Method, ResolvedMethod, method_of
 from rowsft.models.capacity import positions_of
 from rowsft.models.loading import blueprint, recompute_activations, targets_of
 from rowsft.plan.autocast import autocasting, claimed_alike
@@ -121,12 +121,12 @@ def planned_run(
     Raises UserError for what cannot be planned.
     """
     settings = TrainerSettings(**{**vars(settings), **(overrides or {})})
-    task = instantiated("task", config.task)
+    task = instantiated("task", config.task, Task)
     lengths = lengths or assumed(task)
     run = PlannedRun(
         config=config,
         settings=settings,
-        method=instantiated("method", config.method),
+        method=method_of(config.method),
         task=task,
         lengths=lengths,
         padded=settings.batch_size > 1 and not lengths.alike[0],

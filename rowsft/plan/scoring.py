@@ -11,7 +11,7 @@ from torch import nn
 from rowsft.importance.calibration import Rehearsal
 from rowsft.importance.recomputing import recomputing
 from rowsft.measure.ledger import CUDA_BLOCK_BYTES, Ledger
-from rowsft.methods.base import ResolvedMethod
+from rowsft.methods.base import CalibratedMethod, ResolvedMethod
 from rowsft.plan.without_data import without_data
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class _Enough(Exception):
     """The passes that set the peak are through."""
 
 
-def selection_peak(run: "PlannedRun", base: nn.Module, resolved: ResolvedMethod) -> int:
+def selection_peak(run: "PlannedRun", method: CalibratedMethod, base: nn.Module, resolved: ResolvedMethod) -> int:
     """Bytes of tensors at the largest moment of the first passes that score `base`, on a batch of the training size."""
     # Made anew, as a run measures it: of a view, what it shows.
     batch = {
@@ -42,7 +42,7 @@ def selection_peak(run: "PlannedRun", base: nn.Module, resolved: ResolvedMethod)
             ledger.hold_model(base)
             ledger.hold("base_weights", base.parameters())
             ledger.hold("temporary", (tensor for each in [batch, *others] for tensor in each.values()))
-            run.method.scores(base, resolved, Rehearsal([batch]), progress=_first_block(base))
+            method.scores(base, resolved, Rehearsal([batch]), progress=_first_block(base))
     return max(moment.total for moment in ledger.peaks().values())
 
 

@@ -11,7 +11,7 @@ from rowsft.errors import shortened
 from rowsft.report.damaged import or_none
 from rowsft.report.rows import Row, Table
 from rowsft.report.section import Section
-from rowsft.report.style import look
+from rowsft.report.style import looks
 from rowsft.store import Record
 from rowsft.store.files import LARGEST
 
@@ -52,7 +52,7 @@ def chart(section: Section) -> Chart | None:
     last = max(steps[-1] for _, steps, _ in curves)
     low, high = min(loss.min() for *_, loss in curves), max(loss.max() for *_, loss in curves)
     low, high = low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
-    methods = [row.method for row in section.table.rows]
+    colours = looks(section.table.infos)
 
     def x(step: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * step / last
@@ -63,7 +63,7 @@ def chart(section: Section) -> Chart | None:
     drawn = [
         Line(
             row.title,
-            look(row.method, methods)[0],
+            colours[row.method][0],
             " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, loss, strict=True)),
         )
         for row, steps, loss in curves

@@ -11,7 +11,7 @@ from functools import cached_property
 from rowsft.report.grids import MET, NOT_MET, UNKNOWN, Grids, few
 from rowsft.report.predictions import Scored
 from rowsft.report.rows import Row, Table
-from rowsft.report.settings import UNBUDGETED, WATCHING, differing, dig, under
+from rowsft.report.settings import WATCHING, differing, dig, under
 from rowsft.report.sweeps import Sweep
 from rowsft.selection.budget_met import TOLERANCE
 
@@ -35,7 +35,7 @@ class Group:
 
     def __init__(self, rows: list[Row]):
         self.rows = rows
-        self.adapters = [row for row in rows if row.method not in UNBUDGETED]
+        self.adapters = [row for row in rows if row.info.budgeted]
 
     @cached_property
     def unequal(self) -> list[str]:

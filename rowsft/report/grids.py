@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from rowsft.report.rows import Row, best_on_validation
-from rowsft.report.settings import determining, named, without_seeds
+from rowsft.report.settings import determining, method_info, without_seeds
 from rowsft.store import Record
 
 MET, NOT_MET, UNKNOWN = "met", "not met", "not recorded"
@@ -16,7 +16,7 @@ class Grids:
         self._rates: dict[str, dict[float | None, Row]] = {}
         for record in records:
             if record.result:
-                one = Row(named(record.config, "method"), without_seeds(determining(record)))
+                one = Row(method_info(record), without_seeds(determining(record)))
                 self._rates.setdefault(one.family, {}).setdefault(one.learning_rate, one).done.append(record)
 
     def judge(self, rows: list[Row], higher_is_better: bool) -> tuple[str, str]:

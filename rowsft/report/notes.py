@@ -2,7 +2,7 @@
 
 from rowsft.report.grids import few
 from rowsft.report.lines import REFERENCES, memory_kinds, references
-from rowsft.report.rows import METHOD_TITLES, Table
+from rowsft.report.rows import Table
 from rowsft.report.settings import short_names
 from rowsft.report.statistics import OVER_EXAMPLES
 
@@ -66,7 +66,7 @@ def _references(table: Table) -> list[str]:
     differs = list(short_names(table.sweep.differs).values())
     present = [method for method in REFERENCES if table.references.has(method)]
     if differs and present:
-        titles = " and ".join(METHOD_TITLES[method] for method in present)
+        titles = " and ".join(table.infos[method].title for method in present)
         found.append(
             f"Each row is held against {titles} of the same {', '.join(differs)}; a method without such a setting "
             "(full fine-tuning has no budget) stands for every value of it."
@@ -78,7 +78,7 @@ def _references(table: Table) -> list[str]:
             reason = table.references.of(row, method).reason
             if reason in reasons:
                 reasons[reason].append(row.title)
-        title = METHOD_TITLES[method]
+        title = table.infos[method].title
         if reasons["none"]:
             found.append(f"No {title} with the same settings, so a dash: {few(reasons['none'], ', ')}.")
         if reasons["several"]:

@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 from rowsft.formulas import bounds
 from rowsft.output import escape
 from rowsft.report.labels import Point, place
-from rowsft.report.rows import METHOD_TITLES
 from rowsft.report.section import Section
-from rowsft.report.style import look
+from rowsft.report.style import looks
 from rowsft.report.tables import heading
 
 
@@ -111,7 +110,7 @@ def _labelled(section: Section) -> list[Point]:
     points, crowded, numbered = _points(section), _crowded(section), _numbered(section)
     if crowded:
         points = best_of_each_method(section)
-    methods = [other["method"] for other in section.lines]
+    shown = looks(section.table.infos)
     labelled = []
     for number, line in enumerate(points, start=1):
         low, high = (line["value"] if crowded or line[end] is None else line[end] for end in ("low", "high"))
@@ -122,7 +121,7 @@ def _labelled(section: Section) -> list[Point]:
                 line["value"],
                 low,
                 high,
-                look(line["method"], methods)[0],
+                shown[line["method"]][0],
             )
         )
     return labelled
@@ -157,9 +156,9 @@ def _limits(section: Section) -> tuple[float, float]:
 
 def _clouds(axis: Axes, section: Section, theme: Theme) -> None:
     """Every method's points in one colour."""
-    methods = [line["method"] for line in section.lines]
+    shown = looks(section.table.infos)
     for method, lines in _by_method(section).items():
-        colour, marker = look(method, methods)
+        colour, marker = shown[method]
         axis.plot(
             [line["train_peak_allocated_bytes"] / _MIB for line in lines],
             [line["value"] for line in lines],
@@ -170,15 +169,15 @@ def _clouds(axis: Axes, section: Section, theme: Theme) -> None:
             markeredgewidth=0.5,
             alpha=0.8,
             zorder=3,
-            label=escape.picture(f"{METHOD_TITLES.get(method, method)}: {len(lines)} settings, the best is named"),
+            label=escape.picture(f"{section.table.infos[method].title}: {len(lines)} settings, the best is named"),
         )
 
 
 def _markers(axis: Axes, section: Section, theme: Theme) -> None:
     """Every point with its interval."""
-    methods = [line["method"] for line in section.lines]
+    shown = looks(section.table.infos)
     for number, line in enumerate(_points(section), start=1):
-        colour, marker = look(line["method"], methods)
+        colour, marker = shown[line["method"]]
         errors = None if line["low"] is None else [[line["value"] - line["low"]], [line["high"] - line["value"]]]
         x = line["train_peak_allocated_bytes"] / _MIB
         axis.errorbar(
@@ -229,7 +228,8 @@ def _panel(axis: Axes, section: Section, theme: Theme) -> None:
 
 def _zero_line(axis: Axes, section: Section, theme: Theme) -> None:
     """What no training at all reaches: a dashed line, or a word when it is far below the methods."""
-    untrained = [line for line in section.lines if line["method"] == "none" and line["value"] is not None]
+    infos, lines = section.table.infos, section.lines
+    untrained = [line for line in lines if not infos[line["method"]].trains and line["value"] is not None]
     if not untrained:
         return
     value, (low, high) = untrained[0]["value"], axis.get_ylim()

@@ -8,30 +8,15 @@ from functools import cached_property, partial
 from statistics import fmean
 
 from rowsft import formulas
+from rowsft.method_info import MethodInfo
 from rowsft.report.damaged import or_none
 from rowsft.report.groups import groups
 from rowsft.report.predictions import Scored, over_examples, scored
 from rowsft.report.references import References
-from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, dig, named, primary, without_seeds
+from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, dig, method_info, primary, without_seeds
 from rowsft.report.statistics import Estimate, over_seeds
 from rowsft.report.sweeps import Sweep, variants
 from rowsft.store import Record
-
-METHOD_ORDER = ("none", "head", "row_sft", "lora", "dora", "shira", "full")
-METHOD_TITLES = {
-    "none": "no training",
-    "head": "head only",
-    "row_sft": "row-SFT",
-    "lora": "LoRA",
-    "dora": "DoRA",
-    "shira": "SHiRA",
-    "full": "full fine-tuning",
-}
-
-
-def order_of(method: str) -> tuple[int, str]:
-    """Sort key of methods: the usual ones from nothing to everything, then the others by name."""
-    return (METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER), method)
 
 
 def _readable(record: Record, split: str) -> Scored | None:
@@ -46,7 +31,7 @@ class Row:
     version).
     """
 
-    method: str
+    info: MethodInfo
     settings: dict[str, object]
     split: str = "test"
     done: list[Record] = field(default_factory=list)
@@ -56,15 +41,19 @@ class Row:
     read: Callable[[Record, str], Scored | None] = _readable
 
     @property
+    def method(self) -> str:
+        """The method's name in settings and records."""
+        return self.info.name
+
+    @property
     def title(self) -> str:
         """The method as a reader knows it, with what tells it from the table's other rows of that method."""
-        title = METHOD_TITLES.get(self.method, self.method)
-        return f"{title} ({self.variant})" if self.variant else title
+        return f"{self.info.title} ({self.variant})" if self.variant else self.info.title
 
     @property
     def trains(self) -> bool:
-        """Whether anything is trained: all but `none`."""
-        return self.method != "none"
+        """Whether anything is trained."""
+        return self.info.trains
 
     @property
     def results(self) -> list[dict]:
@@ -141,6 +130,11 @@ class Table:
         return [record for row in rows for record in [*row.done, *row.unfinished, *row.repeats]]
 
     @cached_property
+    def infos(self) -> dict[str, MethodInfo]:
+        """{method: its metadata}."""
+        return {row.method: row.info for row in self.rows}
+
+    @cached_property
     def sweep(self) -> Sweep:
         """What differs between the rows that have a result, the method and its own settings left out."""
         return Sweep(row for row in self.rows if row.done)
@@ -191,8 +185,8 @@ def _table(experiment: str, task: str, model: str, records: list[Record], read: 
         whose = _without_rate(next(row.variant for row in family if id(row) in names))
         for row in family:
             row.variant = row.variant or whose
-    grid.sort(key=lambda family: (order_of(family[0].method), natural(_without_rate(family[0].variant))))
-    shown.sort(key=lambda row: (*order_of(row.method), natural(row.variant)))
+    grid.sort(key=lambda family: (family[0].info.place, natural(_without_rate(family[0].variant))))
+    shown.sort(key=lambda row: (row.info.place, natural(row.variant)))
     notes = next((r.experiment_notes[experiment] for r in records if r.experiment_notes.get(experiment)), {})
     return Table(experiment, task, model, metric, higher, split, shown, grid, notes)
 
@@ -206,7 +200,7 @@ def _rows(records: list[Record], split: str, read: Callable) -> list[Row]:
         determined = determining(record)
         settings = without_seeds(determined)
         key, run = (json.dumps(part, sort_keys=True) for part in (settings, determined))
-        row = rows.setdefault(key, Row(named(record.config, "method"), settings, split, read=read))
+        row = rows.setdefault(key, Row(method_info(record), settings, split, read=read))
         if run in seen:
             row.repeats.append(record)
         else:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 
+from rowsft.method_info import MethodInfo, from_record
 from rowsft.store import Record
 
 LEARNING_RATE = "trainer.learning_rate"
@@ -12,10 +13,6 @@ WATCHING = frozenset(
     f"trainer.{name}"
     for name in ("evaluate", "eval_batch_size", "memory_probe_steps", "timing_warmup_steps", "logging_steps")
 )
-#: These train nothing, the head alone or everything: no budget applies to them.
-UNBUDGETED = ("none", "head", "full")
-#: Sizes that a method may be given itself (method.r=16); they win over the budget.
-OWN_SIZES = ("method.r", "method.rows", "method.ratio")
 #: The settings of the budget that say how much is trained.
 BUDGET_KEYS = ("budget.rows", "budget.ratio", "budget.params", "budget.like", "budget.default")
 
@@ -39,10 +36,15 @@ def named(config: dict, group: str) -> str:
     return str(part) if part is not None else "?"
 
 
+def method_info(record: Record) -> MethodInfo:
+    """Return the metadata of a run's method, as its latest attempt keeps it."""
+    return from_record(named(record.config, "method"), (record.latest or {}).get("method_info"))
+
+
 def determining(record: Record) -> dict[str, object]:
     """Every setting that determines a run's result, flat; a budget only where the method has one."""
     found = flatten(record.identity)
-    if named(record.config, "method") in UNBUDGETED:
+    if not method_info(record).budgeted:
         return {key: value for key, value in found.items() if not under(key, ("budget",))}
     return found
 

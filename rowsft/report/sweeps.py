@@ -1,14 +1,12 @@
 """What was swept in a table, and the rows that belong together at each of its values."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from rowsft.report.groups import compared
 from rowsft.report.settings import (
     BUDGET_KEYS,
     LEARNING_RATE,
-    OWN_SIZES,
-    UNBUDGETED,
     WATCHING,
     differing,
     plain,
@@ -36,9 +34,9 @@ def conditions(rows: Sequence) -> dict[int, dict[str, object]]:
         }
         for row in rows
     }
-    if not any(own_size(row.settings) for row in rows):
+    if not any(own_size(row) for row in rows):
         return kept
-    budgeted = [row for row in rows if row.method not in UNBUDGETED]
+    budgeted = [row for row in rows if row.info.budgeted]
     sizes = _clusters(row.size for row in budgeted if row.size)
     for row in budgeted:
         others = {key: value for key, value in kept[id(row)].items() if not under(key, BUDGET_KEYS)}
@@ -46,9 +44,9 @@ def conditions(rows: Sequence) -> dict[int, dict[str, object]]:
     return kept
 
 
-def own_size(settings: Mapping[str, object]) -> bool:
+def own_size(row) -> bool:
     """Whether the method was given its own size."""
-    return any(settings.get(size) is not None for size in OWN_SIZES)
+    return any(row.settings.get(f"method.{size}") is not None for size in row.info.sizes)
 
 
 def _clusters(sizes: Iterable[int]) -> dict[int, int]:
@@ -62,7 +60,7 @@ def _clusters(sizes: Iterable[int]) -> dict[int, int]:
 
 
 class Sweep:
-    """The settings outside the method that differ between rows (objects with `method`, `settings` and `size`).
+    """The settings outside the method that differ between rows (objects with `info`, `method`, `settings` and `size`).
 
     differs: all of them. swept: those that a method was run at several values of, with a value in common to methods.
     The others make a comparison unequal: two methods, each at a value of its own.

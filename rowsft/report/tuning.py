@@ -7,9 +7,19 @@ from pathlib import Path
 from statistics import fmean
 
 from rowsft.errors import UserError
+from rowsft.method_info import MethodInfo
 from rowsft.output import escape
-from rowsft.report.rows import natural, order_of
-from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, dig, named, primary, text_of, without_seeds
+from rowsft.report.rows import natural
+from rowsft.report.settings import (
+    LEARNING_RATE,
+    WATCHING,
+    determining,
+    dig,
+    method_info,
+    primary,
+    text_of,
+    without_seeds,
+)
 from rowsft.report.sweeps import variants
 from rowsft.store import Record, Store
 
@@ -22,9 +32,14 @@ log = logging.getLogger(__name__)
 class Setting:
     """A method with all that was asked but the rate: {learning rate: scores of its seeds}, larger is better."""
 
-    method: str
+    info: MethodInfo
     settings: dict[str, object]
     scores: dict[float, list[float]] = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.info.name
 
     @property
     def means(self) -> dict[float, float]:
@@ -56,7 +71,7 @@ def best_learning_rates(root: Path, experiment: str) -> str:
         raise UserError(f"experiment {experiment!r}: no runs in store {root}; it has: {known}")
     settings, metric = _settings(records, experiment)
     names = variants(settings)
-    settings.sort(key=lambda one: (*order_of(one.method), natural(names[id(one)])))
+    settings.sort(key=lambda one: (one.info.place, natural(names[id(one)])))
     names = {key: escape.terminal(name) for key, name in names.items()}
     shown = {one.method: escape.terminal(one.method) for one in settings}
     titles = {id(one): shown[one.method] + (f" ({names[id(one)]})" if names[id(one)] else "") for one in settings}
@@ -95,8 +110,7 @@ def _settings(records: list[Record], experiment: str) -> tuple[list[Setting], st
         result = record.result
         if record.state in ("pending", "running") and result is None or rate is None:
             continue
-        kept = {key: value for key, value in settings.items() if key not in WATCHING}
-        method = named(record.config, "method")
+        info, kept = method_info(record), {key: value for key, value in settings.items() if key not in WATCHING}
         score = primary(result, "validation") if result else DIVERGED
         if score is None:
             lacking.append(
@@ -107,7 +121,7 @@ def _settings(records: list[Record], experiment: str) -> tuple[list[Setting], st
         if result is not None:
             metric = result["primary_metric"]
             score = score if result.get("higher_is_better", True) else -score
-        one = found.setdefault((method, text_of(kept)), Setting(method, kept))
+        one = found.setdefault((info.name, text_of(kept)), Setting(info, kept))
         one.scores.setdefault(float(rate), []).append(score)
     if lacking and not found:
         raise UserError(lacking[-1])

@@ -8,7 +8,7 @@ from rowsft import measure
 from rowsft.importance.calibration import Calibration, Rehearsal
 from rowsft.importance.recomputing import recomputing
 from rowsft.measure.ledger import Ledger
-from rowsft.methods.base import ResolvedMethod
+from rowsft.methods.base import ResolvedMethod, selected
 from rowsft.runner import trainer
 from rowsft.runner.context import Job
 
@@ -28,7 +28,7 @@ def selection(job: Job, sizes: ResolvedMethod, calibration: Calibration) -> None
         batch = {key: value.clone() if torch.is_tensor(value) else value for key, value in largest.items()}
         hold(batch)
         with recomputing(job.model, job.settings.gradient_checkpointing):
-            job.method.select(job.model, sizes, Rehearsal([batch]))
+            selected(job.method, job.model, sizes, Rehearsal([batch]))
 
     _measure(job, "select", select)
 

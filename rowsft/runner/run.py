@@ -17,6 +17,8 @@ from rowsft.config.run_spec import RunSpec
 from rowsft.config.settings import TrainerSettings
 from rowsft.importance.calibration import Calibration
 from rowsft.importance.recomputing import recomputing
+from rowsft.method_info import info_of, to_record
+from rowsft.methods.base import calibrating, method_of, selected
 from rowsft.models import capacity
 from rowsft.models.checkpoint import write_checkpoint
 from rowsft.models.loading import load, targets_of
@@ -30,7 +32,7 @@ from rowsft.selection.budget import Budget
 from rowsft.store import Store
 from rowsft.store.attempt import error_fields, state_of
 from rowsft.tasks import Task
-from rowsft.tracking.tracker import final_numbers, tracking
+from rowsft.tracking.tracker import Tracker, final_numbers, tracking
 
 # Examples between two moves of the tokenising bar.
 ENCODED_AT_ONCE = 1000
@@ -53,6 +55,7 @@ def run(spec: RunSpec, settings: TrainerSettings, rerun: bool, say: Callable[[st
         attempt = folder.begin(
             environment=measure.collect({"seed": spec.config["seed"]}),
             concurrent_jobs=int(os.environ.get("ROWSFT_CONCURRENT_JOBS", 1)),
+            method_info=to_record(info_of(parts["method"])),
         )
         job = Job(spec, settings, attempt, say, clock=clock, **parts)
         try:
@@ -101,8 +104,12 @@ def _perform(job: Job) -> None:
 def _build(spec: RunSpec) -> dict[str, Any]:
     """Method, task, budget and tracker as the configuration describes them. Reads no data."""
     config = OmegaConf.create(spec.config)
-    built = {group: instantiated(group, config[group]) for group in ("method", "task", "tracker")}
-    return {**built, "budget": Budget(**spec.config["budget"])}
+    return {
+        "method": method_of(config.method),
+        "task": instantiated("task", config.task, Task),
+        "tracker": instantiated("tracker", config.tracker, Tracker),
+        "budget": Budget(**spec.config["budget"]),
+    }
 
 
 def _load(job: Job) -> None:
@@ -194,10 +201,10 @@ def _select(job: Job) -> None:
     targets = targets_of(job.spec.config["model"], job.task.head)
     with job.clock.phase("select"):
         job.resolved = job.method.solve(job.budget, job.model, targets)
-        calibration = _calibration(job) if job.method.needs_calibration else []
-        sizes = job.resolved
-        with _metered(job, "select"), recomputing(job.model, job.settings.gradient_checkpointing and bool(calibration)):
-            job.resolved = job.method.select(job.model, sizes, calibration)
+        calibration = _calibration(job) if calibrating(job.method) else None
+        sizes, recompute = job.resolved, job.settings.gradient_checkpointing and bool(calibration)
+        with _metered(job, "select"), recomputing(job.model, recompute):
+            job.resolved = selected(job.method, job.model, sizes, calibration or ())
     if calibration:
         job.attempt.update(scores_from_cache=calibration.was_read)
         if calibration.was_read and not (memory_probe.wanted(job) and job.device.type == "cpu"):

@@ -14,11 +14,11 @@ from rowsft.assets import fetch
 from rowsft.cli.main import main
 from rowsft.config.compose import compose
 from rowsft.config.compose_many import ManyComposer
-from rowsft.config.instantiate import instantiated
 from rowsft.config.names import group_names, options
 from rowsft.config.run_spec import run_spec
 from rowsft.config_folders import SHIPPED
 from rowsft.export.command import command
+from rowsft.methods.base import method_of
 from rowsft.report.groups import _named_source
 from rowsft.store.ignored import ignored
 
@@ -77,7 +77,7 @@ def test_own_files_stand_beside_the_shipped_ones(project, capsys):
     config = compose(["experiment=own", "task=sentiment"])
     assert (config.method.name, config.model.name, config.model.source) == ("mine", "mine", "./models/mine")
     assert config.ignores == ["trainer.warm_head"]
-    assert type(instantiated("method", config.method)).__name__ == "Mine"
+    assert type(method_of(config.method)).__name__ == "Mine"
     assert compose(["method=high"]).method.r == 64
     assert compose(["+method.strength=2", "method=mine"]).method.strength == 2
     assert "mine" in refusal(compose, ["method=mien"])
@@ -174,7 +174,7 @@ def test_reports_and_model_cards_know_them(project):
 
 def test_baselines_are_found_by_the_name_that_runs_record():
     recorded, imported = (
-        instantiated("method", OmegaConf.create({"_target_": name, "name": "lora"}))
+        method_of(OmegaConf.create({"_target_": name, "name": "lora"}))
         for name in ("baselines.lora.Lora", "rowsft.baselines.lora.Lora")
     )
     assert type(recorded) is type(imported) and type(recorded).__module__ == "rowsft.baselines.lora"

@@ -5,7 +5,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from tiny import causal_batch, classification_batch, tiny_bert, tiny_gpt2, tiny_llama
@@ -13,9 +13,9 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from rowsft.baselines.lora import Lora
 from rowsft.config.compose import compose
-from rowsft.config.instantiate import instantiated
 from rowsft.errors import UserError
-from rowsft.methods.base import head_parameters, method_class
+from rowsft.methods.base import ResolvedMethod, method_class, method_of, selected
+from rowsft.methods.plain_method import head_parameters
 from rowsft.methods.row_sft import RowSFT
 from rowsft.selection.budget import Budget
 from rowsft.selection.targets import Targets, eligible_layers
@@ -38,7 +38,7 @@ def prepared(case, name, budget=BUDGET, **settings):
     base = deepcopy(model)
     method = method_class(name)(**settings)
     resolved = method.solve(budget, model, targets)
-    resolved = method.select(model, resolved, [batch] if method.needs_calibration else [])
+    resolved = selected(method, model, resolved, [batch])
     return method, resolved, method.attach(model, resolved), base, batch
 
 
@@ -239,7 +239,7 @@ def test_lora_dropout_and_bad_settings():
 
 @pytest.mark.parametrize("name", ["row_sft", "lora", "dora", "full", "head", "none"])
 def test_every_method_file_builds_its_method(name):
-    method = instantiated("method", compose([f"method={name}", "seed=11"]).method)
+    method = method_of(compose([f"method={name}", "seed=11"]).method)
     assert isinstance(method, method_class(name))
     assert method.name == name
     if name == "row_sft":
@@ -253,3 +253,22 @@ def test_layers_that_peft_refuses_are_named_in_one_line():
     resolved = method.solve(Budget(rows=8), model, Targets())
     with pytest.raises(UserError, match=r"method=lora: PEFT cannot adapt these layers \(.*'out_proj'.*exclude_modules"):
         method.attach(model, resolved)
+
+
+class Unknown(Lora):
+    """LoRA on a layer of a kind that PEFT does not know."""
+
+    def peft_config(self, model, resolved):
+        return LoraConfig(r=2)
+
+
+def test_a_kind_of_layer_that_peft_does_not_know_is_bad_input_and_a_wrong_call_is_a_fault():
+    model, method = tiny_llama(), Unknown()
+    values = {"target_modules": ["model.layers.0.mlp.act_fn"], "head_modules": []}
+    with pytest.raises(UserError, match="method=lora: PEFT cannot adapt these layers .Target module SiLU"):
+        method.attach(model, ResolvedMethod(values))
+    wrong = Lora()
+    values = {"target_modules": ["model.layers.0.mlp.up_proj"], "r": -1, "rank_pattern": {}, "head_modules": []}
+    with pytest.raises(ValueError, match="positive integer") as error:
+        wrong.attach(model, ResolvedMethod(values))
+    assert not isinstance(error.value, UserError)

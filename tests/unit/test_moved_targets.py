@@ -7,8 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from rowsft.config.compose import compose
-from rowsft.config.instantiate import instantiated
 from rowsft.export.command import command
+from rowsft.methods.base import method_of
 from rowsft.store.identity import identity, old_run_id, run_id
 from rowsft.store.targets import MOVED, importable, recorded
 
@@ -42,7 +42,7 @@ def test_the_former_and_the_present_name_are_one_run(method):
 @pytest.mark.parametrize("rename", [recorded, importable])
 def test_either_name_is_run_and_repeated(method, rename):
     config = with_target(plain(f"method={method}", "seed=5"), rename)
-    assert type(instantiated("method", OmegaConf.create(config["method"]))).__module__.startswith("rowsft.")
+    assert type(method_of(OmegaConf.create(config["method"]))).__module__.startswith("rowsft.")
     again = command(config)
     assert "_target_" not in again and f"method={method}" in again
     assert run_id(plain(*shlex.split(again)[2:])) == run_id(config)

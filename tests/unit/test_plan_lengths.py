@@ -9,13 +9,14 @@ from rowsft.config.settings import trainer_settings
 from rowsft.errors import UserError
 from rowsft.plan import plan
 from rowsft.plan.lengths import of_data, stated
+from rowsft.tasks import Task
 
 CAUSAL = ["model=smollm2_135m", "task=prompt_response", "method=lora", "trainer.batch_size=2", "task.max_length=64"]
 
 
 def planned_for(overrides, tokens=None, answer=None):
     config = compose(overrides)
-    lengths = stated(instantiated("task", config.task), tokens, answer)
+    lengths = stated(instantiated("task", config.task, Task), tokens, answer)
     return plan(config, trainer_settings(config), lengths=lengths)
 
 

@@ -25,7 +25,7 @@ def attached(case, seed=0):
     model, method = build(), method_class("shira")(seed=seed)
     base = deepcopy(model)
     resolved = method.solve(LIKE_LORA, model, targets)
-    return method, resolved, method.attach(model, method.select(model, resolved, [])), base, make()
+    return method, resolved, method.attach(model, resolved), base, make()
 
 
 def train(model, batch, steps=3):

@@ -10,6 +10,8 @@ from rowsft.cli.main import main
 from rowsft.config.compose import compose
 from rowsft.config.instantiate import instantiated
 from rowsft.errors import one_line
+from rowsft.methods.base import method_of
+from rowsft.tasks import Task
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -91,6 +93,11 @@ def test_a_key_that_the_target_takes_may_be_added():
     assert compose(added).tracker.project == "mine"
 
 
+def test_a_tracker_without_settings_says_so(capsys):
+    said = refused(capsys, "run", "+tracker.x=1")
+    assert said.endswith(" tracker.x: nothing reads this key; rowsft.tracking.tracker.NullTracker takes no settings")
+
+
 @dataclass
 class Own:
     """A user's own method: keys of its own, and everything that a method has."""
@@ -98,13 +105,17 @@ class Own:
     name: str
     strength: float
     parts: list[str]
-    trains = needs_calibration = False
+    trains = saves_checkpoint = False
 
     def solve(self, budget, model, targets): ...
-    def select(self, model, resolved, calibration): ...
     def attach(self, model, resolved): ...
     def trainable(self, model): ...
     def save(self, model, folder): ...
+    def merge(self, model): ...
+
+
+class Selecting(Own):
+    def select(self, model, resolved, calibration): ...
 
 
 def own(**keys) -> OmegaConf:
@@ -112,7 +123,7 @@ def own(**keys) -> OmegaConf:
 
 
 def test_a_users_own_method_keeps_its_own_keys():
-    assert instantiated("method", own()).strength == 1
+    assert method_of(own()).strength == 1
 
 
 @pytest.mark.parametrize(
@@ -122,11 +133,18 @@ def test_a_users_own_method_keeps_its_own_keys():
         (own(strength="much"), "method.strength=much: expected a finite number"),
         (own(parts="a"), "method.parts=a: expected a list of which each is text"),
         (own(_target_="no.such.Thing"), "method._target_=no.such.Thing: cannot be imported"),
-        (own(_target_="builtins.dict"), "is not a method, it has no"),
+        (
+            own(_target_="builtins.dict"),
+            "is not a method, it has no attach, merge, name, save, saves_checkpoint",
+        ),
+        (
+            own(_target_=f"{__name__}.Selecting"),
+            "is not a method that selects, it has no importance, needs_calibration, scores, selection_bounds;",
+        ),
     ],
 )
 def test_what_a_target_does_not_take_is_said_with_its_key(config, said):
-    assert said in refusal(instantiated, "method", config)
+    assert said in refusal(method_of, config)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +158,7 @@ def test_what_a_target_does_not_take_is_said_with_its_key(config, said):
 )
 def test_wrong_values_of_a_task_name_their_key(override, said):
     task = compose(["task=text_classification", override]).task
-    assert said in refusal(instantiated, "task", task)
+    assert said in refusal(instantiated, "task", task, Task)
 
 
 def test_text_that_hydra_cannot_read_is_shown_with_its_quotes(capsys):
