@@ -9,7 +9,8 @@ from tiny import causal_batch, tiny_llama
 
 from rowsft.cli.main import _parsed, _parser
 from rowsft.cli.starter import start
-from rowsft.config.compose import compose, swept_values
+from rowsft.config.compose import compose
+from rowsft.config.overrides import swept_values
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
