@@ -62,7 +62,15 @@ def _outside_code(markdown: str, change) -> str:
 
 
 def _formulas(text: str) -> str:
-    return _FORMULA.sub(lambda m: convert(m[1] or m[2], display="block" if m[1] else "inline"), text)
+    return _FORMULA.sub(_formula, text)
+
+
+def _formula(match: re.Match) -> str:
+    block, inline = match.groups()
+    if block:
+        return convert(block, display="block")
+    # Markdown takes a line that begins with an element it does not know for a block; span it knows.
+    return f"<span>{convert(inline)}</span>"
 
 
 def _link(link: re.Match, place: str) -> str:

@@ -9,7 +9,8 @@ from tiny import causal_batch, tiny_llama
 
 from rowsft.cli.main import _parsed, _parser
 from rowsft.cli.starter import start
-from rowsft.config.compose import compose, swept_values
+from rowsft.config.compose import compose
+from rowsft.config.overrides import swept_values
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -44,11 +45,13 @@ def words_of(command: str) -> list[str]:
 
 
 def jobs(overrides: list[str]) -> list[list[str]]:
-    """Overrides of single runs, in which every value of every swept key occurs."""
-    values = [(word, *swept_values(word)) for word in overrides]
-    most = max([len(several) for _, _, several in values], default=1)
-    pick = lambda word, key, several, job: f"{key}={several[min(job, len(several) - 1)]}" if len(several) > 1 else word  # noqa: E731
-    return [[pick(*value, job) for value in values] for job in range(most)]
+    """Overrides of single runs in which every value of every swept key occurs; of numbers, the first and the last."""
+    swept = []
+    for word in overrides:
+        key, values = swept_values(word)
+        ends = [values[0], values[-1]] if len(values) > 2 and re.fullmatch(r"[\d.]+", "".join(values)) else values
+        swept.append([f"{key}={value}" for value in ends] if len(values) > 1 else [word])
+    return [[words[min(job, len(words) - 1)] for words in swept] for job in range(max(map(len, swept), default=1))]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from rowsft.cli.main import main
 from rowsft.errors import UserError
 
 PAGE = Path(__file__).parents[2] / "docs/errors.md"
-BLOCKS = re.findall(r"```text\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+BLOCKS = re.findall(r"```console\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 CASES = [tuple(pair) for block in BLOCKS for pair in re.findall(r"^(?:\$|>>>) (.*)\n(.*)$", block, re.MULTILINE)]
 
 
