@@ -1,7 +1,9 @@
-"""The one exception for bad input."""
+"""The one exception for bad input, and the exit statuses that a sweep tells apart."""
 
 # Exit status of `run` when another process works on the same run.
 HELD = 3
+# Exit status of a command that Ctrl-C or SIGTERM ended.
+INTERRUPTED = 130
 
 
 class UserError(ValueError):

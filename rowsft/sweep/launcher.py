@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from rich.console import Console
 
 from rowsft.config.devices import devices_for
-from rowsft.errors import HELD, UserError, shortened
+from rowsft.errors import HELD, INTERRUPTED, UserError, shortened
 from rowsft.output import escape, redact
 from rowsft.store import Store
 from rowsft.store.identity import experiment_notes
@@ -126,7 +126,7 @@ def _run_job(job: SweepJob, of: int, at_once: int, threads: int | None, live: _L
             _say(f"{label}: another process is running it; waiting", "dim")
             while is_held(spec.folder):
                 if live.stopping.wait(0.5):
-                    return 130
+                    return INTERRUPTED
             rerun = False
         if not rerun and store.is_done(spec.run_id):
             store.add_experiment(spec.run_id, spec.experiment, experiment_notes(spec.config))
@@ -138,7 +138,8 @@ def _run_job(job: SweepJob, of: int, at_once: int, threads: int | None, live: _L
         if code == HELD:
             # Two processes started at the same moment and the other one got the run.
             continue
-        if code and code != 130:
+        # A sweep that is stopped stops its jobs: that they are not done is no news then.
+        if code and not live.stopping.is_set():
             _fail(job, of, _why(job, process, errors), "; the sweep goes on" * (job.number < of))
         elif at_once > 1 and not code:
             _say(f"{label}: done", "green")
@@ -149,21 +150,22 @@ def _why(job: SweepJob, process: subprocess.Popen, errors: str | None) -> str:
     """Why a job is not done, in a line. A job that was killed, or died without a record, gets its record here."""
     code, store = process.returncode, Store(job.spec.store)
     lines = [line for line in (errors or "").splitlines() if line.strip()]
-    told = shortened(lines[-1].removeprefix("rowsft: ").removeprefix("error: "), 300) if lines else in_words(code)
+    reason = shortened(lines[-1].removeprefix("rowsft: ").removeprefix("error: "), 300) if lines else in_words(code)
     try:
-        if signal_of(code):
-            told = in_words(code)
-            store.record_death(job.spec.config, process.pid, told)
+        # A job that was interrupted ends by itself, with a record, unless it had none yet.
+        if signal_of(code) and code != INTERRUPTED:
+            reason = in_words(code)
+            store.record_death(job.spec.config, process.pid, reason)
         elif latest := store.attempt_of(job.spec.run_id, process.pid):
             error = latest.get("error") or {}
-            told = shortened(f"{latest['state']}: {error.get('type')}: {error.get('message')}", 300)
-        elif code != 2:
-            store.record_death(job.spec.config, process.pid, told)
+            reason = shortened(f"{latest['state']}: {error.get('type')}: {error.get('message')}", 300)
+        elif code not in (2, INTERRUPTED):
+            store.record_death(job.spec.config, process.pid, reason)
         elif not lines:
-            told = "bad input, said above"
+            reason = "bad input, said above" if code == 2 else "interrupted"
     except UserError as error:
-        told = f"{told}; its record cannot be written: {error}"
-    return told
+        reason = f"{reason}; its record cannot be written: {error}"
+    return reason
 
 
 def _start(

@@ -98,6 +98,34 @@ def test_a_stopped_sweep_stops_its_jobs(workshop, at_once):
     assert all("SIGTERM" in record.latest["error"]["message"] for record in records)
 
 
+def test_a_sweep_says_of_a_job_that_was_interrupted_alone_that_it_is_not_done(workshop):
+    """The signal reaches one job and not the sweep, which goes on and ends with the list of what is not done."""
+    name = "one_interrupted"
+    command = [*workshop.overrides("bert"), "trainer.steps=20000", f"experiment_name={name}", "method=full,none"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rowsft.cli", "sweep", *command, "seed=31"],
+        cwd=workshop.folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    store = Store(workshop.folder / "runs")
+    deadline = time.monotonic() + 120
+    while not any(record.attempts for record in store.runs(name)):
+        assert process.poll() is None and time.monotonic() < deadline, "no job started"
+        time.sleep(0.2)
+    (record,) = store.runs(name)
+    os.kill(record.latest["pid"], signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    listed = output[output.index("not done:") :]
+    assert "[1/2] method=full: interrupted: KeyboardInterrupt: stopped by SIGINT" in listed
+    assert "2 jobs: 1 done, 1 not" in listed
+    states = {record.config["method"]["name"]: record.state for record in store.runs(name)}
+    assert states == {"full": "interrupted", "none": "done"}
+
+
 # The command line in a process that may take little more than it holds when training begins.
 LIMITED_IN_TRAINING = """
 import contextlib, io, resource, sys

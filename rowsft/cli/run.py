@@ -1,0 +1,83 @@
+"""`rowsft run`: one run, or what is known of it."""
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from rowsft.cli import signals, sweep
+from rowsft.cli.arguments import add_config_folder
+from rowsft.cli.terminal import shown, without_warnings
+from rowsft.output import redact
+
+if TYPE_CHECKING:
+    from rowsft.config.run_spec import RunSpec
+
+HELP = "train and evaluate one method"
+
+
+def add_arguments(parser: argparse.ArgumentParser, groups: str | None) -> None:
+    """Add the arguments of `rowsft run`."""
+    parser.epilog = groups
+    parser.description = "Compose a configuration, run it, record it. A run that is done already is not repeated."
+    parser.add_argument("overrides", nargs="*", metavar="group=name|key=value", help="Hydra overrides")
+    parser.add_argument("--rerun", action="store_true", help="make a new attempt although the run is done")
+    parser.add_argument("--show-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("-m", "--multirun", action="store_true", help="sweep over commas, as `rowsft sweep`")
+    add_config_folder(parser)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run what the overrides describe, unless it is done; 0 where it is done then, else 1."""
+    if parsed.multirun:
+        return sweep.run(parsed)
+    from rowsft.config.compose import compose
+    from rowsft.config.devices import see_one
+    from rowsft.config.run_spec import run_spec
+    from rowsft.config.settings import trainer_settings
+
+    config = compose(parsed.overrides)
+    if parsed.show_config:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(OmegaConf.create(redact.config(OmegaConf.to_container(config)))), end="")
+        return 0
+    settings = trainer_settings(config)
+    spec = run_spec(config)
+    if not parsed.rerun and _done_already(spec):
+        return 0
+    see_one(settings.device)
+    # The profiler warns of every tensor older than its window; the peak counts those apart.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Renamings announced by transformers concern its callers in PEFT, not the user.
+    with without_warnings(FutureWarning, "transformers"):
+        # torch and transformers are imported only once the configuration is known to be good.
+        import transformers
+
+        from rowsft.runner import run as runner
+
+        if not sys.stderr.isatty():
+            transformers.utils.logging.disable_progress_bar()
+        signals.on_signals()
+        print(shown(spec.label), flush=True)
+        outcome = runner.run(spec, settings, parsed.rerun, say=lambda text: print(shown(text), flush=True))
+    if outcome.message:
+        print(f"rowsft: {shown(outcome.message)}", file=sys.stderr)
+    print(shown(f"{outcome.state}: run {outcome.run_id} in {outcome.folder}"))
+    return 0 if outcome.state == "done" else 1
+
+
+def _done_already(spec: "RunSpec") -> bool:
+    """Whether the run is recorded as done, which is told without importing torch. Enters it in its experiment."""
+    from rowsft.store import Store
+    from rowsft.store.identity import experiment_notes
+
+    store = Store(spec.store)
+    if not store.is_done(spec.run_id):
+        return False
+    store.add_experiment(spec.run_id, spec.experiment, experiment_notes(spec.config))
+    print(spec.label)
+    print("rowsft: done already (--rerun repeats it)", file=sys.stderr)
+    print(f"done: run {spec.run_id} in {spec.folder}")
+    return True
