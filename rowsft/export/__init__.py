@@ -17,7 +17,7 @@ from rowsft.export import card, lora
 from rowsft.export.intact import check_intact
 from rowsft.export.merged import write_merged
 from rowsft.export.source import Source, find
-from rowsft.models.loading import skeleton
+from rowsft.models.blueprint import skeleton
 from rowsft.output import redact
 from rowsft.store.files import explained
 

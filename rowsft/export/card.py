@@ -41,13 +41,12 @@ _SETTINGS = ("method", "budget", "trainer", "seed")
 def text(source: Source, to: str, run: str) -> str:
     """README.md of an export to `to`; `run` is how the user named the source."""
     base = source.model["source"]
-    auto = {"causal_lm": "AutoModelForCausalLM", "sequence_classification": "AutoModelForSequenceClassification"}
     front = {"library_name": "peft" if to == "lora" else "transformers", "tags": ["row-sft"]}
     if _HUB_ID.fullmatch(str(base)):
         front["base_model"] = str(base)
     classes = _result(source).get("task_about", {}).get("classes")
     labels = f", num_labels={len(classes)}" if classes else ""
-    loading = _LOADING[to].format(auto=auto[source.head], base=json.dumps(redact.text(str(base))), labels=labels)
+    loading = _LOADING[to].format(auto=source.head.model_class, base=json.dumps(redact.text(str(base))), labels=labels)
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, default_flow_style=None)}---",
         f"# {escape.markdown(_title(source))}",

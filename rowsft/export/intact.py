@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from rowsft.errors import UserError, shortened
 from rowsft.export.source import CONFIG, PREFIX, TENSORS, Source
-from rowsft.models.loading import skeleton
+from rowsft.models.blueprint import skeleton
+from rowsft.tasks.heads import label_settings
 
 _AGAIN = "the file is damaged, or belongs to another configuration or base model: save the adapter again"
 
 
 def head_settings(source: Source, tensors: dict[str, Tensor]) -> dict:
     """num_labels and problem_type of the base model; the trained head itself says how many outputs it has."""
-    if source.head != "sequence_classification":
+    if not source.head.fresh:
         return {}
     plain = skeleton(source.model, source.head)
     known = {f"{PREFIX}{name}": parameter.shape for name, parameter in plain.named_parameters()}
@@ -25,10 +26,9 @@ def head_settings(source: Source, tensors: dict[str, Tensor]) -> dict:
         len(tensor) for name, tensor in tensors.items() if tensor.ndim and known.get(name, tensor.shape) != tensor.shape
     )
     num_labels = next(changed, plain.config.num_labels)
-    problem_type = plain.config.problem_type
     if source.record:
-        problem_type = "regression" if num_labels == 1 else "single_label_classification"
-    return {"num_labels": num_labels, "problem_type": problem_type}
+        return label_settings(num_labels)
+    return {"num_labels": num_labels, "problem_type": plain.config.problem_type}
 
 
 def needs_weights(source: Source) -> bool:
@@ -73,7 +73,7 @@ def _expected(source: Source, tensors: dict[str, Tensor], base: nn.Module | None
         config.rows_in_checkpoint = config.inference_mode = True
     device = torch.device("meta") if base is None else nullcontext()
     if base is None:
-        base = skeleton(source.model, source.head, head_settings(source, tensors).get("num_labels"))
+        base = skeleton(source.model, source.head, head_settings(source, tensors))
     with _usable(source), device, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(base, config)

@@ -23,12 +23,12 @@ def write_merged(source: Source, folder: Path) -> None:
         check_intact(source, tensors)
     head = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     classes = (_result(source).get("task_about") or {}).get("classes")
-    loaded = load(source.model, source.head, **head_settings(source, tensors))
+    loaded = load(source.model, source.head, head_settings(source, tensors))
     _check_base(source, loaded, head)
     if needs_weights(source):
         check_intact(source, tensors, loaded.model)
     model = PeftModel.from_pretrained(loaded.model, source.folder).merge_and_unload()
-    write_checkpoint(model, loaded.tokenizer, classes, folder)
+    write_checkpoint(model, loaded.processor, classes, folder)
 
 
 def _check_base(source: Source, loaded: Loaded, head: dict[str, Tensor]) -> None:

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rowsft.errors import UserError, shortened
-from rowsft.models.loading import Head
 from rowsft.selection.targets import HEAD_NAMES
 from rowsft.store import Record
 from rowsft.store.finding import finished_run
+from rowsft.tasks.heads import CAUSAL_LM, SEQUENCE_CLASSIFICATION, Head
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 # What PEFT puts before the names of the base model.
@@ -119,10 +119,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _head(config: dict[str, Any], folder: Path) -> Head:
     """By the task type, or by the name of the model class that PEFT wrote down."""
     named = str(config.get("task_type") or (config.get("auto_mapping") or {}).get("base_model_class") or "none")
-    if named == "SEQ_CLS" or named.endswith("ForSequenceClassification"):
-        return "sequence_classification"
-    if named == "CAUSAL_LM" or named.endswith(("ForCausalLM", "LMHeadModel")):
-        return "causal_lm"
+    for head in (SEQUENCE_CLASSIFICATION, CAUSAL_LM):
+        if named == head.peft_type or named.endswith(head.class_names):
+            return head
     raise UserError(
         f"{folder / CONFIG} was made for {named}; expected a causal language model or a sequence classifier: "
         "load the model in Python and call rowsft.export.to_lora(model, folder)"

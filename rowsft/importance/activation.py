@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from rowsft.importance.calibration import check_finite, device_of, on_device
+from rowsft.batch import device_of, on_device
+from rowsft.importance.calibration import check_finite
 from rowsft.importance.grouping import hooked, layer_input
 from rowsft.importance.padding import TokenMasks
 from rowsft.importance.reduction import Axis, Scores, stored_dim, sums, weight_of, zero_scores

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from rowsft.batch import IGNORED, device_of, on_device
 from rowsft.errors import UserError
 
-IGNORED = -100
 _SHIFTED = (None, "ForCausalLM", "ForConditionalGeneration")
 
 
@@ -116,21 +116,6 @@ def select_samples(batch: Mapping, samples: slice | Tensor) -> dict:
     }
 
 
-def on_device(batch: Mapping, device: torch.device) -> dict:
-    """The batch with its tensors on `device`."""
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model takes its inputs."""
-    return next(model.parameters()).device
-
-
-def largest_batch(batches: Sequence[Mapping]) -> Mapping:
-    """The batch with the most (padded) tokens, or entries of its largest tensor where there are no input ids."""
-    return max(batches, key=_entries)
-
-
 def loss_of(model: nn.Module, batch: Mapping, index: int) -> Tensor:
     """The model's own loss on a batch. Raises UserError naming the batch (`index`) for no loss or one not finite."""
     loss = getattr(model(**on_device(batch, device_of(model))), "loss", None)
@@ -156,12 +141,6 @@ def check_finite(values: Mapping[str, Tensor], index: int, what: str) -> None:
             f"calibration batch {index}: the {what} of layer {name} is not finite; drop the batch, or load the model "
             "in float32"
         )
-
-
-def _entries(batch: Mapping) -> int:
-    if "input_ids" in batch:
-        return batch["input_ids"].numel()
-    return max(value.numel() for value in batch.values() if isinstance(value, Tensor))
 
 
 def _shifts_labels(model: nn.Module) -> bool:

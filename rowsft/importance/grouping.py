@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rowsft.batch import device_of, largest_batch, on_device
 from rowsft.errors import UserError
-from rowsft.importance.calibration import device_of, largest_batch, on_device
 from rowsft.importance.recomputing import at_once, recomputed_blocks
 from rowsft.importance.reduction import block_bytes, wide
 from rowsft.importance.registry import Context

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from rowsft.importance.calibration import IGNORED
+from rowsft.batch import IGNORED
 
 
 class TokenMasks:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rowsft.importance.calibration import Rehearsal, labelled, largest_batch, loss_of, select_samples
+from rowsft.batch import largest_batch
+from rowsft.importance.calibration import Rehearsal, labelled, loss_of, select_samples
 from rowsft.importance.gradient import GradientHooks, add_to, backward, check_differentiable, passes
 from rowsft.importance.grouping import Pass, groups_of
 from rowsft.importance.reduction import Axis, Scores, blocks, one_per_weight, sums, wide, zero_scores

@@ -103,7 +103,7 @@ class StepClock:
         self._data_seconds.append(self._clock() - begin)
 
     def count(self, batch: Mapping[str, torch.Tensor]) -> None:
-        """Add a batch to the running step: input_ids (examples, length), attention_mask (examples, length) of 0 and 1.
+        """Add a batch to the running step: tensors, examples first; attention_mask (examples, length) of 0 and 1.
 
         A batch without a two-dimensional mask makes every token count None, since its padding cannot be told.
         Raises RuntimeError outside a step.
@@ -111,7 +111,7 @@ class StepClock:
         if self._begin is None:
             raise RuntimeError("StepClock.count() outside a step; call start() first")
         self._batches_counted += 1
-        self._examples += len(batch["input_ids"])
+        self._examples += next(len(value) for value in batch.values() if torch.is_tensor(value) and value.ndim)
         mask = batch.get("attention_mask")
         if mask is None or mask.ndim != 2:
             self._tokens_known = False

@@ -1,13 +1,12 @@
 """What a model takes (longest text, token ids, padding) and whether texts fit: checked before training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rowsft.batch import IGNORED
 from rowsft.errors import UserError, shortened
-from rowsft.tasks.answer_score import IGNORE
 
 
 def positions_of(model: PreTrainedModel) -> int | None:
@@ -21,13 +20,13 @@ def positions_of(model: PreTrainedModel) -> int | None:
     # XLNet gives -1 where it counts no positions.
     if not configured or configured < 0:
         return None
-    return configured - max((_rows_before_the_first(table) for table in _position_tables(model, configured)), default=0)
+    return configured - max((table.padding_idx + 1 for table in _position_tables(model, configured)), default=0)
 
 
 def counts_from_padding(model: PreTrainedModel) -> bool:
     """Whether the number of a text's first position depends on which token the configuration calls padding."""
     configured = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return bool(configured) and bool(_position_tables(model, configured))
+    return configured is not None and bool(configured and _position_tables(model, configured))
 
 
 def check_length(model: PreTrainedModel, length: int | None) -> None:
@@ -88,26 +87,20 @@ def check_encoded(
             token = tokenizer.convert_ids_to_tokens(max(ids))
             used = f"{_name(examples, encoded, index)} of the {split} data holds {shortened(token)}"
             raise UserError(_too_many(model, tokenizer, source, used))
-        if isinstance(each["labels"], list) and each["labels"][-1] == IGNORE:
+        if isinstance(each["labels"], list) and each["labels"][-1] == IGNORED:
             raise UserError(
                 f"{_name(examples, encoded, index)} of the {split} data has an answer without any token, and the "
                 f"tokenizer of model.source={source} adds no EOS token; remove the example, or fill its answer"
             )
 
 
-def may_give_nothing(tokenizer: PreTrainedTokenizerBase, head: str) -> bool:
-    """Whether a text can come out without any token: nothing is put in front of it."""
-    if head == "causal_lm":
-        return tokenizer.bos_token_id is None and tokenizer.eos_token_id is None
-    return not tokenizer("")["input_ids"]
-
-
-def _position_tables(model: nn.Module, count: int) -> list[nn.Module]:
+def _position_tables(model: PreTrainedModel, count: int) -> list[Any]:
     """Embeddings of `count` rows that tell of padding, input embeddings apart."""
     tokens = model.get_input_embeddings()
+    modules: Iterable[Any] = model.modules()
     return [
         module
-        for module in model.modules()
+        for module in modules
         if module is not tokens
         and isinstance(getattr(module, "padding_idx", None), int)
         and getattr(getattr(module, "weight", None), "ndim", 0) == 2
@@ -115,12 +108,8 @@ def _position_tables(model: nn.Module, count: int) -> list[nn.Module]:
     ]
 
 
-def _rows_before_the_first(table: nn.Module) -> int:
-    return table.padding_idx + 1
-
-
 def _rows(model: PreTrainedModel) -> int:
-    embeddings = model.get_input_embeddings()
+    embeddings: Any = model.get_input_embeddings()
     return getattr(embeddings, "num_embeddings", len(embeddings.weight))
 
 

@@ -121,6 +121,7 @@ def plan(
         if largest is None or step.peak.total > largest[0].peak.total:
             largest = step, model
         gc.collect()
+    assert largest is not None, "a method has one way to choose at least"
     step, model = largest
     evaluation = None
     if not training_only:

@@ -7,8 +7,6 @@ from torch import nn
 from rowsft.measure.ledger import CUDA_BLOCK_BYTES, Ledger
 from rowsft.plan.autocast import autocast, fake_device
 from rowsft.plan.without_data import without_data
-from rowsft.tasks import causal, classification
-from rowsft.tasks.evaluating import run_batches
 
 if TYPE_CHECKING:
     from rowsft.plan.planned_run import PlannedRun
@@ -22,11 +20,8 @@ def evaluation_peak(run: "PlannedRun", model: nn.Module) -> int:
     """
     count = run.settings.eval_batch_size
     batch = run.batch(model, evaluated=True)
-    read = causal.read_batch if run.task.head == "causal_lm" else classification.read_batch
     # Autocast keeps the trained weights that it has converted: the second batch has all of them from its start.
-    batches = 2 if run.settings.autocast else 1
-    # Their lengths are all that is asked of the examples.
-    examples = [{"input_ids": range(run.lengths.evaluated[0])}] * (count * batches)
+    times = 2 if run.settings.autocast else 1
     with (
         fake_device(model, run.gpu),
         without_data(run.gpu, padded=count > 1 and not run.lengths.alike[1], results=True),
@@ -39,5 +34,5 @@ def evaluation_peak(run: "PlannedRun", model: nn.Module) -> int:
             ledger.hold_model(model)
             ledger.hold("temporary", batch.values())
             ledger.begin()
-            run_batches(model, examples, lambda given: dict(batch), count, None, read)
+            run.task.dry_evaluation(model, batch, times)
     return max(moment.total for moment in ledger.peaks().values())

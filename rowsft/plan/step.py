@@ -1,9 +1,10 @@
 """One training step on the meta device: what it holds, part by part, and what it computes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,8 @@ def _warm_up(model: nn.Module, optimizer, batch: Mapping[str, Tensor], keep_grad
     accumulate, the gradients of those before."""
     if keep_gradients and optimizer is not None:
         # Recomputing would give the same gradients, later.
-        recomputing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+        modules: Iterable[Any] = model.modules()
+        recomputing = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
         for module in recomputing:
             module.gradient_checkpointing = False
         model(**batch, **arguments).loss.backward()

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from rowsft.batch import on_device
 from rowsft.config.settings import TrainerSettings
-from rowsft.importance.calibration import Calibration, on_device
+from rowsft.importance.calibration import Calibration
 from rowsft.runner import trainer
 from rowsft.store.score_cache import ScoreCache
 
@@ -37,7 +39,7 @@ class TrainingBatches:
 
     def calibration(
         self,
-        store: str,
+        store: Path,
         config: dict,
         revision: str | None,
         anew: bool,
@@ -55,7 +57,7 @@ class TrainingBatches:
             "calibration_batches": self.settings.calibration_batches,
             "device": self.device.type,
         }
-        around = nullcontext
+        around: Callable[[], AbstractContextManager] = nullcontext
         if self.settings.warm_head:
             kept_by |= {"warm_head": self.settings.warm_head, "learning_rate": self.settings.learning_rate}
             around = warmed

@@ -1,6 +1,7 @@
 """What one run holds as it goes, and how it ended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from rowsft.tracking.tracker import Tracker
 
 @dataclass
 class Job:
-    """What one run holds as it goes: filled in by the steps below in their order."""
+    """What one run holds as it goes: filled in by the steps of run.py in their order."""
 
     spec: RunSpec
     settings: TrainerSettings
@@ -34,14 +35,15 @@ class Job:
     clock: measure.PhaseClock
     memory: dict = field(default_factory=lambda: {"select": None, "train": None, "evaluate": None})
     energy: dict = field(default_factory=dict)
-    loaded: Loaded | None = None
-    model: Any = None
-    splits: dict[str, list[dict]] = field(default_factory=dict)
-    encoded: list[dict] = field(default_factory=list)
-    resolved: ResolvedMethod | None = None
     trainer: training.OrderedTrainer | None = None
     curve_written: bool = False
     gpu: measure.Gpu | None = field(init=False)
+    # The steps fill these in; nothing reads them before.
+    loaded: Loaded = field(init=False)
+    model: Any = field(init=False)
+    splits: dict[str, list[dict]] = field(init=False)
+    encoded: list[dict] = field(init=False)
+    resolved: ResolvedMethod = field(init=False)
 
     def __post_init__(self):
         if self.device.type == "cuda":
@@ -57,6 +59,15 @@ class Job:
     @property
     def device(self) -> torch.device:
         return training.device_of(self.settings)
+
+    @contextmanager
+    def metered(self, phase: str) -> Iterator[None]:
+        """Enter the memory of the block, and its energy where a GPU counts it."""
+        with (
+            measure.watched(self.memory, phase, self.device, self.gpu),
+            measure.energy_of(self.energy, phase, self.device, self.gpu),
+        ):
+            yield
 
 
 @dataclass(frozen=True)

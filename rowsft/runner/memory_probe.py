@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from rowsft import measure
+from rowsft.batch import largest_batch, longest_first
 from rowsft.importance.calibration import Calibration, Rehearsal
 from rowsft.importance.recomputing import recomputing
 from rowsft.measure.ledger import Ledger
@@ -20,8 +21,7 @@ def wanted(job: Job) -> bool:
 
 def selection(job: Job, sizes: ResolvedMethod, calibration: Calibration) -> None:
     """The memory of scoring, on the largest calibration batch."""
-    # Of equal ones it is one that has padding, whose mask takes memory.
-    largest = max(calibration, key=lambda batch: (batch["input_ids"].numel(), not batch["attention_mask"].all()))
+    largest = largest_batch(calibration)
 
     def select(hold: Callable[[dict], None]) -> None:
         # Made anew, so that the batch counts, as training's and evaluation's do.
@@ -35,7 +35,7 @@ def selection(job: Job, sizes: ResolvedMethod, calibration: Calibration) -> None
 
 def evaluation(job: Job, evaluate: Callable[[list[dict]], object]) -> None:
     """The memory of evaluating the largest batch: of the longest examples, with padding where any of them has some."""
-    by_length = sorted(job.splits[job.settings.evaluate[0]], key=lambda example: -len(str(example)))
+    by_length = longest_first(job.splits[job.settings.evaluate[0]])
     # Under autocast the second batch finds the trained weights converted: it may be the one with the peak.
     batches = 2 if job.settings.autocast else 1
     largest = by_length[: job.settings.eval_batch_size * batches]

@@ -1,9 +1,7 @@
 """One run, top to bottom, by the same code for every method: load, select, attach, train, evaluate, save, record."""
 
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +13,20 @@ from rowsft import measure
 from rowsft.config.instantiate import bad_input, instantiated
 from rowsft.config.run_spec import RunSpec
 from rowsft.config.settings import TrainerSettings
-from rowsft.importance.calibration import Calibration
-from rowsft.importance.recomputing import recomputing
 from rowsft.method_info import info_of, to_record
-from rowsft.methods.base import calibrating, method_of, selected
-from rowsft.models import capacity
+from rowsft.methods.base import method_of
 from rowsft.models.checkpoint import write_checkpoint
-from rowsft.models.loading import load, targets_of
-from rowsft.progress import bar
 from rowsft.runner import memory_probe
 from rowsft.runner import trainer as training
-from rowsft.runner.calibration import TrainingBatches
 from rowsft.runner.context import Job, Outcome
-from rowsft.runner.head_warmup import warmed_head
+from rowsft.runner.evaluation import evaluate, evaluate_examples
+from rowsft.runner.loading import load_all
+from rowsft.runner.selection import select
 from rowsft.selection.budget import Budget
 from rowsft.store import Store
 from rowsft.store.attempt import error_fields, state_of
 from rowsft.tasks import Task
 from rowsft.tracking.tracker import Tracker, final_numbers, tracking
-
-# Examples between two moves of the tokenising bar.
-ENCODED_AT_ONCE = 1000
 
 
 def run(spec: RunSpec, settings: TrainerSettings, rerun: bool, say: Callable[[str], None]) -> Outcome:
@@ -92,7 +83,7 @@ def _read_ahead(task: Task, clock: measure.PhaseClock) -> None:
 def _perform(job: Job) -> None:
     run_id = f"{job.spec.run_id}-{job.attempt.number}"
     with tracking(job.tracker, run_id, job.spec.config, job.spec.experiment):
-        for step in (_load, _select, _attach, _train, _evaluate, _save, _probe_memory):
+        for step in (load_all, select, _attach, _train, evaluate, _save, _probe_memory):
             step(job)
             # What kills a process for its memory lets it write nothing more.
             job.attempt.update(memory=job.memory)
@@ -112,108 +103,9 @@ def _build(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def _load(job: Job) -> None:
-    config = OmegaConf.create(job.spec.config)
-    job.say(f"loading {config.model.name} and {config.task.name}")
-    # A GPU's allocator counts along; a CPU's is asked where memory is measured at all.
-    asked = memory_probe.wanted(job) and job.device.type == "cpu"
-    peak = measure.AllocationPeak(job.device) if asked else None
-    with measure.watched(job.memory, "load", job.device, job.gpu):
-        with job.clock.phase("data"):
-            job.splits = job.task.splits()
-        with job.clock.phase("load"), peak or nullcontext():
-            job.loaded = load(
-                config.model,
-                job.task.head,
-                job.task.num_labels,
-                problem_type=getattr(job.task, "problem_type", None),
-                seed=job.seed,
-            )
-            capacity.check_length(job.loaded.model, config.task.get("max_length"))
-            capacity.check_padding(job.loaded.tokenizer, config.model.source)
-            job.model = job.loaded.model.to(job.device)
-        with job.clock.phase("data"):
-            job.encoded = _encode(job, job.splits["train"])
-            _check_tokens(job)
-    # What loading leaves behind: the loader's own threads escape a ledger, and only the resident set shows them.
-    if peak is not None:
-        job.memory["load"]["peak_allocated_bytes"] = peak.new_peak_bytes
-    measured = {"load": job.memory["load"]["peak_allocated_bytes"]}
-    measure.record_breakdown(job.memory, "load", lambda ledger: None, job.device, job.model, measured=measured)
-    about = job.task.about()
-    job.attempt.update(
-        task_about=about,
-        model_facts=job.loaded.facts,
-        primary_metric=job.task.primary_metric,
-        higher_is_better=job.task.higher_is_better,
-    )
-    sizes = ", ".join(f"{len(examples)} {name}" for name, examples in job.splits.items())
-    job.say(f"  {job.model.num_parameters():,} parameters; examples: {sizes}")
-    for text in about.get("warnings", []):
-        print(f"rowsft: warning: {text}", file=sys.stderr)
-
-
-@contextmanager
-def _metered(job: Job, phase: str) -> Iterator[None]:
-    """Enter the memory of the block, and its energy where a GPU counts it."""
-    with (
-        measure.watched(job.memory, phase, job.device, job.gpu),
-        measure.energy_of(job.energy, phase, job.device, job.gpu),
-    ):
-        yield
-
-
 def _costs(job: Job) -> dict:
     """The record's seconds and memory; its energy only where there is one."""
     return {"seconds": job.clock.summary(), "memory": job.memory, **({"energy": job.energy} if job.energy else {})}
-
-
-def _encode(job: Job, examples: list[dict]) -> list[dict]:
-    encoded: list[dict] = []
-    for first in bar("tokenising")(range(0, len(examples), ENCODED_AT_ONCE)):
-        encoded += job.task.encode(examples[first : first + ENCODED_AT_ONCE], job.loaded.tokenizer)
-    return encoded
-
-
-def _check_tokens(job: Job) -> None:
-    """Refuse texts without tokens and tokens without embeddings, in every split that the run will use."""
-    model, tokenizer = job.loaded.model, job.loaded.tokenizer
-    source = job.spec.config["model"]["source"]
-
-    def check(split: str, encoded: list[dict]) -> None:
-        capacity.check_encoded(model, tokenizer, source, split, job.splits[split], encoded)
-
-    check("train", job.encoded)
-    spare = capacity.spare_tokens(model, tokenizer)
-    if spare:
-        capacity.check_pad_id(model, tokenizer, source)
-    if spare or capacity.may_give_nothing(tokenizer, job.task.head):
-        # Encoded once more for evaluation: only where it might fail then, with the training lost.
-        for split in job.settings.evaluate:
-            if split != "train":
-                check(split, _encode(job, job.splits[split]))
-    if spare:
-        job.say(f"  warning: the tokenizer has {spare:,} ids more than the embeddings have rows; no text uses them")
-
-
-def _select(job: Job) -> None:
-    """Solve the budget and choose what to train. Only training data are shown to the importance metric."""
-    targets = targets_of(job.spec.config["model"], job.task.head)
-    with job.clock.phase("select"):
-        job.resolved = job.method.solve(job.budget, job.model, targets)
-        calibration = _calibration(job) if calibrating(job.method) else None
-        sizes, recompute = job.resolved, job.settings.gradient_checkpointing and bool(calibration)
-        with _metered(job, "select"), recomputing(job.model, recompute):
-            job.resolved = selected(job.method, job.model, sizes, calibration or ())
-    if calibration:
-        job.attempt.update(scores_from_cache=calibration.was_read)
-        if calibration.was_read and not (memory_probe.wanted(job) and job.device.type == "cpu"):
-            # Nothing was scored, so nothing was measured; on a CPU the probe below scores once more.
-            job.memory["select"] = None
-        if memory_probe.wanted(job):
-            with job.clock.phase("measure"):
-                memory_probe.selection(job, sizes, calibration)
-    _say_budget(job)
 
 
 def _attach(job: Job) -> None:
@@ -250,17 +142,17 @@ def _train(job: Job) -> None:
         job.trainer = training.build_trainer(
             job.model,
             job.encoded,
-            job.task.collator(job.loaded.tokenizer, job.model),
+            job.task.collator(job.loaded.processor, job.model),
             job.settings,
             job.seed,
             clock,
             lambda point: job.tracker.log(point["step"], {f"train/{k}": v for k, v in point.items() if k != "step"}),
             scratch,
-            normalises_by_tokens=job.task.head == "causal_lm",
+            normalises_by_tokens=job.task.head.normalises_by_tokens,
         )
         per_step = job.settings.batch_size * job.settings.gradient_accumulation
         job.say(f"  training for {job.trainer.args.max_steps} steps of {per_step}")
-        with _metered(job, "train"):
+        with job.metered("train"):
             job.trainer.train()
     curve = job.trainer.curve
     job.attempt.update(**clock.summary(), train_loss_final=curve[-1]["loss"], **_inputs(job.model))
@@ -273,27 +165,9 @@ def _inputs(model: torch.nn.Module) -> dict:
     sources = getattr(model.base_model, "input_sources", None)
     if sources is None:
         return {}
-    told = list(sources().values())
-    rebuilt = sum(source.startswith("rebuilt") for source in told)
-    return {"inputs": {"rebuilt": rebuilt, "kept": len(told) - rebuilt}}
-
-
-def _evaluate(job: Job) -> None:
-    metrics, predictions = {}, []
-    with job.clock.phase("evaluate"), _metered(job, "evaluate"):
-        for split in job.settings.evaluate:
-            result = _evaluate_examples(job, job.splits[split], f"evaluating {split}")
-            metrics[split] = result.metrics
-            predictions += [{"split": split, **row} for row in result.predictions]
-            numbers = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
-            job.say(f"  {split}: {numbers}")
-    job.attempt.update(metrics=metrics)
-    job.attempt.write_predictions(predictions)
-    # Only where the base model is still the untouched one can it give the reference.
-    if job.method.trainable(job.model)["adapter"] == 0 and "test" in job.settings.evaluate:
-        with job.clock.phase("measure"):
-            reference = job.task.reference_metrics(job.model, job.splits["test"], job.loaded.tokenizer)
-        job.attempt.update(reference=reference)
+    layers = list(sources().values())
+    rebuilt = sum(source.startswith("rebuilt") for source in layers)
+    return {"inputs": {"rebuilt": rebuilt, "kept": len(layers) - rebuilt}}
 
 
 def _save(job: Job) -> None:
@@ -304,7 +178,7 @@ def _save(job: Job) -> None:
 
 def _write_trained(job: Job, folder: Path) -> None:
     if job.method.saves_checkpoint:
-        write_checkpoint(job.model, job.loaded.tokenizer, job.task.about().get("classes"), folder)
+        write_checkpoint(job.model, job.loaded.processor, job.task.about().get("classes"), folder)
     else:
         job.method.save(job.model, folder)
 
@@ -313,48 +187,8 @@ def _probe_memory(job: Job) -> None:
     if not memory_probe.wanted(job):
         return
     with job.clock.phase("measure"):
-        memory_probe.evaluation(job, lambda examples: _evaluate_examples(job, examples, None))
+        memory_probe.evaluation(job, lambda examples: evaluate_examples(job, examples, None))
         memory_probe.training_step(job)
-
-
-def _evaluate_examples(job: Job, examples: list[dict], title: str | None):
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    kind = kinds.get(job.settings.autocast)
-    with torch.autocast(job.device.type, dtype=kind, enabled=kind is not None):
-        return job.task.evaluate(
-            job.model,
-            examples,
-            job.loaded.tokenizer,
-            job.settings.eval_batch_size,
-            progress=bar(title) if title else None,
-        )
-
-
-def _calibration(job: Job) -> Calibration:
-    collate = job.task.collator(job.loaded.tokenizer, job.model)
-    batches = TrainingBatches(job.encoded, collate, job.settings, job.seed, job.device)
-    # A repetition measures what the first attempt did, scoring too.
-    again, revision = job.attempt.number > 1, job.loaded.revision
-    return batches.calibration(job.spec.store, job.spec.config, revision, again, lambda: _warmed(job, batches))
-
-
-@contextmanager
-def _warmed(job: Job, batches: TrainingBatches) -> Iterator[None]:
-    """The block scores under a head trained for trainer.warm_head steps; every method trains from the fresh one."""
-    steps = job.settings.warm_head
-    job.say(f"  warming the head for {steps} steps")
-    warming = bar("warming the head")(batches.first(steps, repeat=True), total=steps)
-    with warmed_head(job.model, job.resolved.values["head_modules"], warming, job.settings.learning_rate) as losses:
-        job.attempt.update(warm_head={"steps": steps, "loss_first": losses[0], "loss_last": losses[-1]})
-        yield
-
-
-def _say_budget(job: Job) -> None:
-    resolved = job.resolved
-    if resolved.achieved is not None and resolved.asked:
-        off = 100 * (resolved.achieved - resolved.asked) / resolved.asked
-        counts = f"asked {resolved.asked:,}, got {resolved.achieved:,} parameters ({off:+.2f} %)"
-        job.say(f"  budget ({resolved.source}): {counts}")
 
 
 def _close(job: Job, error: BaseException) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from rowsft import batch as batches
 from rowsft.config.devices import index_of
 from rowsft.config.settings import TrainerSettings
 from rowsft.errors import UserError
@@ -213,18 +214,9 @@ def build_trainer(
 
 
 def largest_batch(trainer: OrderedTrainer) -> list[dict]:
-    """The training micro-batch with the most padded tokens: the one whose step sets the memory peak.
-
-    Of equal ones it is one that has padding, whose mask takes memory.
-    """
-    size = trainer.settings.batch_size
-    data = trainer.train_dataset
-
-    def extent(batch: list[dict]) -> tuple[int, bool]:
-        lengths = [len(example["input_ids"]) for example in batch]
-        return len(batch) * max(lengths), min(lengths) < max(lengths)
-
-    return max((data[first : first + size] for first in range(0, len(data), size)), key=extent)
+    """The largest training micro-batch: the one whose step sets the memory peak."""
+    size, data = trainer.settings.batch_size, trainer.train_dataset
+    return batches.largest_batch([data[first : first + size] for first in range(0, len(data), size)])
 
 
 def extra_step(

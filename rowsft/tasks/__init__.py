@@ -3,9 +3,12 @@
 May import assets and the store's file helpers. Must not know methods, or models beyond their configuration.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+from rowsft.tasks.heads import Head
 
 # Wraps an iterable to show progress: wrap(items, total=None). None shows nothing.
 Progress = Callable[..., Iterable] | None
@@ -19,40 +22,84 @@ class Evaluation:
     predictions: list[dict[str, Any]] = field(default_factory=list)
 
 
-class Task(Protocol):
-    """What a run needs from a task. Building one reads no data; `splits` does, once.
+class Size(NamedTuple):
+    """Tokens of an encoded example. answer: those from its first labelled one on; None where labels are no tokens."""
 
-    `head` is sequence_classification or causal_lm; `num_labels` and `problem_type` are None for a language model.
+    tokens: int
+    answer: int | None = None
+
+
+class Task(Protocol):
+    """All that runs and plans ask of a task. Building one reads no data; `splits` does, once.
+
+    max_length: the most tokens of an example. evaluates_as_trained: evaluation reads the sequences that `encode`
+    gives; False where it reads others, such as every option of a question.
+    A processor is what `head.processor_class` makes: a tokenizer for texts.
     Choose on train, tune on validation, report on test.
     """
 
     name: str
-    head: str
-    num_labels: int | None
-    problem_type: str | None
+    head: Head
+    max_length: int
     primary_metric: str
     higher_is_better: bool
+    evaluates_as_trained: bool
 
+    @abstractmethod
+    def head_settings(self, num_labels: int | None = None) -> dict[str, Any]:
+        """What the model's configuration is told of its head, such as num_labels.
+
+        num_labels: stands for the data's own, which are not read then. Raises UserError for data that are refused.
+        """
+
+    @abstractmethod
+    def data_at_hand(self) -> bool:
+        """Whether the user's own data, where the task reads any, can be read without a network."""
+
+    @abstractmethod
     def splits(self) -> dict[str, list[dict]]:
         """train, validation and test as lists of plain dicts, each with an `id` that no change of settings alters."""
 
-    def encode(self, examples: list[dict], tokenizer) -> list[dict]:
-        """One training sequence an example: unpadded input_ids (list of int), labels, and what else the model takes."""
+    @abstractmethod
+    def encode(self, examples: list[dict], processor: Any, /) -> list[dict]:
+        """One training example each: what the model takes, unpadded (of texts input_ids, list of int), and labels."""
 
-    def collator(self, tokenizer, model=None) -> Callable[[list[dict]], dict[str, Any]]:
+    @abstractmethod
+    def may_encode_nothing(self, processor: Any, /) -> bool:
+        """Whether an example can come out of `encode` or of evaluation without any token."""
+
+    @abstractmethod
+    def size(self, encoded: dict) -> Size:
+        """What an encoded example costs."""
+
+    @abstractmethod
+    def collator(self, processor: Any, model: Any = None, /) -> Callable[[list[dict]], dict[str, Any]]:
         """A function from encoded examples to a batch that model.forward accepts.
 
         Entries are tensors with the batch first, except `logits_to_keep` (int) of language models. `model` is needed
         only for a language model whose forward takes no logits_to_keep.
         """
 
+    @abstractmethod
+    def dummy_batch(self, model: Any, count: int, size: Size, empty: Callable[..., Any]) -> dict[str, Any]:
+        """What the collator makes for `model` of `count` examples of that size (answer None: any token may be of it),
+        its tensors without data from empty(shape, dtype=int64)."""
+
+    @abstractmethod
     def evaluate(
-        self, model, examples: list[dict], tokenizer, batch_size: int, progress: Progress = None
+        self, model: Any, examples: list[dict], processor: Any, /, batch_size: int, progress: Progress = None
     ) -> Evaluation:
         """Metrics and predictions in eval mode, without gradients; the model's train or eval mode is restored."""
 
-    def reference_metrics(self, model, examples: list[dict], tokenizer) -> dict[str, float]:
+    @abstractmethod
+    def dry_evaluation(self, model: Any, batch: dict[str, Any], times: int) -> None:
+        """Compute what `evaluate` computes on `times` batches like `batch`, a dummy one."""
+
+    @abstractmethod
+    def reference_metrics(self, model: Any, examples: list[dict], processor: Any, /) -> dict[str, float]:
         """Reference metrics of doing nothing clever (`model` is the pretrained one); may be empty."""
 
+    @abstractmethod
     def about(self) -> dict[str, Any]:
-        """source, licence, caveat, sizes and sha256 of the data, for the record."""
+        """source, licence, caveat, sizes and sha256 of the data, for the record; also `warnings`, one line each, and
+        `classes`, the label of every class index, where there are any."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-IGNORE = -100
+from rowsft.batch import IGNORED
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ def read_scores(logits: Tensor, targets: Tensor) -> list[AnswerScore]:
     Targets of -100 do not count. Log-probabilities are taken in float32 and summed in float64.
     """
     logits = logits.float()
-    labelled = targets != IGNORE
+    labelled = targets != IGNORED
     chosen = torch.gather(logits, 2, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     log_probabilities = (chosen - logits.logsumexp(dim=-1)).double() * labelled
     matches = (logits.argmax(dim=-1) == targets) & labelled

@@ -1,16 +1,21 @@
 """What every task shares: splits read once, cut to the limits, refused if empty; facts about the data."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from rowsft import batch as batches
 from rowsft.errors import UserError, shortened
+from rowsft.tasks import Size, Task
+from rowsft.tasks.evaluating import run_batches
 from rowsft.tasks.splits import check_limits, limit
 
 
-class SplitTask(ABC):
+class SplitTask(Task):
     """A task whose examples come from `_read`; subclasses add the head, the encoding and the evaluation."""
+
+    evaluates_as_trained = True
 
     def __init__(self, name: str, max_length: int, limits: Mapping[str, int | None] | None = None):
         if not isinstance(name, str | int | float) or isinstance(name, bool) or not str(name).strip():
@@ -27,6 +32,33 @@ class SplitTask(ABC):
     @abstractmethod
     def _facts(self) -> dict[str, Any]:
         """source, licence, caveat and sha256 of the data."""
+
+    @staticmethod
+    @abstractmethod
+    def read_batch(output: Any, batch: dict[str, Any]) -> list:
+        """What evaluation keeps of every example of a batch, from the model's output for it."""
+
+    def head_settings(self, num_labels: int | None = None) -> dict[str, Any]:
+        """Nothing: the head is as the checkpoint has it."""
+        return {}
+
+    def data_at_hand(self) -> bool:
+        """True: the task reads no data of the user's."""
+        return True
+
+    def may_encode_nothing(self, processor, /) -> bool:
+        """False: every example has something that the model reads."""
+        return False
+
+    def size(self, encoded: dict) -> Size:
+        """Its tokens, none of them an answer."""
+        return Size(batches.tokens(encoded))
+
+    def dry_evaluation(self, model, batch: dict[str, Any], times: int) -> None:
+        """The pass of `run_batches` over `times` batches like `batch`."""
+        count = len(batch["labels"])
+        # Nothing is asked of the examples: the collator knows its batch.
+        run_batches(model, [{}] * (count * times), lambda examples: dict(batch), count, None, self.read_batch)
 
     @cached_property
     def _splits(self) -> dict[str, list[dict]]:

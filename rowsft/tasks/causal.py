@@ -12,9 +12,56 @@ from typing import Any
 
 import torch
 
-from rowsft.tasks import Progress, shared_prompt
-from rowsft.tasks.answer_score import IGNORE, AnswerScore, read_scores
+from rowsft.batch import IGNORED
+from rowsft.tasks import Progress, Size, shared_prompt
+from rowsft.tasks.answer_score import AnswerScore, read_scores
+from rowsft.tasks.base import SplitTask
 from rowsft.tasks.evaluating import run_batches
+from rowsft.tasks.heads import CAUSAL_LM
+
+
+class CausalTask(SplitTask):
+    """A task of prompts and answers; subclasses encode them by `encode_answer` and make metrics of `score_answers`."""
+
+    head = CAUSAL_LM
+
+    def may_encode_nothing(self, tokenizer, /) -> bool:
+        """Whether an example without tokens stays without: neither BOS nor EOS is there to be put before an answer."""
+        return tokenizer.bos_token_id is None and tokenizer.eos_token_id is None
+
+    def size(self, encoded: dict) -> Size:
+        """Tokens of prompt and answer, and those of the answer."""
+        return Size(len(encoded["input_ids"]), _answer_length(encoded["labels"]))
+
+    def collator(self, tokenizer, model=None, /) -> Callable[[list[dict]], dict[str, Any]]:
+        """`collate_left`; full labels where `model` is given and its forward takes no logits_to_keep."""
+        keep = model is None or takes_logits_to_keep(model)
+        return lambda encoded: collate_left(encoded, tokenizer.pad_token_id, keep)
+
+    def dummy_batch(self, model, count: int, size: Size, empty: Callable[..., torch.Tensor]) -> dict[str, Any]:
+        """The collator's entries; labels are a view of the last K positions."""
+        names = ("input_ids", "attention_mask", "position_ids", "labels")
+        batch = {name: empty((count, size.tokens)) for name in names}
+        if size.answer is None or not takes_logits_to_keep(model):
+            return batch
+        keep = size.answer + 1
+        return {**batch, "labels": batch["labels"][:, -keep:], "logits_to_keep": keep}
+
+    @staticmethod
+    def read_batch(output, batch: dict[str, Any]) -> list[AnswerScore]:
+        """The score of every answer of a batch."""
+        return read_scores(output.logits[:, :-1], batch["labels"][:, 1:])
+
+    def score_answers(
+        self, model, encoded: list[dict], tokenizer, batch_size: int, progress: Progress = None
+    ) -> list[AnswerScore]:
+        """The score of every encoded answer (its labelled tokens), computed in float32, in the order given.
+
+        Answers to the same prompt share one pass over it where the model keeps a cache (see shared_prompt.py).
+        """
+        if shared_prompt.pays(model, encoded):
+            return shared_prompt.score(model, encoded, tokenizer.pad_token_id, batch_size, progress)
+        return run_batches(model, encoded, self.collator(tokenizer, model), batch_size, progress, self.read_batch)
 
 
 def encode_answer(tokenizer, prompt: str, answer: str, max_length: int, end: bool) -> dict[str, list[int]]:
@@ -36,7 +83,7 @@ def encode_answer(tokenizer, prompt: str, answer: str, max_length: int, end: boo
         # A prompt that starts with BOS keeps it: models rely on it.
         start = before[: min(room - 1, int(before[0] == tokenizer.bos_token_id))]
         before = start + before[len(before) - room + len(start) :]
-    return {"input_ids": before + after, "labels": [IGNORE] * len(before) + after}
+    return {"input_ids": before + after, "labels": [IGNORED] * len(before) + after}
 
 
 def _prompt_ids(tokenizer, prompt: str) -> list[int]:
@@ -63,7 +110,7 @@ def collate_left(encoded: list[dict], pad_id: int, keep_logits: bool) -> dict[st
     """
     length = max(len(example["input_ids"]) for example in encoded)
     mask = torch.tensor([_left(0, [1] * len(example["input_ids"]), length) for example in encoded])
-    labels = torch.tensor([_left(IGNORE, example["labels"], length) for example in encoded])
+    labels = torch.tensor([_left(IGNORED, example["labels"], length) for example in encoded])
     batch = {
         "input_ids": torch.tensor([_left(pad_id, example["input_ids"], length) for example in encoded]),
         "attention_mask": mask,
@@ -81,33 +128,11 @@ def _left(value: int, row: list[int], length: int) -> list[int]:
 
 def _answer_length(labels: list[int]) -> int:
     """Tokens from the first labelled one to the end."""
-    return next((len(labels) - i for i, label in enumerate(labels) if label != IGNORE), 0)
-
-
-def collator(tokenizer, model=None) -> Callable[[list[dict]], dict[str, Any]]:
-    """`collate_left` for a tokenizer; full labels where `model` is given and its forward takes no logits_to_keep."""
-    keep = model is None or takes_logits_to_keep(model)
-    return lambda encoded: collate_left(encoded, tokenizer.pad_token_id, keep)
+    return next((len(labels) - i for i, label in enumerate(labels) if label != IGNORED), 0)
 
 
 def takes_logits_to_keep(model) -> bool:
     """Whether the model under any PEFT wrapper has a forward that names `logits_to_keep`."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
-
-
-def score_answers(
-    model, encoded: list[dict], tokenizer, batch_size: int, progress: Progress = None
-) -> list[AnswerScore]:
-    """The score of every encoded answer (its labelled tokens), computed in float32, in the order given.
-
-    Answers to the same prompt share one pass over it where the model keeps a cache (see shared_prompt.py).
-    """
-    if shared_prompt.pays(model, encoded):
-        return shared_prompt.score(model, encoded, tokenizer.pad_token_id, batch_size, progress)
-    return run_batches(model, encoded, collator(tokenizer, model), batch_size, progress, read_batch)
-
-
-def read_batch(output, batch: dict[str, Any]) -> list[AnswerScore]:
-    """The score of every answer of a batch from what the model made of it."""
-    return read_scores(output.logits[:, :-1], batch["labels"][:, 1:])
+    # Of the class: autocast puts another function in the place of the instance's own.
+    return "logits_to_keep" in inspect.signature(type(base).forward).parameters

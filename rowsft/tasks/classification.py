@@ -10,15 +10,16 @@ import torch
 from scipy.special import log_softmax
 
 from rowsft.errors import UserError, shortened
-from rowsft.tasks import Evaluation, Progress, metrics
+from rowsft.tasks import Evaluation, Progress, Size, metrics
 from rowsft.tasks.base import SplitTask
 from rowsft.tasks.evaluating import run_batches
+from rowsft.tasks.heads import SEQUENCE_CLASSIFICATION, label_settings
 
 
 class ClassificationTask(SplitTask):
     """Examples are {"id", "text", "pair" (absent for single texts), "label"}; labels are class indices or floats."""
 
-    head = "sequence_classification"
+    head = SEQUENCE_CLASSIFICATION
     higher_is_better = True
 
     def __init__(
@@ -45,11 +46,15 @@ class ClassificationTask(SplitTask):
     def is_regression(self) -> bool:
         return self.num_labels == 1
 
-    @property
-    def problem_type(self) -> str:
-        return "regression" if self.is_regression else "single_label_classification"
+    def head_settings(self, num_labels: int | None = None) -> dict[str, Any]:
+        """num_labels and problem_type."""
+        return label_settings(self.num_labels if num_labels is None else num_labels)
 
-    def encode(self, examples: list[dict], tokenizer) -> list[dict]:
+    def may_encode_nothing(self, tokenizer, /) -> bool:
+        """Whether a text without tokens stays without: nothing is put around it."""
+        return not tokenizer("")["input_ids"]
+
+    def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
         """input_ids (and token_type_ids where the model has them) cut to max_length tokens, labels, no padding."""
         pairs = [example["pair"] for example in examples] if examples and "pair" in examples[0] else None
         texts = [example["text"] for example in examples]
@@ -59,13 +64,25 @@ class ClassificationTask(SplitTask):
             {**{name: out[name][i] for name in names}, "labels": example["label"]} for i, example in enumerate(examples)
         ]
 
-    def collator(self, tokenizer, model=None) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
+    @property
+    def _label_dtype(self) -> torch.dtype:
+        return torch.float32 if self.is_regression else torch.long
+
+    def collator(self, tokenizer, model=None, /) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
         """Right padding to the longest example: input_ids, attention_mask (batch, length), labels (batch,)."""
-        dtype = torch.float32 if self.is_regression else torch.long
+        dtype = self._label_dtype
         return lambda encoded: pad_right(encoded, tokenizer.pad_token_id, dtype)
 
+    def dummy_batch(self, model, count: int, size: Size, empty: Callable[..., torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The collator's tensors; token_type_ids for a model that tells the texts of a pair apart, as BERT does."""
+        names = ["input_ids", "attention_mask"]
+        if getattr(model.config, "type_vocab_size", 0) > 1:
+            names.append("token_type_ids")
+        batch = {name: empty((count, size.tokens)) for name in names}
+        return {**batch, "labels": empty((count,), self._label_dtype)}
+
     def evaluate(
-        self, model, examples: list[dict], tokenizer, batch_size: int, progress: Progress = None
+        self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None
     ) -> Evaluation:
         """The task's metrics and the mean loss (cross-entropy in nats, or squared error); scores are the logits."""
         logits = np.array(
@@ -75,7 +92,7 @@ class ClassificationTask(SplitTask):
                 self.collator(tokenizer),
                 batch_size,
                 progress,
-                read_batch,
+                self.read_batch,
             )
         )
         labels = np.array([example["label"] for example in examples])
@@ -91,17 +108,17 @@ class ClassificationTask(SplitTask):
             ],
         )
 
-    def reference_metrics(self, model, examples: list[dict], tokenizer) -> dict[str, float]:
+    @staticmethod
+    def read_batch(output, batch: dict[str, Any]) -> list[list[float]]:
+        """The logits of every example of a batch."""
+        return output.logits.double().cpu().tolist()
+
+    def reference_metrics(self, model, examples: list[dict], tokenizer, /) -> dict[str, float]:
         """Accuracy of always answering the commonest class of the training split (classification alone)."""
         if self.is_regression:
             return {}
         commonest, _ = Counter(example["label"] for example in self.splits()["train"]).most_common(1)[0]
         return {"majority_accuracy": float(np.mean([example["label"] == commonest for example in examples]))}
-
-
-def read_batch(output, batch: dict[str, Any]) -> list[list[float]]:
-    """The logits of every example of a batch from what the model made of it."""
-    return output.logits.double().cpu().tolist()
 
 
 def pad_right(encoded: list[dict], pad_id: int, label_dtype: torch.dtype) -> dict[str, torch.Tensor]:

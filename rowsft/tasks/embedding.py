@@ -30,7 +30,7 @@ def embed(model, texts: list[str], tokenizer, max_length: int) -> np.ndarray:
         lambda batch: pad_right(batch, tokenizer.pad_token_id, torch.long),
         _BATCH,
         None,
-        lambda output, batch: _mean_pool(output.last_hidden_state, batch["attention_mask"]).cpu().numpy(),
+        lambda output, batch: _mean_pool(output.last_hidden_state, batch["attention_mask"]).cpu().tolist(),
     )
     return np.array(rows)
 

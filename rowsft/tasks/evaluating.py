@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from rowsft.batch import device_of, on_device, tokens
 from rowsft.tasks import Progress
 
 
@@ -19,7 +20,7 @@ def evaluation_mode(model) -> Iterator[torch.device]:
     model.eval()
     try:
         with torch.no_grad():
-            yield next(model.parameters()).device
+            yield device_of(model)
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -27,7 +28,7 @@ def evaluation_mode(model) -> Iterator[torch.device]:
 
 def by_length(encoded: list[dict], batch_size: int) -> list[list[int]]:
     """Indices of `encoded` in batches of similar length, longest first: little padding, the memory peak early."""
-    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]["input_ids"]))
+    order = sorted(range(len(encoded)), key=lambda i: -tokens(encoded[i]))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
@@ -44,10 +45,7 @@ def run_batches(
     batches = by_length(encoded, batch_size)
     with evaluation_mode(model) as device:
         for indices in progress(batches, total=len(batches)) if progress else batches:
-            batch = {
-                key: value.to(device) if torch.is_tensor(value) else value
-                for key, value in collate([encoded[i] for i in indices]).items()
-            }
+            batch = on_device(collate([encoded[i] for i in indices]), device)
             labels = batch.pop("labels")
             # The output has no name: it would keep one batch's logits while the next one's are computed.
             read_out = read(model(**batch), {**batch, "labels": labels})

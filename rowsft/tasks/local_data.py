@@ -29,6 +29,11 @@ class Tables:
         self.warnings: list[str] = []
         self._too_large: list[str] = []
 
+    def at_hand(self) -> bool:
+        """Whether all files and folders that are named are here; a hub id is not."""
+        paths = [Path(str(self.data[key])).expanduser() for key in FILES if self.data[key]]
+        return bool(paths) and all(path.exists() for path in paths)
+
     def read(self, columns: Sequence[str], text_columns: Sequence[str]) -> dict[str, Table]:
         """train, validation and test. Raises UserError for a missing file, column, cell or split.
 
@@ -64,10 +69,10 @@ class Tables:
         path = Path(str(self.data[key])).expanduser()
         where = f"task.data.{key}={shortened(path, 200)}"
         if path.is_dir():
-            found = self._folder(key, path, where, columns, prefix)
-            if list(found) != ["train"]:
-                raise UserError(f"{where}: holds the splits {', '.join(found)}; give it as task.data.path")
-            return found["train"]
+            tables = self._folder(key, path, where, columns, prefix)
+            if list(tables) != ["train"]:
+                raise UserError(f"{where}: holds the splits {', '.join(tables)}; give it as task.data.path")
+            return tables["train"]
         if not path.exists():
             raise UserError(f"{where}: no such file; expected one with the ending {EXPECTED}")
         if not path.is_file():
@@ -127,15 +132,15 @@ class Tables:
         return {name: splits[name] for name in NAMES}
 
     def _count(self, splits: dict[str, Table], keys: dict, what: str) -> None:
-        found = repeats.repeats(keys)
+        repeated = repeats.repeats(keys)
         sizes = {name: len(table) for name, table in splits.items()}
-        self.warnings = [*self._too_large, *repeats.warnings(found, sizes, what)]
+        self.warnings = [*self._too_large, *repeats.warnings(repeated, sizes, what)]
         # Splits cut off one file share its counts.
         blank = {table.source: table.counts.blank_lines for table in splits.values()}
         self.counts = {
             "blank_lines_skipped": sum(blank.values()),
-            "rows_repeated_within_split": found["within"],
-            "rows_repeated_across_splits": found["across"],
+            "rows_repeated_within_split": repeated["within"],
+            "rows_repeated_across_splits": repeated["across"],
         }
 
     def facts(self) -> dict[str, Any]:
@@ -184,7 +189,7 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _with_train(found: dict[str, Table], where: str) -> dict[str, Table]:
-    if "train" not in found:
-        raise UserError(f"{where}: no split called train; it has {', '.join(sorted(found))}")
-    return {name: table for name, table in found.items() if name in NAMES}
+def _with_train(tables: dict[str, Table], where: str) -> dict[str, Table]:
+    if "train" not in tables:
+        raise UserError(f"{where}: no split called train; it has {', '.join(sorted(tables))}")
+    return {name: table for name, table in tables.items() if name in NAMES}

@@ -1,17 +1,17 @@
 """Supervised fine-tuning of a causal language model on the user's own prompts and responses."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from rowsft.tasks import Evaluation, Progress, causal
-from rowsft.tasks.base import SplitTask
+from rowsft.tasks import Evaluation, Progress
+from rowsft.tasks.causal import CausalTask, encode_answer
 from rowsft.tasks.local_data import Tables
 from rowsft.tasks.reading import Table
 from rowsft.tasks.template import Template
 
 
-class PromptResponse(SplitTask):
+class PromptResponse(CausalTask):
     """`prompt` and `response` are templates with column names in braces (see Template); `data`: see Tables.
 
     The loss is on the response and the end-of-sequence token after it. Metrics over all response tokens of a split:
@@ -19,9 +19,6 @@ class PromptResponse(SplitTask):
     tokens that were the likeliest).
     """
 
-    head = "causal_lm"
-    num_labels = None
-    problem_type = None
     primary_metric = "loss"
     higher_is_better = False
 
@@ -50,26 +47,26 @@ class PromptResponse(SplitTask):
     def _facts(self) -> dict[str, Any]:
         return self.tables.facts()
 
-    def encode(self, examples: list[dict], tokenizer) -> list[dict]:
+    def data_at_hand(self) -> bool:
+        """Whether the files of `data` are here."""
+        return self.tables.at_hand()
+
+    def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
         """Prompt, response and end-of-sequence token; labels on the last two."""
         return [
-            causal.encode_answer(tokenizer, example["prompt"], example["response"], self.max_length, end=True)
+            encode_answer(tokenizer, example["prompt"], example["response"], self.max_length, end=True)
             for example in examples
         ]
 
-    def collator(self, tokenizer, model=None) -> Callable[[list[dict]], dict[str, Any]]:
-        """Left padding with logits at the responses alone: see rowsft/tasks/causal.py."""
-        return causal.collator(tokenizer, model)
-
     def evaluate(
-        self, model, examples: list[dict], tokenizer, batch_size: int, progress: Progress = None
+        self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None
     ) -> Evaluation:
         """loss, perplexity, token_accuracy. A prediction is the example's mean token loss; it has no label.
 
         `negative_log_likelihood` (nats, summed over the response), `tokens` and `greedy_matches` of the examples give
         the metrics of any part of them.
         """
-        scored = causal.score_answers(model, self.encode(examples, tokenizer), tokenizer, batch_size, progress)
+        scored = self.score_answers(model, self.encode(examples, tokenizer), tokenizer, batch_size, progress)
         tokens = sum(score.tokens for score in scored)
         loss = -sum(score.log_likelihood for score in scored) / tokens
         numbers = {
@@ -91,6 +88,6 @@ class PromptResponse(SplitTask):
         ]
         return Evaluation(numbers, rows)
 
-    def reference_metrics(self, model, examples: list[dict], tokenizer) -> dict[str, float]:
+    def reference_metrics(self, model, examples: list[dict], tokenizer, /) -> dict[str, float]:
         """None: the untrained model's own loss is what the method `none` reports."""
         return {}

@@ -23,7 +23,7 @@ def repeats(split_keys: dict[str, list[bytes]]) -> dict[str, dict[str, int]]:
 
     The pairs are validation in train, test in train, test in validation.
     """
-    distinct = {name: set(found) for name, found in split_keys.items()}
+    distinct = {name: set(keys) for name, keys in split_keys.items()}
     shared = {}
     for later in NAMES[1:]:
         for earlier in NAMES[: NAMES.index(later)]:
@@ -34,18 +34,18 @@ def repeats(split_keys: dict[str, list[bytes]]) -> dict[str, dict[str, int]]:
     }
 
 
-def warnings(found: dict[str, dict[str, int]], sizes: dict[str, int], what: str) -> list[str]:
-    """One line about each kind of repetition there is; `what` names the text that is compared, such as "text"."""
+def warnings(repeated: dict[str, dict[str, int]], sizes: dict[str, int], text: str) -> list[str]:
+    """One line about each kind of repetition there is; `text` names what is compared, such as "text"."""
     lines = []
-    for pair, count in found["across"].items():
+    for pair, count in repeated["across"].items():
         later, earlier = pair.split(" in ")
         if count:
             lines.append(
-                f"{count:,} of {sizes[later]:,} {later} rows have a {what} that {earlier} holds too (case and blanks "
+                f"{count:,} of {sizes[later]:,} {later} rows have a {text} that {earlier} holds too (case and blanks "
                 f"aside): a score on {later} then measures memory as well; drop them from one of the two"
             )
-    within = {name: count for name, count in found["within"].items() if count}
+    within = {name: count for name, count in repeated["within"].items() if count}
     if within:
         counts = ", ".join(f"{count:,} of {sizes[name]:,} in {name}" for name, count in within.items())
-        lines.append(f"rows that repeat the {what} of another row of their split (case and blanks aside): {counts}")
+        lines.append(f"rows that repeat the {text} of another row of their split (case and blanks aside): {counts}")
     return lines

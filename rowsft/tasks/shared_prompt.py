@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rowsft.batch import IGNORED
 from rowsft.tasks import Progress
-from rowsft.tasks.answer_score import IGNORE, AnswerScore, read_scores
+from rowsft.tasks.answer_score import AnswerScore, read_scores
 from rowsft.tasks.evaluating import evaluation_mode
 
 Group = tuple[tuple[int, ...], list[int]]
@@ -35,7 +36,7 @@ def score(model, encoded: list[dict], pad_id: int, batch_size: int, progress: Pr
     with evaluation_mode(model) as device:
         for groups in progress(batches, total=len(batches)) if progress else batches:
             members = [index for _, indices in groups for index in indices]
-            answers = [[label for label in encoded[index]["labels"] if label != IGNORE] for index in members]
+            answers = [[label for label in encoded[index]["labels"] if label != IGNORED] for index in members]
             scores = _score_batch(model, groups, answers, pad_id, device)
             for index, result in zip(members, scores, strict=True):
                 results[index] = result
@@ -47,7 +48,7 @@ def _score_batch(model, groups: list[Group], answers: list[list[int]], pad_id: i
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     head = model(input_ids=prompts, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
     owner = torch.tensor([i for i, (_, indices) in enumerate(groups) for _ in indices], device=device)
-    targets, _ = _padded(answers, IGNORE, left=False, device=device)
+    targets, _ = _padded(answers, IGNORED, left=False, device=device)
     logits = head.logits[:, -1:].index_select(0, owner)
     if targets.shape[1] > 1:
         cache = head.past_key_values
@@ -71,7 +72,7 @@ def _by_prompt(encoded: list[dict]) -> dict[tuple[int, ...], list[int]]:
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, example in enumerate(encoded):
         prompt = tuple(
-            token for token, label in zip(example["input_ids"], example["labels"], strict=True) if label == IGNORE
+            token for token, label in zip(example["input_ids"], example["labels"], strict=True) if label == IGNORED
         )
         groups.setdefault(prompt, []).append(index)
     return groups

@@ -2,20 +2,21 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from rowsft.assets import fetch
-from rowsft.tasks import Evaluation, Progress, causal
-from rowsft.tasks.base import SplitTask, whole_number
+from rowsft.tasks import Evaluation, Progress
+from rowsft.tasks.base import whole_number
+from rowsft.tasks.causal import CausalTask, encode_answer
 from rowsft.tasks.splits import fold, split_by_hash
 
 _ITEM = re.compile(r"(?P<context>.*[.!?\"'])\s+(?P<question>[^.!?]*\?) A: (.*); B: (.*); C: (.*)\.", re.DOTALL)
 
 
-class SocialIqa(SplitTask):
+class SocialIqa(CausalTask):
     """The prompt is `Q: <context> <question>\\nA:` and an answer ` <option>`; training shows the right answer alone.
 
     `accuracy_norm` (the primary metric) takes the option with the largest log-likelihood per character, so that short
@@ -23,11 +24,9 @@ class SocialIqa(SplitTask):
     a token (nats) of the right answers.
     """
 
-    head = "causal_lm"
-    num_labels = None
-    problem_type = None
     primary_metric = "accuracy_norm"
     higher_is_better = True
+    evaluates_as_trained = False
 
     def __init__(
         self, name: str, max_length: int, validation: int, test: int, limits: Mapping[str, int | None] | None = None
@@ -45,24 +44,20 @@ class SocialIqa(SplitTask):
         note = "own split of these items by hash of the context, no context in two splits; repeated items dropped"
         return {**facts, "caveat": f"{facts['caveat']}; {note}"}
 
-    def encode(self, examples: list[dict], tokenizer) -> list[dict]:
+    def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
         """The right answer after its prompt; the loss is on the answer's tokens alone."""
         return [self._encode(example, example["options"][example["label"]], tokenizer) for example in examples]
 
     def _encode(self, example: dict, option: str, tokenizer) -> dict[str, list[int]]:
         prompt = f"Q: {example['context']} {example['question']}\nA:"
-        return causal.encode_answer(tokenizer, prompt, f" {option}", self.max_length, end=False)
-
-    def collator(self, tokenizer, model=None) -> Callable[[list[dict]], dict[str, Any]]:
-        """Left padding with logits at the answers alone: see rowsft/tasks/causal.py."""
-        return causal.collator(tokenizer, model)
+        return encode_answer(tokenizer, prompt, f" {option}", self.max_length, end=False)
 
     def evaluate(
-        self, model, examples: list[dict], tokenizer, batch_size: int, progress: Progress = None
+        self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None
     ) -> Evaluation:
         """accuracy_norm, accuracy_sum, answer_loss; `batch_size` counts options. Scores are log-likelihoods (nats)."""
         encoded = [self._encode(example, option, tokenizer) for example in examples for option in example["options"]]
-        scored = causal.score_answers(model, encoded, tokenizer, batch_size, progress)
+        scored = self.score_answers(model, encoded, tokenizer, batch_size, progress)
         sums = np.array([score.log_likelihood for score in scored]).reshape(len(examples), -1)
         tokens = np.array([score.tokens for score in scored]).reshape(len(examples), -1)
         norms = sums / np.array([[len(option) for option in example["options"]] for example in examples])
@@ -85,7 +80,7 @@ class SocialIqa(SplitTask):
         ]
         return Evaluation(numbers, rows)
 
-    def reference_metrics(self, model, examples: list[dict], tokenizer) -> dict[str, float]:
+    def reference_metrics(self, model, examples: list[dict], tokenizer, /) -> dict[str, float]:
         """Accuracy of guessing."""
         return {"chance_accuracy": float(np.mean([1 / len(example["options"]) for example in examples]))}
 
@@ -101,6 +96,7 @@ def parse(text: str) -> list[dict]:
             continue
         seen.add(content)
         match = _ITEM.fullmatch(content)
+        assert match is not None, f"item {number} of the package has another form"
         examples.append(
             {
                 "id": f"item-{number}",

@@ -37,7 +37,7 @@ class Stsb(ClassificationTask):
         facts = fetch.about("stsb")
         return {**facts, "caveat": f"{facts['caveat']}; pairs that overlap test are dropped from train and validation"}
 
-    def reference_metrics(self, model, examples: list[dict], tokenizer) -> dict[str, float]:
+    def reference_metrics(self, model, examples: list[dict], tokenizer, /) -> dict[str, float]:
         """Pearson and Spearman of the cosine of mean-pooled embeddings: what the encoder knows before any training."""
         cosines = cosine_similarities(model, examples, tokenizer, self.max_length)
         numbers = metrics.compute(

@@ -4,15 +4,23 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from operator import ne
+from typing import Any, NamedTuple
 
 from rowsft.errors import UserError, shortened
 from rowsft.tasks.classification import ClassificationTask
 from rowsft.tasks.local_data import Tables
 from rowsft.tasks.reading import Table, number
 
-_COLUMNS = ("text", "pair", "label")
 _FOR_NUMBERS = ("pearson", "spearman")
+
+
+class Columns(NamedTuple):
+    """Names of the columns that hold a text, its label, and the second text of a pair."""
+
+    text: str
+    pair: str | None
+    label: str
 
 
 class TextClassification(ClassificationTask):
@@ -51,6 +59,10 @@ class TextClassification(ClassificationTask):
         self.given_labels = _given(labels)
         self._stripped = 0
 
+    def data_at_hand(self) -> bool:
+        """Whether the files of `data` are here."""
+        return self.tables.at_hand()
+
     @property
     def num_labels(self) -> int:
         """1 for regression, else the number of classes (reads the data)."""
@@ -62,42 +74,42 @@ class TextClassification(ClassificationTask):
 
     @cached_property
     def _tables(self) -> dict[str, Table]:
-        texts = [self.columns[key] for key in ("text", "pair") if self.columns[key]]
-        return self.tables.read([*texts, self.columns["label"]], texts)
+        texts = [name for name in (self.columns.text, self.columns.pair) if name]
+        return self.tables.read([*texts, self.columns.label], texts)
 
     @cached_property
     def _labels(self) -> dict[str, list[str]]:
         """The label cells of every split without the blanks around them."""
-        column, found = self.columns["label"], {}
+        stripped = {}
         for name, table in self._tables.items():
-            found[name] = [label.strip() for label in table.columns[column]]
-            pairs = zip(found[name], table.columns[column], strict=True)
-            self._stripped += sum(short is not long and short != long for short, long in pairs)
-        return found
+            cells = table.columns[self.columns.label]
+            stripped[name] = [label.strip() for label in cells]
+            self._stripped += sum(map(ne, stripped[name], cells))
+        return stripped
 
     @cached_property
     def classes(self) -> list[str]:
         """The label of every class index, as text. Raises UserError where there are fewer than two."""
         if self.given_labels:
             return self.given_labels
-        found = _ordered(set(self._labels["train"]))
-        if len(found) < 2:
+        classes = _ordered(set(self._labels["train"]))
+        if len(classes) < 2:
             raise UserError(
-                f"task.columns.label={shortened(self.columns['label'])}: {len(found)} class in the training data "
-                f"({', '.join(map(shortened, found))}); expected two or more, or task.regression=true"
+                f"task.columns.label={shortened(self.columns.label)}: {len(classes)} class in the training data "
+                f"({', '.join(map(shortened, classes))}); expected two or more, or task.regression=true"
             )
-        return found
+        return classes
 
     def _read(self) -> dict[str, list[dict]]:
         return {name: self._examples(name, table) for name, table in self._tables.items()}
 
     def _examples(self, split: str, table: Table) -> list[dict]:
         targets = self._numbers(split, table) if self.regression else self._indices(split, table)
-        texts = table.columns[self.columns["text"]]
+        texts = table.columns[self.columns.text]
         rows = zip(table.ids(), texts, targets, strict=True)
-        if not self.columns["pair"]:
+        if not self.columns.pair:
             return [{"id": id_, "text": text, "label": label} for id_, text, label in rows]
-        pairs = table.columns[self.columns["pair"]]
+        pairs = table.columns[self.columns.pair]
         return [
             {"id": id_, "text": text, "pair": pair, "label": label}
             for (id_, text, label), pair in zip(rows, pairs, strict=True)
@@ -117,20 +129,20 @@ class TextClassification(ClassificationTask):
         )
 
     def _numbers(self, split: str, table: Table) -> list[float]:
-        found, wrong = [], {}
+        numbers, wrong = [], {}
         for i, label in enumerate(self._labels[split]):
             try:
-                found.append(number(label))
+                numbers.append(number(label))
             except ValueError as error:
                 wrong[i] = str(error)
         if wrong:
             first = min(wrong, key=table.numbers.__getitem__)
             raise UserError(
                 f"{table.place(first)}: label {shortened(self._labels[split][first])!r} in column "
-                f"{shortened(self.columns['label'])} is {wrong[first]}; correct it or drop the row (for classes set "
+                f"{shortened(self.columns.label)} is {wrong[first]}; correct it or drop the row (for classes set "
                 "task.regression=false)"
             )
-        return found
+        return numbers
 
     def _facts(self) -> dict[str, Any]:
         facts = self.tables.facts()
@@ -138,7 +150,7 @@ class TextClassification(ClassificationTask):
         warnings = list(facts["warnings"])
         if self._stripped:
             warnings.append(
-                f"blanks around {self._stripped:,} labels in column {shortened(self.columns['label'])} are left out"
+                f"blanks around {self._stripped:,} labels in column {shortened(self.columns.label)} are left out"
             )
         if self.regression:
             warnings += [
@@ -158,15 +170,15 @@ def _look_alike(classes: list[str]) -> list[str]:
         "that are the same number written differently": _value,
         "that look alike": _seen,
     }
-    found = []
-    for what, key in kinds.items():
+    warnings = []
+    for likeness, key in kinds.items():
         times = Counter(map(key, classes))
         same = [label for label in classes if times[key(label)] > 1]
         if same:
             # What cannot be seen is written as its number.
             shown = map(ascii, same) if key is _seen else same
-            found.append(f"labels {what} are classes of their own: {shortened(', '.join(shown), 200)}")
-    return found
+            warnings.append(f"labels {likeness} are classes of their own: {shortened(', '.join(shown), 200)}")
+    return warnings
 
 
 def _seen(label: str) -> str:
@@ -182,20 +194,22 @@ def _value(label: str) -> float | str:
         return label
 
 
-def _columns(columns: Any) -> dict[str, str | None]:
+def _columns(columns: Any) -> Columns:
     if not isinstance(columns, Mapping):
-        raise UserError(f"task.columns={shortened(columns)}: expected a mapping with the keys {', '.join(_COLUMNS)}")
+        raise UserError(
+            f"task.columns={shortened(columns)}: expected a mapping with the keys {', '.join(Columns._fields)}"
+        )
     for key in columns:
-        if key not in _COLUMNS:
-            raise UserError(f"task.columns.{shortened(key)}: no such key; expected {', '.join(_COLUMNS)}")
-    found = {key: _column(key, columns.get(key)) for key in _COLUMNS}
+        if key not in Columns._fields:
+            raise UserError(f"task.columns.{shortened(key)}: no such key; expected {', '.join(Columns._fields)}")
+    given = {key: _column(key, columns.get(key)) for key in Columns._fields}
     for key in ("text", "label"):
-        if found[key] is None:
+        if given[key] is None:
             raise UserError(f"task.columns.{key}=null: expected the name of a column")
-    names = [name for name in found.values() if name is not None]
+    names = [name for name in given.values() if name is not None]
     if len(set(names)) < len(names):
-        raise UserError(f"task.columns={shortened(found)}: a column is named twice; text, pair and label differ")
-    return found
+        raise UserError(f"task.columns={shortened(given)}: a column is named twice; text, pair and label differ")
+    return Columns(str(given["text"]), given["pair"], str(given["label"]))
 
 
 def _column(key: str, value: Any) -> str | None:
@@ -213,16 +227,16 @@ def _given(labels: Any) -> list[str] | None:
         return None
     if isinstance(labels, str | Mapping) or not isinstance(labels, Sequence):
         raise UserError(f"task.labels={shortened(labels)}: expected a list of classes, or null")
-    found = []
+    classes = []
     for label in labels:
         if not isinstance(label, str | int | float):
             raise UserError(f"task.labels={shortened(list(labels))}: {shortened(label)} is no label; expected texts")
-        found.append((str(label).lower() if isinstance(label, bool) else str(label)).strip())
-    if len(set(found)) != len(found):
-        raise UserError(f"task.labels={shortened(found)}: a class is named twice; name each once")
-    if len(found) < 2 or not all(found):
-        raise UserError(f"task.labels={shortened(found)}: expected two classes or more, none of them empty")
-    return found
+        classes.append((str(label).lower() if isinstance(label, bool) else str(label)).strip())
+    if len(set(classes)) != len(classes):
+        raise UserError(f"task.labels={shortened(classes)}: a class is named twice; name each once")
+    if len(classes) < 2 or not all(classes):
+        raise UserError(f"task.labels={shortened(classes)}: expected two classes or more, none of them empty")
+    return classes
 
 
 def _ordered(labels: set[str]) -> list[str]:

@@ -4,8 +4,9 @@ import pytest
 
 from rowsft import RowSFTConfig
 from rowsft.errors import UserError
-from rowsft.models.loading import blueprint
+from rowsft.models.blueprint import blueprint
 from rowsft.store.record import read_raw
+from rowsft.tasks.heads import CAUSAL_LM
 
 
 def test_bad_input_is_a_value_error_for_those_who_do_not_know_this_package():
@@ -22,5 +23,5 @@ def test_a_record_that_the_system_refuses_is_not_called_damaged(tmp_path):
 def test_a_missing_folder_is_not_called_a_wrong_configuration(tmp_path):
     missing = tmp_path / "missing"
     with pytest.raises(UserError) as error:
-        blueprint({"source": str(missing)}, "causal_lm")
+        blueprint({"source": str(missing)}, CAUSAL_LM)
     assert str(error.value).startswith(f"model.source={missing}: no such folder; expected")

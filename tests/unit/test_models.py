@@ -23,9 +23,9 @@ from transformers import (
 
 from rowsft.errors import UserError
 from rowsft.models.loading import head_modules, load
+from rowsft.tasks.heads import CAUSAL_LM, SEQUENCE_CLASSIFICATION, label_settings
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
-CLASSIFICATION = "sequence_classification"
 
 
 def config(folder, **changes):
@@ -51,13 +51,13 @@ def llama(tmp_path):
 
 def test_a_fresh_head_depends_on_the_seed_alone_and_the_random_stream_goes_on(encoder):
     torch.manual_seed(11)
-    first = load(config(encoder), CLASSIFICATION, 2, "single_label_classification", seed=5)
+    first = load(config(encoder), SEQUENCE_CLASSIFICATION, label_settings(2), seed=5)
     after = torch.rand(3)
     torch.manual_seed(11)
     assert torch.equal(after, torch.rand(3))
     torch.manual_seed(12)
-    again = load(config(encoder), CLASSIFICATION, 2, seed=5)
-    other = load(config(encoder), CLASSIFICATION, 2, seed=6)
+    again = load(config(encoder), SEQUENCE_CLASSIFICATION, label_settings(2), seed=5)
+    other = load(config(encoder), SEQUENCE_CLASSIFICATION, label_settings(2), seed=6)
     head = first.model.classifier.weight
     assert head.std() > 0 and torch.equal(head, again.model.classifier.weight)
     assert not torch.equal(head, other.model.classifier.weight)
@@ -68,7 +68,7 @@ def test_a_fresh_head_depends_on_the_seed_alone_and_the_random_stream_goes_on(en
 
 
 def test_a_causal_model_is_loaded_whole_and_its_logits_are_the_saved_ones(llama):
-    loaded = load(config(llama), "causal_lm")
+    loaded = load(config(llama), CAUSAL_LM)
     ids = torch.arange(3, 12).unsqueeze(0)
     assert torch.equal(loaded.model(ids).logits, tiny_llama()(ids).logits)
     assert loaded.facts["new_weights"] == [] and loaded.facts["dtype"] == "float32"
@@ -79,15 +79,15 @@ def test_a_causal_model_is_loaded_whole_and_its_logits_are_the_saved_ones(llama)
 def test_dtype_null_keeps_the_checkpoints_own(tmp_path):
     tiny_llama(dtype=torch.bfloat16).save_pretrained(tmp_path)
     bpe().save_pretrained(tmp_path)
-    assert load(config(tmp_path, dtype=None), "causal_lm").facts["dtype"] == "bfloat16"
-    assert load(config(tmp_path), "causal_lm").facts["dtype"] == "float32"
+    assert load(config(tmp_path, dtype=None), CAUSAL_LM).facts["dtype"] == "bfloat16"
+    assert load(config(tmp_path), CAUSAL_LM).facts["dtype"] == "float32"
 
 
 def test_a_head_of_another_size_is_replaced(tmp_path):
     tiny_bert(num_labels=3).save_pretrained(tmp_path)
     words().save_pretrained(tmp_path)
-    assert load(config(tmp_path), CLASSIFICATION, 3).facts["new_weights"] == []
-    loaded = load(config(tmp_path), CLASSIFICATION, 5)
+    assert load(config(tmp_path), SEQUENCE_CLASSIFICATION, label_settings(3)).facts["new_weights"] == []
+    loaded = load(config(tmp_path), SEQUENCE_CLASSIFICATION, label_settings(5))
     assert loaded.model.classifier.weight.shape[0] == 5
     assert loaded.facts["new_weights"] == ["classifier.bias", "classifier.weight"]
 
@@ -98,12 +98,12 @@ def test_missing_weights_outside_the_head_are_refused(encoder):
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match="lacks 1 weights.*encoder.layer.1.output.dense.weight"):
-        load(config(encoder), CLASSIFICATION, 2)
+        load(config(encoder), SEQUENCE_CLASSIFICATION, label_settings(2))
 
 
 def test_an_encoder_is_no_language_model(encoder):
     with pytest.raises(UserError, match="lacks .* weights of a causal_lm model"):
-        load(config(encoder), "causal_lm")
+        load(config(encoder), CAUSAL_LM)
 
 
 def test_a_missing_pad_token_becomes_eos_for_tokenizer_and_model(tmp_path):
@@ -111,16 +111,16 @@ def test_a_missing_pad_token_becomes_eos_for_tokenizer_and_model(tmp_path):
     tokenizer = bpe()
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
-    loaded = load(config(tmp_path), CLASSIFICATION, 2)
+    loaded = load(config(tmp_path), SEQUENCE_CLASSIFICATION, label_settings(2))
     assert loaded.tokenizer.pad_token_id == loaded.tokenizer.eos_token_id == loaded.model.config.pad_token_id == 2
     assert loaded.facts["new_weights"] == ["score.weight"]
 
 
 def test_the_revision_of_a_folder_follows_its_weights(llama):
-    before = load(config(llama), "causal_lm").revision
-    assert load(config(llama), "causal_lm").revision == before
+    before = load(config(llama), CAUSAL_LM).revision
+    assert load(config(llama), CAUSAL_LM).revision == before
     tiny_llama(seed=1).save_pretrained(llama)
-    assert load(config(llama), "causal_lm").revision != before
+    assert load(config(llama), CAUSAL_LM).revision != before
 
 
 @pytest.mark.parametrize(
@@ -134,23 +134,24 @@ def test_the_revision_of_a_folder_follows_its_weights(llama):
 )
 def test_a_wrong_source_is_named(source, said):
     with pytest.raises(UserError, match=said) as error:
-        load(config(source), "causal_lm")
+        load(config(source), CAUSAL_LM)
     assert source in str(error.value)
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
     with pytest.raises(UserError, match="no config.json"):
-        load(config(tmp_path), "causal_lm")
+        load(config(tmp_path), CAUSAL_LM)
     tiny_llama().config.save_pretrained(tmp_path)
     bpe().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="cannot be loaded"):
-        load(config(tmp_path), "causal_lm")
+        load(config(tmp_path), CAUSAL_LM)
 
 
 def test_offline_the_hub_gives_one_error_that_says_what_to_do(tmp_path):
     code = (
         "from rowsft.models.loading import load; from rowsft.errors import UserError\n"
-        "try: load({'source': 'google/gemma-7b'}, 'causal_lm')\n"
+        "from rowsft.tasks.heads import CAUSAL_LM\n"
+        "try: load({'source': 'google/gemma-7b'}, CAUSAL_LM)\n"
         "except UserError as error: print(error)"
     )
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "", "OMP_NUM_THREADS": "1"}
@@ -192,7 +193,10 @@ def test_target_and_head_names_fit_the_architecture(name):
     modules = dict(classifier.named_modules())
     linears = {name for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
     head = {
-        linear for linear in linears for module in head_modules(settings, CLASSIFICATION) if module in linear.split(".")
+        linear
+        for linear in linears
+        for module in head_modules(settings, SEQUENCE_CLASSIFICATION)
+        if module in linear.split(".")
     }
     excluded = tuple(settings.exclude_modules or [])
     chosen = {
@@ -202,15 +206,15 @@ def test_target_and_head_names_fit_the_architecture(name):
     }
     # Every linear layer is either tuned or part of the head, and none is both.
     assert chosen | head == linears and not chosen & head and len(chosen) >= 6
-    assert head_modules(settings, "causal_lm") == []
+    assert head_modules(settings, CAUSAL_LM) == []
 
 
 @pytest.mark.slow
 def test_packaged_models_have_their_real_weights():
-    minilm = load(OmegaConf.load(CONF / "minilm.yaml"), CLASSIFICATION, 2)
+    minilm = load(OmegaConf.load(CONF / "minilm.yaml"), SEQUENCE_CLASSIFICATION, label_settings(2))
     assert minilm.facts["new_weights"] == ["classifier.bias", "classifier.weight"]
     assert minilm.facts["parameters"] == 22_713_216 + 2 * 384 + 2 and minilm.facts["licence"] and minilm.facts["caveat"]
-    smollm2 = load(OmegaConf.load(CONF / "smollm2_135m.yaml"), "causal_lm")
+    smollm2 = load(OmegaConf.load(CONF / "smollm2_135m.yaml"), CAUSAL_LM)
     assert smollm2.facts["parameters"] == 134_515_008 and smollm2.facts["new_weights"] == []
     text = (
         "The capital of France is Paris, a city on the river Seine. It is known for the Eiffel Tower and its museums."
@@ -230,7 +234,7 @@ def test_minilm_reproduces_its_known_similarity_scores():
     from rowsft.tasks.stsb import Stsb
 
     task = Stsb("stsb", 128)
-    loaded = load(OmegaConf.load(CONF / "minilm.yaml"), task.head, 1, task.problem_type)
+    loaded = load(OmegaConf.load(CONF / "minilm.yaml"), task.head, task.head_settings())
     line = task.reference_metrics(loaded.model, task.splits()["test"], loaded.tokenizer)
     assert line["cosine_pearson"] == pytest.approx(0.827, abs=1e-3)
     assert line["cosine_spearman"] == pytest.approx(0.820, abs=1e-3)
@@ -245,5 +249,5 @@ def test_minilm_reproduces_its_known_similarity_scores():
 )
 def test_a_wrong_setting_is_named_and_not_blamed_on_the_source(llama, setting, said):
     with pytest.raises(UserError) as error:
-        load(config(llama, **setting), "causal_lm")
+        load(config(llama, **setting), CAUSAL_LM)
     assert str(error.value).startswith(said) and "\n" not in str(error.value)

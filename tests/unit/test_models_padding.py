@@ -9,6 +9,7 @@ from tiny import build
 
 from rowsft.models.checkpoint import write_checkpoint
 from rowsft.models.loading import load
+from rowsft.tasks.heads import SEQUENCE_CLASSIFICATION, label_settings
 
 
 def test_positions_that_count_from_the_padding_stay_where_they_are(tmp_path):
@@ -21,7 +22,9 @@ def test_positions_that_count_from_the_padding_stay_where_they_are(tmp_path):
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     config = {"name": "tiny", "source": str(tmp_path / "base"), "revision": None, "dtype": "float32"}
-    loaded = load(OmegaConf.create({**config, "head_modules": ["classifier"]}), "sequence_classification", 3)
+    loaded = load(
+        OmegaConf.create({**config, "head_modules": ["classifier"]}), SEQUENCE_CLASSIFICATION, label_settings(3)
+    )
     write_checkpoint(loaded.model, loaded.tokenizer, ["no", "yes", "both"], tmp_path / "saved")
     ids = torch.randint(5, 20, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -55,5 +55,5 @@ def test_what_would_have_to_be_fetched_is_not(tmp_path, monkeypatch):
     monkeypatch.setenv("ROWSFT_ASSETS", str(tmp_path))
     lengths = of_data(compose(SMALL))
     assert (lengths.source, lengths.tokens, lengths.answer) == ("assumed", 8, None)
-    assert "task.max_length=8 tokens (package:minilm is not fetched)" in lengths.said
+    assert "task.max_length=8 tokens (package:minilm is not fetched)" in lengths.description
     assert not list(tmp_path.iterdir())

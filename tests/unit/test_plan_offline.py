@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from rowsft.config.compose import compose
 from rowsft.errors import UserError
 from rowsft.models import hub
-from rowsft.models.loading import SHIPPED_CONFIGS, blueprint
+from rowsft.models.blueprint import SHIPPED_CONFIGS, blueprint
+from rowsft.tasks.heads import CAUSAL_LM
 
 PUBLISHED_PARAMETERS = {
     "meta-llama--Llama-2-7b-hf": 6_738_415_616,
@@ -43,4 +44,4 @@ def test_an_unknown_model_without_a_network_is_one_line(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     config = compose(["model=llama3_8b", "model.source=org/nothing", "task=prompt_response"])
     with pytest.raises(UserError, match=r"model\.source=org/nothing: .*without a network, set model\.source"):
-        blueprint(config.model, "causal_lm")
+        blueprint(config.model, CAUSAL_LM)

@@ -10,7 +10,7 @@ from tiny import PAD, tiny_bert
 from rowsft.measure import phase_memory
 from rowsft.runner import memory_probe
 from rowsft.runner import trainer as training
-from rowsft.tasks.classification import pad_right, read_batch
+from rowsft.tasks.classification import ClassificationTask, pad_right
 from rowsft.tasks.evaluating import run_batches
 
 # Enough of full length to fill a batch; the next one has padding.
@@ -44,7 +44,14 @@ def test_the_probed_evaluation_has_the_peak_of_the_whole(autocast):
 
     def evaluate(examples):
         with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
-            run_batches(model, examples, lambda rows: pad_right(rows, PAD, torch.long), SIZE, None, read_batch)
+            run_batches(
+                model,
+                examples,
+                lambda rows: pad_right(rows, PAD, torch.long),
+                SIZE,
+                None,
+                ClassificationTask.read_batch,
+            )
 
     memory_probe.evaluation(job, evaluate)
     whole = phase_memory(lambda: evaluate(job.splits["validation"]), "cpu", model)

@@ -7,12 +7,14 @@ from task_tools import bpe
 from tiny import tiny_gpt2, tiny_llama
 
 from rowsft.tasks import causal
+from rowsft.tasks.prompt_response import PromptResponse
 
 PAIRS = [
     ("what will the cat want?", " sleep in the sun"),
     ("how would you describe the dog? the dog is happy to be here", " good"),
     ("a", " dull film that is bad and slow"),
 ]
+TASK = PromptResponse("pairs", 64, data={}, prompt="{prompt}", response="{response}")
 
 
 def encoded(tokenizer):
@@ -64,7 +66,7 @@ def test_scores_equal_brute_force_at_any_batch_size_in_the_order_given():
     examples = encoded(tokenizer)
     expected = [brute_force(model, example) for example in examples]
     for batch_size in (1, 2, 3):
-        scores = causal.score_answers(model, examples, tokenizer, batch_size)
+        scores = TASK.score_answers(model, examples, tokenizer, batch_size)
         assert [score.tokens for score in scores] == [count for _, count in expected]
         for score, (value, _) in zip(scores, expected, strict=True):
             assert score.log_likelihood == pytest.approx(value.item(), abs=1e-4)
@@ -82,13 +84,13 @@ def test_answers_to_one_prompt_share_it_and_score_as_if_alone(build):
     seen = []
     hook = model.get_input_embeddings().register_forward_hook(lambda _, args, __: seen.append(args[0].numel()))
     for batch_size in (1, 4, 8, 100):
-        scores = causal.score_answers(model, examples, tokenizer, batch_size)
+        scores = TASK.score_answers(model, examples, tokenizer, batch_size)
         assert [score.tokens for score in scores] == [count for _, count in expected]
         for score, (value, _) in zip(scores, expected, strict=True):
             assert score.log_likelihood == pytest.approx(value.item(), abs=1e-4)
     # What it is for: at one prompt a batch, fewer tokens go through the model than the answers have with their prompts.
     seen.clear()
-    causal.score_answers(model, examples, tokenizer, 1)
+    TASK.score_answers(model, examples, tokenizer, 1)
     hook.remove()
     assert sum(seen) < sum(len(example["input_ids"]) for example in examples)
 
@@ -103,7 +105,7 @@ def test_greedy_matches_count_the_likeliest_tokens():
     for last, matches in ((ids[-1], 3), (wrong, 2)):
         row = [*ids[:-1], last]
         example = {"input_ids": row, "labels": [-100] * len(prompt) + row[len(prompt) :]}
-        assert causal.score_answers(model, [example], tokenizer, 1)[0].greedy_matches == matches
+        assert TASK.score_answers(model, [example], tokenizer, 1)[0].greedy_matches == matches
 
 
 def test_evaluation_restores_every_modules_mode_and_leaves_no_gradient():
@@ -111,7 +113,7 @@ def test_evaluation_restores_every_modules_mode_and_leaves_no_gradient():
     model.train()
     model.model.layers[0].eval()
     modes = [module.training for module in model.modules()]
-    causal.score_answers(model, encoded(tokenizer), tokenizer, 2)
+    TASK.score_answers(model, encoded(tokenizer), tokenizer, 2)
     assert [module.training for module in model.modules()] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -178,6 +180,6 @@ def test_full_labels_where_the_forward_takes_no_logits_to_keep():
     wrapped = get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
     assert causal.takes_logits_to_keep(wrapped)
     assert not causal.takes_logits_to_keep(NoKeep())
-    batch = causal.collator(tokenizer, NoKeep())(encoded(tokenizer))
+    batch = TASK.collator(tokenizer, NoKeep())(encoded(tokenizer))
     assert "logits_to_keep" not in batch and batch["labels"].shape == batch["input_ids"].shape
-    assert "logits_to_keep" in causal.collator(tokenizer, wrapped)(encoded(tokenizer))
+    assert "logits_to_keep" in TASK.collator(tokenizer, wrapped)(encoded(tokenizer))

@@ -46,7 +46,7 @@ def test_every_format_gives_the_same_splits(tmp_path, ending):
     assert (
         built.num_labels == 2
         and built.classes == ["down", "up"]
-        and built.problem_type == "single_label_classification"
+        and built.head_settings() == {"num_labels": 2, "problem_type": "single_label_classification"}
     )
     found = {row["id"]: (row["text"], row["label"]) for part in splits.values() for row in part}
     expected = {f"row-{i}": (row["text"], int(row["label"] == "up")) for i, row in enumerate(rows())}
@@ -183,7 +183,7 @@ def test_regression_predicts_the_number_itself(tmp_path):
     table = [{"text": row["text"], "label": i / 7} for i, row in enumerate(rows())]
     built = task({"path": write(tmp_path / "a.csv", table)}, regression=True, primary_metric="pearson")
     tokenizer, model = words(), tiny_bert(num_labels=1)
-    assert built.num_labels == 1 and built.problem_type == "regression"
+    assert built.head_settings() == {"num_labels": 1, "problem_type": "regression"}
     examples = built.splits()["test"]
     result = built.evaluate(model, examples, tokenizer, batch_size=3)
     values = [model(**tokenizer(row["text"], return_tensors="pt")).logits.item() for row in examples]

@@ -7,8 +7,9 @@ import pytest
 from task_tools import bpe
 from tiny import tiny_llama
 
+from rowsft.batch import IGNORED
 from rowsft.errors import UserError
-from rowsft.tasks import causal, sentiment, social_iqa, stsb
+from rowsft.tasks import sentiment, social_iqa, stsb
 from rowsft.tasks.local_data import Tables
 from rowsft.tasks.splits import fold, limit, split_by_hash
 
@@ -141,7 +142,7 @@ def test_social_iqa_trains_on_the_right_answer_alone():
     task, tokenizer = social_iqa_task(), bpe()
     row = {"id": "i", "context": "the cat.", "question": "what?", "options": ["sun", "sleep", "eat"], "label": 1}
     (example,) = task.encode([row], tokenizer)
-    assert tokenizer.decode([label for label in example["labels"] if label != causal.IGNORE]) == " sleep"
+    assert tokenizer.decode([label for label in example["labels"] if label != IGNORED]) == " sleep"
     assert tokenizer.decode(example["input_ids"]) == "Q: the cat. what?\nA: sleep"
 
 

@@ -3,7 +3,7 @@
 import csv
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 
@@ -27,11 +27,15 @@ def rows(
     them quote marks are text. Lines without any character but blanks are skipped and counted. Raises UserError naming
     the line of a row with too few or too many cells, or with a quote mark that is never closed or closed too early.
     """
-    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     last = [""]
-    reader = csv.reader(_remembered(lines, last), delimiter=separator, quoting=quoting, strict=True)
+    reader = csv.reader(
+        _remembered(lines, last),
+        delimiter=separator,
+        quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+        strict=True,
+    )
     header: list[str] | None = None
-    pick = None
+    pick: Callable[[list[str]], tuple[str, ...]]
     with _any_length():
         while True:
             start = reader.line_num + 1

@@ -45,6 +45,7 @@ def read_file(path: Path, where: str, columns: Sequence[str], prefix: str, separ
     if separator is not None and ending != ".csv":
         raise UserError(f"task.data.separator={separator}: is for a csv file; set it to null for {path.name}")
     counts = Counts()
+    rows: Iterable[tuple[int, Sequence[Any]]]
     if ending == ".parquet":
         unit, rows = "row", arrow.parquet_rows(path, columns, where)
     else:
@@ -68,14 +69,14 @@ def read_folder(path: Path, where: str, columns: Sequence[str], prefix: str) -> 
     from datasets import load_from_disk
 
     try:
-        found = load_from_disk(str(path))
+        dataset = load_from_disk(str(path))
     except Exception as error:
         raise UserError(
             f"{where}: the saved data set cannot be read ({_reason(error)}); save it again with save_to_disk"
         ) from error
-    if not isinstance(found, dict):
-        return {"train": _dataset(found, where, columns, prefix)}
-    return {split: _dataset(rows, f"{where}, split {split}", columns, split) for split, rows in found.items()}
+    if not isinstance(dataset, dict):
+        return {"train": _dataset(dataset, where, columns, prefix)}
+    return {split: _dataset(rows, f"{where}, split {split}", columns, split) for split, rows in dataset.items()}
 
 
 def read_hub(
@@ -85,16 +86,18 @@ def read_hub(
     from datasets import load_dataset
 
     try:
-        found = load_dataset(name, config, revision=revision)
+        dataset = load_dataset(name, config, revision=revision)
     except Exception as error:
         raise UserError(
             f"{where}: cannot be loaded from the hub ({_reason(error)}); if it is gated, accept its terms and run "
             "hf auth login; without a network, give a local file"
         ) from error
-    if "train" not in found:
-        raise UserError(f"{where}: no split called train; it has {', '.join(sorted(found))}")
+    if "train" not in dataset:
+        raise UserError(f"{where}: no split called train; it has {', '.join(sorted(dataset))}")
     return {
-        split: _dataset(found[split], f"{where}, split {split}", columns, split) for split in splits if split in found
+        split: _dataset(dataset[split], f"{where}, split {split}", columns, split)
+        for split in splits
+        if split in dataset
     }
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from rowsft.errors import UserError, shortened
 from rowsft.tasks.reading.cells import WORDS, NotText
@@ -14,12 +14,12 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise _Twice(f"the key {shortened(twice)} stands twice in an object")
-    return found
+    return members
 
 
 class _Twice(ValueError):
@@ -64,14 +64,14 @@ def array_rows(text: str, columns: Sequence[str], where: str) -> Iterator[tuple[
         if text[at : at + 1] == "]":
             break
         if text[at : at + 1] != ",":
-            found = shortened(text[at : at + 20]) or "the end of the file"
-            raise UserError(f"{place}: cannot be read as JSON (expected , or ] after it, found {found})")
+            next_text = shortened(text[at : at + 20]) or "the end of the file"
+            raise UserError(f"{place}: cannot be read as JSON (expected , or ] after it, found {next_text})")
         at += 1
     _end(text, at + 1, where)
 
 
 def _skip(text: str, at: int) -> int:
-    return _BLANKS.match(text, at).end()
+    return cast(re.Match, _BLANKS.match(text, at)).end()
 
 
 def _end(text: str, at: int, where: str) -> None:

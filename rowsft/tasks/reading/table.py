@@ -47,7 +47,7 @@ class Table:
 
 
 def collected(
-    found: Iterable[tuple[int, Sequence[Any]]],
+    cells_by_row: Iterable[tuple[int, Sequence[Any]]],
     columns: Sequence[str],
     source: str,
     unit: str,
@@ -61,7 +61,7 @@ def collected(
     kept: list[list[str]] = [[] for _ in columns]
     numbers = array("q")
     adders = [(name, values.append) for name, values in zip(columns, kept, strict=True)]
-    for number, cells in found:
+    for number, cells in cells_by_row:
         for (name, add), cell in zip(adders, cells, strict=True):
             add(checked(cell, name, source, unit, number))
         numbers.append(number)

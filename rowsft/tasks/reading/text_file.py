@@ -62,7 +62,7 @@ def read_lines(path: Path, where: str) -> Iterator[str]:
         raise UserError(f"{where}: the file cannot be read ({reason})") from error
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> BinaryIO | gzip.GzipFile:
     return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
@@ -87,11 +87,11 @@ def _wrong_byte(where: str, path: Path, encoding: str) -> str:
         # Bytes of a line ending stand for themselves in UTF-8 alone.
         line = 1 + len(_LINE_END.findall(before))
         byte = error.start - max(before.rfind(b"\n"), before.rfind(b"\r"))
-        found = f"byte {byte} of line {line}" if name == "UTF-8" else f"byte {error.start + 1} of the file"
-        found = f"{found} is 0x{data[error.start]:02X}"
+        reason = f"byte {byte} of line {line}" if name == "UTF-8" else f"byte {error.start + 1} of the file"
+        reason = f"{reason} is 0x{data[error.start]:02X}"
     else:
-        found = "its last character is cut off"
-    return f"{where}: not {name} text ({found}); {_conversion(path, data, name)}"
+        reason = "its last character is cut off"
+    return f"{where}: not {name} text ({reason}); {_conversion(path, data, name)}"
 
 
 def _conversion(path: Path, data: bytes, name: str) -> str:

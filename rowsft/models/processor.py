@@ -1,0 +1,56 @@
+"""What turns examples into a model's inputs: a tokenizer, or another processor of transformers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import try_to_load_from_cache
+from transformers import PreTrainedTokenizerBase
+
+from rowsft.errors import UserError
+from rowsft.models.source import needs_package, readable, resolve
+from rowsft.tasks.heads import Head
+
+# Where processors keep what they are made of; any of them may be the one that a processor has.
+_FILES = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "spm.model"),
+    *("preprocessor_config.json", "processor_config.json"),
+)
+
+
+def processor_of(head: Head, place: str, options: Mapping[str, Any]) -> Any:
+    """The processor that models with that head have, from a folder or hub id; options: of from_pretrained."""
+    processor = getattr(transformers, head.processor_class).from_pretrained(place, **options)
+    if isinstance(processor, PreTrainedTokenizerBase):
+        # Settings that cannot be (a length that is no number) show at the first text.
+        processor("a")
+    return processor
+
+
+def is_empty(processor: Any) -> bool:
+    """Whether it is a tokenizer of special tokens alone, which transformers makes where its files are missing."""
+    return isinstance(processor, PreTrainedTokenizerBase) and len(processor) <= len(set(processor.all_special_tokens))
+
+
+def processor_at_hand(model_cfg: Mapping[str, Any], head: Head) -> Any | None:
+    """The processor of conf/model without a network; None where it would have to be fetched or installed first.
+
+    Raises UserError where its files are here and cannot be read.
+    """
+    source = str(model_cfg["source"])
+    place, options = resolve(source, model_cfg)
+    try:
+        with readable(source):
+            processor = processor_of(head, place, {**options, "local_files_only": True})
+    except UserError as error:
+        if needs_package(error.__cause__) or not _has_files(place, options.get("revision")):
+            return None
+        raise
+    return None if is_empty(processor) else processor
+
+
+def _has_files(place: str, revision: str | None) -> bool:
+    if revision is None:
+        return any((Path(place) / name).is_file() for name in _FILES)
+    return any(isinstance(try_to_load_from_cache(place, name, revision=revision), str) for name in _FILES)
