@@ -10,8 +10,8 @@ from typing import ClassVar
 from torch import nn
 
 from rowsft.baselines.lora import Lora
+from rowsft.layers.matrix import layer_shape
 from rowsft.selection.budget import Unit
-from rowsft.selection.targets import layer_shape
 
 
 @dataclass

@@ -10,9 +10,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
+from rowsft.layers.matrix import layer_shape
 from rowsft.methods.base import PeftMethod, ResolvedMethod
 from rowsft.selection.budget import Unit
-from rowsft.selection.targets import layer_shape
 
 
 @dataclass

@@ -16,7 +16,8 @@ from rowsft.config import typed
 from rowsft.errors import UserError, shortened
 from rowsft.selection.budget import Budget, BudgetSpec, Unit, check_spec, fit, proportional, row_units, uniform
 from rowsft.selection.budget_met import check_met
-from rowsft.selection.targets import Chosen, Targets, eligible_layers, head_names
+from rowsft.selection.ids import Chosen
+from rowsft.selection.targets import Targets, eligible_layers, head_names
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,15 @@ class ResolvedMethod:
     """A method's settings once the budget is solved.
 
     values: what was settled, JSON-able. asked, achieved: trainable parameters without the task head (None: no budget
-    applies). source: the setting that decided. chosen: full layer name -> its rows and columns, not serialised.
+    applies). source: the setting that decided. Not serialised: steps, how many units each unit group takes, and chosen,
+    full layer name -> its rows and columns.
     """
 
     values: dict
     asked: int | None = None
     achieved: int | None = None
     source: str = "not applicable"
+    steps: tuple[int, ...] = ()
     chosen: dict[str, Chosen] | None = None
 
 

@@ -12,7 +12,7 @@ from rowsft.plan.lengths import Lengths
 # What is compared unless the command names others: a title, and the overrides that make it.
 CONTESTANTS = {
     "row-SFT, rows": ["method=row_sft"],
-    "row-SFT, columns": ["method=row_sft", "method.channel=in"],
+    "row-SFT, columns": ["method=row_sft", "method.channel=columns"],
     "LoRA": ["method=lora"],
     "DoRA": ["method=dora"],
     "full fine-tuning": ["method=full"],
