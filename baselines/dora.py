@@ -10,10 +10,10 @@ from typing import ClassVar
 from torch import nn
 
 from rowsft.baselines.lora import Lora
+from rowsft.layers.matrix import layer_shape
 from rowsft.method_info import MethodInfo
 from rowsft.methods.base import Method
 from rowsft.selection.budget import Unit
-from rowsft.selection.targets import layer_shape
 
 
 @dataclass

@@ -9,11 +9,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
+from rowsft.layers.matrix import layer_shape
 from rowsft.method_info import MethodInfo
 from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.methods.peft_method import RankedMethod
 from rowsft.selection.budget import Unit
-from rowsft.selection.targets import layer_shape
 
 
 @dataclass

@@ -9,10 +9,11 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from rowsft.layers.matrix import layer_shape
 from rowsft.methods.base import method_class, selected
 from rowsft.methods.sizes import like_parameters
 from rowsft.selection.budget import Budget, fit, row_units
-from rowsft.selection.targets import Targets, eligible_layers, layer_shape
+from rowsft.selection.targets import Targets, eligible_layers
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,11 @@ _ROWS = {"importance": "random", "train_bias": False}
 
 CONTENDERS = {
     "floor": Contender("backward through the frozen network, nothing trained, no optimizer", _floor),
-    "rows": Contender("row-SFT, channel out, inputs computed again in backward", _suite("row_sft", **_ROWS)),
+    "rows": Contender("row-SFT, channel rows, inputs computed again in backward", _suite("row_sft", **_ROWS)),
     "rows_kept": Contender("the same with every input kept", _suite("row_sft", recompute_inputs=False, **_ROWS)),
-    "columns": Contender("row-SFT, channel in", _suite("row_sft", channel="in", **_ROWS)),
-    "half": Contender("row-SFT, channel half", _suite("row_sft", channel="half", **_ROWS)),
-    "neuron": Contender("row-SFT, channel neuron", _suite("row_sft", channel="neuron", **_ROWS)),
+    "columns": Contender("row-SFT, channel columns", _suite("row_sft", channel="columns", **_ROWS)),
+    "both": Contender("row-SFT, channel both", _suite("row_sft", channel="both", **_ROWS)),
+    "neurons": Contender("row-SFT, channel neurons", _suite("row_sft", channel="neurons", **_ROWS)),
     "lora": Contender("LoRA (PEFT)", _suite("lora")),
     "lora_rebuilt": Contender("LoRA written anew, with its inputs computed again in backward", _rebuilt_lora),
     "dora": Contender("DoRA (PEFT)", _suite("dora")),

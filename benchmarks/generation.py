@@ -28,7 +28,7 @@ from rowsft.store.files import write_atomic
 
 HERE = Path(__file__).resolve().parent
 PLAIN = "plain"
-METHODS = (PLAIN, "rows", "columns", "half", "neuron", "lora")
+METHODS = (PLAIN, "rows", "columns", "both", "neurons", "lora")
 REFERENCES = (PLAIN, "lora")
 
 

@@ -15,7 +15,7 @@ QUICKSTART_ASSETS = ("minilm", "movie_reviews")
 
 # What says most first: a stage may be ended before it is through.
 _FEWER = ["floor", "lora", "rows", "rows_kept", "columns", "lora_rebuilt", "full", "dora"]
-_ORDER = [*_FEWER, "neuron", "released", "shira"]
+_ORDER = [*_FEWER, "neurons", "released", "shira"]
 
 GPU_TESTS = [
     "tests/gpu",

@@ -50,8 +50,8 @@ from rowsft.store.files import write_atomic
 
 METHODS = {
     "row_sft": {"importance": "random"},
-    "row_sft in": {"importance": "random", "channel": "in"},
-    "row_sft neuron": {"importance": "random", "channel": "neuron"},
+    "row_sft columns": {"importance": "random", "channel": "columns"},
+    "row_sft neurons": {"importance": "random", "channel": "neurons"},
     "lora": {},
     "dora": {},
     "full": {},

@@ -4,7 +4,7 @@
     python benchmarks/selection.py --shape tiny_bert   seconds: does everything run?
 
 The peak is that of new allocations while all eligible layers are scored, as in step.py, held against the step peak of
-row-SFT's channel out at the same batch. `lowest(m)` costs what m costs. Writes selection.json and selection.md.
+row-SFT's channel rows at the same batch. `lowest(m)` costs what m costs. Writes selection.json and selection.md.
 """
 
 import argparse
@@ -52,12 +52,13 @@ def scored(model, metric: str, batches: list[dict], limit_bytes: int, draws: int
     row = {"metric": metric, "needs": needs, "calibration_batches": len(batches)}
     if needs == "losses":
         row["draws"] = draws
+        metric = f"{metric}(draws={draws})"
     try:
         with AllocationPeak(device) as peak:
-            score(model, metric, batches, draws=draws)
+            score(model, metric, batches)
         synchronize(device)
         begin = time.perf_counter()
-        score(model, metric, batches, draws=draws)
+        score(model, metric, batches)
         synchronize(device)
     except Exception as error:
         oom = {"oom": True} if state_of(error) == "oom" else {}

@@ -27,7 +27,7 @@ from shapes import DTYPES, SEED, SHAPES
 from rowsft.measure import collect
 
 HERE = Path(__file__).resolve().parent
-DEFAULT_METHODS = [name for name in CONTENDERS if name != "half"]
+DEFAULT_METHODS = [name for name in CONTENDERS if name != "both"]
 
 
 class WorkerError(Exception):

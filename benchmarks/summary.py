@@ -15,7 +15,7 @@ MIB = 2**20
 INK, OTHER = "#1c2024", "#7f7f7f"
 # Row-SFT's channels alike, and the others as in every picture of the suite.
 COLOURS = {
-    **dict.fromkeys(("rows", "columns", "half", "neuron"), "#D55E00"),
+    **dict.fromkeys(("rows", "columns", "both", "neurons"), "#D55E00"),
     "lora": "#0072B2",
     "dora": "#56B4E9",
     "full": "#009E73",

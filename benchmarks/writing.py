@@ -31,6 +31,7 @@ from rowsft.plan.cost import Costs
 from rowsft.plan.devices import DEVICES
 from rowsft.plan.step import plan_step
 from rowsft.selection.budget import Budget
+from rowsft.selection.channel import CHANNELS
 from rowsft.selection.targets import Targets
 from rowsft.store.attempt import state_of
 from rowsft.store.files import write_atomic
@@ -39,7 +40,6 @@ from rowsft.tuner.layer import RowSFTLayer
 
 MIB = 2**20
 HERE = Path(__file__).resolve().parent
-CHANNELS = {"rows": "out", "columns": "in", "half": "half", "neuron": "neuron"}
 # Some 50 ms of a GPU's clock: the host is through with its calls before the first of them runs.
 AHEAD_CYCLES = 10**8
 
@@ -139,7 +139,7 @@ def timed(work: Callable[[], None], device: torch.device, ahead: bool = False) -
 def planned(shape: Shape, name: str, dtype: torch.dtype) -> dict:
     """One row without a device: bytes, the roofline step time of known devices, and what share of it they take."""
     meta = torch.device("meta")
-    method = method_class("row_sft")(importance="random", train_bias=False, channel=CHANNELS[name])
+    method = method_class("row_sft")(importance="random", train_bias=False, channel=name)
     model = build(shape, meta, dtype)
     resolved = method.solve(Budget(like={"method": "lora", "r": shape.rank}), model, Targets())
     [resolved] = method.selection_bounds(model, resolved).values()
@@ -217,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="llama", help="model to write in")
-    parser.add_argument("--channels", nargs="+", choices=CHANNELS, default=list(CHANNELS), metavar="CHANNEL")
+    parser.add_argument("--channels", nargs="+", choices=list(CHANNELS), default=list(CHANNELS), metavar="CHANNEL")
     parser.add_argument("--rounds", type=int, default=10, help="of a step, a write and a restore")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the model")

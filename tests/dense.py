@@ -132,7 +132,7 @@ class Case:
         assert self.is_clean()
 
 
-def start(name: str = "llama", channel: str = "out", dtype: torch.dtype = torch.float64, **overrides) -> Case:
+def start(name: str = "llama", channel: str = "rows", dtype: torch.dtype = torch.float64, **overrides) -> Case:
     """A family's model in `dtype`, adapted on the usual target modules; overrides of the model's config."""
     plain, batch, targets = family(name, dtype, **overrides)
     tuned = adapt(copy.deepcopy(plain), targets, channel=channel)
@@ -140,7 +140,7 @@ def start(name: str = "llama", channel: str = "out", dtype: torch.dtype = torch.
     return Case(name, plain, tuned, batch, FAMILIES[name][1](seed=2))
 
 
-def add_other(case: Case, channel: str = "out") -> None:
+def add_other(case: Case, channel: str = "rows") -> None:
     """Add an adapter "other" that is not zero and shares some rows (columns) of every layer with the first."""
     _, _, targets = FAMILIES[case.family]
     ids = random_ids(case.plain, targets, channel, 4, seed=0)

@@ -26,7 +26,7 @@ def two_models(build: Callable[[bool], nn.Module]) -> tuple[nn.Module, nn.Module
     return models
 
 
-def of_family(name: str, channel: str = "out", dtype: torch.dtype = torch.float32, **settings):
+def of_family(name: str, channel: str = "rows", dtype: torch.dtype = torch.float32, **settings):
     """(rebuilding, keeping, batch) of one of the three families, on random ids."""
     _, batch, targets = family(name, dtype)
 

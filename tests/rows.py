@@ -9,7 +9,12 @@ from transformers.pytorch_utils import Conv1D
 from rowsft import RowSFTConfig
 from rowsft.tuner import RowSFTLayer
 
-CHANNELS = ("out", "in", "half", "neuron")
+CHANNELS = ("rows", "columns", "both", "neurons")
+#: Channels of two adapters side by side.
+PAIRS = (
+    *(("rows", "rows"), ("columns", "columns"), ("both", "both")),
+    *(("rows", "columns"), ("columns", "both"), ("both", "neurons")),
+)
 FAMILIES = {
     "llama": (tiny_llama, causal_batch, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
     "bert": (tiny_bert, classification_batch, ["query", "key", "value", "intermediate.dense", "output.dense"]),
@@ -17,7 +22,7 @@ FAMILIES = {
 }
 
 #: (family, channel): every channel, and what is peculiar to a family: biases, Conv1D.
-CASES = [*(("llama", channel) for channel in CHANNELS), ("bert", "half"), ("gpt2", "out"), ("gpt2", "half")]
+CASES = [*(("llama", channel) for channel in CHANNELS), ("bert", "both"), ("gpt2", "rows"), ("gpt2", "both")]
 
 
 def family(name: str, dtype: torch.dtype = torch.float32, **overrides):
@@ -37,19 +42,19 @@ def random_rows(model: nn.Module, targets: list[str], rows: int = 3, seed: int =
 
 
 def random_ids(
-    model: nn.Module, targets: list[str], channel: str = "out", size: int = 3, seed: int = 0
+    model: nn.Module, targets: list[str], channel: str = "rows", size: int = 3, seed: int = 0
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """row_ids and column_ids as the channel's config takes them; `neuron` has rows and columns in turn."""
+    """row_ids and column_ids as the channel's config takes them; `neurons` has rows and columns in turn."""
     rows = random_rows(model, targets, size, seed)
     generator = torch.Generator().manual_seed(seed + 100)
     columns = {
         name: torch.randperm(out_rows(model.get_submodule(name)).shape[1], generator=generator)[: size + 1]
         for name in rows
     }
-    if channel == "neuron":
+    if channel == "neurons":
         rows = dict(list(rows.items())[::2])
         columns = {name: ids for name, ids in columns.items() if name not in rows}
-    given = {"out": {"row_ids": rows}, "in": {"column_ids": columns}}
+    given = {"rows": {"row_ids": rows}, "columns": {"column_ids": columns}}
     return given.get(channel, {"row_ids": rows, "column_ids": columns})
 
 
@@ -99,7 +104,7 @@ def out_rows(layer: nn.Module, weight: torch.Tensor | None = None) -> torch.Tens
 
 
 def adapt(
-    model: nn.Module, targets: list[str], rows: int = 3, seed: int = 0, channel: str = "out", **settings
+    model: nn.Module, targets: list[str], rows: int = 3, seed: int = 0, channel: str = "rows", **settings
 ) -> PeftModel:
     ids = random_ids(model, targets, channel, rows, seed)
     return get_peft_model(model, RowSFTConfig(target_modules=targets, channel=channel, **ids, **settings))

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from rowsft.importance import Context, score_layers
 from rowsft.selection.targets import Targets, eligible_layers
 
-AXES = ("out", "in")
+AXES = ("rows", "columns")
 
 
 def causal_batches():
@@ -39,6 +39,11 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
 def score_axes(model, importance, batches=(), axes=AXES, **settings):
     """Scores along both axes of every eligible layer."""
     return score_layers(layers_of(model), importance, Context(model, batches, **settings), axes)
+
+
+def few_draws(importance: str) -> str:
+    """The metric with two perturbations where it draws any: what is tested does not depend on how many."""
+    return importance.replace("zo_taylor", "zo_taylor(draws=2)")
 
 
 def oriented(layer: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
@@ -84,15 +89,12 @@ def sample_gradients(model: nn.Module, batches: list[dict]) -> list[dict[str, to
 
 
 def summed(elements: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """axis -> layer name -> elementwise quantities (d_out, d_in), summed along the axis."""
-    return {
-        "out": {name: values.sum(1) for name, values in elements.items()},
-        "in": {name: values.sum(0) for name, values in elements.items()},
-    }
+    """Layer name -> axis -> elementwise quantities (d_out, d_in), summed along the axis."""
+    return {name: {"rows": values.sum(1), "columns": values.sum(0)} for name, values in elements.items()}
 
 
 def close(scores, expected, rtol=1e-6, atol=0.0):
-    """Two dictionaries layer name -> scores."""
+    """Two dictionaries of scores."""
     assert scores.keys() == expected.keys()
     for name in scores:
         assert scores[name].dtype == torch.float32
@@ -101,8 +103,8 @@ def close(scores, expected, rtol=1e-6, atol=0.0):
 
 def close_axes(scores, expected, rtol=1e-6, atol=0.0):
     assert scores.keys() == expected.keys()
-    for axis in scores:
-        close(scores[axis], expected[axis], rtol, atol)
+    for name in scores:
+        close(scores[name], expected[name], rtol, atol)
 
 
 def snapshot(model):

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from rowsft import config_folders
+from rowsft import config_folders, renamed
 from rowsft.config.hydra_internals import Hydra, open_hydra
 from rowsft.config.overrides import check_choice, parse_override
 from rowsft.errors import UserError
@@ -128,6 +128,8 @@ def _check_key(key: str, base: DictConfig, groups: list[str]) -> None:
                 known = sorted({*known, *(group for group in groups if "/" not in group)})
             close = difflib.get_close_matches(part, known, n=1)
             hint = f"did you mean {'.'.join([*walked, close[0]])}? " if close else ""
+            if instead := renamed.KEYS.get(key):
+                hint = f"write {instead} instead; "
             where = ".".join(walked) or "the configuration"
             raise UserError(f"{key}: no such key in {where}; {hint}known: {', '.join(known)}")
         walked.append(part)

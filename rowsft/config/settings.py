@@ -60,6 +60,8 @@ class ModelSettings:
     exclude_modules: str | list[str] | None
     layers_to_transform: int | list[int] | None
     head_modules: list[str] | None
+    # Imported before the model is loaded: it may register an architecture with transformers, or a family with rowsft.
+    module: str | None = None
 
 
 @dataclass

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
+from rowsft import renamed
 from rowsft.errors import UserError, shortened
 
 # Integers beyond this cannot be held by the tensors and the files that they end up in.
@@ -43,6 +44,8 @@ def unknown(key: str, known: Iterable[str], group: str, page: str) -> UserError:
     names = sorted(known)
     close = difflib.get_close_matches(key, names, n=1)
     hint = f"did you mean {_full(group, close[0])}? " if close else ""
+    if instead := renamed.KEYS.get(_full(group, key)):
+        hint = f"write {instead} instead; "
     return UserError(
         f"{_full(group, shortened(key))}: nothing reads this key; {hint}known: {', '.join(names)} (see {page})"
     )

@@ -19,8 +19,8 @@ from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
 from rowsft.export.source import PREFIX
+from rowsft.layers.matrix import layer_shape
 from rowsft.methods.peft_method import in_order
-from rowsft.selection.targets import layer_shape
 
 # The tensors of one layer as the tuner saves them.
 ROW_IDS, ROW_DELTA, ROW_BIAS = "row_sft_ids", "row_sft_delta", "row_sft_bias"

@@ -3,28 +3,40 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rowsft.batch import IGNORED, device_of, on_device
 from rowsft.errors import UserError
+from rowsft.selection.groups import Scores
 
 _SHIFTED = (None, "ForCausalLM", "ForConditionalGeneration")
+
+
+class ScoreCache(Protocol):
+    """Where scores are kept by what determines them, a JSON-able key."""
+
+    def get(self, key: dict) -> Mapping[str, Mapping[Any, Tensor]] | None:
+        """Return the scores that were put for `key`; None where there are none."""
+
+    def put(self, key: dict, scores: Mapping[str, Mapping[Any, Tensor]]) -> None:
+        """Keep `scores` for `key`."""
 
 
 class Calibration(list):
     """Calibration batches whose scores are kept: a list of batches, a cache, and what identifies the batches.
 
-    cache: `get(key) -> scores | None` and `put(key, scores)`, see `rowsft.store.score_cache`. identity: JSON-able; all
+    cache: see `rowsft.store.score_cache`. identity: JSON-able; all
     that determines model and batches. anew: score even where scores are kept. around: makes the context that scores
     are computed in. was_read: whether the latest scores came from the cache.
     """
 
     def __init__(
         self,
-        batches: Iterable[dict],
-        cache,
+        batches: Iterable[Mapping],
+        cache: ScoreCache,
         identity: dict,
         anew: bool = False,
         around: Callable[[], AbstractContextManager] = nullcontext,
@@ -33,9 +45,9 @@ class Calibration(list):
         self.cache, self.identity, self.anew, self.around = cache, identity, anew, around
         self.was_read = False
 
-    def cached(self, asked: dict, compute: Callable[[], dict]) -> dict:
-        """The scores kept for `asked`; else those of `compute()`, which are then kept."""
-        key = {"of": self.identity, **asked}
+    def cached(self, request: dict, compute: Callable[[], Scores]) -> Scores:
+        """Return the scores kept for `request` (JSON-able); else those of `compute()`, which are then kept."""
+        key = {"of": self.identity, **request}
         scores = None if self.anew else self.cache.get(key)
         self.was_read = scores is not None
         if scores is None:
@@ -86,9 +98,9 @@ def labelled(model: nn.Module, batch: Mapping, index: int) -> list[int]:
             f"calibration batch {index} has no labels, only {', '.join(batch)}; scoring needs the model's own loss"
         )
     if not isinstance(labels, Tensor) or not labels.dim():
-        found = f"a tensor of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        kind = f"a tensor of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise UserError(
-            f"calibration batch {index} has labels that are {found}; expected a tensor with an entry or a row for "
+            f"calibration batch {index} has labels that are {kind}; expected a tensor with an entry or a row for "
             "every sample"
         )
     if not len(labels):

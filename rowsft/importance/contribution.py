@@ -3,18 +3,21 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rowsft.importance.calibration import batch_weights, check_finite, loss_of
 from rowsft.importance.gradient import backward, passes
 from rowsft.importance.grouping import Pass, groups_of, hooked, layer_input
-from rowsft.importance.reduction import Axis, Scores, blocks, stored_dim, weight_of, zero_scores
+from rowsft.importance.reduction import blocks, weight_of, zero_scores
 from rowsft.importance.registry import Context, register
 from rowsft.importance.untouched import untouched
+from rowsft.layers.matrix import LinearLayer, as_matrix
+from rowsft.selection.channel import Axis
+from rowsft.selection.groups import Scores
 
 
 @register("taylor_row", needs="gradients")
-def taylor_row(layers: dict[str, nn.Module], context: Context, axes: Sequence[Axis]) -> Scores:
+def taylor_row(layers: Mapping[str, LinearLayer], context: Context, axes: Sequence[Axis]) -> Scores:
     """abs(sum of w_ij g_ij over the row or column), g as in taylor ("multivariable", Li and Bhaskara).
 
     With Y = X Wᵀ + b over all tokens t, the sum over a row is that of (Y_ti - b_i) dY_ti, over a column that of
@@ -34,11 +37,15 @@ def taylor_row(layers: dict[str, nn.Module], context: Context, axes: Sequence[Ax
 
 
 def _add_batch(
-    group: dict[str, nn.Module], signed: dict[Tensor, dict[Axis, Tensor]], context: Context, index: int, share: float
+    group: Mapping[str, LinearLayer],
+    signed: dict[Tensor, dict[Axis, Tensor]],
+    context: Context,
+    index: int,
+    share: float,
 ) -> None:
     anchor = torch.zeros((), requires_grad=True)
 
-    def attach(layer: nn.Module, args: tuple, kwargs: Mapping, output: Tensor) -> Tensor:
+    def attach(layer: LinearLayer, args: tuple, kwargs: Mapping, output: Tensor) -> Tensor:
         def take(inputs: Tensor, output_gradient: Tensor) -> None:
             _add_call(layer, inputs, output_gradient, signed[layer.weight], share)
 
@@ -46,7 +53,9 @@ def _add_batch(
 
     with hooked(group, attach):
         backward(loss_of(context.model, context.calibration[index], index))
-    totals = {name: sum(t.sum() for t in signed[layer.weight].values()) for name, layer in group.items()}
+    totals = {
+        name: torch.stack([t.sum() for t in signed[layer.weight].values()]).sum() for name, layer in group.items()
+    }
     check_finite(totals, index, "sum of weight times gradient")
 
 
@@ -71,15 +80,14 @@ class _Contribution(torch.autograd.Function):
 
 @torch.no_grad()
 def _add_call(
-    layer: nn.Module, inputs: Tensor, output_gradient: Tensor, totals: dict[Axis, Tensor], share: float
+    layer: LinearLayer, inputs: Tensor, output_gradient: Tensor, totals: dict[Axis, Tensor], share: float
 ) -> None:
     left, right = output_gradient.flatten(0, -2), inputs.flatten(0, -2)
-    weight = weight_of(layer)
-    weight = weight if stored_dim(layer, "out") == 0 else weight.t()
-    if "out" in totals:
-        _add_products(totals["out"], left, right, weight, share)
-    if "in" in totals:
-        _add_products(totals["in"], right, left, weight.t(), share)
+    weight = as_matrix(layer, weight_of(layer))
+    if "rows" in totals:
+        _add_products(totals["rows"], left, right, weight, share)
+    if "columns" in totals:
+        _add_products(totals["columns"], right, left, weight.t(), share)
 
 
 def _add_products(total: Tensor, left: Tensor, right: Tensor, matrix: Tensor, share: float) -> None:

@@ -5,7 +5,7 @@ accumulated. To never hold the whole model's, layers are taken in groups and the
 each group. taylor_row is linear up to its last step and forms no gradient: see `rowsft.importance.contribution`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from rowsft.errors import UserError
 from rowsft.importance.calibration import batch_weights, check_finite, loss_of
 from rowsft.importance.grouping import Pass, groups_of
-from rowsft.importance.reduction import Axis, Scores, blocks, one_per_weight, sums, wide
+from rowsft.importance.reduction import blocks, one_per_weight, sums, wide
 from rowsft.importance.registry import Context, register
 from rowsft.importance.untouched import untouched
+from rowsft.layers.matrix import LinearLayer
+from rowsft.selection.channel import Axis
+from rowsft.selection.groups import Scores
 
 
 @register("taylor", needs="gradients")
-def taylor(layers: dict[str, nn.Module], context: Context, axes: Sequence[Axis]) -> Scores:
+def taylor(layers: Mapping[str, LinearLayer], context: Context, axes: Sequence[Axis]) -> Scores:
     """abs(w_ij g_ij), g the gradient of the mean loss over all labelled tokens of the calibration set.
 
     First-order Taylor estimate of what removing single weights does to the loss (Molchanov et al., arXiv 1611.06440),
@@ -29,13 +32,13 @@ def taylor(layers: dict[str, nn.Module], context: Context, axes: Sequence[Axis])
 
 
 @register("grad2", needs="gradients")
-def grad2(layers: dict[str, nn.Module], context: Context, axes: Sequence[Axis]) -> Scores:
+def grad2(layers: Mapping[str, LinearLayer], context: Context, axes: Sequence[Axis]) -> Scores:
     """g_ij squared, g as in taylor: how fast the loss falls, to first order, by a gradient step on the row."""
     return _of_mean_gradient(layers, context, axes, lambda weight, gradient: gradient.square())
 
 
 def _of_mean_gradient(
-    layers: dict[str, nn.Module],
+    layers: Mapping[str, LinearLayer],
     context: Context,
     axes: Sequence[Axis],
     term: Callable[[Tensor, Tensor], Tensor],
@@ -48,8 +51,8 @@ def _of_mean_gradient(
 
 
 def mean_gradients(
-    layers: dict[str, nn.Module], context: Context
-) -> Iterator[tuple[dict[str, nn.Module], dict[Tensor, Tensor]]]:
+    layers: Mapping[str, LinearLayer], context: Context
+) -> Iterator[tuple[dict[str, LinearLayer], dict[Tensor, Tensor]]]:
     """Yield (group of layers, weight -> mean gradient, laid out as the weight, in 32 bit or wider), group by group.
 
     Batches count by their labelled tokens (examples, for sequence labels), as the model's own loss does within a
@@ -68,8 +71,8 @@ def mean_gradients(
 
 
 def passes(
-    groups: list[dict[str, nn.Module]], steps: int, context: Context
-) -> Iterator[tuple[dict[str, nn.Module], Iterator]]:
+    groups: list[dict[str, LinearLayer]], steps: int, context: Context
+) -> Iterator[tuple[dict[str, LinearLayer], Iterator]]:
     """Yield (group, ticks) with `context.progress` counting all steps of all groups; take one tick a step."""
     total = len(groups) * steps
     ticks = iter(context.progress(range(total), total))
@@ -79,7 +82,7 @@ def passes(
     next(ticks, None)
 
 
-def check_differentiable(layers: dict[str, nn.Module]) -> None:
+def check_differentiable(layers: Mapping[str, LinearLayer]) -> None:
     """Raise UserError naming a layer whose weight can have no gradient and cannot be perturbed."""
     for name, layer in layers.items():
         if not layer.weight.is_floating_point():
@@ -96,9 +99,9 @@ class GradientHooks:
     `check(batch index)` raises UserError for a gradient of the latest backward that was not finite.
     """
 
-    def __init__(self, group: dict[str, nn.Module], take: Callable[[Tensor, Tensor], None]):
+    def __init__(self, group: Mapping[str, LinearLayer], take: Callable[[Tensor, Tensor], None]):
         # By identity: layers that share one weight share its gradient.
-        self._names = {layer.weight: name for name, layer in reversed(group.items())}
+        self._names = {layer.weight: name for name, layer in reversed([*group.items()])}
         self._take = take
         self._largest: dict[str, Tensor] = {}
 
@@ -114,6 +117,7 @@ class GradientHooks:
 
     def _pass_on(self, weight: nn.Parameter) -> None:
         gradient, weight.grad = weight.grad, None
+        assert gradient is not None, "the hook runs once it has been accumulated"
         self._largest[self._names[weight]] = torch.linalg.vector_norm(gradient, ord=torch.inf)
         self._take(weight, gradient)
 
@@ -124,7 +128,7 @@ class GradientHooks:
 
 
 def _accumulate(
-    group: dict[str, nn.Module], context: Context, weighted: Iterable[tuple[float, int]]
+    group: Mapping[str, LinearLayer], context: Context, weighted: Iterable[tuple[float, int]]
 ) -> dict[Tensor, Tensor]:
     """One pass over the calibration batches for one group."""
     gradients = {

@@ -32,7 +32,7 @@ from rowsft.importance.recomputing import at_once, recomputed_blocks
 from rowsft.importance.reduction import block_bytes, wide
 from rowsft.importance.registry import Context
 from rowsft.importance.untouched import untouched
-from rowsft.selection.targets import layer_shape
+from rowsft.layers.matrix import LinearLayer, layer_shape
 
 #: Layer name -> {a number for each tensor that its calls keep: bytes}.
 Kept = dict[str, dict[int, int]]
@@ -48,7 +48,7 @@ class Pass:
     share: float = 1.0
 
 
-def groups_of(layers: dict[str, nn.Module], context: Context, holds: Pass) -> list[dict[str, nn.Module]]:
+def groups_of(layers: Mapping[str, LinearLayer], context: Context, holds: Pass) -> list[dict[str, LinearLayer]]:
     """Consecutive layers that one pass may serve together within `context.group_bytes`, in their order.
 
     None takes all that a row step keeps (`kept_bytes`) on the largest calibration batch where it keeps its inputs. A
@@ -58,7 +58,7 @@ def groups_of(layers: dict[str, nn.Module], context: Context, holds: Pass) -> li
     blocks = _blocks(layers, context.model)
     room = _room(layers, context, holds, kept, blocks) if context.group_bytes is None else context.group_bytes
     room -= sum(_score_bytes(layer) for layer in layers.values())
-    groups: list[dict[str, nn.Module]] = []
+    groups: list[dict[str, LinearLayer]] = []
     for name, layer in layers.items():
         if not groups or _pass_bytes({**groups[-1], name: layer}, kept, holds, blocks) > room:
             groups.append({})
@@ -66,7 +66,7 @@ def groups_of(layers: dict[str, nn.Module], context: Context, holds: Pass) -> li
     return groups
 
 
-def _room(layers: dict[str, nn.Module], context: Context, holds: Pass, kept: Kept, blocks: dict[str, int]) -> int:
+def _room(layers: Mapping[str, LinearLayer], context: Context, holds: Pass, kept: Kept, blocks: dict[str, int]) -> int:
     """Bytes that a pass may hold, the scores of all layers among them."""
     if not blocks:
         return kept_bytes(kept)
@@ -75,14 +75,14 @@ def _room(layers: dict[str, nn.Module], context: Context, holds: Pass, kept: Kep
     return max(context.step_bytes + max(map(kept_bytes, _split(kept, blocks))), alone + scores)
 
 
-def _blocks(layers: dict[str, nn.Module], model: nn.Module) -> dict[str, int]:
+def _blocks(layers: Mapping[str, LinearLayer], model: nn.Module) -> dict[str, int]:
     """Name of every layer -> which recomputed block it lies in, -1 outside of all; empty where none is recomputed."""
     numbers = {part: number for number, block in enumerate(recomputed_blocks(model)) for part in block.modules()}
     return {name: numbers.get(layer, -1) for name, layer in layers.items()} if numbers else {}
 
 
-def _by_block(layers: dict[str, nn.Module], blocks: dict[str, int]) -> list[dict[str, nn.Module]]:
-    found: dict[int, dict[str, nn.Module]] = {}
+def _by_block(layers: Mapping[str, LinearLayer], blocks: dict[str, int]) -> list[dict[str, LinearLayer]]:
+    found: dict[int, dict[str, LinearLayer]] = {}
     for name, layer in layers.items():
         found.setdefault(blocks[name], {})[name] = layer
     return list(found.values())
@@ -103,7 +103,7 @@ def kept_bytes(kept: Kept) -> int:
     return sum({number: size for tensors in kept.values() for number, size in tensors.items()}.values())
 
 
-def kept_inputs(layers: dict[str, nn.Module], context: Context) -> Kept:
+def kept_inputs(layers: Mapping[str, LinearLayer], context: Context) -> Kept:
     """Inputs of `layers` that the largest calibration batch makes a row step keep on top of the frozen network's own.
 
     One forward pass that keeps nothing itself. The model is given back untouched. Raises UserError where the loss reads
@@ -116,7 +116,7 @@ def kept_inputs(layers: dict[str, nn.Module], context: Context) -> Kept:
     names = {layer: name for name, layer in layers.items()}
     anchor = torch.zeros((), requires_grad=True)
 
-    def note(layer: nn.Module, args: tuple, kwargs: Mapping, output: Tensor) -> Tensor:
+    def note(layer: LinearLayer, args: tuple, kwargs: Mapping, output: Tensor) -> Tensor:
         tensor = layer_input(args, kwargs)
         inputs[names[layer]][numbers[tensor]] = tensor.untyped_storage().nbytes()
         in_use.clear()
@@ -124,8 +124,13 @@ def kept_inputs(layers: dict[str, nn.Module], context: Context) -> Kept:
         # The graph begins at the first target layer, as it does in training.
         return output if output.requires_grad else _Begin.apply(output, anchor)
 
-    count = torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.add(numbers[tensor]), lambda nothing: None)
-    with untouched(context.model), at_once(context.model), hooked(layers, note), count:
+    def count(tensor: Tensor) -> int:
+        saved.add(numbers[tensor])
+        return numbers[tensor]
+
+    # Nothing is kept, and no backward asks for it.
+    counted = torch.autograd.graph.saved_tensors_hooks(count, lambda number: number)  # type: ignore[arg-type, return-value]
+    with untouched(context.model), at_once(context.model), hooked(layers, note), counted:
         output = context.model(**on_device(largest_batch(context.calibration), device_of(context.model)))
     loss = getattr(output, "loss", None)
     if loss is not None and not loss.requires_grad:
@@ -146,7 +151,7 @@ def layer_input(args: tuple, kwargs: Mapping) -> Tensor:
 
 
 @contextmanager
-def hooked(layers: dict[str, nn.Module], hook) -> Iterator[None]:
+def hooked(layers: Mapping[str, LinearLayer], hook) -> Iterator[None]:
     """Call hook(layer, args, kwargs, output) after every forward of `layers`; what it returns replaces the output."""
     handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in dict.fromkeys(layers.values())]
     try:
@@ -192,7 +197,7 @@ class _Numbers:
         return self._live[address]
 
 
-def _pass_bytes(group: dict[str, nn.Module], kept: Kept, holds: Pass, blocks: dict[str, int]) -> int:
+def _pass_bytes(group: Mapping[str, LinearLayer], kept: Kept, holds: Pass, blocks: dict[str, int]) -> int:
     weights = {layer.weight: layer for layer in group.values()}
     accumulated = sum(weight.numel() * wide(weight.dtype).itemsize for weight in weights) * holds.accumulators
     on_its_way = max(
@@ -203,5 +208,5 @@ def _pass_bytes(group: dict[str, nn.Module], kept: Kept, holds: Pass, blocks: di
     return int(accumulated + on_its_way + inputs)
 
 
-def _score_bytes(layer: nn.Module) -> int:
+def _score_bytes(layer: LinearLayer) -> int:
     return sum(layer_shape(layer)) * wide(layer.weight.dtype).itemsize

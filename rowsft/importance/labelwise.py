@@ -1,16 +1,20 @@
 """Label-wise scores: a metric class by class, so that a rare or easy class is heard, then one number of them all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from rowsft.batch import IGNORED
 from rowsft.errors import UserError
-from rowsft.importance.calibration import IGNORED, select_samples
+from rowsft.importance.calibration import Rehearsal, select_samples
 from rowsft.importance.grouping import kept_bytes, kept_inputs
-from rowsft.importance.reduction import Axis, Scores, one_per_weight
+from rowsft.importance.reduction import one_per_weight
 from rowsft.importance.registry import Context, Metric, metric, register_composition
+from rowsft.layers.matrix import LinearLayer
+from rowsft.selection.channel import Axis
+from rowsft.selection.groups import Scores
 
 
 def quantiles_mean(first: int, last: int) -> Callable[[Tensor], Tensor]:
@@ -62,24 +66,25 @@ def labelwise(form: str) -> Metric:
             f"class; use {inner.name} itself, or a metric that reads them, such as taylor"
         )
 
-    def score(layers: dict[str, nn.Module], context: Context, axes: Sequence[Axis]) -> Scores:
+    def score(layers: Mapping[str, LinearLayer], context: Context, axes: Sequence[Axis]) -> Scores:
         classes = batches_of_classes(context.calibration)
+        kind = Rehearsal if isinstance(context.calibration, Rehearsal) else list
         # Room is what a step on a whole batch leaves, not one on a batch of a single class.
         if inner.needs == "gradients" and context.group_bytes is None:
             room = kept_bytes(kept_inputs(one_per_weight(layers), context))
             context = replace(context, group_bytes=room)
         of_classes = [
-            inner.function(layers, replace(context, calibration=batches), axes) for batches in classes.values()
+            inner.function(layers, replace(context, calibration=kind(batches)), axes) for batches in classes.values()
         ]
         return {
             name: {axis: AGGREGATORS[aggregator](torch.stack([s[name][axis] for s in of_classes])) for axis in axes}
             for name in layers
         }
 
-    return Metric(f"labelwise({inner.name}, {aggregator})", inner.needs, score)
+    return replace(inner, name=f"labelwise({inner.name}, {aggregator})", function=score)
 
 
-def batches_of_classes(calibration: Sequence[dict]) -> dict[int, list[dict]]:
+def batches_of_classes(calibration: Sequence[Mapping]) -> dict[int, list[dict]]:
     """Class -> the batches cut down to its samples, classes ascending; unlabelled samples (-100) belong to none.
 
     Raises UserError naming the batch where samples have no integer label of their own.

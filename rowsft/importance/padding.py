@@ -1,10 +1,13 @@
 """Which rows of a layer's input are tokens, and which are padding."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from rowsft.batch import IGNORED
+from rowsft.layers.matrix import LinearLayer
 
 
 class TokenMasks:
@@ -17,14 +20,14 @@ class TokenMasks:
     """
 
     def __init__(self, model: nn.Module):
-        self._encoder: nn.Module | None = None
-        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-            self._encoder = model.get_encoder()
+        is_encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        any_model: Any = model
+        self._encoder: nn.Module | None = any_model.get_encoder() if is_encoder_decoder else None
         self._inside = set(self._encoder.modules()) if self._encoder is not None else set()
         self._encoded: Tensor | None = None
         self._mask: Tensor | None = None
         self._decoder_mask: Tensor | None = None
-        self._handle = None
+        self._handle: RemovableHandle | None = None
 
     def __enter__(self) -> "TokenMasks":
         if self._encoder is not None:
@@ -45,7 +48,7 @@ class TokenMasks:
         if self._decoder_mask is None and self._encoder is not None and labels is not None and labels.dim() == 2:
             self._decoder_mask = labels.ne(IGNORED)
 
-    def of(self, layer: nn.Module, inputs: Tensor) -> Tensor | None:
+    def of(self, layer: LinearLayer, inputs: Tensor) -> Tensor | None:
         """The mask (True at a token) that indexes the leading dimensions of `inputs`; None where every row counts."""
         if self._encoder is None or layer in self._inside or self._reads_encoder(inputs):
             candidates = [self._mask]

@@ -3,23 +3,26 @@
 A square of a batch's gradient is no mean of the samples' squares, so no batch can stand in for its samples.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rowsft.batch import largest_batch
 from rowsft.importance.calibration import Rehearsal, labelled, loss_of, select_samples
 from rowsft.importance.gradient import GradientHooks, add_to, backward, check_differentiable, passes
 from rowsft.importance.grouping import Pass, groups_of
-from rowsft.importance.reduction import Axis, Scores, blocks, one_per_weight, sums, wide, zero_scores
+from rowsft.importance.reduction import blocks, one_per_weight, sums, wide, zero_scores
 from rowsft.importance.registry import Context, register
 from rowsft.importance.untouched import untouched
+from rowsft.layers.matrix import LinearLayer
+from rowsft.selection.channel import Axis
+from rowsft.selection.groups import Scores
 
 
 @register("fisher", needs="gradients")
-def fisher(layers: dict[str, nn.Module], context: Context, axes: Sequence[Axis]) -> Scores:
+def fisher(layers: Mapping[str, LinearLayer], context: Context, axes: Sequence[Axis]) -> Scores:
     """w_ij² E[g_ij²], g the gradient of one sample's loss (the mean over its labelled tokens), E the mean over samples.
 
     The diagonal of the empirical Fisher information, weighed by the square of what removal changes the weight by (Theis
@@ -41,7 +44,7 @@ def fisher(layers: dict[str, nn.Module], context: Context, axes: Sequence[Axis])
 
 
 @register("taylor2", needs="gradients")
-def taylor2(layers: dict[str, nn.Module], context: Context, axes: Sequence[Axis]) -> Scores:
+def taylor2(layers: Mapping[str, LinearLayer], context: Context, axes: Sequence[Axis]) -> Scores:
     """abs(w_ij g_ij - ½ w_ij² E[g_ij²]), with taylor's mean gradient g (by labelled tokens) and fisher's E.
 
     Second-order Taylor estimate of what removing single weights does to the loss, the diagonal of the empirical Fisher
@@ -50,7 +53,7 @@ def taylor2(layers: dict[str, nn.Module], context: Context, axes: Sequence[Axis]
     samples = _samples(context)
     scores = {}
     for group, ticks in passes(_groups(layers, context, accumulators=2), len(samples), context):
-        moments = {layer.weight: _zeros_like(layer.weight) for layer in group.values()}
+        moments = {layer.weight: (_zeros_like(layer.weight), _zeros_like(layer.weight)) for layer in group.values()}
 
         def add(weight: Tensor, gradient: Tensor, sample: "Sample", moments: dict = moments) -> None:
             first, second = moments[weight]
@@ -88,14 +91,14 @@ def _samples(context: Context) -> list[Sample]:
     return [Sample(index, row, 1 / len(counts), count / tokens) for index, row, count in counts]
 
 
-def _groups(layers: dict[str, nn.Module], context: Context, accumulators: int) -> list[dict[str, nn.Module]]:
+def _groups(layers: Mapping[str, LinearLayer], context: Context, accumulators: int) -> list[dict[str, LinearLayer]]:
     check_differentiable(layers)
     share = 1 / len(largest_batch(context.calibration)["labels"])
     return groups_of(one_per_weight(layers), context, Pass(accumulators, share=share))
 
 
 def _run(
-    group: dict[str, nn.Module],
+    group: Mapping[str, LinearLayer],
     context: Context,
     samples: list[Sample],
     ticks: Iterator,
@@ -115,8 +118,8 @@ def _run(
             hooks.check(sample.batch)
 
 
-def _zeros_like(weight: Tensor) -> tuple[Tensor, Tensor]:
-    return tuple(torch.zeros_like(weight, dtype=wide(weight.dtype), requires_grad=False) for _ in range(2))
+def _zeros_like(weight: Tensor) -> Tensor:
+    return torch.zeros_like(weight, dtype=wide(weight.dtype), requires_grad=False)
 
 
 def _second_order(weight: Tensor, mean: Tensor, square: Tensor) -> Tensor:

@@ -4,28 +4,24 @@ A metric states one elementwise quantity; how a layer stores its weight and whic
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from peft.utils.integrations import dequantize_module_weight
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
-from rowsft.selection.targets import layer_shape
-
-Axis = Literal["out", "in"]
-#: What a metric gives: layer name -> axis -> one score per row (axis "out", (d_out,)) or column (axis "in", (d_in,)).
-Scores = dict[str, dict[str, Tensor]]
+from rowsft.layers.matrix import LinearLayer, layer_shape
+from rowsft.selection.channel import AXES, Axis
 
 _LARGEST_BLOCK = 2**20
 _SMALLEST_BLOCK = 2**12
 _BLOCKS = 8
 
 
-def sums(layer: nn.Module, axes: Sequence[Axis], term: Callable[..., Tensor], *tensors: Tensor) -> dict[str, Tensor]:
-    """Sum `term` along each axis: "out" gives (d_out,), summed over inputs; "in" gives (d_in,), summed over outputs.
+def sums(layer: LinearLayer, axes: Sequence[Axis], term: Callable[..., Tensor], *tensors: Tensor) -> dict[Axis, Tensor]:
+    """Sum `term` over each row, "rows" (d_out,), and each column, "columns" (d_in,), of the weight.
 
     tensors: laid out as the layer's weight, which Conv1D stores transposed. term: takes a block of each, in 32 bit or
     wider, and returns the elementwise quantity of that block; it may work in place on none of them.
@@ -36,8 +32,8 @@ def sums(layer: nn.Module, axes: Sequence[Axis], term: Callable[..., Tensor], *t
 
 @torch.no_grad()
 def sums_of_blocks(
-    layer: nn.Module, axes: Sequence[Axis], like: Tensor, block_of: Callable[[slice], Tensor]
-) -> dict[str, Tensor]:
+    layer: LinearLayer, axes: Sequence[Axis], like: Tensor, block_of: Callable[[slice], Tensor]
+) -> dict[Axis, Tensor]:
     """As `sums`, with `block_of` giving the elementwise quantity of some rows of the stored weight (`like`'s shape)."""
     totals = zero_scores(layer, axes)
     for rows in blocks(like):
@@ -50,21 +46,23 @@ def sums_of_blocks(
     return totals
 
 
-def zero_scores(layer: nn.Module, axes: Sequence[Axis]) -> dict[str, Tensor]:
+def zero_scores(layer: LinearLayer, axes: Sequence[Axis]) -> dict[Axis, Tensor]:
     """Zeros for a layer's scores along each axis, in 32 bit or wider, on the layer's device."""
-    weight, sizes = layer.weight, dict(zip(("out", "in"), layer_shape(layer), strict=True))
-    return {axis: torch.zeros(sizes[axis], dtype=wide(weight.dtype), device=weight.device) for axis in axes}
+    weight, shape = layer.weight, layer_shape(layer)
+    return {axis: torch.zeros(shape[AXES.index(axis)], dtype=wide(weight.dtype), device=weight.device) for axis in axes}
 
 
-def one_per_weight(layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
+def one_per_weight(layers: Mapping[str, LinearLayer]) -> dict[str, LinearLayer]:
     """The first layer of every weight: layers may share one."""
-    first = {layer.weight: name for name, layer in reversed(layers.items())}
-    return {name: layer for name, layer in layers.items() if first[layer.weight] == name}
+    first: dict[Tensor, str] = {}
+    for name, layer in layers.items():
+        first.setdefault(layer.weight, name)
+    return {name: layers[name] for name in first.values()}
 
 
-def stored_dim(layer: nn.Module, axis: Axis) -> int:
-    """The dimension of the stored weight that counts rows (axis "out") or columns (axis "in")."""
-    return int((axis == "in") != isinstance(layer, Conv1D))
+def stored_dim(layer: LinearLayer, axis: Axis) -> int:
+    """The dimension of the stored weight that counts rows or columns (`axis`)."""
+    return int((axis == "columns") != isinstance(layer, Conv1D))
 
 
 def blocks(matrix: Tensor) -> Iterator[slice]:
@@ -80,7 +78,7 @@ def block_bytes(matrix: Tensor) -> int:
     return (first.stop - first.start) * matrix.shape[1] * wide(matrix.dtype).itemsize
 
 
-def weight_of(layer: nn.Module) -> Tensor:
+def weight_of(layer: LinearLayer) -> Tensor:
     """The layer's weight as it is stored; that of a quantised layer is unpacked, for as long as it is held.
 
     Raises UserError for a quantised weight that nobody here can unpack.

@@ -39,7 +39,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 parameter.grad = grad
             for module, name, buffer, value in buffers:
                 module._buffers[name] = buffer
-                if buffer is not None and not torch.equal(buffer, value):
+                if buffer is not None and value is not None and not torch.equal(buffer, value):
                     buffer.copy_(value)
 
 

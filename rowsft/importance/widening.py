@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +23,14 @@ def widened(model: nn.Module, replacement: Callable[[nn.Module], Tensor | None])
     kept: dict[nn.Module, dict[str, nn.Parameter | None]] = {}
 
     def before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        # Asked first: a weight that is replaced needs no copy beside its replacement.
+        # Asked first: a weight that is replaced needs no copy beside its replacement. torch takes tensors, too.
         replaced = replacement(module)
         kept[module] = dict(module._parameters)
         for name, parameter in kept[module].items():
             if name == "weight" and replaced is not None:
-                module._parameters[name] = replaced
+                module._parameters[name] = cast(nn.Parameter, replaced)
             elif parameter is not None:
-                module._parameters[name] = _wider(parameter.detach())
+                module._parameters[name] = cast(nn.Parameter, _wider(parameter.detach()))
         return tuple(map(_wider, args)), {key: _wider(value) for key, value in kwargs.items()}
 
     def after(module: nn.Module, args: tuple, output: object) -> None:
@@ -54,5 +55,6 @@ def widened(model: nn.Module, replacement: Callable[[nn.Module], Tensor | None])
 
 
 def _wider(value: object) -> object:
-    narrow = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-    return value.to(wide(value.dtype)) if narrow else value
+    if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16):
+        return value.to(wide(value.dtype))
+    return value

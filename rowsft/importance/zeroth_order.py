@@ -2,25 +2,28 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rowsft.errors import UserError
-from rowsft.importance.calibration import batch_weights, loss_of
+from rowsft.importance.calibration import Rehearsal, batch_weights, loss_of
 from rowsft.importance.gradient import check_differentiable
-from rowsft.importance.reduction import Axis, Scores, blocks, one_per_weight, sums_of_blocks, wide
+from rowsft.importance.reduction import blocks, one_per_weight, sums_of_blocks, wide
 from rowsft.importance.registry import Context, register
 from rowsft.importance.untouched import untouched
 from rowsft.importance.widening import widened
+from rowsft.layers.matrix import LinearLayer
+from rowsft.selection.channel import Axis
+from rowsft.selection.groups import Scores
 
 EPSILON = 1e-3
 
 
 @register("zo_taylor", needs="losses")
-def zo_taylor(layers: dict[str, nn.Module], context: Context, axes: Sequence[Axis]) -> Scores:
-    """abs(w_ij ĝ_ij), ĝ the mean over `context.draws` of (L(θ+εz) - L(θ-εz)) / 2ε * z, z ~ N(0, 1), ε = 1e-3.
+def zo_taylor(layers: Mapping[str, LinearLayer], context: Context, axes: Sequence[Axis], *, draws: int = 256) -> Scores:
+    """abs(w_ij ĝ_ij), ĝ the mean over `draws` perturbations of (L(θ+εz) - L(θ-εz)) / 2ε * z, z ~ N(0, 1), ε = 1e-3.
 
     SPSA (Spall 1992), as Malladi et al. (arXiv 2305.17333) use it. θ are the weights of `layers`. Only one number a
     draw is kept: z comes again from its seed, layer by layer. The perturbed weight is a 32-bit copy that lives during
@@ -31,26 +34,33 @@ def zo_taylor(layers: dict[str, nn.Module], context: Context, axes: Sequence[Axi
     a draw, so many cheap draws beat few dear ones. With fewer draws than batches only that many batches are read.
     """
     check_differentiable(layers)
-    if context.draws < 1:
-        raise UserError(f"draws={context.draws}: zo_taylor averages over at least 1 perturbation; raise draws")
+    if draws < 1:
+        raise UserError(f"importance=zo_taylor(draws={draws}): draws must be at least 1")
+    if isinstance(context.calibration, Rehearsal):
+        draws = min(draws, 2)
     owners = one_per_weight(layers)
-    shares = draw_weights(batch_weights(context.model, context.calibration), context.draws)
-    slopes = directional_slopes(owners, context)
+    shares = draw_weights(batch_weights(context.model, context.calibration), draws)
+    slopes = directional_slopes(owners, context, draws)
     factors = [slope * share for slope, share in zip(slopes, shares, strict=True)]
     scores = {layer.weight: _score(name, layer, context, axes, factors) for name, layer in owners.items()}
     return {name: scores[layer.weight] for name, layer in layers.items()}
 
 
-def directional_slopes(layers: dict[str, nn.Module], context: Context) -> list[float]:
+def directional_slopes(layers: Mapping[str, LinearLayer], context: Context, draws: int) -> list[float]:
     """(L(θ+εz) - L(θ-εz)) / 2ε for every draw, L the loss of that draw's batch (draw number modulo batches)."""
     names = {layer.weight: name for name, layer in layers.items()}
-    users = {module: names[module.weight] for module in context.model.modules() if _weight(module) in names}
+    users = {
+        module: names[weight]
+        for module in context.model.modules()
+        if (weight := module._parameters.get("weight")) in names
+    }
     at = (0, EPSILON)  # the draw and the step of the forward pass at hand
 
     def perturbed(module: nn.Module) -> Tensor | None:
-        if module not in users:
+        parameter = module._parameters.get("weight")
+        if parameter is None or module not in users:
             return None
-        weight = module._parameters["weight"].detach()
+        weight = parameter.detach()
         shifted = torch.empty_like(weight, dtype=wide(weight.dtype))
         draw, step = at
         for rows in blocks(weight):
@@ -60,7 +70,7 @@ def directional_slopes(layers: dict[str, nn.Module], context: Context) -> list[f
 
     slopes = []
     with untouched(context.model), torch.no_grad(), widened(context.model, perturbed):
-        for draw in context.progress(range(context.draws), context.draws):
+        for draw in context.progress(range(draws), draws):
             index = draw % len(context.calibration)
             losses = []
             for step in (EPSILON, -EPSILON):
@@ -90,7 +100,7 @@ def draw_weights(batch_shares: Sequence[float], draws: int) -> list[float]:
 
 
 def _score(
-    name: str, layer: nn.Module, context: Context, axes: Sequence[Axis], factors: Sequence[float]
+    name: str, layer: LinearLayer, context: Context, axes: Sequence[Axis], factors: Sequence[float]
 ) -> dict[Axis, Tensor]:
     weight = layer.weight.detach()
 
@@ -103,7 +113,3 @@ def _score(
         return gradient.mul_(weight[rows]).abs_()
 
     return sums_of_blocks(layer, axes, weight, products)
-
-
-def _weight(module: nn.Module) -> Tensor | None:
-    return module._parameters.get("weight")

@@ -7,13 +7,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers.pytorch_utils import Conv1D
 
+#: What row-SFT adapts; quantised layers are kinds of nn.Linear.
+LinearLayer = nn.Linear | Conv1D
 
-def shape_of(layer: nn.Module) -> tuple[int, int]:
-    """(d_out, d_in) of a linear layer; quantised layers, whose weight has another shape, say so themselves."""
-    if isinstance(layer, Conv1D):
-        return layer.weight.shape[1], layer.weight.shape[0]
-    d_out, d_in = layer.weight.shape if layer.weight.ndim == 2 else (None, None)
-    return getattr(layer, "out_features", d_out), getattr(layer, "in_features", d_in)
+
+def layer_shape(layer: LinearLayer) -> tuple[int, int]:
+    """Return (d_out, d_in), whichever way round the layer stores its weight; one in 4 bits packs it otherwise."""
+    return (layer.nf, layer.nx) if isinstance(layer, Conv1D) else (layer.out_features, layer.in_features)
 
 
 #: Ending of a module class's name -> its linear layers whose weights it multiplies itself: nobody calls them.

@@ -15,7 +15,8 @@ from rowsft.config.instantiate import check_protocol, instantiated
 from rowsft.errors import UserError
 from rowsft.selection.budget import Budget
 from rowsft.selection.groups import Scores
-from rowsft.selection.targets import Chosen, Targets
+from rowsft.selection.ids import Chosen
+from rowsft.selection.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,15 @@ class ResolvedMethod:
     """A method's settings once the budget is solved.
 
     values: what was settled, JSON-able. asked, achieved: trainable parameters without the task head (None: no budget
-    applies). source: the setting that decided. chosen: full layer name -> its rows and columns, not serialised.
+    applies). source: the setting that decided. Not serialised: steps, how many units each unit group takes, and chosen,
+    full layer name -> its rows and columns.
     """
 
     values: dict[str, Any]
     asked: int | None = None
     achieved: int | None = None
     source: str = "not applicable"
+    steps: tuple[int, ...] = ()
     chosen: dict[str, Chosen] | None = None
 
 

@@ -1,31 +1,32 @@
 """Row-SFT as a method of the suite: solve the budget, score, choose, attach the tuner."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
 
+from rowsft import renamed
 from rowsft.errors import UserError
 from rowsft.importance import Context, metric
+from rowsft.layers.matrix import LinearLayer, layer_shape
 from rowsft.method_info import MethodInfo
 from rowsft.methods.base import CalibratedMethod, ResolvedMethod
 from rowsft.methods.peft_method import PeftMethod
 from rowsft.methods.sizes import counts_for
 from rowsft.progress import bar
-from rowsft.selection.allocation import fit_groups, group_units, share_of, steps_from, steps_of
+from rowsft.selection.allocation import fit_groups, group_units, share_of, steps_of
 from rowsft.selection.budget import Budget
 from rowsft.selection.budget_met import check_met
-from rowsft.selection.channel import ATTENTION, SCOPES
-from rowsft.selection.choose import CHANNELS, choose, choose_globally, row_price, unit_groups_for
+from rowsft.selection.channel import ATTENTION, AXES, CHANNELS, SCOPES
+from rowsft.selection.choose import choose, choose_globally, row_price, unit_groups_for
 from rowsft.selection.groups import Scores, UnitGroup, layer_counts, parameters
-from rowsft.selection.targets import Targets, eligible_layers, head_names, layer_shape
+from rowsft.selection.targets import Targets, eligible_layers, head_names
 from rowsft.tuner import RowSFTConfig
 from rowsft.tuner.attach import score_groups, with_choice
 from rowsft.tuner.register import PREFIX
 
-AXES = ("out", "in")
 # What is trained is kept in 32 bit, and so are AdamW's two averages.
 _BYTES_OF_A_PARAMETER = 12
 
@@ -37,12 +38,12 @@ class RowSFT(PeftMethod):
     info: ClassVar[MethodInfo] = MethodInfo(
         "row_sft", "row-SFT", 20, "#D55E00", "o", sizes=("rows", "ratio"), adapter_prefix=PREFIX
     )
-    compared: ClassVar[dict[str, list[str]]] = {"rows": [], "columns": ["method.channel=in"]}
+    compared: ClassVar[dict[str, list[str]]] = {"rows": [], "columns": ["method.channel=columns"]}
 
     name: str = info.name
     rows: int | None = None
     ratio: float | None = None
-    channel: str = "out"
+    channel: str = "rows"
     attention: str = "linear"
     scope: str | None = None
     importance: str = "taylor"
@@ -51,9 +52,9 @@ class RowSFT(PeftMethod):
     recompute_inputs: bool = True
     seed: int = 0
     group_bytes: int | None = None
-    draws: int = 256
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        self.channel = renamed.channel(self.channel)
         for setting, known in (("channel", CHANNELS), ("attention", ATTENTION), ("scope", (None, *SCOPES))):
             if getattr(self, setting) not in known:
                 names = ", ".join(name for name in known if name)
@@ -74,7 +75,7 @@ class RowSFT(PeftMethod):
         sizes = layer_counts(unit_groups, steps)
         self.check_something(sizes, spec)
         scope = self.scope or budget.scope
-        values = {"channel": self.channel, "attention": self.attention, "scope": scope}
+        values: dict[str, Any] = {"channel": self.channel, "attention": self.attention, "scope": scope}
         values |= {"importance": self.importance, "train_bias": self.train_bias}
         if scope == "global":
             in_rows = spec.kind in self.sizes
@@ -84,11 +85,13 @@ class RowSFT(PeftMethod):
             tuned = set(sizes)
         values |= _patterns(sizes)
         values["target_modules"] = [name for name in layers if name in tuned]
+        # `select` sees the groups of the target layers alone.
+        taken = tuple(count for group, count in zip(unit_groups, steps, strict=True) if tuned.issuperset(group.layers))
         values["head_modules"] = head_names(model, targets.head_modules)
         achieved = parameters(layers, sizes, self.train_bias)
         if scope != "global":
             check_met(self.name, spec.source, asked, achieved, self.coarseness(units))
-        return ResolvedMethod(values, asked, achieved, spec.source)
+        return ResolvedMethod(values, asked, achieved, spec.source, taken)
 
     def select(self, model: nn.Module, resolved: ResolvedMethod, calibration: Sequence[dict]) -> ResolvedMethod:
         """Score the target layers and choose in them; the model is left exactly as it was."""
@@ -110,7 +113,7 @@ class RowSFT(PeftMethod):
     def _scored(
         self,
         unit_groups: list[UnitGroup],
-        layers: dict[str, nn.Module],
+        layers: Mapping[str, LinearLayer],
         model: nn.Module,
         resolved: ResolvedMethod,
         calibration: Sequence[dict],
@@ -118,40 +121,46 @@ class RowSFT(PeftMethod):
     ) -> Scores:
         progress = progress or bar(f"scoring {self.importance}")
         step_bytes = _BYTES_OF_A_PARAMETER * (resolved.achieved or 0)
-        context = Context(model, calibration, self.seed, self.group_bytes, self.draws, progress, step_bytes)
+        context = Context(model, calibration, self.seed, self.group_bytes, progress, step_bytes)
         return score_groups(unit_groups, layers, self.importance, context)
 
     def selection_bounds(self, model: nn.Module, resolved: ResolvedMethod) -> dict[str, ResolvedMethod]:
         """See `CalibratedMethod`: with scope global an even choice, the last layers, the costliest first."""
         values = resolved.values
         unit_groups, layers = self._unit_groups(model, resolved)
-        sizes = {name: layer_shape(layer) for name, layer in layers.items()}
         # Where all score alike, the group that comes first is chosen first.
-        alike = {axis: {name: torch.ones(size[i]) for name, size in sizes.items()} for i, axis in enumerate(AXES)}
-        even = replace(resolved, values={**values, "scope": "layer"})
-        found = {"": self._chosen(even, unit_groups, layers, alike)}
-        if values["scope"] == "global":
-            costly = sorted(
-                unit_groups, key=lambda group: -parameters(layers, layer_counts([group], [1]), self.train_bias)
-            )
-            found = {"even": found[""]}
-            found["last layers"] = self._chosen(resolved, unit_groups[::-1], layers, alike)
-            found["costliest layers"] = self._chosen(resolved, costly, layers, alike)
-        return found
+        alike: Scores = {
+            name: {axis: torch.ones(size) for axis, size in zip(AXES, layer_shape(layer), strict=True)}
+            for name, layer in layers.items()
+        }
+        even = self._chosen(replace(resolved, values={**values, "scope": "layer"}), unit_groups, layers, alike)
+        if values["scope"] == "layer":
+            return {"": even}
+        costly = sorted(unit_groups, key=lambda group: -parameters(layers, layer_counts([group], [1]), self.train_bias))
+        return {
+            "even": even,
+            "last layers": self._chosen(resolved, unit_groups[::-1], layers, alike),
+            "costliest layers": self._chosen(resolved, costly, layers, alike),
+        }
 
-    def _unit_groups(self, model: nn.Module, resolved: ResolvedMethod) -> tuple[list[UnitGroup], dict[str, nn.Module]]:
-        layers = {name: model.get_submodule(name) for name in resolved.values["target_modules"]}
+    def _unit_groups(
+        self, model: nn.Module, resolved: ResolvedMethod
+    ) -> tuple[list[UnitGroup], dict[str, LinearLayer]]:
+        layers = {name: cast(LinearLayer, model.get_submodule(name)) for name in resolved.values["target_modules"]}
         return unit_groups_for(model, layers, self.channel, self.attention), layers
 
     def _chosen(
-        self, resolved: ResolvedMethod, unit_groups: Sequence[UnitGroup], layers: dict[str, nn.Module], scores: Scores
+        self,
+        resolved: ResolvedMethod,
+        unit_groups: Sequence[UnitGroup],
+        layers: Mapping[str, LinearLayer],
+        scores: Scores,
     ) -> ResolvedMethod:
         values = resolved.values
         if values["scope"] == "layer":
-            steps = steps_from(unit_groups, values["rows_pattern"], values["columns_pattern"])
-            return replace(resolved, chosen=choose(unit_groups, layers, scores, steps))
+            return replace(resolved, chosen=choose(unit_groups, layers, scores, resolved.steps))
 
-        def price_in_parameters(steps):
+        def price_in_parameters(steps: Sequence[int]) -> int:
             return parameters(layers, layer_counts(unit_groups, steps), self.train_bias)
 
         [(unit, limit)] = values["limit"].items()
@@ -161,11 +170,12 @@ class RowSFT(PeftMethod):
         sizes = {name: (len(choice.rows), len(choice.columns)) for name, choice in chosen.items()}
         values = {**values, **_patterns(sizes), "target_modules": list(chosen)}
         achieved = parameters(layers, sizes, self.train_bias)
-        check_met(self.name, resolved.source, resolved.asked, achieved, "rows are chosen whole, over all layers")
+        check_met(self.name, resolved.source, resolved.asked or 0, achieved, "rows are chosen whole, over all layers")
         return replace(resolved, values=values, achieved=achieved, chosen=chosen)
 
     def peft_config(self, model: nn.Module, resolved: ResolvedMethod) -> RowSFTConfig:
-        """The tuner's configuration with what was chosen."""
+        """Return the tuner's configuration with what was chosen."""
+        assert resolved.chosen is not None, "`select` comes first"
         config = RowSFTConfig(
             channel=self.channel,
             attention=self.attention,
@@ -180,7 +190,7 @@ class RowSFT(PeftMethod):
 
 
 def _patterns(sizes: dict[str, tuple[int, int]]) -> dict:
-    """The sizes as resolved: layer name -> rows, layer name -> columns, those without left out."""
+    """Return the sizes as resolved: layer name -> rows, layer name -> columns, those without left out."""
     return {
         "rows_pattern": {name: rows for name, (rows, _) in sizes.items() if rows},
         "columns_pattern": {name: columns for name, (_, columns) in sizes.items() if columns},

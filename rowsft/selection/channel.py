@@ -7,13 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
+
+Axis = Literal["rows", "columns"]
+AXES: tuple[Axis, Axis] = ("rows", "columns")
 
 
 @dataclass(frozen=True)
 class Channel:
-    """split: the sizes (of rows, of columns) that a layer gets when k_out rows and k_in columns are asked for.
+    """What a layer may train.
 
-    None where layers do not get their sizes one by one. has_rows, has_columns: what a layer of it may train.
+    split: the sizes (of rows, of columns) that a layer gets when k rows and k columns are asked for, each maybe a count
+    of its own; None where layers do not get their sizes one by one.
     """
 
     has_rows: bool
@@ -22,11 +27,11 @@ class Channel:
 
 
 CHANNELS = {
-    "out": Channel(True, False, lambda k_out, k_in: (k_out, 0)),
-    "in": Channel(False, True, lambda k_out, k_in: (0, k_in)),
-    "half": Channel(True, True, lambda k_out, k_in: ((k_out + 1) // 2, k_in // 2)),
+    "rows": Channel(True, False, lambda rows, columns: (rows, 0)),
+    "columns": Channel(False, True, lambda rows, columns: (0, columns)),
+    "both": Channel(True, True, lambda rows, columns: ((rows + 1) // 2, columns // 2)),
     # One set of hidden units couples the rows of some layers with the columns of others.
-    "neuron": Channel(True, True, None),
+    "neurons": Channel(True, True, None),
 }
 
 SCOPES = ("layer", "global")

@@ -7,30 +7,30 @@ import torch
 from torch import Tensor, nn
 
 from rowsft.errors import UserError
-from rowsft.selection.channel import ATTENTION
-from rowsft.selection.channel import CHANNELS as TUNER_CHANNELS
+from rowsft.layers.matrix import LinearLayer, layer_shape
+from rowsft.selection.channel import ATTENTION, AXES, CHANNELS, Axis
 from rowsft.selection.families import coupled_groups, in_order, is_attention, shared_groups
 from rowsft.selection.groups import Scores, UnitGroup, plain_group
-from rowsft.selection.targets import Chosen, layer_shape
-
-CHANNELS = tuple(TUNER_CHANNELS)
+from rowsft.selection.ids import Chosen
 
 
-def unit_groups_for(model: nn.Module, layers: dict[str, nn.Module], channel: str, attention: str) -> list[UnitGroup]:
-    """What a budget is spent on in the eligible `layers` of `model` (a model on the meta device will do), in its order.
+def unit_groups_for(
+    model: nn.Module, layers: Mapping[str, LinearLayer], channel: str, attention: str
+) -> list[UnitGroup]:
+    """Return what a budget is spent on in the eligible `layers` of `model` (on any device), in the model's order.
 
-    channel "out", "in": rows, columns of each layer. "half": two groups a layer, rows first. "neuron": coupled units
+    channel "rows", "columns": those of each layer. "both": two groups a layer, rows first. "neurons": coupled units
     (`rowsft.selection.families`); heads share q, k and v there anyway, so "grouped" changes nothing. attention
     "linear": every projection on its own; "grouped": q, k and v share their units; "skip": layers of attention modules
     are left out.
 
-    Raises UserError for an unknown channel or mode, "half" with "grouped", a model whose roles are asked for and not
+    Raises UserError for an unknown channel or mode, "both" with "grouped", a model whose roles are asked for and not
     known, and when nothing is left.
     """
     for setting, value, known in (("channel", channel, CHANNELS), ("attention", attention, ATTENTION)):
         if value not in known:
             raise UserError(f"{setting}={value}: unknown; use one of {', '.join(known)}")
-    if channel == "neuron":
+    if channel == "neurons":
         return coupled_groups(model, layers, with_attention=attention != "skip")
     if attention == "skip":
         plain = {name: layer for name, layer in layers.items() if not is_attention(name)}
@@ -42,17 +42,20 @@ def unit_groups_for(model: nn.Module, layers: dict[str, nn.Module], channel: str
         return _plain_groups(plain, channel)
     if attention == "linear":
         return _plain_groups(layers, channel)
-    if channel == "half":
-        raise UserError("attention=grouped with channel=half: expected channel out or in; or set attention=linear")
-    shared = shared_groups(model, layers, axis=channel)
+    if channel == "both":
+        raise UserError(
+            "attention=grouped with channel=both: expected channel rows or columns; or set attention=linear"
+        )
+    [axis] = _axes(channel)
+    shared = shared_groups(model, layers, axis)
     taken = {name for group in shared for name in group.layers}
     rest = {name: layer for name, layer in layers.items() if name not in taken}
     return in_order([*shared, *_plain_groups(rest, channel)], layers)
 
 
 def choose(
-    unit_groups: Sequence[UnitGroup], layers: Mapping[str, nn.Module], scores: Scores, steps: Sequence[int]
-) -> dict:
+    unit_groups: Sequence[UnitGroup], layers: Mapping[str, LinearLayer], scores: Scores, steps: Sequence[int]
+) -> dict[str, Chosen]:
     """Take `steps[i]` steps in group i, the largest scores first, ties to the lower index.
 
     Returns layer name -> `Chosen` for all `layers`; one that gets nothing has no ids. Raises UserError where a group
@@ -67,7 +70,7 @@ def choose(
 
 def choose_globally(
     unit_groups: Sequence[UnitGroup],
-    layers: Mapping[str, nn.Module],
+    layers: Mapping[str, LinearLayer],
     scores: Scores,
     limit: int,
     price: Callable[[Sequence[int]], int],
@@ -92,7 +95,7 @@ def choose_globally(
         steps = torch.tensor(after(fitting), device="cpu")
         if fitting == len(order):
             break
-        closed = unit_groups[order[fitting]].noun
+        closed = unit_groups[int(order[fitting])].noun
         still_open = torch.tensor([group.noun != closed for group in unit_groups], device="cpu")
         order = order[fitting:][still_open[order[fitting:]]]
     if not steps.any():
@@ -106,25 +109,25 @@ def choose_globally(
 
 
 def row_price(unit_groups: Sequence[UnitGroup]) -> Callable[[Sequence[int]], int]:
-    """The price of steps in rows and columns, or in units where they are coupled: what a total of rows counts."""
-    prices = [1 if len({member.axis for member in group.members}) > 1 else _width(group) for group in unit_groups]
+    """Return the price of steps in rows and columns, or in units where they are coupled."""
+    prices = [1 if len({member.axis for member in group.members}) > 1 else group.width for group in unit_groups]
     return lambda steps: sum(count * price for count, price in zip(steps, prices, strict=True))
 
 
-def _width(group: UnitGroup) -> int:
-    return sum(width for _, _, width in group.widths())
+def _axes(channel: str) -> list[Axis]:
+    """The axes along which a channel of plain rows and columns chooses."""
+    return [axis for axis in AXES if channel in (axis, "both")]
 
 
-def _plain_groups(layers: Mapping[str, nn.Module], channel: str) -> list[UnitGroup]:
-    axes = ("out", "in") if channel == "half" else (channel,)
-    noun = "rows and columns" if channel == "half" else None
-    return [plain_group(name, layer, axis, noun) for name, layer in layers.items() for axis in axes]
+def _plain_groups(layers: Mapping[str, LinearLayer], channel: str) -> list[UnitGroup]:
+    noun = "rows and columns" if channel == "both" else None
+    return [plain_group(name, layer, axis, noun) for name, layer in layers.items() for axis in _axes(channel)]
 
 
 def _global_order(unit_groups: Sequence[UnitGroup], values: Sequence[Tensor]) -> Tensor:
-    """UnitGroup indices (steps,) in the order in which their steps are taken."""
+    """Indices of groups (steps,) in the order in which their steps are taken."""
     places, indices = [], []
-    for turn, axis in enumerate(("out", "in")):
+    for turn, axis in enumerate(AXES):
         members = [index for index, group in enumerate(unit_groups) if group.axis == axis]
         if members:
             ranked = torch.cat([values[index] for index in members])
@@ -135,15 +138,15 @@ def _global_order(unit_groups: Sequence[UnitGroup], values: Sequence[Tensor]) ->
 
 
 def _gather(
-    unit_groups: Sequence[UnitGroup], layers: Mapping[str, nn.Module], orders: Sequence[Tensor]
+    unit_groups: Sequence[UnitGroup], layers: Mapping[str, LinearLayer], orders: Sequence[Tensor]
 ) -> dict[str, Chosen]:
-    found: dict[str, dict[str, list[Tensor]]] = {name: {"out": [], "in": []} for name in layers}
+    parts: dict[str, dict[Axis, list[Tensor]]] = {name: {"rows": [], "columns": []} for name in layers}
     for group, order in zip(unit_groups, orders, strict=True):
         for member in group.members:
-            found[member.layer][member.axis].append(member.ids[order.flatten()].flatten())
+            parts[member.layer][member.axis].append(member.ids[order.flatten()].flatten())
     chosen = {}
-    for name, axes in found.items():
-        rows, columns = (_ascending(axes[axis]) for axis in ("out", "in"))
+    for name, of_layer in parts.items():
+        rows, columns = (_ascending(of_layer[axis]) for axis in AXES)
         # Columns have nothing left to train where every row is.
         chosen[name] = Chosen(rows, columns if len(rows) < layer_shape(layers[name])[0] else columns[:0])
     return chosen

@@ -1,13 +1,16 @@
-"""Which layers of a model play which role in attention and MLP. Another family is taught by adding it to FAMILIES."""
+"""Which layers of a model play which role in attention and MLP; `register_family` adds another family."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from rowsft.errors import UserError
+from rowsft.layers.matrix import LinearLayer, layer_shape
+from rowsft.selection.channel import Axis
 from rowsft.selection.groups import Member, UnitGroup
-from rowsft.selection.targets import layer_shape
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,10 @@ class Coupling:
 
 @dataclass(frozen=True)
 class Family:
-    """Models whose blocks are built alike. models: their `config.model_type`."""
+    """Models whose blocks are built alike. models: their `config.model_type`.
+
+    Their config says num_attention_heads and, where there are fewer of them, num_key_value_heads.
+    """
 
     name: str
     models: tuple[str, ...]
@@ -31,7 +37,7 @@ class Family:
     mlp: Coupling
 
 
-FAMILIES = (
+FAMILIES: list[Family] = [
     Family(
         "Llama-like",
         (
@@ -66,11 +72,23 @@ FAMILIES = (
         ),
         Coupling(("intermediate.dense",), "output.dense"),
     ),
-)
+]
+
+
+def register_family(family: Family) -> Family:
+    """Make the roles of a family's layers known, for channel=neuronss and attention=grouped.
+
+    Raises ValueError for a model type that another family has.
+    """
+    for known in FAMILIES:
+        if taken := set(family.models) & set(known.models):
+            raise ValueError(f"model type {min(taken)} of family {family.name} belongs to {known.name} already")
+    FAMILIES.append(family)
+    return family
 
 
 def family_of(model: nn.Module, setting: str) -> Family:
-    """The family of a model, by its config. Raises UserError, naming `setting`, for one that is not in FAMILIES."""
+    """Return the family of a model, by its config. Raises UserError, naming `setting`, for one that is not known."""
     kind = getattr(getattr(model, "config", None), "model_type", None)
     for family in FAMILIES:
         if kind in family.models:
@@ -78,8 +96,8 @@ def family_of(model: nn.Module, setting: str) -> Family:
     known = "; ".join(f"{family.name} ({', '.join(family.models)})" for family in FAMILIES)
     raise UserError(
         f"{setting}: the roles of {type(model).__name__}'s layers (model type {kind}) are not known; known are "
-        f"{known}; use channel out, in or half with attention=linear or skip, or add the family to "
-        "rowsft/selection/families.py"
+        f"{known}; use channel rows, columns or both with attention=linear or skip, or add the family with "
+        "rowsft.selection.families.register_family"
     )
 
 
@@ -88,36 +106,36 @@ def is_attention(name: str) -> bool:
     return any("attn" in part or "attention" in part for part in name.lower().split("."))
 
 
-def coupled_groups(model: nn.Module, layers: dict[str, nn.Module], with_attention: bool) -> list[UnitGroup]:
-    """The coupled units of every block, in the model's order: hidden units of the MLP, whole heads of attention.
+def coupled_groups(model: nn.Module, layers: Mapping[str, LinearLayer], with_attention: bool) -> list[UnitGroup]:
+    """Return the coupled units of every block, in the model's order: hidden units of the MLP, whole heads of attention.
 
     A hidden unit is a row of each producer and a column of the consumer. A head is one key-value head with all query
     heads it serves: their rows of q, k and v and their columns of o. A kind of which `layers` holds no member is left
     out; layers that play no role stay frozen. Raises UserError for an unknown family, a kind of which only some members
     are in `layers`, and a model or a choice of layers without any unit.
     """
-    family = family_of(model, "channel=neuron")
+    family = family_of(model, "channel=neurons")
     unit_groups = []
     for coupling, build in ((family.attention, _heads), (family.mlp, _hidden_units)):
         if coupling is family.attention and not with_attention:
             continue
         for producers, consumer in _blocks(model, coupling):
-            if _whole((*producers, consumer), layers, "a unit of channel=neuron"):
+            if _whole((*producers, consumer), layers, "a unit of channel=neurons"):
                 unit_groups.append(build(model, layers, producers, consumer))
     if not unit_groups:
         raise UserError(
-            f"channel=neuron: target_modules selects no whole unit of {type(model).__name__} ({family.name}); a hidden "
-            f"unit is {_listed(family.mlp)}, a head {_listed(family.attention)}"
+            f"channel=neurons: target_modules selects no whole unit of {type(model).__name__} ({family.name}); a "
+            f"hidden unit is {_listed(family.mlp)}, a head {_listed(family.attention)}"
         )
     return in_order(unit_groups, layers)
 
 
-def shared_groups(model: nn.Module, layers: dict[str, nn.Module], axis: str) -> list[UnitGroup]:
-    """The shared rows or columns of q, k and v of every block.
+def shared_groups(model: nn.Module, layers: Mapping[str, LinearLayer], axis: Axis) -> list[UnitGroup]:
+    """Return the shared rows or columns of q, k and v of every block.
 
-    Axis "out": a unit is one offset in a key-value head, taken from k, from v, and from every query head that this head
-    serves; a step takes one unit of every head. Axis "in": a unit is one column of all three, which share their input.
-    Raises UserError as `coupled_groups` does.
+    Axis "rows": a unit is one offset in a key-value head, taken from k, from v, and from every query head that this
+    head serves; a step takes one unit of every head. Axis "columns": a unit is one column of all three, which share
+    their input. Raises UserError as `coupled_groups` does.
     """
     family = family_of(model, "attention=grouped")
     unit_groups = []
@@ -125,9 +143,11 @@ def shared_groups(model: nn.Module, layers: dict[str, nn.Module], axis: str) -> 
         if not _whole(producers, layers, "attention=grouped"):
             continue
         name = producers[0].rpartition(".")[0]
-        if axis == "in":
+        if axis == "columns":
             columns = torch.arange(layer_shape(layers[producers[0]])[1], device="cpu").unsqueeze(1)
-            unit_groups.append(UnitGroup(name, "shared columns", tuple(Member(p, "in", columns) for p in producers)))
+            unit_groups.append(
+                UnitGroup(name, "shared columns", tuple(Member(p, "columns", columns) for p in producers))
+            )
             continue
         heads, groups, size = _geometry(model, layers, producers)
         queries = torch.arange(heads * groups * size, device="cpu").view(heads, groups, size)
@@ -137,8 +157,8 @@ def shared_groups(model: nn.Module, layers: dict[str, nn.Module], axis: str) -> 
     return unit_groups
 
 
-def in_order(unit_groups: list[UnitGroup], layers: dict[str, nn.Module]) -> list[UnitGroup]:
-    """The groups in the order of their first layers in the model."""
+def in_order(unit_groups: Sequence[UnitGroup], layers: Mapping[str, LinearLayer]) -> list[UnitGroup]:
+    """Return the groups in the order of their first layers in the model."""
     place = {name: index for index, name in enumerate(layers)}
     return sorted(unit_groups, key=lambda group: min(place[name] for name in group.layers))
 
@@ -152,20 +172,20 @@ def _blocks(model: nn.Module, coupling: Coupling) -> list[tuple[tuple[str, ...],
     return [(tuple(members[:-1]), members[-1]) for members in spelled if all(member in names for member in members)]
 
 
-def _whole(members: tuple[str, ...], layers: dict[str, nn.Module], what: str) -> bool:
+def _whole(members: tuple[str, ...], layers: Mapping[str, LinearLayer], what: str) -> bool:
     """Whether all members are among `layers`; UserError where only some are."""
     missing = [name for name in members if name not in layers]
     if missing and len(missing) < len(members):
-        held = next(name for name in members if name in layers)
+        selected = next(name for name in members if name in layers)
         raise UserError(
-            f"target_modules selects {held} without {', '.join(missing)}, which {what} takes along; select them all "
-            "or none of them"
+            f"target_modules selects {selected} without {', '.join(missing)}, which {what} takes along; select them "
+            "all or none of them"
         )
     return not missing
 
 
 def _hidden_units(
-    model: nn.Module, layers: dict[str, nn.Module], producers: tuple[str, ...], consumer: str
+    model: nn.Module, layers: Mapping[str, LinearLayer], producers: tuple[str, ...], consumer: str
 ) -> UnitGroup:
     units = layer_shape(layers[consumer])[1]
     ids = torch.arange(units, device="cpu").unsqueeze(1)
@@ -173,19 +193,19 @@ def _hidden_units(
         if layer_shape(layers[name])[0] != units:
             raise UserError(
                 f"layer {name} has {layer_shape(layers[name])[0]} rows for the {units} columns of {consumer}; "
-                "expected as many: use channel out, in or half for this model"
+                "expected as many: use channel rows, columns or both for this model"
             )
-    members = (*(Member(name, "out", ids) for name in producers), Member(consumer, "in", ids))
+    members = (*(Member(name, "rows", ids) for name in producers), Member(consumer, "columns", ids))
     return UnitGroup(producers[0].rpartition(".")[0], "hidden units", members)
 
 
-def _heads(model: nn.Module, layers: dict[str, nn.Module], producers: tuple[str, ...], consumer: str) -> UnitGroup:
+def _heads(model: nn.Module, layers: Mapping[str, LinearLayer], producers: tuple[str, ...], consumer: str) -> UnitGroup:
     heads, groups, size = _geometry(model, layers, producers)
     if layer_shape(layers[consumer])[1] != heads * groups * size:
         raise _odd_heads(model, consumer)
     of_query = torch.arange(heads * groups * size, device="cpu").view(heads, groups * size)
     of_key = torch.arange(heads * size, device="cpu").view(heads, size)
-    members = (*_placed(producers, [of_query, of_key, of_key]), Member(consumer, "in", of_query))
+    members = (*_placed(producers, [of_query, of_key, of_key]), Member(consumer, "columns", of_query))
     return UnitGroup(producers[0].rpartition(".")[0], "heads", members)
 
 
@@ -193,14 +213,15 @@ def _placed(producers: tuple[str, ...], rows: list[torch.Tensor]) -> tuple[Membe
     """Members for the rows of q, k and v. A fused layer counts as the three that it fuses, one below the other."""
     if len(producers) == 1:
         starts = [0, rows[0].numel(), rows[0].numel() + rows[1].numel()]
-        return tuple(Member(producers[0], "out", start + ids) for start, ids in zip(starts, rows, strict=True))
-    return tuple(Member(name, "out", ids) for name, ids in zip(producers, rows, strict=True))
+        return tuple(Member(producers[0], "rows", start + ids) for start, ids in zip(starts, rows, strict=True))
+    return tuple(Member(name, "rows", ids) for name, ids in zip(producers, rows, strict=True))
 
 
-def _geometry(model: nn.Module, layers: dict[str, nn.Module], producers: tuple[str, ...]) -> tuple[int, int, int]:
+def _geometry(model: nn.Module, layers: Mapping[str, LinearLayer], producers: tuple[str, ...]) -> tuple[int, int, int]:
     """(key-value heads, query heads that each serves, rows of a head) of q, k and v."""
-    query = model.config.num_attention_heads
-    heads = getattr(model.config, "num_key_value_heads", None) or query
+    config: Any = model.config
+    query = config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or query
     rows = [layer_shape(layers[name])[0] for name in producers]
     if len(rows) == 1:
         rows = [rows[0] // 3] * 3
@@ -213,7 +234,7 @@ def _geometry(model: nn.Module, layers: dict[str, nn.Module], producers: tuple[s
 def _odd_heads(model: nn.Module, name: str) -> UserError:
     return UserError(
         f"layer {name} of {type(model).__name__} does not divide into the heads that its config declares; "
-        "use channel out, in or half with attention=linear or skip"
+        "use channel rows, columns or both with attention=linear or skip"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,8 +24,24 @@ class Chosen(NamedTuple):
 
 
 def placeholders(count: int) -> torch.Tensor:
-    """Ids (count,) that a checkpoint will bring."""
+    """Return ids (count,) that a checkpoint will bring."""
     return torch.full((count,), PLACEHOLDER_ID)
+
+
+def given_ids(given: Sequence[int] | torch.Tensor, axis: str, layer: str, count: int) -> torch.Tensor:
+    """Return ids that a user gave, as int64 (k,) on the CPU, checked as `check_ids` does.
+
+    Raises UserError for values that are no whole numbers: a mask or scores would turn into some ids or other.
+    """
+    ids = torch.as_tensor(given, device="cpu").flatten()
+    if len(ids) and (ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool):
+        raise UserError(
+            f"{axis}_ids of layer {layer} are {str(ids.dtype).removeprefix('torch.')} values; give the {axis}s' ids, "
+            "whole numbers from 0"
+        )
+    ids = ids.to(torch.int64)
+    check_ids(ids, axis, layer, count)
+    return ids
 
 
 def check_layer_ids(

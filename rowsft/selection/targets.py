@@ -1,19 +1,16 @@
-"""Which layers may be tuned, and what a choice of rows and columns of a layer is."""
+"""Which layers may be tuned, and which modules are the task head."""
 
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
-from rowsft.layers.matrix import is_bypassed
-from rowsft.selection.ids import Chosen
-
-__all__ = ["Chosen", "Targets", "eligible_layers", "head_names", "layer_shape"]
+from rowsft.layers.matrix import LinearLayer, is_bypassed
 
 # Conventional names of output layers and task heads; PEFT's "all-linear" leaves out only some of them.
 HEAD_NAMES = frozenset(
@@ -52,8 +49,8 @@ class Targets:
                 _check_expression(setting, value)
 
 
-def eligible_layers(model: nn.Module, targets: Targets) -> dict[str, nn.Module]:
-    """The linear layers (nn.Linear, Conv1D) that `targets` names, in the model's order: full name -> layer.
+def eligible_layers(model: nn.Module, targets: Targets) -> dict[str, LinearLayer]:
+    """Return the linear layers (nn.Linear, Conv1D) that `targets` names, in the model's order: full name -> layer.
 
     Output embeddings and task heads (`HEAD_NAMES`, `targets.head_modules`) are left out, unless target_modules names a
     conventional head explicitly; so are layers whose weight the model reads without calling them. Works on the meta
@@ -64,10 +61,11 @@ def eligible_layers(model: nn.Module, targets: Targets) -> dict[str, nn.Module]:
     linears = {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | Conv1D) and not is_bypassed(model, name)
+        if isinstance(layer, LinearLayer) and not is_bypassed(model, name)
     }
     _check_entries(linears, targets)
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    output_embeddings = getattr(model, "get_output_embeddings", None)
+    output = output_embeddings() if output_embeddings else None
     eligible = {
         name: layer
         for name, layer in linears.items()
@@ -82,22 +80,20 @@ def eligible_layers(model: nn.Module, targets: Targets) -> dict[str, nn.Module]:
     return eligible
 
 
-def layer_shape(layer: nn.Module) -> tuple[int, int]:
-    """(d_out, d_in) of a linear layer, whichever way round it stores its weight."""
-    return (layer.nf, layer.nx) if isinstance(layer, Conv1D) else (layer.out_features, layer.in_features)
-
-
 def head_names(model: nn.Module, head_modules: Sequence[str]) -> list[str]:
-    """Full names of the modules that `head_modules` names, in full or by their ending. UserError if none does."""
+    """Return the full names of the modules that `head_modules` names, in full or by their ending.
+
+    Raises UserError for one that names none.
+    """
     modules = [name for name, _ in model.named_modules() if name]
-    found: list[str] = []
+    full_names: list[str] = []
     for head in head_modules:
         matched = [name for name in modules if name == head or name.endswith(f".{head}")]
         if not matched:
             tops = ", ".join(name for name, _ in model.named_children())
             raise UserError(f"head_modules={head}: no such module in {type(model).__name__}; its parts are {tops}")
-        found += [name for name in matched if name not in found]
-    return found
+        full_names += [name for name in matched if name not in full_names]
+    return full_names
 
 
 def _matches(name: str, targets: Targets) -> bool:
@@ -128,7 +124,7 @@ def _names(targets: Targets, name: str) -> bool:
     return any(head in re.split(r"\W+", entry) for head in heads for entry in wanted)
 
 
-def _check_entries(linears: dict[str, nn.Module], targets: Targets) -> None:
+def _check_entries(linears: Mapping[str, LinearLayer], targets: Targets) -> None:
     if isinstance(targets.target_modules, str):
         return
     for entry in targets.target_modules:
@@ -143,12 +139,12 @@ def _check_expression(setting: str, expression: str) -> None:
         re.compile(expression)
     except re.error as error:
         raise UserError(
-            f"{setting}={expression} is no regular expression ({error}); mend it, or give a list of layer names"
+            f"{setting}={expression} must be a regular expression ({error}); correct it, or give a list of layer names"
         ) from None
 
 
-def _examples(linears: dict[str, nn.Module]) -> str:
-    by_ending = {name.rpartition(".")[2]: name for name in reversed(linears)}
+def _examples(linears: Mapping[str, LinearLayer]) -> str:
+    by_ending = {name.rpartition(".")[2]: name for name in reversed([*linears])}
     return ", ".join(sorted(by_ending.values())[:12]) or "none"
 
 
@@ -156,5 +152,5 @@ def _plain(value: int | Sequence[int] | None) -> int | list[int] | None:
     return value if value is None or isinstance(value, int) else list(value)
 
 
-def _shown(value: object) -> str:
+def _shown(value: Any) -> str:
     return str(value) if value is None or isinstance(value, str | int) else str(list(value))

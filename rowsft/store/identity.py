@@ -7,8 +7,8 @@ import re
 from pathlib import PurePath
 
 from rowsft.errors import UserError
+from rowsft.store.former_words import as_recorded
 from rowsft.store.ignored import ignored
-from rowsft.store.targets import recorded
 
 #: Raised by one whenever a change of the code changes results: old runs then keep their ids and new ones get their own.
 RESULTS_VERSION = 2
@@ -49,8 +49,12 @@ def identity(config: dict) -> dict:
     naming its key.
     """
     whole = old_identity(config)
-    for key in ignored(config):
+    unread = ignored(config)
+    for key in unread:
         _drop(whole, key)
+    if "method.group_bytes" in unread:
+        # A metric that reads no data draws no perturbations; ids of such runs were made without.
+        _drop(whole, "method.draws")
     budget = whole.get("budget")
     if isinstance(budget, dict) and any(budget.get(spec) is not None for spec in _DIALS):
         budget.pop("default", None)
@@ -60,7 +64,7 @@ def identity(config: dict) -> dict:
 
 def old_identity(config: dict) -> dict:
     """What `identity` was before it left anything out: ids of older runs are made of it."""
-    kept = {str(key): _as_recorded(value) for key, value in config.items() if str(key) not in PRESENTATION}
+    kept = {str(key): value for key, value in as_recorded(config).items() if str(key) not in PRESENTATION}
     return {"results_version": RESULTS_VERSION, **_plain(kept, "")}
 
 
@@ -86,13 +90,6 @@ def _drop(settings: dict, key: str) -> None:
         node = node.get(part) if isinstance(node, dict) else None
     if isinstance(node, dict):
         node.pop(last, None)
-
-
-def _as_recorded(group: object) -> object:
-    """A group of the config with its class by the name that ids are made of, wherever that is now."""
-    if isinstance(group, dict) and "_target_" in group:
-        return {**group, "_target_": recorded(group["_target_"])}
-    return group
 
 
 def _by_content(settings: dict) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from rowsft.errors import UserError, shortened
 from rowsft.store.confined import confined
 from rowsft.store.files import explained, read_json
+from rowsft.store.former_words import as_today
 from rowsft.store.identity import identity
 from rowsft.store.lock import is_held
 from rowsft.store.schema import faults
@@ -98,7 +99,7 @@ def record_of(raw: dict, folder: Path) -> Record:
     return Record(
         id=raw["id"],
         state=raw["state"],
-        config=raw["config"],
+        config=as_today(raw["config"]),
         identity=_identity_of(raw, folder),
         # Names were numbers where they read as such.
         experiments=[str(name) for name in raw.get("experiments") or []],
@@ -112,7 +113,7 @@ def record_of(raw: dict, folder: Path) -> Record:
 def _identity_of(raw: dict, folder: Path) -> dict:
     """By today's rules, whichever version wrote the record: what is compared is told apart by the same settings."""
     try:
-        return identity(raw["config"])
+        return as_today(identity(raw["config"]))
     except UserError as error:
         raise UnreadableRecord(f"{folder / 'record.json'} has a config that is none ({error})") from error
 

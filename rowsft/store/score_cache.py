@@ -6,6 +6,7 @@ Imports torch only where scores are read or written.
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ class ScoreCache:
         return self.folder / f"{hashlib.sha256(_text(key).encode()).hexdigest()[:24]}.safetensors"
 
     def get(self, key: dict) -> "dict[str, dict[str, Tensor]] | None":
-        """The scores put for `key`, axis -> layer name -> tensor; None when there are none or the file is damaged."""
+        """Return the scores put for `key`, layer name -> axis -> tensor; None for none or a damaged file."""
         from safetensors import SafetensorError
         from safetensors.torch import load
 
@@ -50,15 +51,15 @@ class ScoreCache:
             return None
         scores: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
-            axis, _, layer = name.partition("/")
-            scores.setdefault(axis, {})[layer] = tensor
+            layer, _, axis = name.rpartition("/")
+            scores.setdefault(layer, {})[axis] = tensor
         return scores
 
-    def put(self, key: dict, scores: "dict[str, dict[str, Tensor]]") -> None:
+    def put(self, key: dict, scores: "Mapping[str, Mapping[str, Tensor]]") -> None:
         """Keep `scores`, in place of what stood there. Raises UserError when the folder is full or not writable."""
         from safetensors.torch import save
 
-        tensors = {f"{axis}/{name}": t.contiguous() for axis, layers in scores.items() for name, t in layers.items()}
+        tensors = {f"{name}/{axis}": t.contiguous() for name, axes in scores.items() for axis, t in axes.items()}
         with explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path(key), save(tensors, metadata={"key": _text(key)}))

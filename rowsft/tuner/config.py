@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
+from rowsft import renamed
 from rowsft.errors import UserError
+from rowsft.selection.budget import nearest
 from rowsft.selection.channel import ATTENTION, CHANNELS, SCOPES
 
 
@@ -28,9 +30,9 @@ class RowSFTConfig(PeftConfig):
         rows_pattern (`dict[str, int]`): full layer name (`model.layers.0.self_attn.q_proj`) to its number of rows. 0
             trains none. Without `rows` and `ratio`, layers that no pattern names are left frozen too.
         columns_pattern (`dict[str, int]`): full layer name to its number of columns, likewise.
-        channel (`str`): what is trained. `out`: rows of W (d_out, d_in), that is output neurons; `in`: columns, that is
-            input features; `half`: k/2 rows, the odd one too, and k/2 columns of every layer, crossing entries once;
-            `neuron`: hidden units, as rows of the layers that produce them and columns of those that consume them
+        channel (`str`): what is trained. `rows` of W (d_out, d_in), that is output neurons; `columns`, that is input
+            features; `both`: k/2 rows, the odd one too, and k/2 columns of every layer, crossing entries once;
+            `neurons`: hidden units, as rows of the layers that produce them and columns of those that consume them
             (chosen by `rowsft.attach`, or given).
         importance (`str`): the metric that chose, or chooses, the rows and columns.
         scope (`str`): `layer` (each layer its own top k) or `global` (one threshold; needs the ids).
@@ -46,7 +48,7 @@ class RowSFTConfig(PeftConfig):
             them; the model then computes something else from the start.
         row_ids, column_ids (`dict[str, sequence or tensor of int]`, *optional*): full layer name to the chosen rows
             (columns). Runtime only: the ids are saved as tensors of the adapter and never enter `adapter_config.json`.
-            With channel `neuron` or scope `global` they settle the sizes of the layers.
+            With channel `neurons` or scope `global` they settle the sizes of the layers.
         rows_in_checkpoint (`bool`): set in the saved copy of the config only. It says that the ids arrive with the
             adapter's tensors, so nothing is scored on loading for inference. A model that is to be trained has rows
             chosen as `importance` says, where that needs no data and layers are chosen one by one: a saved config alone
@@ -60,12 +62,12 @@ class RowSFTConfig(PeftConfig):
     ratio: float | None = None
     rows_pattern: dict[str, int] | None = None
     columns_pattern: dict[str, int] | None = None
-    channel: str = "out"
+    channel: str = "rows"
     importance: str = "l2"
     scope: str = "layer"
     attention: str = "linear"
-    target_modules: list[str] | str | None = None
-    exclude_modules: list[str] | str | None = None
+    target_modules: list[str] | set[str] | str | None = None
+    exclude_modules: list[str] | set[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
     modules_to_save: list[str] | None = None
@@ -74,13 +76,14 @@ class RowSFTConfig(PeftConfig):
     recompute_inputs: bool = True
     seed: int = 0
     init_weights: bool = True
-    row_ids: Mapping[str, Sequence[int]] | None = field(default=None, repr=False, compare=False)
-    column_ids: Mapping[str, Sequence[int]] | None = field(default=None, repr=False, compare=False)
+    row_ids: Mapping[str, Sequence[int] | torch.Tensor] | None = field(default=None, repr=False, compare=False)
+    column_ids: Mapping[str, Sequence[int] | torch.Tensor] | None = field(default=None, repr=False, compare=False)
     rows_in_checkpoint: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        self.peft_type = PeftType.ROW_SFT
+        self.peft_type = PeftType.ROW_SFT  # type: ignore[attr-defined]  # register.py adds it to PEFT's enumeration
+        self.channel = renamed.channel(self.channel)
         self._check_types()
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), (list, tuple)):
@@ -178,11 +181,11 @@ class RowSFTConfig(PeftConfig):
 
     def _uniform_sizes(self, d_out: int, d_in: int) -> tuple[int, int]:
         split = CHANNELS[self.channel].split
-        if split is None or (self.rows is None and self.ratio is None):
-            return 0, 0
-        if self.rows is not None:
+        if split is not None and self.rows is not None:
             return split(self.rows, self.rows)
-        return split(*(max(1, math.floor(self.ratio * units + 0.5)) for units in (d_out, d_in)))
+        if split is not None and self.ratio is not None:
+            return split(nearest(self.ratio, d_out), nearest(self.ratio, d_in))
+        return 0, 0
 
     @property
     def has_no_size(self) -> bool:

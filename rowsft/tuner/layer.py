@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from rowsft.errors import UserError
-from rowsft.layers.matrix import as_matrix, other_rows, shape_of
+from rowsft.layers.matrix import as_matrix, layer_shape, other_rows
 from rowsft.selection.ids import Chosen, check_layer_ids
 
 from .base import BaseTensors
@@ -40,7 +40,7 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.layer_name = layer_name
         self.shared = shared
-        self.out_features, self.in_features = shape_of(self.get_base_layer())
+        self.out_features, self.in_features = layer_shape(self.get_base_layer())
         self.row_sft_delta = nn.ParameterDict({})
         self.row_sft_bias = nn.ParameterDict({})
         self.row_sft_column_delta = nn.ParameterDict({})

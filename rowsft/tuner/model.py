@@ -18,10 +18,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
-from rowsft.layers.matrix import is_bypassed, shape_of
+from rowsft.layers.matrix import is_bypassed, layer_shape
 from rowsft.layers.quantised import keep_layout
 from rowsft.selection.channel import CHANNELS
-from rowsft.selection.ids import Chosen, check_ids, placeholders
+from rowsft.selection.ids import Chosen, given_ids, placeholders
 
 from .config import RowSFTConfig
 from .layer import RowSFTLayer
@@ -126,7 +126,7 @@ class RowSFTModel(BaseTuner):
         if config.row_ids is not None or config.column_ids is not None:
             return {name: _given(config, name, layer) for name, layer in targets.items()}
         if config.rows_in_checkpoint and not _may_choose(config, targets):
-            sizes = {name: config.sizes_of(name, *shape_of(layer)) for name, layer in targets.items()}
+            sizes = {name: config.sizes_of(name, *layer_shape(layer)) for name, layer in targets.items()}
             return {name: Chosen(*map(placeholders, size)) for name, size in sizes.items()}
         # Imported here because it imports peft, and importing peft imports this module.
         from rowsft.tuner.attach import plan_rows
@@ -260,7 +260,7 @@ def _take_sizes_from_ids(config: RowSFTConfig, targets: dict[str, nn.Module]) ->
 
 
 def _given(config: RowSFTConfig, name: str, layer: nn.Module) -> Chosen:
-    shape = shape_of(layer)
+    shape = layer_shape(layer)
     rows, columns = config.sizes_of(name, *shape)
     return Chosen(
         _given_ids(config.row_ids, "row", name, rows, shape[0]),
@@ -269,17 +269,9 @@ def _given(config: RowSFTConfig, name: str, layer: nn.Module) -> Chosen:
 
 
 def _given_ids(given, axis: str, name: str, size: int, most: int) -> torch.Tensor:
-    ids = torch.as_tensor((given or {}).get(name, ()), device="cpu").flatten()
-    if len(ids) and (ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool):
-        # A mask or scores would turn into some ids or other.
-        raise UserError(
-            f"{axis}_ids of layer {name} are {str(ids.dtype).removeprefix('torch.')} values; give the {axis}s' ids, "
-            "whole numbers from 0"
-        )
-    ids = ids.to(torch.int64)
+    ids = given_ids((given or {}).get(name, ()), axis, name, most)
     if len(ids) != size:
         raise UserError(f"{axis}_ids has {len(ids)} ids for layer {name}, but its size is set to {size} {axis}s")
-    check_ids(ids, axis, name, most)
     return ids
 
 

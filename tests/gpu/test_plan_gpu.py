@@ -19,7 +19,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
-@pytest.mark.parametrize("method", ["row_sft", "row_sft in", "lora", "full"])
+@pytest.mark.parametrize("method", ["row_sft", "row_sft columns", "lora", "full"])
 def test_a_plan_is_within_three_percent_of_the_allocator(method, checkpointing):
     """Activations of some 100 MB: cuBLAS's workspaces, left out of what is measured, would be a fifth of them."""
     case = Case("llama", method, 4, 512, 8, 512, "bfloat16", "sdpa", checkpointing, False, device="cuda")

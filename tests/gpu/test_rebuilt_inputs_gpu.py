@@ -35,7 +35,7 @@ KERNELS = {
 def tuned_llama(recompute: bool):
     model = tiny_llama(torch.bfloat16, max_position_embeddings=256, **WIDE).to(CUDA)
     model.config._attn_implementation = "sdpa"
-    ids = random_ids(model, TARGETS, "out", 16)
+    ids = random_ids(model, TARGETS, "rows", 16)
     config = RowSFTConfig(target_modules=TARGETS, recompute_inputs=recompute, **ids)
     tuned = get_peft_model(model, config).train()
     shake(tuned, scale=0.05)

@@ -21,7 +21,7 @@ WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, 
 CUDA = torch.device("cuda")
 
 
-def tuned_llama(channel="out", size=16, **settings):
+def tuned_llama(channel="rows", size=16, **settings):
     """A bfloat16 Llama on the GPU with shaken rows, and a batch."""
     model = tiny_llama(torch.bfloat16, **WIDE).to(CUDA)
     ids = random_ids(model, TARGETS, channel, size)

@@ -12,8 +12,8 @@ from rowsft.store import Store
 @pytest.mark.parametrize(
     ("family", "settings"),
     [
-        ("llama", ["method.channel=in", "budget.rows=8"]),
-        ("bert", ["method.channel=neuron", "method.scope=global", "budget.rows=2", "method.importance=l2"]),
+        ("llama", ["method.channel=columns", "budget.rows=8"]),
+        ("bert", ["method.channel=neurons", "method.scope=global", "budget.rows=2", "method.importance=l2"]),
     ],
 )
 def test_a_channel_end_to_end(workshop, family, settings):
@@ -24,7 +24,7 @@ def test_a_channel_end_to_end(workshop, family, settings):
     (record,) = Store(workshop.folder / "runs").runs(f"channel_{channel}")
     resolved, parameters = record.result["knobs"], record.result["parameters"]
     assert parameters["adapter"] == parameters["budget_achieved"]
-    if channel == "in":
+    if channel == "columns":
         assert parameters["budget_asked"] == parameters["budget_achieved"]
         assert set(resolved["columns_pattern"].values()) == {8}
         assert resolved["rows_pattern"] == {}

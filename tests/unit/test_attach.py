@@ -11,9 +11,10 @@ from tiny import causal_batch, classification_batch, tiny_bert, tiny_gpt2, tiny_
 
 from rowsft import RowSFTConfig, attach, score
 from rowsft.errors import UserError
+from rowsft.layers.matrix import layer_shape
 from rowsft.methods.base import method_class
 from rowsft.selection.budget import Budget
-from rowsft.selection.targets import Targets, eligible_layers, layer_shape
+from rowsft.selection.targets import Targets, eligible_layers
 from rowsft.tuner.attach import plan_rows
 
 CASES = {
@@ -21,10 +22,15 @@ CASES = {
     "gpt2": (tiny_gpt2, causal_batch, Targets()),
     "bert": (tiny_bert, classification_batch, Targets(head_modules=["classifier", "bert.pooler"])),
 }
+CHANNELS = ("rows", "columns", "both", "neurons")
 MODES = [
-    *[(channel, "linear", scope) for channel in ("out", "in", "half", "neuron") for scope in ("layer", "global")],
-    *[(channel, "grouped", scope) for channel in ("out", "in") for scope in ("layer", "global")],
-    *[(channel, "skip", "layer") for channel in ("out", "in", "half", "neuron")],
+    *[
+        (channel, "linear", scope)
+        for channel in ("rows", "columns", "both", "neurons")
+        for scope in ("layer", "global")
+    ],
+    *[(channel, "grouped", scope) for channel in ("rows", "columns") for scope in ("layer", "global")],
+    *[(channel, "skip", "layer") for channel in CHANNELS],
 ]
 
 
@@ -61,14 +67,14 @@ def test_the_method_trains_exactly_what_its_resolved_sizes_claim(case, channel, 
     if "params" in budget:
         assert resolved.asked == 4000
         assert 0 <= 4000 - resolved.achieved < 130
-    elif (attention, channel) != ("grouped", "out"):
+    elif (attention, channel) != ("grouped", "rows"):
         assert sum(map(sum, _counts(resolved))) == sum(map(sum, _counts(solved)))
 
 
 def _counts(resolved):
     """Rows, columns; of coupled units, heads and hidden units apart, which a global choice exchanges one for one."""
     rows, columns = resolved.values["rows_pattern"], resolved.values["columns_pattern"]
-    if resolved.values["channel"] == "neuron":
+    if resolved.values["channel"] == "neurons":
         widths = {"down_proj": 1, "mlp.c_proj": 1, "intermediate.dense": 0, "o_proj": 16, "attn.c_proj": 8}
         widths |= {"attention.output.dense": 8, "output.dense": 1}
         consumed = [
@@ -125,13 +131,13 @@ def test_layers_without_a_choice_are_not_wrapped():
 def test_scores_of_every_channel(build):
     model = build()
     layers = eligible_layers(model, Targets())
-    for channel, side in (("out", 0), ("in", 1)):
+    for channel, side in (("rows", 0), ("columns", 1)):
         scores = score(model, "l1", channel=channel)
         assert {n: len(s) for n, s in scores.items()} == {n: layer_shape(layer)[side] for n, layer in layers.items()}
-    both = score(model, "l1", channel="half")
-    assert list(both) == ["out", "in"]
-    assert all(torch.equal(both["in"][name], scores[name]) for name in layers)
-    units = score(model, "l1", channel="neuron")
+    both = score(model, "l1", channel="both")
+    assert all(list(of_layer) == ["rows", "columns"] for of_layer in both.values())
+    assert all(torch.equal(both[name]["columns"], scores[name]) for name in layers)
+    units = score(model, "l1", channel="neurons")
     assert sorted({len(each) for each in units.values()}) == [2 if build is tiny_llama else 4, 64]
     for each in units.values():
         # Relative to the average of every member, and so of mean 1.
@@ -139,8 +145,8 @@ def test_scores_of_every_channel(build):
 
 
 def test_scores_need_a_known_channel():
-    with pytest.raises(UserError, match="channel=rows: unknown; use one of out, in, half, neuron"):
-        score(tiny_llama(), "l1", channel="rows")
+    with pytest.raises(UserError, match="channel=row: unknown; use one of rows, columns, both, neurons"):
+        score(tiny_llama(), "l1", channel="row")
 
 
 def test_calibration_may_be_any_iterable():
@@ -160,10 +166,10 @@ def test_calibration_may_be_any_iterable():
             {"rows": 33},
             r"rows=33 exceeds layer model.layers.0.self_attn.q_proj \(32 rows\); lower rows or exclude",
         ),
-        ({"rows": 3, "channel": "neuron"}, r"rows=3 exceeds module model.layers.0.self_attn \(2 heads\); lower rows"),
+        ({"rows": 3, "channel": "neurons"}, r"rows=3 exceeds module model.layers.0.self_attn \(2 heads\); lower rows"),
         ({}, "no size is set; give rows, ratio, rows_pattern"),
         (
-            {"channel": "neuron", "rows_pattern": {"model.layers.0.mlp.up_proj": 3}},
+            {"channel": "neurons", "rows_pattern": {"model.layers.0.mlp.up_proj": 3}},
             "rows_pattern names model.layers.0.mlp.up_proj, which shares its units with other layers",
         ),
         (
@@ -183,7 +189,7 @@ def test_sizes_that_do_not_fit_are_refused(settings, message):
 def test_patterns_set_the_sizes_of_single_layers():
     model = tiny_llama()
     q, up = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"
-    config = RowSFTConfig(rows=3, rows_pattern={q: 0, up: 5}, channel="half", columns_pattern={up: 2}, importance="l1")
+    config = RowSFTConfig(rows=3, rows_pattern={q: 0, up: 5}, channel="both", columns_pattern={up: 2}, importance="l1")
     chosen = plan_rows(model, eligible_layers(model, Targets()), config)
     sizes = {name: (len(choice.rows), len(choice.columns)) for name, choice in chosen.items()}
     assert (sizes.pop(q), sizes.pop(up)) == ((0, 1), (5, 2))

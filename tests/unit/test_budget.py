@@ -14,9 +14,10 @@ from rowsft.baselines.full import Full
 from rowsft.baselines.lora import Lora
 from rowsft.baselines.shira import Shira
 from rowsft.errors import UserError
+from rowsft.layers.matrix import layer_shape
 from rowsft.methods.row_sft import RowSFT
 from rowsft.selection.budget import Budget, Unit, fit, proportional, row_units
-from rowsft.selection.targets import Targets, eligible_layers, layer_shape
+from rowsft.selection.targets import Targets, eligible_layers
 
 CONF = str(Path(__file__).parents[2] / "conf")
 

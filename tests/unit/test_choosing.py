@@ -7,14 +7,15 @@ import torch
 from tiny import tiny_bert, tiny_gpt2, tiny_llama
 
 from rowsft.errors import UserError
+from rowsft.layers.matrix import layer_shape
 from rowsft.selection.choose import choose, choose_globally, row_price, unit_groups_for
 from rowsft.selection.groups import layer_counts, parameters
-from rowsft.selection.targets import Targets, eligible_layers, layer_shape
+from rowsft.selection.targets import Targets, eligible_layers
 
-AXES = ("out", "in")
+AXES = ("rows", "columns")
 
 
-def setting(build, channel="out", attention="linear", targets="all-linear", **kwargs):
+def setting(build, channel="rows", attention="linear", targets="all-linear", **kwargs):
     model = build(**kwargs)
     layers = eligible_layers(model, Targets(targets))
     return model, layers, unit_groups_for(model, layers, channel, attention)
@@ -23,12 +24,12 @@ def setting(build, channel="out", attention="linear", targets="all-linear", **kw
 def random_scores(layers, seed=0, levels=None, sign=1):
     """Scores of very different sizes from layer to layer; few `levels` make ties."""
     generator = torch.Generator().manual_seed(seed)
-    scores = {"out": {}, "in": {}}
+    scores = {name: {} for name in layers}
     for index, (name, layer) in enumerate(layers.items()):
         for axis, size in zip(AXES, layer_shape(layer), strict=True):
             drawn = torch.rand(size, generator=generator)
             drawn = drawn if levels is None else (drawn * levels).floor()
-            scores[axis][name] = sign * drawn * 4**index if levels is None else sign * drawn
+            scores[name][axis] = sign * drawn * 4**index if levels is None else sign * drawn
     return scores
 
 
@@ -39,8 +40,12 @@ def relative(values):
     return [value / mean if mean else Fraction(0) for value in values]
 
 
+def along(scores, axis):
+    return {name: of_layer[axis] for name, of_layer in scores.items()}
+
+
 def ids(chosen, axis):
-    return {name: (choice.rows if axis == "out" else choice.columns).tolist() for name, choice in chosen.items()}
+    return {name: (choice.rows if axis == "rows" else choice.columns).tolist() for name, choice in chosen.items()}
 
 
 def best(values, count):
@@ -49,16 +54,16 @@ def best(values, count):
 
 @pytest.mark.parametrize("levels", [None, 3])
 @pytest.mark.parametrize("k", [1, 2, 5])
-@pytest.mark.parametrize("channel", ["out", "in", "half"])
+@pytest.mark.parametrize("channel", ["rows", "columns", "both"])
 def test_each_layer_takes_its_largest(channel, k, levels):
     _, layers, unit_groups = setting(tiny_llama, channel)
     scores = random_scores(layers, levels=levels)
-    split = {"out": (k, 0), "in": (0, k), "half": ((k + 1) // 2, k // 2)}[channel]
-    steps = [split[group.axis == "in"] for group in unit_groups]
+    split = {"rows": (k, 0), "columns": (0, k), "both": ((k + 1) // 2, k // 2)}[channel]
+    steps = [split[group.axis == "columns"] for group in unit_groups]
     chosen = choose(unit_groups, layers, scores, steps)
     assert list(chosen) == list(layers)
     for axis, count in zip(AXES, split, strict=True):
-        assert ids(chosen, axis) == {name: best(scores[axis][name].tolist(), count) for name in layers}
+        assert ids(chosen, axis) == {name: best(scores[name][axis].tolist(), count) for name in layers}
     assert all(part.dtype == torch.int64 for choice in chosen.values() for part in (choice.rows, choice.columns))
 
 
@@ -74,7 +79,7 @@ def brute_force_order(layers, scores):
 
 @pytest.mark.parametrize("build", [tiny_llama, tiny_bert, tiny_gpt2])
 @pytest.mark.parametrize(("levels", "sign"), [(None, 1), (3, 1), (None, -1), (3, -1)])
-@pytest.mark.parametrize("channel", ["out", "in"])
+@pytest.mark.parametrize("channel", ["rows", "columns"])
 def test_one_threshold_over_all_layers_keeps_the_total_exactly(build, channel, levels, sign):
     """Negative scores are those of lowest(metric): their mean must not turn the order once more."""
     _, layers, unit_groups = setting(build, channel)
@@ -82,7 +87,7 @@ def test_one_threshold_over_all_layers_keeps_the_total_exactly(build, channel, l
     for total in (1, 3 * len(layers), 201):
         chosen = choose_globally(unit_groups, layers, scores, total, row_price(unit_groups))
         expected = {name: [] for name in layers}
-        for name, index in brute_force_order(layers, scores[channel])[:total]:
+        for name, index in brute_force_order(layers, along(scores, channel))[:total]:
             expected[name].append(index)
         assert ids(chosen, channel) == {name: sorted(each) for name, each in expected.items()}
         assert sum(map(len, ids(chosen, channel).values())) == total
@@ -90,9 +95,9 @@ def test_one_threshold_over_all_layers_keeps_the_total_exactly(build, channel, l
 
 def test_a_global_lowest_takes_the_smallest_relative_scores():
     _, layers, unit_groups = setting(tiny_llama)
-    scores = random_scores(layers)["out"]
-    turned = {"out": {name: -each for name, each in scores.items()}}
-    chosen = ids(choose_globally(unit_groups, layers, turned, 40, row_price(unit_groups)), "out")
+    scores = along(random_scores(layers), "rows")
+    turned = {name: {"rows": -each} for name, each in scores.items()}
+    chosen = ids(choose_globally(unit_groups, layers, turned, 40, row_price(unit_groups)), "rows")
     taken = [relative(scores[name].tolist())[index] for name, each in chosen.items() for index in each]
     left = [value for n in layers for i, value in enumerate(relative(scores[n].tolist())) if i not in chosen[n]]
     assert len(taken) == 40
@@ -102,9 +107,9 @@ def test_a_global_lowest_takes_the_smallest_relative_scores():
 def test_a_layer_of_mean_zero_scores_zero():
     _, layers, unit_groups = setting(tiny_llama, targets=["q_proj"])
     first, second = layers
-    scores = {"out": {first: torch.zeros(32), second: torch.ones(32)}}
-    scores["out"][second][:4] = 0
-    chosen = ids(choose_globally(unit_groups, layers, scores, 30, row_price(unit_groups)), "out")
+    scores = {first: {"rows": torch.zeros(32)}, second: {"rows": torch.ones(32)}}
+    scores[second]["rows"][:4] = 0
+    chosen = ids(choose_globally(unit_groups, layers, scores, 30, row_price(unit_groups)), "rows")
     assert chosen == {first: [0, 1], second: list(range(4, 32))}
 
 
@@ -117,13 +122,13 @@ def test_a_global_number_of_parameters_is_met_within_one_row_of_the_threshold(bu
         unit_groups, layers, scores, limit, lambda steps: parameters(layers, layer_counts(unit_groups, steps), True)
     )
     expected, left = {name: [] for name in layers}, limit
-    for name, index in brute_force_order(layers, scores["out"]):
+    for name, index in brute_force_order(layers, along(scores, "rows")):
         cost = layer_shape(layers[name])[1] + (layers[name].bias is not None)
         if cost > left:
             break
         expected[name].append(index)
         left -= cost
-    assert ids(chosen, "out") == {name: sorted(each) for name, each in expected.items()}
+    assert ids(chosen, "rows") == {name: sorted(each) for name, each in expected.items()}
     assert left < cost
 
 
@@ -140,8 +145,8 @@ def trained_entries(layers, rows, columns, biases):
 
 @pytest.mark.parametrize("train_bias", [True, False])
 @pytest.mark.parametrize("limit", [200, 3000, 15000])
-def test_global_half_takes_rows_and_columns_in_turn_and_counts_crossings_once(limit, train_bias):
-    _, layers, unit_groups = setting(tiny_bert, "half")
+def test_global_both_takes_rows_and_columns_in_turn_and_counts_crossings_once(limit, train_bias):
+    _, layers, unit_groups = setting(tiny_bert, "both")
     scores = random_scores(layers)
     chosen = choose_globally(
         unit_groups,
@@ -150,21 +155,21 @@ def test_global_half_takes_rows_and_columns_in_turn_and_counts_crossings_once(li
         limit,
         lambda steps: parameters(layers, layer_counts(unit_groups, steps), train_bias),
     )
-    orders = {axis: iter(brute_force_order(layers, scores[axis])) for axis in AXES}
+    orders = {axis: iter(brute_force_order(layers, along(scores, axis))) for axis in AXES}
     taken = {axis: {name: [] for name in layers} for axis in AXES}
     for turn in range(10**6):
         axis = AXES[turn % 2]
         name, index = next(orders[axis])
         taken[axis][name].append(index)
-        if trained_entries(layers, taken["out"], taken["in"], train_bias) > limit:
+        if trained_entries(layers, taken["rows"], taken["columns"], train_bias) > limit:
             taken[axis][name].pop()
             break
     for axis in AXES:
         assert ids(chosen, axis) == {name: sorted(each) for name, each in taken[axis].items()}
 
 
-def test_global_half_with_a_total_of_rows_is_exact():
-    _, layers, unit_groups = setting(tiny_llama, "half")
+def test_global_both_with_a_total_of_rows_is_exact():
+    _, layers, unit_groups = setting(tiny_llama, "both")
     chosen = choose_globally(unit_groups, layers, random_scores(layers), 71, row_price(unit_groups))
     assert sum(len(choice.rows) for choice in chosen.values()) == 36
     assert sum(len(choice.columns) for choice in chosen.values()) == 35
@@ -186,9 +191,9 @@ def llama_units(layers, scores, block, kind):
     units = []
     for u in range(64 if kind == "mlp" else 2):
         shares = []
-        for axis, members in (("out", producers), ("in", consumers)):
+        for axis, members in (("rows", producers), ("columns", consumers)):
             for name, of_unit in members.items():
-                scaled = relative(scores[axis][name].tolist())
+                scaled = relative(scores[name][axis].tolist())
                 shares.append(sum(scaled[i] for i in of_unit[u]) / len(of_unit[u]))
         rows = {name: of_unit[u] for name, of_unit in producers.items()}
         units.append((sum(shares) / len(shares), rows, {name: of_unit[u] for name, of_unit in consumers.items()}))
@@ -209,7 +214,7 @@ def gathered(layers, units):
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_coupled_units_by_definition(sign):
-    _, layers, unit_groups = setting(tiny_llama, "neuron")
+    _, layers, unit_groups = setting(tiny_llama, "neurons")
     scores = random_scores(layers, sign=sign)
     chosen = choose(unit_groups, layers, scores, [1, 5, 2, 0])
     expected = []
@@ -218,27 +223,27 @@ def test_coupled_units_by_definition(sign):
         got = group.unit_scores(scores, compared=True)
         torch.testing.assert_close(got, torch.tensor([float(unit[0]) for unit in units], dtype=torch.float64))
         expected += sorted(units, key=lambda unit: -unit[0])[:count]
-    assert (ids(chosen, "out"), ids(chosen, "in")) == gathered(layers, expected)
+    assert (ids(chosen, "rows"), ids(chosen, "columns")) == gathered(layers, expected)
 
 
 @pytest.mark.parametrize("total", [4, 60])
 def test_coupled_units_by_one_threshold(total):
-    _, layers, unit_groups = setting(tiny_llama, "neuron")
+    _, layers, unit_groups = setting(tiny_llama, "neurons")
     scores = random_scores(layers)
     chosen = choose_globally(unit_groups, layers, scores, total, row_price(unit_groups))
     units = [unit for block, kind in GROUPS for unit in llama_units(layers, scores, block, kind)]
     expected = sorted(units, key=lambda unit: -unit[0])[:total]
-    assert (ids(chosen, "out"), ids(chosen, "in")) == gathered(layers, expected)
+    assert (ids(chosen, "rows"), ids(chosen, "columns")) == gathered(layers, expected)
 
 
 def test_hidden_units_use_what_no_whole_head_fits_in():
-    _, layers, unit_groups = setting(tiny_llama, "neuron")
+    _, layers, unit_groups = setting(tiny_llama, "neurons")
     scores = random_scores(layers)
     # One head costs (16 + 8 + 8) * 32 + 16 * 32 = 1536, one hidden unit 3 * 32 = 96. Heads come first here.
     for group in unit_groups:
         if group.noun == "heads":
             for member in group.members:
-                scores[member.axis][member.layer][member.ids[0]] *= 1000
+                scores[member.layer][member.axis][member.ids[0]] *= 1000
 
     def price(steps):
         return parameters(layers, layer_counts(unit_groups, steps), True)
@@ -250,7 +255,7 @@ def test_hidden_units_use_what_no_whole_head_fits_in():
 
 def grouped_reference(scores, block, per_head):
     """Row ids of q, k and v of a tiny Llama block that share the best offsets of each kv head."""
-    q, k, v = (relative(scores["out"][f"model.layers.{block}.self_attn.{n}_proj"].tolist()) for n in "qkv")
+    q, k, v = (relative(scores[f"model.layers.{block}.self_attn.{n}_proj"]["rows"].tolist()) for n in "qkv")
     rows = {"q": [], "k": [], "v": []}
     for head in range(2):
         mean = []
@@ -265,42 +270,42 @@ def grouped_reference(scores, block, per_head):
 
 
 def test_grouped_projections_share_the_best_offsets_equally_many_a_head():
-    _, layers, unit_groups = setting(tiny_llama, "out", "grouped")
+    _, layers, unit_groups = setting(tiny_llama, "rows", "grouped")
     scores = random_scores(layers)
     steps = [3 if group.parts == 2 else 4 for group in unit_groups]
-    chosen = ids(choose(unit_groups, layers, scores, steps), "out")
+    chosen = ids(choose(unit_groups, layers, scores, steps), "rows")
     for block in range(2):
         shared = grouped_reference(scores, block, 3)
         assert {name: chosen[name] for name in shared} == shared
     plain = [name for name in layers if not name.endswith(("q_proj", "k_proj", "v_proj"))]
-    assert {name: chosen[name] for name in plain} == {n: best(scores["out"][n].tolist(), 4) for n in plain}
+    assert {name: chosen[name] for name in plain} == {n: best(scores[n]["rows"].tolist(), 4) for n in plain}
 
 
 def test_grouped_columns_are_the_same_in_all_three():
-    _, layers, unit_groups = setting(tiny_llama, "in", "grouped")
+    _, layers, unit_groups = setting(tiny_llama, "columns", "grouped")
     scores = random_scores(layers)
-    chosen = ids(choose(unit_groups, layers, scores, [5] * len(unit_groups)), "in")
+    chosen = ids(choose(unit_groups, layers, scores, [5] * len(unit_groups)), "columns")
     for block in range(2):
         names = [f"model.layers.{block}.self_attn.{n}_proj" for n in "qkv"]
-        parts = [relative(scores["in"][name].tolist()) for name in names]
+        parts = [relative(scores[name]["columns"].tolist()) for name in names]
         expected = best([sum(each) for each in zip(*parts, strict=True)], 5)
         assert [chosen[name] for name in names] == [expected] * 3
 
 
 def test_grouped_rows_of_a_fused_projection_weigh_its_blocks_alike():
-    _, layers, unit_groups = setting(tiny_gpt2, "out", "grouped", ["c_attn"])
+    _, layers, unit_groups = setting(tiny_gpt2, "rows", "grouped", ["c_attn"])
     scores = random_scores(layers)
-    chosen = ids(choose(unit_groups, layers, scores, [2, 2]), "out")
+    chosen = ids(choose(unit_groups, layers, scores, [2, 2]), "rows")
     for name in layers:
-        blocks = [relative(scores["out"][name][start : start + 32].tolist()) for start in (0, 32, 64)]
+        blocks = [relative(scores[name]["rows"][start : start + 32].tolist()) for start in (0, 32, 64)]
         means = [sum(each) for each in zip(*blocks, strict=True)]
         offsets = [8 * head + i for head in range(4) for i in best(means[8 * head : 8 * head + 8], 2)]
         assert chosen[name] == [start + offset for start in (0, 32, 64) for offset in offsets]
 
 
 def test_grouped_and_global_keep_heads_equal_and_the_total_exact():
-    _, layers, unit_groups = setting(tiny_llama, "out", "grouped")
-    chosen = ids(choose_globally(unit_groups, layers, random_scores(layers), 150, row_price(unit_groups)), "out")
+    _, layers, unit_groups = setting(tiny_llama, "rows", "grouped")
+    chosen = ids(choose_globally(unit_groups, layers, random_scores(layers), 150, row_price(unit_groups)), "rows")
     assert sum(map(len, chosen.values())) == 150
     for block in range(2):
         q, k, v = (chosen[f"model.layers.{block}.self_attn.{n}_proj"] for n in "qkv")
@@ -310,7 +315,7 @@ def test_grouped_and_global_keep_heads_equal_and_the_total_exact():
 
 
 def test_columns_beside_all_rows_of_a_layer_are_left_out():
-    _, layers, unit_groups = setting(tiny_llama, "half", targets=["q_proj"])
+    _, layers, unit_groups = setting(tiny_llama, "both", targets=["q_proj"])
     chosen = choose(unit_groups, layers, random_scores(layers), [32, 31, 3, 2])
     assert [(len(choice.rows), len(choice.columns)) for choice in chosen.values()] == [(32, 0), (3, 2)]
 

@@ -5,10 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+from rowsft.cli.starter import start
 from tiny import causal_batch, tiny_llama
 
 from rowsft.cli.main import _parsed, _parser
-from rowsft.cli.starter import start
 from rowsft.config.compose import compose
 from rowsft.config.overrides import swept_values
 

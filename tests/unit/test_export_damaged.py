@@ -32,7 +32,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     save_base(folder / "base")
     model, _, targets = family("bert", num_labels=3)
-    tuned = adapt(model, targets, channel="half", modules_to_save=["classifier"], task_type="SEQ_CLS")
+    tuned = adapt(model, targets, channel="both", modules_to_save=["classifier"], task_type="SEQ_CLS")
     shake(tuned)
     tuned.save_pretrained(folder / "adapter")
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
-from scoring import CASES, causal_batches, classification_batches, close, same, snapshot
+from scoring import CASES, causal_batches, classification_batches, close, few_draws, same, snapshot
 from tiny import causal_batch, tiny_bert, tiny_llama
 from torch import nn
 
@@ -56,7 +56,7 @@ def test_scoring_leaves_everything_bit_identical(case, metric):
         parameter.requires_grad_(index % 3 != 0)
         parameter.grad = torch.full_like(parameter, float(index)) if index % 2 else None
     before = snapshot(model)
-    score(model, metric, make(), group_bytes=60000, draws=2)
+    score(model, few_draws(metric), make(), group_bytes=60000)
     after = snapshot(model)
     assert [p.grad is None for p in parameters] == [bool(1 - i % 2) for i in range(len(parameters))]
     assert same(before, after)
@@ -71,7 +71,7 @@ def test_scoring_restores_the_model_when_a_batch_is_bad(metric, dtype):
     bad = {"inputs_embeds": torch.full((2, 9, 32), torch.nan, dtype=dtype), "labels": causal_batch()["labels"]}
     message = "calibration batch 1: the input of layer" if metric == "wanda" else "calibration batch 1 has loss nan"
     with pytest.raises(UserError, match=message):
-        score(model, metric, [causal_batch(), bad], draws=4)
+        score(model, few_draws(metric), [causal_batch(), bad])
     assert same(before, snapshot(model))
 
 
@@ -91,7 +91,7 @@ def test_scoring_restores_the_model_when_its_forward_raises(metric):
     model = Failing()
     before = snapshot(model)
     with pytest.raises(RuntimeError, match="shape|dtype"):
-        score(model, metric, causal_batches() + causal_batches(), draws=4)
+        score(model, few_draws(metric), causal_batches() + causal_batches())
     assert same(before, snapshot(model))
 
 
@@ -141,7 +141,7 @@ class InPlace(nn.Module):
 def test_a_model_may_work_in_place_on_a_layers_output(metric):
     generator = torch.Generator().manual_seed(1)
     batch = {"x": torch.randn(5, 6, generator=generator).double(), "labels": torch.tensor([0, 2, 1, 1, 0])}
-    close(score(InPlace(True), metric, [batch], draws=2), score(InPlace(False), metric, [batch], draws=2))
+    close(*(score(InPlace(in_place), few_draws(metric), [batch]) for in_place in (True, False)))
 
 
 @pytest.mark.parametrize("metric", DATA_METRICS)
@@ -149,8 +149,8 @@ def test_layers_that_the_loss_does_not_read_score_zero(metric):
     model = tiny_bert(torch.float64)
     model.spare = nn.Linear(32, 8).double()
     batches = classification_batches()
-    expected = score(tiny_bert(torch.float64), metric, batches, draws=2)
-    scores = score(model, metric, batches, group_bytes=0, draws=2)
+    expected = score(tiny_bert(torch.float64), few_draws(metric), batches)
+    scores = score(model, few_draws(metric), batches, group_bytes=0)
     close({name: each for name, each in scores.items() if name in expected}, expected, rtol=1e-5)
     if metric != "zo_taylor":
         assert not scores["spare"].any()
@@ -189,10 +189,10 @@ def test_sums_cover_every_block_once(shape):
     rows, columns = shape
     layer = nn.Linear(columns, rows).double()
     values = torch.arange(rows * columns, dtype=torch.float64).view(rows, columns)
-    found = sums(layer, ("out", "in"), lambda a, b: a * b, layer.weight.detach(), values)
+    found = sums(layer, ("rows", "columns"), lambda a, b: a * b, layer.weight.detach(), values)
     product = layer.weight.detach() * values
-    torch.testing.assert_close(found["out"], product.sum(1))
-    torch.testing.assert_close(found["in"], product.sum(0))
+    torch.testing.assert_close(found["rows"], product.sum(1))
+    torch.testing.assert_close(found["columns"], product.sum(0))
 
 
 def test_random_depends_on_seed_and_layer_name_alone():

@@ -47,11 +47,11 @@ def test_labelwise_scores_each_class_alone(inner):
     alone = [score_axes(model, inner, one_class(batches, label)) for label in labels]
     for aggregator in ("max", "quantile_mean"):
         expected = {
-            axis: {
-                name: torch.from_numpy(REFERENCES[aggregator](numpy.stack([s[axis][name].numpy() for s in alone])))
-                for name in alone[0][axis]
+            name: {
+                axis: torch.from_numpy(REFERENCES[aggregator](numpy.stack([s[name][axis].numpy() for s in alone])))
+                for axis in of_layer
             }
-            for axis in alone[0]
+            for name, of_layer in alone[0].items()
         }
         found = score_axes(model, f"labelwise({inner}, {aggregator})", batches)
         close_axes(found, expected, rtol=1e-5)

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from scoring import CASES, close_axes, layers_of, score_axes
+from scoring import CASES, close_axes, few_draws, layers_of, score_axes
 from tiny import causal_batch, classification_batch, tiny_bert, tiny_llama
 
 from rowsft.importance import Context
@@ -61,7 +61,7 @@ def test_scoring_peaks_below_a_step_that_keeps_its_inputs(shape, metric):
     build, batches = SHAPES[shape]
     model = build()
     with AllocationPeak("cpu") as peak:
-        score_axes(model, metric, batches, draws=2)
+        score_axes(model, few_draws(metric), batches)
     assert 0 < peak.new_peak_bytes < allowed(shape)
 
 

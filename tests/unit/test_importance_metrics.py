@@ -86,7 +86,7 @@ def l2(model, batches):
 
 
 def largest(scores):
-    return max(float(score.max()) for layers in scores.values() for score in layers.values())
+    return max(float(score.max()) for of_layer in scores.values() for score in of_layer.values())
 
 
 REFERENCES = {f.__name__: f for f in (l1, l2, taylor, taylor_row, grad2, fisher, taylor2, wanda)}
@@ -115,18 +115,19 @@ def test_one_axis_gives_what_both_do(metric):
     both = score_axes(tiny_gpt2(), metric, causal_batches())
     for axis in AXES:
         alone = score_axes(tiny_gpt2(), metric, causal_batches(), axes=(axis,))
-        assert alone.keys() == {axis}
-        assert all(torch.equal(alone[axis][name], both[axis][name]) for name in both[axis])
+        assert alone.keys() == both.keys()
+        assert all(of_layer.keys() == {axis} for of_layer in alone.values())
+        assert all(torch.equal(alone[name][axis], both[name][axis]) for name in both)
     for name, layer in layers_of(tiny_gpt2()).items():
-        assert (len(both["out"][name]), len(both["in"][name])) == (layer.nf, layer.nx)
+        assert (len(both[name]["rows"]), len(both[name]["columns"])) == (layer.nf, layer.nx)
 
 
 def test_random_draws_rows_and_columns_apart():
     scores = score_axes(tiny_llama(), "random", seed=3)
     name = "model.layers.0.self_attn.q_proj"
-    assert torch.equal(scores["out"][name], torch.rand(32, generator=layer_generator(3, name)))
-    assert not torch.equal(scores["out"][name], scores["in"][name])
-    assert not torch.equal(scores["in"][name], scores["in"]["model.layers.1.self_attn.q_proj"])
+    assert torch.equal(scores[name]["rows"], torch.rand(32, generator=layer_generator(3, name)))
+    assert not torch.equal(scores[name]["rows"], scores[name]["columns"])
+    assert not torch.equal(scores[name]["columns"], scores["model.layers.1.self_attn.q_proj"]["columns"])
 
 
 def test_samples_without_a_labelled_token_are_skipped():
@@ -156,7 +157,7 @@ def test_taylor_row_adds_up_the_calls_of_a_layer_and_the_layers_of_a_weight():
         found = score_axes(model, metric, batches, group_bytes=0)
         expected = REFERENCES[metric](model, batches)
         close_axes(found, expected, atol=1e-6 * largest(expected))
-        assert torch.equal(*(found["out"][f"model.layers.0.mlp.{part}_proj"] for part in ("gate", "up")))
+        assert torch.equal(*(found[f"model.layers.0.mlp.{part}_proj"]["rows"] for part in ("gate", "up")))
 
 
 def test_taylor_row_of_bfloat16_is_close_to_the_weight_gradient():
@@ -164,7 +165,7 @@ def test_taylor_row_of_bfloat16_is_close_to_the_weight_gradient():
     found = score_axes(model, "taylor_row", batches)
     expected = taylor_row(tiny_bert(torch.bfloat16).double(), batches)
     for axis in AXES:
-        left, right = (torch.cat([scores[axis][name] for name in found[axis]]).double() for scores in (found, expected))
+        left, right = (torch.cat([scores[name][axis] for name in found]).double() for scores in (found, expected))
         assert torch.corrcoef(torch.stack([left, right]))[0, 1] > 0.99
 
 
@@ -194,7 +195,7 @@ def test_wanda_of_an_encoder_decoder_leaves_out_the_padding_of_both_sides(given)
     batch = {"input_ids": ids, "attention_mask": mask, "labels": targets.masked_fill(decoder_mask == 0, -100)}
     if given:
         batch["decoder_attention_mask"] = decoder_mask
-    found = score_axes(model, "wanda", [batch])["out"]
+    found = score_axes(model, "wanda", [batch])
     seen = {}
     names = {
         "encoder.block.0.layer.0.SelfAttention.q": mask,
@@ -210,7 +211,7 @@ def test_wanda_of_an_encoder_decoder_leaves_out_the_padding_of_both_sides(given)
     for name, kept in names.items():
         norm = (seen[name] ** 2 * kept.unsqueeze(-1)).sum((0, 1)).sqrt()
         expected = (model.get_submodule(name).weight.abs() * norm).sum(1)
-        torch.testing.assert_close(found[name], expected.float(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(found[name]["rows"], expected.float(), rtol=1e-6, atol=0)
 
 
 def test_wanda_of_a_layer_that_sees_flat_tokens():
@@ -224,7 +225,7 @@ def test_wanda_of_a_layer_that_sees_flat_tokens():
 
     model, x = Flat(), torch.randn(2, 4, 3, dtype=torch.float64)
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]])
-    found = score_axes(model, "wanda", [{"x": x, "attention_mask": mask}])["in"]["layer"]
+    found = score_axes(model, "wanda", [{"x": x, "attention_mask": mask}])["layer"]["columns"]
     norm = (x**2 * mask.unsqueeze(-1)).sum((0, 1)).sqrt()
     torch.testing.assert_close(found, (model.layer.weight.abs().sum(0) * norm).detach().float())
 

@@ -29,13 +29,13 @@ def linears(model):
 def test_the_scores_are_the_same(make, importance):
     model = make()
     batches = [causal_batch(), causal_batch()]
-    plain = score_layers(linears(model), importance, Context(model, batches), ("out", "in"))
+    plain = score_layers(linears(model), importance, Context(model, batches), ("rows", "columns"))
     with recomputing(model):
         assert len(recomputed_blocks(model)) == model.config.num_hidden_layers
-        again = score_layers(linears(model), importance, Context(model, batches), ("out", "in"))
-    for axis, scores in plain.items():
-        for name, score in scores.items():
-            assert torch.equal(score, again[axis][name]), (axis, name)
+        again = score_layers(linears(model), importance, Context(model, batches), ("rows", "columns"))
+    for name, scores in plain.items():
+        for axis, score in scores.items():
+            assert torch.equal(score, again[name][axis]), (axis, name)
             assert score.abs().max() > 0
 
 
@@ -53,6 +53,25 @@ def test_the_model_comes_back_as_it_was():
     assert recomputed_blocks(model) == []
     with recomputing(model, wanted=False):
         assert recomputed_blocks(model) == []
+
+
+def test_a_forward_that_somebody_put_on_a_block_runs_and_stays():
+    """As accelerate's hooks do, which move a block's weights to the device that it runs on."""
+    model, calls = tiny_llama(), []
+    block = model.model.layers[0]
+    plain = block.forward
+
+    def forward(*args, **kwargs):
+        calls.append(1)
+        return plain(*args, **kwargs)
+
+    block.forward = forward
+    with recomputing(model):
+        score_layers(linears(model), "taylor", Context(model, [causal_batch()]))
+        assert calls
+        with at_once(model):
+            assert block.forward is forward
+    assert block.forward is forward
 
 
 BLOCK_PARAMETERS = 218_103_808  # of Llama-3-8B's seven linear layers

@@ -51,7 +51,7 @@ def test_slopes_are_those_of_weights_written_in_float64(case, dtype):
     build, make = CASES[case]
     model, batches = build(dtype), make()
     before = snapshot(model)
-    found = directional_slopes(layers_of(model), Context(model, batches, seed=3, draws=4))
+    found = directional_slopes(layers_of(model), Context(model, batches, seed=3), draws=4)
     assert same(before, snapshot(model))
     expected = reference_slopes(model, batches, 3, 4)
     # Losses are known to float32's resolution, which the small step magnifies.
@@ -64,7 +64,7 @@ def test_slopes_are_those_of_weights_written_in_float64(case, dtype):
 def test_scores_are_made_of_every_draw(build):
     model, batches = build(torch.float64), causal_batches()
     draws, seed = 5, 2
-    slopes = directional_slopes(layers_of(model), Context(model, batches, seed=seed, draws=draws))
+    slopes = directional_slopes(layers_of(model), Context(model, batches, seed=seed), draws)
     counts = [int((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
     readers = [2, 2, 1]
     estimate = dict.fromkeys(layers_of(model), 0)
@@ -76,7 +76,7 @@ def test_scores_are_made_of_every_draw(build):
     for name, layer in layers_of(model).items():
         product = (layer.weight.detach() * estimate[name]).abs()
         elements[name] = product.T if build is tiny_gpt2 else product
-    close_axes(score_axes(model, "zo_taylor", batches, seed=seed, draws=draws), summed(elements))
+    close_axes(score_axes(model, f"zo_taylor(draws={draws})", batches, seed=seed), summed(elements))
 
 
 def test_draw_weights_add_up_to_the_shares_of_the_batches():
@@ -105,7 +105,7 @@ def test_the_mean_over_draws_tends_to_the_gradient():
     total = sum((model.layer(b["x"]) * b["labels"]).mean() * len(b["x"]) for b in batches) / 6
     gradient = torch.autograd.grad(total, model.layer.weight)[0]
     expected = (model.layer.weight * gradient).abs().sum(1).detach().float()
-    found = score_axes(model, "zo_taylor", batches, draws=1000)["out"]["layer"]
+    found = score_axes(model, "zo_taylor(draws=1000)", batches)["layer"]["rows"]
     torch.testing.assert_close(found, expected, rtol=0.2, atol=0.02)
 
 
@@ -127,9 +127,9 @@ def test_layers_that_share_a_weight_are_moved_together():
     model, batches = tiny_llama(torch.float64), causal_batches()
     first, second = (model.model.layers[i].self_attn.q_proj for i in (0, 1))
     second.weight = first.weight
-    scores = score_axes(model, "zo_taylor", batches, draws=3)
+    scores = score_axes(model, "zo_taylor(draws=3)", batches)
     for axis in AXES:
-        assert torch.equal(*(scores[axis][f"model.layers.{i}.self_attn.q_proj"] for i in (0, 1)))
+        assert torch.equal(*(scores[f"model.layers.{i}.self_attn.q_proj"][axis] for i in (0, 1)))
 
 
 def test_a_16_bit_model_that_reads_a_weights_type_is_widened_too():
@@ -141,7 +141,7 @@ def test_a_16_bit_model_that_reads_a_weights_type_is_widened_too():
     model = ViTForImageClassification(config).to(torch.bfloat16).eval()
     batch = {"pixel_values": torch.randn(3, 3, 8, 8).bfloat16(), "labels": torch.tensor([0, 1, 1])}
     before = snapshot(model)
-    found = directional_slopes(layers_of(model), Context(model, [batch], draws=2))
+    found = directional_slopes(layers_of(model), Context(model, [batch]), draws=2)
     assert same(before, snapshot(model))
     reference = [{**batch, "pixel_values": batch["pixel_values"].double()}]
     torch.testing.assert_close(
@@ -150,5 +150,5 @@ def test_a_16_bit_model_that_reads_a_weights_type_is_widened_too():
 
 
 def test_no_draw_at_all_is_refused():
-    with pytest.raises(UserError, match="draws=0"):
-        score_axes(tiny_bert(), "zo_taylor", CASES["bert"][1](), draws=0)
+    with pytest.raises(UserError, match="draws must be at least 1"):
+        score_axes(tiny_bert(), "zo_taylor(draws=0)", CASES["bert"][1]())

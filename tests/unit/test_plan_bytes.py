@@ -32,7 +32,7 @@ def test_planned_bytes_are_the_measured_ones(case):
     assert abs(found["planned_bytes"] - found["measured_bytes"]) <= AUTOCAST_BYTES * case.autocast
 
 
-@pytest.mark.parametrize("method", ["row_sft", "row_sft in", "lora"])
+@pytest.mark.parametrize("method", ["row_sft", "row_sft columns", "lora"])
 def test_checkpointing_is_planned_to_the_byte(method):
     """torch leaves the random state, which a recomputation keeps aside, out on the meta device."""
     found = compare(small_case(method=method, attention="eager", checkpointing=True, padded=False))

@@ -13,9 +13,10 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
+from rowsft.layers.matrix import layer_shape
 from rowsft.selection.choose import unit_groups_for
 from rowsft.selection.families import FAMILIES, is_attention
-from rowsft.selection.targets import Targets, eligible_layers, layer_shape
+from rowsft.selection.targets import Targets, eligible_layers
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
 DECODERS = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
@@ -44,7 +45,7 @@ def build(kind):
 
 
 def neuron_groups(model, **targets):
-    return unit_groups_for(model, eligible_layers(model, Targets(**targets)), "neuron", "linear")
+    return unit_groups_for(model, eligible_layers(model, Targets(**targets)), "neurons", "linear")
 
 
 @torch.no_grad()
@@ -54,7 +55,7 @@ def outputs_without(model, batch, cuts):
     for name, axis, ids in cuts:
         layer = model.get_submodule(name)
         weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
-        if axis == "in":
+        if axis == "columns":
             weight[:, ids] = 0
         else:
             weight[ids] = 0
@@ -90,7 +91,7 @@ def test_a_unit_is_whole_and_alone(kind):
         for layer, axis, of_step in group.widths():
             shape = layer_shape(model.get_submodule(layer))
             blocks = 3 if layer.endswith("c_attn") else 1
-            assert of_step * group.size * blocks == shape[axis == "in"]
+            assert of_step * group.size * blocks == shape[axis == "columns"]
 
 
 @pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2, tiny_bert])
@@ -102,10 +103,10 @@ def test_the_query_rows_of_a_head_are_those_its_keys_meet(build):
     }
     for group in (group for group in neuron_groups(model) if group.noun == "heads"):
         query, key, *_ = group.members
-        without_keys = [(key.layer, "out", key.ids[1])]
+        without_keys = [(key.layer, "rows", key.ids[1])]
         silent = outputs_without(model, batch, without_keys)
-        own = outputs_without(model, batch, [*without_keys, (query.layer, "out", query.ids[1])])
-        other = outputs_without(model, batch, [*without_keys, (query.layer, "out", query.ids[0])])
+        own = outputs_without(model, batch, [*without_keys, (query.layer, "rows", query.ids[1])])
+        other = outputs_without(model, batch, [*without_keys, (query.layer, "rows", query.ids[0])])
         torch.testing.assert_close(own, silent, rtol=1e-9, atol=1e-11)
         assert not torch.allclose(other, silent, rtol=1e-9, atol=1e-9)
 
@@ -113,7 +114,7 @@ def test_the_query_rows_of_a_head_are_those_its_keys_meet(build):
 def test_shared_rows_are_one_offset_in_every_head_of_the_group():
     model = tiny_llama()
     layers = eligible_layers(model, Targets(["q_proj", "k_proj", "v_proj"], layers_to_transform=[0]))
-    [group] = unit_groups_for(model, layers, "out", "grouped")
+    [group] = unit_groups_for(model, layers, "rows", "grouped")
     query, key, value = group.members
     for head in range(2):
         for offset in range(8):
@@ -126,12 +127,12 @@ def test_shared_rows_are_one_offset_in_every_head_of_the_group():
 def test_shared_rows_of_a_fused_projection_lie_in_three_blocks():
     model = tiny_gpt2()
     layers = eligible_layers(model, Targets(["c_attn"], layers_to_transform=[0]))
-    [group] = unit_groups_for(model, layers, "out", "grouped")
+    [group] = unit_groups_for(model, layers, "rows", "grouped")
     assert [member.layer for member in group.members] == ["transformer.h.0.attn.c_attn"] * 3
     assert [member.ids[9].tolist() for member in group.members] == [[9], [32 + 9], [64 + 9]]
 
 
-@pytest.mark.parametrize(("channel", "attention"), [("neuron", "linear"), ("out", "grouped"), ("in", "grouped")])
+@pytest.mark.parametrize(("channel", "attention"), [("neurons", "linear"), ("rows", "grouped"), ("columns", "grouped")])
 def test_an_unknown_family_is_refused_by_name_with_the_known_ones(channel, attention):
     sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 96}
     model = OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=32, max_position_embeddings=32))
@@ -142,26 +143,26 @@ def test_an_unknown_family_is_refused_by_name_with_the_known_ones(channel, atten
     with pytest.raises(UserError, match=message) as caught:
         unit_groups_for(model, layers, channel, attention)
     assert "\n" not in str(caught.value)
-    assert len(unit_groups_for(model, layers, "out", "linear")) == 6
-    assert [group.name.rpartition(".")[2] for group in unit_groups_for(model, layers, "out", "skip")] == ["fc1", "fc2"]
+    assert len(unit_groups_for(model, layers, "rows", "linear")) == 6
+    assert [group.name.rpartition(".")[2] for group in unit_groups_for(model, layers, "rows", "skip")] == ["fc1", "fc2"]
 
 
 @pytest.mark.parametrize(
     ("channel", "attention", "targets", "message"),
     [
         (
-            "neuron",
+            "neurons",
             "linear",
             ["q_proj"],
             r"selects model.layers.0.self_attn.q_proj without .*k_proj, .*v_proj, .*o_proj",
         ),
-        ("neuron", "linear", ["gate_proj", "up_proj"], "without model.layers.0.mlp.down_proj"),
-        ("neuron", "skip", ["q_proj", "k_proj", "v_proj", "o_proj"], "selects no whole unit of LlamaForCausalLM"),
-        ("out", "grouped", ["q_proj", "v_proj"], "self_attn.q_proj without model.layers.0.self_attn.k_proj"),
-        ("half", "grouped", ["q_proj", "k_proj", "v_proj"], "attention=grouped with channel=half: expected channel"),
-        ("out", "skip", ["q_proj", "v_proj"], "attention=skip leaves no layer to tune"),
-        ("both", "linear", ["q_proj"], "channel=both: unknown; use one of out, in, half, neuron"),
-        ("out", "split", ["q_proj"], "attention=split: unknown; use one of linear, grouped, skip"),
+        ("neurons", "linear", ["gate_proj", "up_proj"], "without model.layers.0.mlp.down_proj"),
+        ("neurons", "skip", ["q_proj", "k_proj", "v_proj", "o_proj"], "selects no whole unit of LlamaForCausalLM"),
+        ("rows", "grouped", ["q_proj", "v_proj"], "self_attn.q_proj without model.layers.0.self_attn.k_proj"),
+        ("both", "grouped", ["q_proj", "k_proj", "v_proj"], "attention=grouped with channel=both: expected channel"),
+        ("rows", "skip", ["q_proj", "v_proj"], "attention=skip leaves no layer to tune"),
+        ("all", "linear", ["q_proj"], "channel=all: unknown; use one of rows, columns, both, neurons"),
+        ("rows", "split", ["q_proj"], "attention=split: unknown; use one of linear, grouped, skip"),
     ],
 )
 def test_what_cannot_be_coupled_is_refused(channel, attention, targets, message):
@@ -176,7 +177,7 @@ def test_kinds_without_a_target_are_left_out():
     assert [group.name for group in mlp] == ["model.layers.0.mlp", "model.layers.1.mlp"]
     attention = neuron_groups(model, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
     assert [group.name for group in attention] == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
-    skipped = unit_groups_for(model, eligible_layers(model, Targets()), "neuron", "skip")
+    skipped = unit_groups_for(model, eligible_layers(model, Targets()), "neurons", "skip")
     assert [group.name for group in skipped] == [group.name for group in mlp]
 
 

@@ -10,7 +10,8 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from rowsft import RowSFTConfig, attach
 from rowsft.errors import UserError
-from rowsft.selection.targets import Targets, eligible_layers, head_names, layer_shape
+from rowsft.layers.matrix import layer_shape
+from rowsft.selection.targets import Targets, eligible_layers, head_names
 
 
 def wrapped_by_peft(model, **targets):
@@ -99,8 +100,8 @@ def test_head_names():
     [
         ({"target_modules": None}, r'target_modules=None: expected names of layers .* set it, e.g. to "all-linear"'),
         ({"target_modules": 7}, "target_modules=7: expected names of layers or one regular expression"),
-        ({"target_modules": "*.q_proj"}, r"target_modules=\*\.q_proj is no regular expression \(nothing to repeat"),
-        ({"exclude_modules": "(k_proj"}, r"exclude_modules=\(k_proj is no regular expression \(missing \)"),
+        ({"target_modules": "*.q_proj"}, r"target_modules=\*\.q_proj must be a regular expression \(nothing to repeat"),
+        ({"exclude_modules": "(k_proj"}, r"exclude_modules=\(k_proj must be a regular expression \(missing \)"),
         ({"exclude_modules": 3}, "exclude_modules=3: expected names of layers, one regular expression, or null"),
     ],
 )

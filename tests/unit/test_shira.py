@@ -9,9 +9,10 @@ from tiny import causal_batch, classification_batch, tiny_bert, tiny_gpt2, tiny_
 
 from rowsft.baselines.shira import Shira
 from rowsft.errors import UserError
+from rowsft.layers.matrix import layer_shape
 from rowsft.methods.base import method_class
 from rowsft.selection.budget import Budget
-from rowsft.selection.targets import Targets, eligible_layers, layer_shape
+from rowsft.selection.targets import Targets, eligible_layers
 
 LIKE_LORA = Budget(like={"method": "lora", "r": 2})
 CASES = {

@@ -10,12 +10,17 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from rowsft.baselines.dora import Dora
 from rowsft.baselines.lora import Lora
 from rowsft.errors import UserError
+from rowsft.layers.matrix import layer_shape
 from rowsft.methods.row_sft import RowSFT
 from rowsft.selection.budget import Budget
-from rowsft.selection.targets import Targets, eligible_layers, layer_shape
+from rowsft.selection.targets import Targets, eligible_layers
 
-CHANNELS = ["out", "in", "half", "neuron"]
-MODES = [(channel, "linear") for channel in CHANNELS] + [("out", "grouped"), ("in", "grouped"), ("neuron", "skip")]
+CHANNELS = ["rows", "columns", "both", "neurons"]
+MODES = [(channel, "linear") for channel in CHANNELS] + [
+    ("rows", "grouped"),
+    ("columns", "grouped"),
+    ("neurons", "skip"),
+]
 
 
 def on_meta(model_class, config):
@@ -50,24 +55,24 @@ def test_closed_forms_of_a_llama(models, model, mlp, kv):
 
     row = 32 * (6 * h + mlp)
     column = 32 * (h + 2 * kv + h + 2 * mlp + h)
-    assert asked("out", 1) == row == {"llama2_7b": 1_138_688, "llama3_8b": 1_245_184}[model]
-    assert asked("in") == k * column
-    assert asked("half") == (k // 2) * (row + column) - 32 * 7 * (k // 2) ** 2
-    assert asked("half", 15) == 8 * row + 7 * column - 32 * 7 * 8 * 7
+    assert asked("rows", 1) == row == {"llama2_7b": 1_138_688, "llama3_8b": 1_245_184}[model]
+    assert asked("columns") == k * column
+    assert asked("both") == (k // 2) * (row + column) - 32 * 7 * (k // 2) ** 2
+    assert asked("both", 15) == 8 * row + 7 * column - 32 * 7 * 8 * 7
     head = (128 * (h // kv) + 2 * 128) * h + h * 128 * (h // kv)
-    assert asked("neuron", 2) == 2 * 32 * (3 * h + head)
-    assert asked("neuron", attention="skip") == k * 32 * 3 * h
-    assert asked("out", attention="skip") == k * 32 * (2 * h + mlp)
+    assert asked("neurons", 2) == 2 * 32 * (3 * h + head)
+    assert asked("neurons", attention="skip") == k * 32 * 3 * h
+    assert asked("rows", attention="skip") == k * 32 * (2 * h + mlp)
 
 
 def test_closed_forms_of_minilm_with_and_without_biases(models):
     h, f, k = 384, 1536, 4
     for bias in (True, False):
         for channel, expected in {
-            "out": k * (5 * (h + bias) + f + bias),
-            "in": k * (4 * h + f + h),
-            "half": 2 * (5 * (h + bias) + f + bias) + 2 * (4 * h + f + h) - 6 * 4,
-            "neuron": k * ((h + bias) + h) + k * (3 * 32 * (h + bias) + 32 * h),
+            "rows": k * (5 * (h + bias) + f + bias),
+            "columns": k * (4 * h + f + h),
+            "both": 2 * (5 * (h + bias) + f + bias) + 2 * (4 * h + f + h) - 6 * 4,
+            "neurons": k * ((h + bias) + h) + k * (3 * 32 * (h + bias) + 32 * h),
         }.items():
             resolved = RowSFT(channel=channel, train_bias=bias).solve(Budget(rows=k), models["minilm"], Targets())
             assert resolved.asked == resolved.achieved == 6 * expected
@@ -107,11 +112,11 @@ def test_what_is_left_over_is_less_than_the_dearest_single_step(build, channel, 
     everything = sum(layer.weight.numel() for layer in eligible_layers(model, Targets()).values())
     asked = int(share * everything)
     # One hidden unit, one row or one column of the largest layer.
-    finest = {"tiny_llama": 96, "tiny_bert": 65, "tiny_gpt2": 96}[build.__name__] if channel != "neuron" else 97
+    finest = {"tiny_llama": 96, "tiny_bert": 65, "tiny_gpt2": 96}[build.__name__] if channel != "neurons" else 97
     try:
         resolved = method.solve(Budget(params=asked), model, Targets())
     except UserError as error:
-        assert (channel, attention, share) == ("neuron", "skip", 0.97)
+        assert (channel, attention, share) == ("neurons", "skip", 0.97)
         assert "but all hidden units of the 2 layers have" in str(error)
         return
     assert 0 <= asked - resolved.achieved < finest
@@ -134,7 +139,7 @@ def test_small_budgets_of_units_go_to_the_mlp_and_larger_ones_share_whole_heads(
     model = models["llama2_7b"]
     everything = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     for share, heads in ((0.006, 0), (0.0312, 0), (0.0313, 1), (0.5, 16), (0.999, 31), (1.0, 32)):
-        resolved = RowSFT(channel="neuron").solve(Budget(params=int(share * everything)), model, Targets())
+        resolved = RowSFT(channel="neurons").solve(Budget(params=int(share * everything)), model, Targets())
         rows = resolved.values["rows_pattern"]
         queries = {rows.get(f"model.layers.{block}.self_attn.q_proj", 0) for block in range(32)}
         units = [rows[f"model.layers.{block}.mlp.up_proj"] for block in range(32)]
@@ -167,10 +172,10 @@ def test_a_small_grouped_budget_reaches_the_lower_blocks_first(models):
 @pytest.mark.parametrize(
     ("channel", "sizes"),
     [
-        ("out", {"q": (4, 0), "k": (2, 0), "down": (4, 0)}),
-        ("in", {"q": (0, 4), "k": (0, 4), "down": (0, 8)}),
-        ("half", {"q": (2, 2), "k": (1, 2), "down": (2, 4)}),
-        ("neuron", {"q": (16, 0), "k": (8, 0), "down": (0, 8)}),
+        ("rows", {"q": (4, 0), "k": (2, 0), "down": (4, 0)}),
+        ("columns", {"q": (0, 4), "k": (0, 4), "down": (0, 8)}),
+        ("both", {"q": (2, 2), "k": (1, 2), "down": (2, 4)}),
+        ("neurons", {"q": (16, 0), "k": (8, 0), "down": (0, 8)}),
     ],
 )
 def test_a_ratio_is_a_share_of_what_the_channel_counts(channel, sizes):
@@ -188,15 +193,15 @@ def test_a_ratio_is_a_share_of_what_the_channel_counts(channel, sizes):
     ("channel", "attention", "rows", "message"),
     [
         (
-            "in",
+            "columns",
             "linear",
             33,
             r"rows=33 exceeds layer model.layers.0.self_attn.q_proj \(32 columns\); lower budget.rows",
         ),
-        ("half", "linear", 40, r"rows=40 exceeds layer model.layers.0.self_attn.k_proj \(31 rows and columns\)"),
-        ("neuron", "linear", 3, r"rows=3 exceeds module model.layers.0.self_attn \(2 heads\); .* budget.clip=true"),
-        ("neuron", "skip", 65, r"rows=65 exceeds module model.layers.0.mlp \(64 hidden units\)"),
-        ("out", "grouped", 40, r"rows=40 exceeds module model.layers.0.self_attn \(8 shared rows a head\)"),
+        ("both", "linear", 40, r"rows=40 exceeds layer model.layers.0.self_attn.k_proj \(31 rows and columns\)"),
+        ("neurons", "linear", 3, r"rows=3 exceeds module model.layers.0.self_attn \(2 heads\); .* budget.clip=true"),
+        ("neurons", "skip", 65, r"rows=65 exceeds module model.layers.0.mlp \(64 hidden units\)"),
+        ("rows", "grouped", 40, r"rows=40 exceeds module model.layers.0.self_attn \(8 shared rows a head\)"),
     ],
 )
 def test_more_than_there_is_is_refused_by_name_or_clipped(channel, attention, rows, message):

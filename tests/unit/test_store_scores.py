@@ -15,14 +15,14 @@ from rowsft.selection.budget import Budget
 from rowsft.selection.targets import Targets
 from rowsft.store.score_cache import ScoreCache
 
-KEY = {"model": {"source": "a"}, "metric": "taylor", "axes": ["out"], "layers": ["x.y"]}
-SCORES = {"out": {"x.y": torch.tensor([0.5, -1.0]), "x.z": torch.zeros(3)}, "in": {"x.y": torch.ones(4)}}
+KEY = {"model": {"source": "a"}, "metric": "taylor", "axes": ["rows"], "layers": ["x.y"]}
+SCORES = {"x.y": {"rows": torch.tensor([0.5, -1.0]), "columns": torch.ones(4)}, "x.z": {"rows": torch.zeros(3)}}
 
 
 def equal(left, right):
     return left.keys() == right.keys() and all(
-        left[axis].keys() == right[axis].keys() and all(torch.equal(left[axis][n], right[axis][n]) for n in left[axis])
-        for axis in left
+        left[n].keys() == right[n].keys() and all(torch.equal(left[n][axis], right[n][axis]) for axis in left[n])
+        for n in left
     )
 
 
@@ -66,13 +66,13 @@ def test_reading_while_others_write_gives_whole_scores(tmp_path):
     writer = (
         "import sys, torch; from rowsft.store.score_cache import ScoreCache\n"
         "cache, scores = ScoreCache(sys.argv[1]), torch.full((int(sys.argv[2]),), 0.5)\n"
-        f"for _ in range(200): cache.put({KEY!r}, {{'out': {{'x.y': scores}}}})"
+        f"for _ in range(200): cache.put({KEY!r}, {{'x.y': {{'rows': scores}}}})"
     )
     sizes = (2, 5000)
     processes = [subprocess.Popen([sys.executable, "-c", writer, str(tmp_path), str(size)]) for size in sizes]
     while any(process.poll() is None for process in processes):
         scores = cache.get(KEY)
-        assert equal(scores, SCORES) or any(equal(scores, {"out": {"x.y": torch.full((n,), 0.5)}}) for n in sizes)
+        assert equal(scores, SCORES) or any(equal(scores, {"x.y": {"rows": torch.full((n,), 0.5)}}) for n in sizes)
     assert [process.wait() for process in processes] == [0, 0]
     assert [path.name for path in cache.folder.iterdir()] == [cache.path(KEY).name]
 

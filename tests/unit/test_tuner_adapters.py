@@ -9,6 +9,7 @@ from peft import get_peft_model
 from rows import (
     CHANNELS,
     FAMILIES,
+    PAIRS,
     adapt,
     chosen_entries,
     family,
@@ -30,15 +31,14 @@ families = pytest.mark.parametrize("name", FAMILIES)
 channels = pytest.mark.parametrize("channel", CHANNELS)
 
 
-PAIRS = (("out", "out"), ("in", "in"), ("half", "half"), ("out", "in"), ("in", "half"), ("half", "neuron"))
 pairs = pytest.mark.parametrize("pair", PAIRS)
 
 
-def two_adapters(name, pair=("out", "out"), dtype=torch.float64):
+def two_adapters(name, pair=("rows", "rows"), dtype=torch.float64):
     """Adapters `default` and `other` of these channels, away from zero, that share some rows and some columns."""
     model, batch, targets = family(name, dtype)
     plain = copy.deepcopy(model)
-    mine = random_ids(model, targets, "half", 8, 0)
+    mine = random_ids(model, targets, "both", 8, 0)
     configs = {}
     for adapter, channel in zip(("default", "other"), pair, strict=True):
         ids = random_ids(model, targets, channel, 6, 1)
@@ -90,7 +90,7 @@ def test_crossing_updates_are_summed_wide_and_restored_bit_for_bit(dtype, pair):
 
 
 @pytest.mark.parametrize(
-    ("name", "pair"), [*(("gpt2", pair) for pair in PAIRS), ("llama", ("half", "half")), ("bert", ("half", "neuron"))]
+    ("name", "pair"), [*(("gpt2", pair) for pair in PAIRS), ("llama", ("both", "both")), ("bert", ("both", "neurons"))]
 )
 def test_switching_disabling_and_deleting(name, pair):
     plain, tuned, batch = two_adapters(name, pair)

@@ -9,6 +9,7 @@ import torch
 from rows import (
     CHANNELS,
     FAMILIES,
+    PAIRS,
     adapt,
     family,
     logits,
@@ -26,7 +27,6 @@ families = pytest.mark.parametrize("name", FAMILIES)
 channels = pytest.mark.parametrize("channel", CHANNELS)
 
 
-PAIRS = (("out", "out"), ("in", "in"), ("half", "half"), ("out", "in"), ("in", "half"), ("half", "neuron"))
 pairs = pytest.mark.parametrize("pair", PAIRS)
 
 

@@ -44,7 +44,7 @@ def compare_steps(compiled, tuned, twin, batch, steps=3, **tolerance):
     assert len(set(losses)) == steps
 
 
-@pytest.mark.parametrize("channel", ["out", "half"])
+@pytest.mark.parametrize("channel", ["rows", "both"])
 def test_steps_of_the_whole_graph_equal_uncompiled_ones(channel):
     batch = causal_batch()
     tuned = small(channel)
@@ -52,7 +52,7 @@ def test_steps_of_the_whole_graph_equal_uncompiled_ones(channel):
     compare_steps(torch.compile(tuned, backend="aot_eager", fullgraph=True), tuned, twin, batch)
 
 
-@pytest.mark.parametrize("channel", ["out", "half"])
+@pytest.mark.parametrize("channel", ["rows", "both"])
 def test_steps_under_autocast_equal_uncompiled_ones(channel):
     tuned = small(channel)
     twin = copy.deepcopy(tuned)
@@ -64,7 +64,7 @@ def test_steps_under_autocast_equal_uncompiled_ones(channel):
 
 def test_compiled_and_uncompiled_calls_alternate():
     batch = causal_batch()
-    tuned = small("in")
+    tuned = small("columns")
     compiled = torch.compile(tuned, backend="aot_eager", fullgraph=True)
     base = logits(tiny_llama(num_hidden_layers=1), batch)
     compiled(**batch).loss.backward()
@@ -100,7 +100,7 @@ torch.testing.assert_close(torch.export.load(program).module()(ids), expected)
 """
 
 
-@pytest.mark.parametrize("channel", ["out", "half"])
+@pytest.mark.parametrize("channel", ["rows", "both"])
 def test_an_exported_program_runs_in_a_process_of_its_own(channel, tmp_path):
     tuned = small(channel).eval()
     shake(tuned)

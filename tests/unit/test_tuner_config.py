@@ -31,14 +31,20 @@ def sizes(model):
         ({"ratio": 1.5}, "ratio=1.5"),
         ({"rows": 4, "ratio": 0.1}, "rows=4 and ratio=0.1 are both set"),
         ({"rows_pattern": {"a": -1}}, r"rows_pattern\['a'\]=-1"),
-        ({"columns_pattern": {"a": 1.5}, "channel": "in"}, r"columns_pattern\['a'\]=1.5 is not a column count"),
+        ({"columns_pattern": {"a": 1.5}, "channel": "columns"}, r"columns_pattern\['a'\]=1.5 is not a column count"),
         ({"ratio": True}, "ratio=True"),
         ({"rows": 4, "train_bias": "yes"}, "train_bias='yes' is not a switch"),
         ({"rows": 4, "seed": 1.5}, "seed=1.5 is not a seed"),
         ({"rows": 4, "seed": None}, "seed=None is not a seed"),
-        ({"column_ids": {"a": [1]}}, "column_ids is set, but channel='out' trains no columns; .*: in, half, neuron"),
-        ({"rows_pattern": {"a": 1}, "channel": "in"}, "rows_pattern is set, but channel='in' trains no rows"),
-        ({"rows": 4, "channel": "diagonal"}, "channel='diagonal' is not known; choose from: out, in, half, neuron"),
+        (
+            {"column_ids": {"a": [1]}},
+            "column_ids is set, but channel='rows' trains no columns; .*: columns, both",
+        ),
+        ({"rows_pattern": {"a": 1}, "channel": "columns"}, "rows_pattern is set, but channel='columns' trains no rows"),
+        (
+            {"rows": 4, "channel": "diagonal"},
+            "channel='diagonal' is not known; choose from: rows, columns",
+        ),
         ({"rows": 4, "scope": "block"}, "scope='block'"),
         ({"rows_pattern": ["a"]}, r"rows_pattern=\['a'\] is no mapping"),
         ({"row_ids": [1, 2]}, r"row_ids=\[1, 2\] is no mapping"),
@@ -74,22 +80,22 @@ def test_bad_settings_are_refused_in_one_line(settings, message):
         ({"row_ids": {"model.layers.0.self_attn.q_proj": [3, 3]}}, "twice"),
         ({"row_ids": {Q: [1.7, 2.2]}}, "row_ids of layer .*q_proj are float32 values; give the rows' ids"),
         ({"row_ids": {Q: torch.tensor([True, False])}}, "row_ids of layer .*q_proj are bool values"),
-        ({"channel": "in", "column_ids": {Q: [0.5]}}, "column_ids of layer .*q_proj are float32 values"),
+        ({"channel": "columns", "column_ids": {Q: [0.5]}}, "column_ids of layer .*q_proj are float32 values"),
         ({"rows": 2, "row_ids": {"model.layers.0.self_attn.q_proj": [3]}}, "has 1 ids .* set to 2 rows"),
-        ({"channel": "in", "rows": 33}, r"rows=33 exceeds layer model.layers.0.self_attn.q_proj \(32 columns\)"),
-        ({"channel": "half", "rows": 64}, r"rows=64 exceeds layer .*q_proj \(63 rows and columns\)"),
+        ({"channel": "columns", "rows": 33}, r"rows=33 exceeds layer model.layers.0.self_attn.q_proj \(32 columns\)"),
+        ({"channel": "both", "rows": 64}, r"rows=64 exceeds layer .*q_proj \(63 rows and columns\)"),
         (
-            {"channel": "half", "rows_pattern": {Q: 32}, "columns_pattern": {Q: 1}, "row_ids": {Q: range(32)}},
+            {"channel": "both", "rows_pattern": {Q: 32}, "columns_pattern": {Q: 1}, "row_ids": {Q: range(32)}},
             "rows=32 are all rows of layer .*q_proj, so its columns=1 would have no entry",
         ),
-        ({"channel": "in", "column_ids": {"model.layers.0.self_attn.q_proj": [32]}}, "columns 0 to 31"),
-        ({"channel": "in", "column_ids": {"model.layers.0.self_attn.q_proj": [3, 3]}}, "name a column twice"),
-        ({"channel": "in", "column_ids": {"q_proj": [3]}}, "column_ids names q_proj"),
+        ({"channel": "columns", "column_ids": {"model.layers.0.self_attn.q_proj": [32]}}, "columns 0 to 31"),
+        ({"channel": "columns", "column_ids": {"model.layers.0.self_attn.q_proj": [3, 3]}}, "name a column twice"),
+        ({"channel": "columns", "column_ids": {"q_proj": [3]}}, "column_ids names q_proj"),
         (
-            {"channel": "half", "rows": 4, "row_ids": {"model.layers.0.self_attn.q_proj": [3, 1]}},
+            {"channel": "both", "rows": 4, "row_ids": {"model.layers.0.self_attn.q_proj": [3, 1]}},
             "column_ids has 0 ids",
         ),
-        ({"channel": "neuron", "rows": 4}, "selects .*q_proj without .*k_proj"),
+        ({"channel": "neurons", "rows": 4}, "selects .*q_proj without .*k_proj"),
         ({"rows": 2, "importance": "taylor"}, r"rowsft\.attach"),
         ({"rows": 2, "importance": "no_such_metric"}, "no_such_metric"),
         ({"rows": 2, "attention": "grouped"}, "selects .*q_proj without .*k_proj"),
@@ -175,7 +181,7 @@ def test_data_free_metrics_choose_the_largest_rows(metric, family_name):
 
 
 @pytest.mark.parametrize("family_name", ["llama", "gpt2"])
-@pytest.mark.parametrize(("channel", "rows", "columns"), [("in", 0, 5), ("half", 3, 2)])
+@pytest.mark.parametrize(("channel", "rows", "columns"), [("columns", 0, 5), ("both", 3, 2)])
 def test_data_free_metrics_choose_the_largest_columns_too(channel, rows, columns, family_name):
     model, _, targets = family(family_name)
     tuned = get_peft_model(model, RowSFTConfig(rows=5, channel=channel, importance="l1", target_modules=targets))
@@ -191,24 +197,24 @@ def test_sizes_of_the_channels():
         return RowSFTConfig(**settings).sizes_of("layer", 40, 20)
 
     assert sizes(rows=5) == (5, 0)
-    assert sizes(rows=5, channel="in") == (0, 5)
-    assert sizes(rows=5, channel="half") == (3, 2)
-    assert sizes(rows=1, channel="half") == (1, 0)
+    assert sizes(rows=5, channel="columns") == (0, 5)
+    assert sizes(rows=5, channel="both") == (3, 2)
+    assert sizes(rows=1, channel="both") == (1, 0)
     assert sizes(ratio=0.1) == (4, 0)
-    assert sizes(ratio=0.1, channel="in") == (0, 2)
-    assert sizes(ratio=0.1, channel="half") == (2, 1)
-    assert sizes(rows=5, channel="half", columns_pattern={"layer": 7}) == (3, 7)
-    assert sizes(rows=5, channel="neuron", rows_pattern={"layer": 2}) == (2, 0)
+    assert sizes(ratio=0.1, channel="columns") == (0, 2)
+    assert sizes(ratio=0.1, channel="both") == (2, 1)
+    assert sizes(rows=5, channel="both", columns_pattern={"layer": 7}) == (3, 7)
+    assert sizes(rows=5, channel="neurons", rows_pattern={"layer": 2}) == (2, 0)
 
 
 def test_random_rows_and_columns_are_drawn_apart():
-    config = RowSFTConfig(rows=16, channel="half", importance="random", target_modules=["q_proj"])
+    config = RowSFTConfig(rows=16, channel="both", importance="random", target_modules=["q_proj"])
     tuned = get_peft_model(tiny_llama(), config)
     assert all(rows != columns for rows, columns in map(layer_ids, row_layers(tuned).values()))
 
 
 def test_a_layer_carries_no_empty_tensors():
-    for channel, kinds in {"out": {"delta", "bias"}, "in": {"column_delta"}}.items():
+    for channel, kinds in {"rows": {"delta", "bias"}, "columns": {"column_delta"}}.items():
         tuned = get_peft_model(tiny_bert(), RowSFTConfig(rows=2, channel=channel, target_modules=["query"]))
         names = {name.partition("row_sft_")[2] for name, _ in tuned.named_parameters() if "row_sft_" in name}
         assert names == {f"{kind}.default" for kind in kinds}
@@ -252,9 +258,9 @@ def test_row_ids_are_never_written_down(tmp_path):
         {"scope": "global"},
         {"attention": "grouped"},
         {"attention": "skip"},
-        {"channel": "neuron"},
-        {"channel": "half"},
-        {"channel": "in", "scope": "global"},
+        {"channel": "neurons"},
+        {"channel": "both"},
+        {"channel": "columns", "scope": "global"},
     ],
 )
 def test_peft_alone_chooses_as_attach_does_where_no_data_are_needed(settings, tmp_path):

@@ -35,7 +35,7 @@ def worker(rank: int, channel: str, port: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(("channel", "port"), [("out", 29531), ("half", 29533)])
+@pytest.mark.parametrize(("channel", "port"), [("rows", 29531), ("both", 29533)])
 def test_two_processes_train_what_one_does(channel, port, tmp_path):
     multiprocessing.spawn(worker, (channel, port, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))

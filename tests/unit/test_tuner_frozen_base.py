@@ -171,7 +171,7 @@ def test_one_autocast_region_for_different_weights(channel):
     assert case.is_clean()
 
 
-@pytest.mark.parametrize("channel", ["out", "half"])
+@pytest.mark.parametrize("channel", ["rows", "both"])
 def test_compiled_calls(channel):
     torch._dynamo.reset()
     case = start(channel=channel, num_hidden_layers=1)

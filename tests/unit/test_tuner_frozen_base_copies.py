@@ -294,7 +294,7 @@ def test_moving_to_another_dtype_and_back(channel, graph):
 
 def test_one_base_weight_read_in_the_middle_of_an_epoch():
     """What a checkpointing callback sees that reads parameters one by one, between two steps."""
-    case = start("bert", "half")
+    case = start("bert", "both")
     train(case.tuned, case.batch, steps=2)
     for layer_name, layer in row_layers(case.tuned).items():
         plain = copy.deepcopy(case.plain.get_submodule(layer_name))

@@ -239,7 +239,7 @@ def test_two_adapters_active(name, channel):
 
 
 @pytest.mark.parametrize("order", [("default", "other"), ("other", "default")])
-@pytest.mark.parametrize("second", ["out", "in", "half", "neuron"])
+@pytest.mark.parametrize("second", ["rows", "columns", "both", "neurons"])
 @channels
 def test_adapters_switched_while_a_graph_waits(channel, second, order):
     case = start(channel=channel)

@@ -148,7 +148,7 @@ def test_a_forward_inside_a_backward(channel, inner):
 
 
 @pytest.mark.parametrize("graph", ["none", "waits"])
-@pytest.mark.parametrize("channel", ["out", "half"])
+@pytest.mark.parametrize("channel", ["rows", "both"])
 def test_two_threads_evaluate_one_model(channel, graph):
     """The slow thread stops inside the base layer, after the values were written, until the fast one is through it.
 
@@ -196,7 +196,7 @@ def test_two_threads_evaluate_one_model(channel, graph):
     case.check_healthy()
 
 
-@pytest.mark.parametrize("channel", ["out", "half"])
+@pytest.mark.parametrize("channel", ["rows", "both"])
 def test_many_threads_evaluate_one_model(channel):
     case = start(channel=channel)
     expected = case.logits()

@@ -24,7 +24,7 @@ UNPADDED = 7
 EXACT = (torch.float64, torch.optim.AdamW, 1e-2)
 # Adam would turn a gradient of the size of its rounding error into a step of full size.
 ROUNDED = (torch.float32, torch.optim.SGD, 0.5)
-METHODS = ("out", "in", "half", "lora")
+METHODS = ("rows", "columns", "both", "lora")
 
 
 def fresh(name: str, method: str, dtype: torch.dtype):
@@ -122,7 +122,7 @@ CASES = {
 } | {
     f"{how.__name__}-llama-{method}": (how, "llama", method)
     for how in (shard_checkpointed, shard_after_evaluating, flatten_each_layer, replicate, distribute_layers)
-    for method in ("half", "lora")
+    for method in ("both", "lora")
 }
 ROUNDED_CASES = {f"in_bfloat16-{method}": (shard_in_bfloat16, "llama", method) for method in METHODS}
 

@@ -118,7 +118,7 @@ def test_merging_a_weight_of_zero_3_is_refused():
         tuned.merge_adapter()
 
 
-@pytest.mark.parametrize("channel", ["out", "in"])
+@pytest.mark.parametrize("channel", ["rows", "columns"])
 def test_the_update_of_a_sharded_layer_is_whole_or_refused(channel, mesh):
     model, _, targets = family("llama")
     tuned = adapt(model, targets, channel=channel)

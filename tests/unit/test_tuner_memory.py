@@ -28,7 +28,7 @@ def test_columns_keep_tokens_times_columns_floats_and_nothing_else(name):
     model, batch, targets = frozen(name)
     base = {tensor.data_ptr() for tensor in model.parameters()}
     before = saved_bytes(model, batch, base)
-    tuned = adapt(model, targets, channel="in")
+    tuned = adapt(model, targets, channel="columns")
     after = saved_bytes(tuned, batch, base)
     layers = row_layers(tuned)
     tokens = batch["input_ids"].numel()
@@ -37,7 +37,7 @@ def test_columns_keep_tokens_times_columns_floats_and_nothing_else(name):
     assert len(after) - len(before) == len(layers)
 
 
-@pytest.mark.parametrize("channel", ["out", "half"])
+@pytest.mark.parametrize("channel", ["rows", "both"])
 def test_rows_keep_inputs_and_ids_and_no_tensor_of_weight_shape(channel):
     model, batch, targets = frozen("llama")
     inputs, hooks = {}, []
@@ -56,8 +56,8 @@ def test_rows_keep_inputs_and_ids_and_no_tensor_of_weight_shape(channel):
     extra = sum(after.values()) - sum(before.values())
     most = sum({x.data_ptr(): x.nbytes for x in inputs.values()}.values())
     for layer in layers.values():
-        ids = [layer.row_sft_ids["default"], layer.row_sft_column_ids["default"]] if channel == "half" else []
-        others = layer.out_features - len(layer.row_sft_ids["default"]) if channel == "half" else 0
+        ids = [layer.row_sft_ids["default"], layer.row_sft_column_ids["default"]] if channel == "both" else []
+        others = layer.out_features - len(layer.row_sft_ids["default"]) if channel == "both" else 0
         most += sum(each.nbytes for each in ids or [layer.row_sft_ids["default"]]) + 8 * others
     assert 0 < extra <= most
 
@@ -86,7 +86,7 @@ def test_peak_of_a_step_of_columns_is_the_floor_and_what_is_kept():
     batch = causal_batch(4, 48)
     model, _, targets = frozen("llama")
     floor = warm_peak(model, batch)
-    tuned = adapt(model, targets, channel="in")
+    tuned = adapt(model, targets, channel="columns")
     kept = (
         4
         * batch["input_ids"].numel()
@@ -96,7 +96,7 @@ def test_peak_of_a_step_of_columns_is_the_floor_and_what_is_kept():
     assert warm_peak(tuned, batch) <= floor + kept + gradients
 
 
-@pytest.mark.parametrize("channel", ["out", "in"])
+@pytest.mark.parametrize("channel", ["rows", "columns"])
 def test_flops_are_the_floor_and_the_product_of_the_update(channel):
     batch = causal_batch()
     model, _, targets = frozen("llama")

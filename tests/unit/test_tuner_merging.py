@@ -8,6 +8,7 @@ from peft import get_peft_model
 from rows import (
     CHANNELS,
     FAMILIES,
+    PAIRS,
     adapt,
     family,
     logits,
@@ -24,7 +25,6 @@ families = pytest.mark.parametrize("name", FAMILIES)
 channels = pytest.mark.parametrize("channel", CHANNELS)
 
 
-PAIRS = (("out", "out"), ("in", "in"), ("half", "half"), ("out", "in"), ("in", "half"), ("half", "neuron"))
 pairs = pytest.mark.parametrize("pair", PAIRS)
 
 

@@ -17,7 +17,7 @@ from rowsft.errors import UserError
 
 families = pytest.mark.parametrize("name", FAMILIES)
 attentions = pytest.mark.parametrize("attention", ["sdpa", "eager"])
-row_channels = pytest.mark.parametrize("channel", ["out", "half", "neuron"])
+row_channels = pytest.mark.parametrize("channel", ["rows", "both", "neurons"])
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "autocast": torch.float32}
 
 #: How many layers rebuild their input and how many keep it, with frozen embeddings in front. Kept are the inputs of the
@@ -126,7 +126,7 @@ def test_accumulated_micro_batches(name, backwards):
     compare(*found, normed_layers(keeping, batch))
 
 
-@pytest.mark.parametrize("second", ["out", "in", "half", "neuron"])
+@pytest.mark.parametrize("second", ["rows", "columns", "both", "neurons"])
 @row_channels
 @families
 def test_two_adapters(name, channel, second):

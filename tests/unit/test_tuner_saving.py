@@ -159,7 +159,7 @@ def test_saving_leaves_the_live_config_able_to_choose_rows_again(tmp_path):
     logits(tuned, batch)
 
 
-@pytest.mark.parametrize("channel", ["out", "in", "half"])
+@pytest.mark.parametrize("channel", ["rows", "columns", "both"])
 def test_a_saved_config_starts_a_new_training(channel, tmp_path):
     config = RowSFTConfig(rows=4, channel=channel, target_modules=["q_proj", "down_proj"])
     config.save_pretrained(tmp_path)
@@ -269,7 +269,7 @@ def test_sizes_taken_from_row_ids_survive_saving(tmp_path):
     assert sum(p.numel() for n, p in loaded.named_parameters() if "row_sft_" in n) == 32 + 3 * 32
 
 
-@pytest.mark.parametrize(("channel", "size"), [("out", 3), ("in", 4)])
+@pytest.mark.parametrize(("channel", "size"), [("rows", 3), ("columns", 4)])
 def test_injection_from_a_state_dict(channel, size):
     model, batch, targets = family("llama")
     tuned = adapt(model, targets, channel=channel)

@@ -85,7 +85,7 @@ def test_dropout_on_rows_and_columns_together():
     linear = nn.Linear(6, 5, dtype=torch.float64)
     plain = copy.deepcopy(linear)
     config = RowSFTConfig(
-        target_modules=["0"], channel="half", row_ids={"0": [3, 1]}, column_ids={"0": [5, 0, 2]}, dropout=0.4
+        target_modules=["0"], channel="both", row_ids={"0": [3, 1]}, column_ids={"0": [5, 0, 2]}, dropout=0.4
     )
     tuned = get_peft_model(nn.Sequential(linear), config).train()
     shake(tuned, scale=1.0)

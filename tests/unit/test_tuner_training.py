@@ -143,7 +143,7 @@ def test_exactly_the_chosen_entries_change(name, channel):
         if f"{key}.bias" in before and layer_ids(layer)[0]:
             expected[f"{key}.bias"] = torch.zeros(layer.out_features, dtype=torch.bool)
             expected[f"{key}.bias"][layer_ids(layer)[0]] = True
-    assert any("bias" in key for key in expected) == (name != "llama" and channel != "in")
+    assert any("bias" in key for key in expected) == (name != "llama" and channel != "columns")
     train(tuned, batch)
     after = tuned.merge_and_unload().state_dict()
     changed = {key: before[key] != after[key] for key in before}
@@ -301,7 +301,7 @@ def test_state_dict_in_mid_training_is_pristine(channel):
 
 
 # Coupled units are chosen by rowsft.attach.
-@pytest.mark.parametrize("channel", [channel for channel in CHANNELS if channel != "neuron"])
+@pytest.mark.parametrize("channel", [channel for channel in CHANNELS if channel != "neurons"])
 def test_weights_that_are_not_initialised_change_the_model(channel):
     plain, batch, _ = family("llama", torch.float32)
     base = plain(**batch).logits

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rowsft.errors import UserError
+from rowsft.renamed import CHANNELS
 from rowsft.report.compare.inputs import Side, not_finite_note, numbers_in
 from rowsft.report.compare.units import has_unit
 from rowsft.report.settings import flatten
@@ -83,6 +84,7 @@ def _read(path: Path) -> dict:
 def _labelled(path: Path, rows: list[dict], labels: Sequence[str]) -> dict[str, dict]:
     labelled = {}
     for number, row in enumerate(rows, 1):
+        row = {**row, "method": _todays(row["method"])} if isinstance(row.get("method"), str) else row
         label = ".".join(str(row[key]) for key in labels if row.get(key) is not None)
         if row.get("method") is None and row.get("metric") is None:
             raise UserError(f"{path}: row {number} names no method or metric; {_EXPECTED}")
@@ -90,3 +92,8 @@ def _labelled(path: Path, rows: list[dict], labels: Sequence[str]) -> dict[str, 
             raise UserError(f"{path}: two rows are {label}; one is expected: remove one of them")
         labelled[label] = row
     return labelled
+
+
+def _todays(method: str) -> str:
+    """The name that a method has today: channels that were half, or row_sft in, in older files are called otherwise."""
+    return " ".join(CHANNELS.get(word, word) for word in method.split(" "))
