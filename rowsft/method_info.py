@@ -90,7 +90,7 @@ def from_record(name: str, recorded: object) -> MethodInfo:
     recorded: as `to_record` made it; None in records from before it was kept. What is damaged counts as absent.
     """
     try:
-        return _reader().validate_python(recorded)
+        return replace(_reader().validate_python(recorded), name=name)
     except ValidationError:
         return _EARLIER.get(name) or MethodInfo(name, name, sizes=_EARLIER_SIZES)
 

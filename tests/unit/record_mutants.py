@@ -7,6 +7,7 @@ from pathlib import Path
 
 from report_factory import ENVIRONMENT, classification, config
 
+from rowsft.method_info import MethodInfo, to_record
 from rowsft.store import Store
 
 
@@ -59,6 +60,7 @@ def whole(root: Path, seed: int = 1) -> str:
             memory={"kind": "cpu_profiler", "select": None, "train": phase, "ledger": {"train": ledger}},
             knobs={"r": 8},
             reference={"cosine": 0.5},
+            method_info=to_record(MethodInfo("lora", "LoRA", 30, "#0072B2", "s", sizes=("r",))),
             train_loss_final=0.5,
             task_about={"source": "a file", "classes": ["bad", "good"], "sizes": {"test": 20}},
             model_facts={"revision": "abc", "parameters": 9},

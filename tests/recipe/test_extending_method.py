@@ -1,0 +1,68 @@
+"""A method from outside the package: one Python file and one YAML beside the user's own working folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from tiny_workshop import build_workshop, last_line
+
+from rowsft.store import Record, Store
+
+EXAMPLE = Path(__file__).parents[1] / "extending"
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A working folder with the example's two files, in which BitFit and LoRA have been run."""
+    workshop = build_workshop(tmp_path_factory.mktemp("own"))
+    shutil.copy(EXAMPLE / "bitfit.py", workshop.folder)
+    (workshop.folder / "conf" / "method").mkdir(parents=True)
+    shutil.copy(EXAMPLE / "conf" / "method" / "bitfit.yaml", workshop.folder / "conf" / "method")
+    for method in ("lora", "bitfit"):
+        done = workshop.rowsft("run", *workshop.overrides("bert"), f"method={method}", "experiment_name=own")
+        assert done.returncode == 0, done.stderr
+        assert last_line(done).startswith("done: run ")
+    return workshop
+
+
+def recorded(own) -> Record:
+    """BitFit's run."""
+    (record,) = [one for one in Store(own.folder / "runs").runs("own") if one.config["method"]["name"] == "bitfit"]
+    return record
+
+
+def test_a_method_of_ones_own_trains_and_saves_what_it_says(own):
+    record = recorded(own)
+    with safe_open(record.file("adapter") / "bitfit.safetensors", "pt") as saved:
+        sizes = {name: saved.get_tensor(name).numel() for name in saved.keys()}  # noqa: SIM118
+    parts = record.result["parameters"]
+    biases = {name: size for name, size in sizes.items() if name.endswith("bias") and "bert.encoder" in name}
+    assert biases and set(sizes) - set(biases) >= {"classifier.weight", "classifier.bias"}
+    assert (parts["budget_asked"], parts["total_trainable"]) == (None, sum(sizes.values()))
+    assert not any(name.endswith("weight") for name in sizes if "bert.encoder" in name)
+
+
+def test_the_report_shows_it_by_its_own_title_and_colour_in_its_own_place(own):
+    done = own.rowsft("report", "--experiment", "own", "--out", "report", "--store", "runs")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.index("BitFit") < done.stdout.index("LoRA")
+    markdown = (own.folder / "report" / "report.md").read_text()
+    assert "| BitFit |" in markdown and "| bitfit" not in markdown
+    page = (own.folder / "report" / "index.html").read_text()
+    assert "BitFit" in page and "#882255" in page
+
+
+def test_the_same_settings_are_the_same_run_whatever_the_budget(own):
+    again = own.rowsft("run", *own.overrides("bert"), "budget.rows=9", "method=bitfit", "experiment_name=own")
+    assert "done already" in again.stderr
+
+
+def test_it_can_be_planned(own):
+    done = own.rowsft("plan", *own.overrides("bert"), "method=bitfit", "--json")
+    assert done.returncode == 0, done.stderr
+    planned = json.loads(done.stdout)
+    assert planned["method"] == "bitfit" and planned["peak_bytes"] > 0
+    record = recorded(own)
+    assert planned["trainable_parameters"] == record.result["parameters"]["budget_achieved"]
