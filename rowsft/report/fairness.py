@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rowsft.report.grids import MET, NOT_MET, UNKNOWN, Grids, few
-from rowsft.report.predictions import Scored
 from rowsft.report.rows import Row, Table
 from rowsft.report.settings import UNBUDGETED, WATCHING, differing, dig, under
 from rowsft.report.sweeps import Sweep
@@ -205,12 +204,12 @@ def _evaluation(group: Group) -> tuple[str, str]:
     status, detail = _same(group, settings=("task", "revisions.data"))
     if status != MET:
         return status, detail
-    scores: list[Scored | None] = [
-        row.scores.get(record.config.get("seed")) for row in rows for record in row.done if row.metric_values(row.split)
-    ]
-    if not scores or any(found is None for found in scores):
+    judged = [(row, record) for row in rows for record in row.done if row.metric_values(row.split)]
+    found = [row.scores.get(record.config.get("seed")) for row, record in judged]
+    scores = [one for one in found if one is not None]
+    if not scores or len(scores) < len(judged):
         return UNKNOWN, "no per-example predictions that give back the recorded metric"
-    if len({found.ids for found in scores}) > 1:
+    if len({one.ids for one in scores}) > 1:
         return NOT_MET, "the runs scored different examples"
     return MET, f"{len(scores[0].ids):,} {rows[0].split} examples"
 

@@ -38,8 +38,8 @@ def table_rows(sections: list[Section]) -> list[dict]:
     for section in sections:
         table = section.table
         where = {"experiment": table.experiment, "task": table.task, "model": table.model}
-        rows += [{"state": "done", **line} for line in section.lines]
-        rows += [where | entry for entry in section.unfinished]
+        rows += [{"state": "done", **line.flat()} for line in section.lines]
+        rows += [where | vars(run) for run in section.unfinished]
     return rows
 
 

@@ -33,14 +33,15 @@ def groups(records: list[Record]) -> dict[tuple[str, str], list[Record]]:
 def labels(records: list[Record]) -> dict[str, tuple[str, str]]:
     """{run id: (task's label, model's label)}, no longer than it takes to tell those of these runs apart."""
     keys = {record.id: (_data(record), _base(record)) for record in records}
-    tasks, models = {}, {}
+    tasks: dict[tuple, Record] = {}
+    models: dict[tuple, Record] = {}
     for record in records:
         data, base = keys[record.id]
         tasks.setdefault(data, record)
         models.setdefault(base, record)
-    tasks = _distinct({key: _tasks(record) for key, record in tasks.items()})
-    models = _distinct({key: _models(record) for key, record in models.items()})
-    return {run: (tasks[data], models[base]) for run, (data, base) in keys.items()}
+    task_labels = _distinct({key: _tasks(record) for key, record in tasks.items()})
+    model_labels = _distinct({key: _models(record) for key, record in models.items()})
+    return {run: (task_labels[data], model_labels[base]) for run, (data, base) in keys.items()}
 
 
 def model_label(record: Record) -> str:

@@ -1,23 +1,21 @@
 """One run's memory: at every phase's peak what each part held, and the picture of one training step."""
 
 import csv
-import io
 from functools import partial
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.table import Table
 from rich.text import Text
 
 from rowsft.errors import UserError
 from rowsft.output import escape
+from rowsft.output.quantities import MIB, mib
 from rowsft.report.damaged import or_none
+from rowsft.report.drawing import figure, png
 from rowsft.report.settings import dig, failure, named
 from rowsft.store.finding import find_run
 from rowsft.store.record import FINAL_STATES, Record
 
-MIB = 2**20
 # The parts from the bottom of the stack up, in Okabe and Ito's colour-blind safe palette.
 COLOURS = {
     "base_weights": "#9aa0a6",
@@ -70,13 +68,13 @@ def _ending(record: Record, memory: dict) -> list[str]:
     """How a run without a result ended, and what the phase that it ended in held by then."""
     if record.state not in FINAL_STATES or not memory:
         return []
-    phase = (record.latest.get("error") or {}).get("phase")
+    phase = dig(record.latest, "error", "phase")
     where = f" in {phase}" if phase else ""
     said = [f"run {record.id} ended as {record.state}{where}: {failure(record)}"]
     # Loading is watched together with reading the data.
-    place = {"data": "load"}.get(phase, phase)
+    place = "load" if phase == "data" else phase
     reached = {what: dig(memory, place, key) for key, what in _REACHED.items()}
-    sizes = [f"{_mib(size)} MiB {what}" for what, size in reached.items() if isinstance(size, int | float)]
+    sizes = [f"{mib(size)} MiB {what}" for what, size in reached.items() if isinstance(size, int | float)]
     return [*said, f"by then: {', '.join(sizes)}"] if sizes else said
 
 
@@ -94,11 +92,11 @@ def table(ledger: dict) -> Table:
     for phase in ledger:
         shown.add_column(Text(escape.terminal(phase.replace("_", " "))), justify="right")
     for part in COLOURS:
-        shown.add_row(part.replace("_", " "), *[_mib(entry["parts"].get(part)) for entry in ledger.values()])
+        shown.add_row(part.replace("_", " "), *[mib(entry["parts"].get(part)) for entry in ledger.values()])
     shown.add_section()
-    shown.add_row("all parts", *[_mib(entry["peak_bytes"]) for entry in ledger.values()])
-    shown.add_row("measured", *[_mib(entry["measured_peak_bytes"]) for entry in ledger.values()])
-    shown.add_row("unattributed", *[_mib(entry["unattributed_bytes"]) for entry in ledger.values()])
+    shown.add_row("all parts", *[mib(entry["peak_bytes"]) for entry in ledger.values()])
+    shown.add_row("measured", *[mib(entry["measured_peak_bytes"]) for entry in ledger.values()])
+    shown.add_row("unattributed", *[mib(entry["unattributed_bytes"]) for entry in ledger.values()])
     return shown
 
 
@@ -109,9 +107,8 @@ def picture(points: Path, record: Record) -> bytes:
         rows = list(csv.DictReader(file))
     events = [int(row["event"]) for row in rows]
     stacks = [[int(row[f"{part}_bytes"]) / MIB for row in rows] for part in COLOURS]
-    figure = Figure(figsize=(9, 4.8), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    drawn = figure(9, 4.8)
+    axis = drawn.subplots()
     axis.stackplot(events, stacks, colors=list(COLOURS.values()), labels=[part.replace("_", " ") for part in COLOURS])
     phases = [row["phase"] for row in rows]
     top = max(map(sum, zip(*stacks, strict=True)))
@@ -124,10 +121,4 @@ def picture(points: Path, record: Record) -> bytes:
     axis.set_title(escape.picture(f"memory of one training step: {' · '.join(names)}"), fontsize=10)
     handles, labels = axis.get_legend_handles_labels()
     axis.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue()
-
-
-def _mib(size: int | None) -> str:
-    return "–" if size is None else f"{size / MIB:,.1f}"
+    return png(drawn)

@@ -1,7 +1,7 @@
 """What a reader needs around a table to read its numbers right."""
 
 from rowsft.report.grids import few
-from rowsft.report.lines import REFERENCES, memory_kinds, references
+from rowsft.report.lines import REFERENCES, Line, memory_kinds, untrained_metrics
 from rowsft.report.rows import METHOD_TITLES, Table
 from rowsft.report.settings import short_names
 from rowsft.report.statistics import OVER_EXAMPLES
@@ -22,15 +22,16 @@ def of_the_same(table: Table) -> str:
     return f" of the same {', '.join(names) if len(names) <= _MOST_NAMES else 'settings'}"
 
 
-def notes(table: Table, numbers: list[dict]) -> list[str]:
+def notes(table: Table, lines: list[Line]) -> list[str]:
     """The notes of a table with these lines."""
     found = []
-    intervals = sorted({line["interval"] for line in numbers if line["interval"]})
+    estimates = [line.estimate for line in lines if line.estimate]
+    intervals = sorted({estimate.covers for estimate in estimates if estimate.covers})
     if intervals:
         found.append("Intervals: " + "; ".join(intervals) + ". Costs: medians over seeds.")
     if OVER_EXAMPLES in intervals:
         found.append("A test-set interval says nothing about the spread between seeds.")
-    if any(line["interval_cut"] for line in numbers):
+    if any(estimate.cut for estimate in estimates):
         found.append(f"Intervals that reach beyond what {table.metric} can be are cut there and shown as [low, high].")
     found += _references(table)
     kinds = memory_kinds(table)
@@ -38,7 +39,7 @@ def notes(table: Table, numbers: list[dict]) -> list[str]:
         found.append("Memory: " + "; ".join(MEMORY_KINDS.get(kind, kind) for kind in kinds) + ".")
     if any(result.get("scores_from_cache") for row in table.rows for result in row.results):
         found.append("Seconds of selection: of the runs that scored; others read the scores that those had kept.")
-    zero = references(table)
+    zero = untrained_metrics(table)
     if zero:
         found.append(
             f"Zero line, nothing trained ({table.split}): "
@@ -73,7 +74,7 @@ def _references(table: Table) -> list[str]:
         )
     rows = [row for row in table.rows if row.done and row.trains]
     for method in present:
-        reasons = {"none": [], "several": []}
+        reasons: dict[str, list[str]] = {"none": [], "several": []}
         for row in rows:
             reason = table.references.of(row, method).reason
             if reason in reasons:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 
@@ -17,17 +18,28 @@ _IDS = re.compile(r"(.+)\.row_sft_((?:column_)?ids)")
 Selection = dict[tuple[str, str], set[int]]
 
 
-def overlaps(table: Table) -> list[dict]:
-    """One dict a pair of importance metrics that chose at the same budget and otherwise equal settings.
+@dataclass(frozen=True)
+class Overlap:
+    """Two importance metrics that chose at the same budget and otherwise equal settings.
 
-    group (a JSON key of what the pair shares), first, second (metric names), share (of the smaller selection that the
-    other one chose too, over all layers), pairs (how many pairs of runs it is the mean of). Two metrics are compared
-    seed by seed; `first == second` compares the seeds of one metric with each other: how stable its choice is.
+    group: a JSON key of what the pair shares. share: of the smaller selection that the other one chose too, over all
+    layers. pairs: how many pairs of runs it is the mean of. Two metrics are compared seed by seed; `first == second`
+    compares the seeds of one metric with each other: how stable its choice is.
     """
+
+    group: str
+    first: str
+    second: str
+    share: float
+    pairs: int
+
+
+def overlaps(table: Table) -> list[Overlap]:
+    """Every pair of importance metrics of a table that can be compared."""
     found = []
     for group, rows in _groups(table).items():
         chosen = {
-            row.settings[IMPORTANCE]: {
+            str(row.settings[IMPORTANCE]): {
                 record.config.get("seed"): selection
                 for record in row.done
                 if (selection := selected(record)) is not None
@@ -39,23 +51,23 @@ def overlaps(table: Table) -> list[dict]:
             for second in names[at:]:
                 shares = _shares(chosen[first], chosen[second], first == second)
                 if shares:
-                    found.append(
-                        {"group": group, "first": first, "second": second, "share": fmean(shares), "pairs": len(shares)}
-                    )
+                    found.append(Overlap(group, first, second, fmean(shares), len(shares)))
     return found
 
 
 def selected(record: Record) -> Selection | None:
     """{(layer, kind of ids): ids} of a run's saved adapter; None when there is no readable row-SFT adapter."""
     folder = record.file("adapter")
+    if folder is None:
+        return None
     try:
         with safe_open(folder / WEIGHTS, framework="numpy") as tensors:
             found = {
-                match.groups(): set(tensors.get_tensor(match[0]).tolist())
+                (match[1], match[2]): set(tensors.get_tensor(match[0]).tolist())
                 for match in map(_IDS.fullmatch, tensors.keys())
                 if match
             }
-    # TypeError: there is no adapter, or ids that are no list.
+    # TypeError: ids that are no list.
     except (OSError, SafetensorError, TypeError):
         return None
     return found if any(found.values()) else None

@@ -9,15 +9,12 @@ from markupsafe import Markup
 
 from rowsft.output import escape
 from rowsft.report import curves
-from rowsft.report.listing import entry
+from rowsft.report.listing import page_sheet
 from rowsft.report.notes import demonstration, notes
 from rowsft.report.section import Section
 from rowsft.report.settings import flatten
-from rowsft.report.tables import blocks, halves, heading, main_rows
+from rowsft.report.tables import blocks, heading, main
 from rowsft.store import Record
-
-#: Columns that hold words; all others are numbers and stand to the right.
-WORDS = ("method", "differs in", "state", "phase", "reason", "run", "chosen", "importance")
 
 
 def page(title: str, sections: list[Section], light: bytes | None, dark: bytes | None) -> str:
@@ -35,14 +32,16 @@ def page(title: str, sections: list[Section], light: bytes | None, dark: bytes |
         title=title,
         summary=_summary(records),
         sections=[_section(section) for section in sections],
-        light=base64.b64encode(light).decode() if light else None,
-        dark=base64.b64encode(dark).decode() if dark else None,
+        light=_encoded(light),
+        dark=_encoded(dark),
         environments=_environments(records),
         sources=_sources(records),
-        runs=[entry(record) for record in sorted(records, key=lambda record: record.id)],
-        words=WORDS,
-        frame=curves,
+        runs=page_sheet(records),
     )
+
+
+def _encoded(picture: bytes | None) -> str | None:
+    return base64.b64encode(picture).decode() if picture else None
 
 
 def _visible(value):
@@ -65,12 +64,12 @@ def _section(section: Section) -> dict:
     return {
         "heading": heading(section.table),
         "demonstration": demonstration(section.table),
-        "main": halves(main_rows(section)) if section.lines else None,
+        "main": main(section) if section.lines else None,
         "blocks": blocks(section),
         "notes": notes(section.table, section.lines),
         "conditions": section.conditions,
         "remarks": section.remarks,
-        "chart": curves.chart(section),
+        "chart": _encoded(curves.chart(section)),
         "fewer_curves": len(section.table.rows) > curves.MOST_LINES,
         "metric": section.table.metric,
     }

@@ -8,9 +8,10 @@ Means over tokens (loss, perplexity, token_accuracy of responses) come from each
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def scored(record: Record, split: str, metric_name: str | None = None) -> Scored
     metric_name: None is the primary metric.
     """
     result, path = record.result, record.file("predictions")
-    if path is None or not path.exists():
+    if result is None or path is None or not path.exists():
         return None
     name = metric_name or result["primary_metric"]
     text = read_regular(path, _LARGEST_BYTES).decode()
@@ -84,7 +85,8 @@ def over_examples(value: float, scores: Scored | None) -> Estimate:
         return Estimate(value, None, None, None, 1)
     n = len(scores.ids)
     interval = wilson(round(value * n), n) if scores.is_proportion else percentiles(scores.draws)
-    return Estimate(value, *(interval or (None, None)), OVER_EXAMPLES if interval else None, 1)
+    low, high = interval or (None, None)
+    return Estimate(value, low, high, OVER_EXAMPLES if interval else None, 1)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Difference:
     examples: int
 
 
-def difference(mine: dict[int, Scored], reference: dict[int, Scored]) -> Difference | None:
+def difference(mine: Mapping[Any, Scored], reference: Mapping[Any, Scored]) -> Difference | None:
     """Paired difference of two settings, each {seed: its scored run}; None when they share no seed or no examples.
 
     Examples are resampled, the same for both and for every seed; the spread over seeds is not in the interval.
@@ -110,7 +112,8 @@ def difference(mine: dict[int, Scored], reference: dict[int, Scored]) -> Differe
     every = np.arange(n)
     value = float(np.mean([a.metric(every) - b.metric(every) for a, b in pairs]))
     gaps = np.mean([_gaps(a.draws, b.draws) for a, b in pairs], axis=0)
-    return Difference(value, *(percentiles(gaps) or (None, None)), len(pairs), n)
+    low, high = percentiles(gaps) or (None, None)
+    return Difference(value, low, high, len(pairs), n)
 
 
 def _gaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:

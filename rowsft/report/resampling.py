@@ -96,7 +96,7 @@ def _ranks(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
     return (np.cumsum(tied, axis=1) - (tied - 1) / 2)[:, which]
 
 
-def _class_counts(prediction: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _class_counts(prediction: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, ...]:
     """The classes (k,), and on every resample (resamples, k) how often each was right, predicted and true."""
     classes = np.union1d(prediction, label)
     predicted, true = (side[:, None] == classes for side in (prediction, label))

@@ -69,16 +69,13 @@ class Row:
     @property
     def results(self) -> list[dict]:
         """The finished attempt of every seed."""
-        return [record.result for record in self.done]
+        return [record.result for record in self.done if record.result]
 
     @cached_property
     def size(self) -> int | None:
         """Trainable parameters that were asked for, or that it has, the head left out; None where not recorded."""
-        for name in ("budget_asked", "budget_achieved", "adapter"):
-            found = self.values("parameters", name)
-            if found:
-                return found[0]
-        return None
+        names = ("budget_asked", "budget_achieved", "adapter")
+        return next((int(size) for name in names for size in self.values("parameters", name)), None)
 
     @cached_property
     def family(self) -> str:
@@ -89,23 +86,24 @@ class Row:
     @property
     def learning_rate(self) -> float | None:
         """The learning rate, None where nothing is trained."""
-        return self.settings.get(LEARNING_RATE) if self.trains else None
+        rate = self.settings.get(LEARNING_RATE)
+        return float(rate) if self.trains and isinstance(rate, int | float) else None
 
     def values(self, *path: str) -> list[float]:
         """The numbers at this path of every finished attempt, those not measured left out."""
-        found = [dig(result, *path) for result in self.results]
-        return [value for value in found if value is not None]
+        values = [dig(result, *path) for result in self.results]
+        return [value for value in values if value is not None]
 
     def metric_values(self, split: str) -> list[float]:
         """The primary metric of every seed on a split."""
-        found = [primary(result, split) for result in self.results]
-        return [value for value in found if value is not None]
+        values = [primary(result, split) for result in self.results]
+        return [value for value in values if value is not None]
 
     @cached_property
-    def scores(self) -> dict[int, Scored]:
+    def scores(self) -> dict[int | None, Scored]:
         """{seed: scored test examples} of the seeds whose predictions are there."""
-        found = {record.config.get("seed"): self.read(record, self.split) for record in self.done}
-        return {seed: scores for seed, scores in found.items() if scores is not None}
+        scored = {record.config.get("seed"): self.read(record, self.split) for record in self.done}
+        return {seed: scores for seed, scores in scored.items() if scores is not None}
 
     @cached_property
     def estimate(self) -> Estimate | None:
@@ -155,7 +153,8 @@ def gather(records: list[Record], experiments: list[str | None]) -> list[Table]:
     """The tables of these experiments (None: runs of no experiment), in order of experiment, task and model."""
     members: dict[str | None, list[Record]] = {}
     for record in records:
-        for name in record.experiments or [None]:
+        names: list[str | None] = [*record.experiments]
+        for name in names or [None]:
             members.setdefault(name, []).append(record)
     read = once(_readable)
     return [
@@ -167,12 +166,12 @@ def gather(records: list[Record], experiments: list[str | None]) -> list[Table]:
 
 def once(read: Callable) -> Callable:
     """`read(record, split)` that reads each file once, however many tables a run stands in."""
-    found: dict[tuple[str, str], Scored | None] = {}
+    known: dict[tuple[str, str], Scored | None] = {}
 
     def remembered(record: Record, split: str) -> Scored | None:
-        if (record.id, split) not in found:
-            found[record.id, split] = read(record, split)
-        return found[record.id, split]
+        if (record.id, split) not in known:
+            known[record.id, split] = read(record, split)
+        return known[record.id, split]
 
     return remembered
 
@@ -193,7 +192,7 @@ def _table(experiment: str, task: str, model: str, records: list[Record], read: 
             row.variant = row.variant or whose
     grid.sort(key=lambda family: (order_of(family[0].method), natural(_without_rate(family[0].variant))))
     shown.sort(key=lambda row: (*order_of(row.method), natural(row.variant)))
-    notes = next((r.experiment_notes[experiment] for r in records if r.experiment_notes.get(experiment)), {})
+    notes: dict = next((r.experiment_notes[experiment] for r in records if r.experiment_notes.get(experiment)), {})
     return Table(experiment, task, model, metric, higher, split, shown, grid, notes)
 
 

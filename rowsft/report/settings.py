@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rowsft.store import Record
 
@@ -94,15 +95,7 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
     return {key: key if names.count(name) > 1 else name for key, name in zip(keys, names, strict=True)}
 
 
-def plain(value: object) -> str:
-    """A setting's value for a reader, as it is typed, different values in different words."""
-    if isinstance(value, float):
-        brief = f"{value:g}"
-        return brief if float(brief) == value else repr(value)
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
-
-
-def dig(node, *path: str):
+def dig(node: Any, *path: str | None) -> Any:
     """The value at a path of nested mappings, None where the path ends early."""
     for key in path:
         node = node.get(key) if isinstance(node, dict) else None

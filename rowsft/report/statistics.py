@@ -29,7 +29,7 @@ class Estimate:
 
         A value outside of it, an accuracy in percent say, is on a scale of its own, whose range is not known.
         """
-        if bounds is None or self.low is None or not bounds[0] <= self.value <= bounds[1]:
+        if bounds is None or self.low is None or self.high is None or not bounds[0] <= self.value <= bounds[1]:
             return self
         low, high = max(self.low, bounds[0]), min(self.high, bounds[1])
         return replace(self, low=low, high=high, cut=(low, high) != (self.low, self.high))

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
+from rowsft.output.quantities import text
 from rowsft.report.groups import compared
 from rowsft.report.settings import (
     BUDGET_KEYS,
@@ -11,7 +12,6 @@ from rowsft.report.settings import (
     UNBUDGETED,
     WATCHING,
     differing,
-    plain,
     short_names,
     text_of,
     under,
@@ -100,10 +100,9 @@ class Sweep:
             for key in fitting:
                 found.setdefault(key, []).append(row)
         names = short_names(self.swept)
-        shown = {(key, text_of(value)): value for row in self.rows for key, value in self.values(row).items()}
+        shown = {(key, text_of(value)): text(value) for row in self.rows for key, value in self.values(row).items()}
         return {
-            ", ".join(f"{names[key]}={plain(shown[key, text])}" for key, text in keys): rows
-            for keys, rows in found.items()
+            ", ".join(f"{names[key]}={shown[key, value]}" for key, value in keys): rows for keys, rows in found.items()
         }
 
     def _differing(self) -> dict[str, dict[str, set[str]]]:
@@ -123,19 +122,19 @@ class Sweep:
 
 def variants(rows: list) -> dict[int, str]:
     """{id(row): what tells it from the other rows of its method, "rows=4, importance=l2"}."""
-    found = {}
+    labels: dict[int, str] = {}
     by_method: dict[str, list] = {}
     for row in rows:
         by_method.setdefault(row.method, []).append(row)
     for members in by_method.values():
         all_settings = [row.settings for row in members]
-        found |= _variant_labels(members, differing(all_settings))
-        if len({found[id(row)] for row in members}) < len(members):
+        labels |= _variant_labels(members, differing(all_settings))
+        if len({labels[id(row)] for row in members}) < len(members):
             # What only some of them have tells them apart.
-            found |= _variant_labels(members, differing(all_settings, absent=True))
-    return found
+            labels |= _variant_labels(members, differing(all_settings, absent=True))
+    return labels
 
 
 def _variant_labels(rows: list, keys: list[str]) -> dict[int, str]:
     names = short_names(key for key in keys if key not in WATCHING)
-    return {id(row): ", ".join(f"{name}={plain(row.settings.get(key))}" for key, name in names.items()) for row in rows}
+    return {id(row): ", ".join(f"{name}={text(row.settings.get(key))}" for key, name in names.items()) for row in rows}

@@ -93,7 +93,7 @@ def _settings(records: list[Record], experiment: str) -> tuple[list[Setting], st
         settings = without_seeds(determining(record))
         rate = settings.pop(LEARNING_RATE, None)
         result = record.result
-        if record.state in ("pending", "running") and result is None or rate is None:
+        if record.state in ("pending", "running") and result is None or not isinstance(rate, int | float):
             continue
         kept = {key: value for key, value in settings.items() if key not in WATCHING}
         method = named(record.config, "method")

@@ -13,7 +13,7 @@ def paired_differences(a: Record, b: Record) -> dict[str, Difference]:
     A metric whose examples are not the same (by id) on both sides has none. Raises UserError for a damaged file.
     """
     found = {}
-    for split, metrics in (b.result.get("metrics") or {}).items():
+    for split, metrics in (dig(b.result, "metrics") or {}).items():
         for name in metrics or {}:
             values = [dig(record.result, "metrics", split, name) for record in (a, b)]
             if not all(isinstance(value, int | float) for value in values):

@@ -16,14 +16,14 @@ def side(record: Record) -> Side:
 
     Raises UserError for what is no number where one is meant.
     """
-    result, about = record.result, entry(record)
+    result, about = record.result or {}, entry(record)
     source = str(record.folder / "record.json")
     measured = _measured(result)
     return Side(
         kind="run",
         name=str(record.folder),
         title=(
-            f"{about['method']}, {about['task']} on {about['model']}, seed {about['seed']}; "
+            f"{about.method}, {about.task} on {about.model}, seed {about.seed}; "
             f"attempt {result['attempt']} of {str(result.get('started_at') or '?')[:16].replace('T', ' ')}"
         ),
         settings=flatten(record.identity),
