@@ -40,7 +40,7 @@ class Column(Generic[Item]):
         return f"{self.title}{_ARROWS[self.direction]}{unit}"
 
     def cell(self, item: Item) -> str:
-        """The text of an item's cell; a dash where nothing was measured."""
+        """Return the text of an item's cell; a dash where nothing was measured."""
         if callable(self.format):
             return self.format(item)
         value = getattr(item, self.key)
@@ -61,11 +61,11 @@ class Sheet(Generic[Item]):
         return [[column.cell(item) for column in self.columns] for item in self.items]
 
     def of(self, *groups: str) -> "Sheet[Item]":
-        """The first column, which names the items, and those of these groups."""
+        """Return the first column, which names the items, and those of these groups."""
         kept = [column for column in self.columns[1:] if column.group in groups]
         return Sheet(self.title, [self.columns[0], *kept], self.items)
 
 
 def words(key: str, title: str, **options: Any) -> Column:
-    """A column of the text under a key."""
+    """Return a column of the text under a key."""
     return Column(key, title, lambda item: getattr(item, key), kind="words", **options)

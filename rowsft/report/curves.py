@@ -25,7 +25,7 @@ _STROKES = ("-", "--", ":", "-.")
 
 @escape.quiet_drawing()
 def chart(section: Section) -> bytes | None:
-    """SVG bytes: the training loss of the rows over optimizer steps; None when no run has a curve.
+    """Draw the training loss of the rows over optimizer steps; return SVG bytes, None when no run has a curve.
 
     Of more rows than MOST_LINES, those of each method with the best metric.
     """
@@ -50,7 +50,7 @@ def chart(section: Section) -> bytes | None:
 
 
 def _drawn(table: Table) -> list[Row]:
-    """The rows whose curves are drawn."""
+    """Return the rows whose curves are drawn."""
     if len(table.rows) <= MOST_LINES:
         return table.rows
     pick = max if table.higher_is_better else min
@@ -63,7 +63,7 @@ def _drawn(table: Table) -> list[Row]:
 
 
 def _mean_loss(row: Row) -> tuple[list[int], list[float]] | None:
-    """(steps, smoothed mean loss) over the seeds of a row; steps that not every seed logged are left out."""
+    """Return (steps, smoothed mean loss) over the seeds of a row; steps that not every seed logged are left out."""
     curves = [curve for record in row.done if (curve := or_none(partial(_losses, record), record, "curve")) is not None]
     steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     if not steps:
@@ -74,7 +74,7 @@ def _mean_loss(row: Row) -> tuple[list[int], list[float]] | None:
 
 
 def _losses(record: Record) -> dict[int, float] | None:
-    """{step: loss} of one run; None where it has no curve."""
+    """Return {step: loss} of one run; None where it has no curve."""
     path = record.file("curve")
     if path is None or not path.exists():
         return None

@@ -49,12 +49,7 @@ def dress(axis: Axes, theme: Theme) -> None:
 def key_beneath(axis: Axes, theme: Theme) -> None:
     """Write the axis' key beneath it, one line an entry."""
     axis.legend(
-        loc="upper left",
-        bbox_to_anchor=(0, -0.16),
-        fontsize=9,
-        frameon=False,
-        labelcolor=theme.ink,
-        markerscale=0.7,
+        loc="upper left", bbox_to_anchor=(0, -0.16), fontsize=9, frameon=False, labelcolor=theme.ink, markerscale=0.7
     )
 
 

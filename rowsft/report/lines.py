@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from operator import itemgetter
 from statistics import fmean, median
 from typing import Any
 
@@ -16,12 +17,8 @@ REFERENCES = ("lora", "full")
 
 
 def _measured(*path: str, over: Callable[[list], Any] = median) -> Any:
-    """A field: the numbers at a path of every finished attempt, brought to one by `over`; None where there are none."""
+    """Declare a field: the numbers at a path of every finished attempt, brought to one by `over`; None without any."""
     return field(default=None, metadata={"path": path, "over": over})
-
-
-def _first(values: list) -> Any:
-    return values[0]
 
 
 @dataclass(kw_only=True)
@@ -40,11 +37,11 @@ class Line:
     title: str
     seeds: int
     runs: str
-    adapter_parameters: int | None = _measured("parameters", "adapter", over=_first)
-    head_parameters: int | None = _measured("parameters", "head", over=_first)
-    base_parameters: int | None = _measured("parameters", "base", over=_first)
-    budget_asked: int | None = _measured("parameters", "budget_asked", over=_first)
-    budget_achieved: int | None = _measured("parameters", "budget_achieved", over=_first)
+    adapter_parameters: int | None = _measured("parameters", "adapter", over=itemgetter(0))
+    head_parameters: int | None = _measured("parameters", "head", over=itemgetter(0))
+    base_parameters: int | None = _measured("parameters", "base", over=itemgetter(0))
+    budget_asked: int | None = _measured("parameters", "budget_asked", over=itemgetter(0))
+    budget_achieved: int | None = _measured("parameters", "budget_achieved", over=itemgetter(0))
     budget_off_percent: float | None = None
     metric: str
     split: str
@@ -91,7 +88,7 @@ class Line:
         return self.estimate.value if self.estimate else None
 
     def flat(self) -> dict[str, Any]:
-        """{name: value} as in table.csv: intervals and metrics have columns of their own."""
+        """Return {name: value} as in table.csv: intervals and metrics have columns of their own."""
         columns: dict[str, Any] = {}
         for name, value in ((entry.name, getattr(self, entry.name)) for entry in fields(self)):
             if name == "metrics":
@@ -101,13 +98,12 @@ class Line:
                 columns |= {key: getattr(value, part, None) for key, part in keys.items()}
             elif name in ("minus_lora", "minus_full"):
                 columns[name] = getattr(value, "value", None)
-                columns |= {f"{name}_{part}": getattr(value, part, None) for part in _DIFFERENCE}
+                columns |= {
+                    f"{name}_{part}": getattr(value, part, None) for part in ("low", "high", "seeds", "examples")
+                }
             else:
                 columns[name] = value
         return columns
-
-
-_DIFFERENCE = ("low", "high", "seeds", "examples")
 
 
 @dataclass(frozen=True)
@@ -138,7 +134,7 @@ class Rate:
 
 
 def lines(table: Table, step: Callable[[], None] = lambda: None) -> list[Line]:
-    """One line for each shown row that has a finished run; `step` is called after each."""
+    """Return one line for each shown row that has a finished run; `step` is called after each."""
     finished = [row for row in table.rows if row.done]
     differs = differs_in(finished)
     made = {}
@@ -185,7 +181,7 @@ def _line(table: Table, row: Row, differs: str) -> Line:
 
 
 def _paired(row: Row, reference: Row) -> Difference | None:
-    """The row against its reference, on the same examples; None where the row is its own."""
+    """Return the row against its reference, on the same examples; None where the row is its own."""
     return difference(row.scores, reference.scores) if reference is not row else None
 
 
@@ -194,7 +190,7 @@ TRADES = ("method.recompute_inputs",)
 
 
 def differs_in(rows: list[Row]) -> dict[int, str]:
-    """{id(row): the row's own values of every setting that the trained rows do not share}.
+    """Return {id(row): the row's own values of every setting that the trained rows do not share}.
 
     A method's own settings are left out, but for those in TRADES, and so is what a method does not have.
     """
@@ -210,16 +206,11 @@ def differs_in(rows: list[Row]) -> dict[int, str]:
 
 
 def unfinished(table: Table) -> list[Unfinished]:
-    """The runs without a result."""
+    """Return the runs without a result."""
     return [
         Unfinished(
-            title=row.title,
-            method=row.method,
-            seed=record.config.get("seed"),
-            state=record.state,
-            phase=dig(record.latest, "error", "phase"),
-            reason=failure(record) or "",
-            run=record.id,
+            *(row.title, row.method, record.config.get("seed"), record.state),
+            *(dig(record.latest, "error", "phase"), failure(record) or "", record.id),
         )
         for row in table.rows
         for record in row.unfinished
@@ -227,7 +218,7 @@ def unfinished(table: Table) -> list[Unfinished]:
 
 
 def untrained_metrics(table: Table) -> dict[str, float]:
-    """Metrics that need no training at all (an embedding's cosine, say), as the runs recorded them, seeds averaged."""
+    """Return metrics that need no training (an embedding's cosine, say), as the runs recorded them, seeds averaged."""
     recorded: dict[str, list[float]] = {}
     for row in table.rows:
         for result in row.results:
@@ -238,26 +229,17 @@ def untrained_metrics(table: Table) -> dict[str, float]:
 
 
 def rates(table: Table) -> list[Rate]:
-    """The learning-rate grid, each rate that was tried."""
-    shown = {id(row) for row in table.rows}
-    return [
-        Rate(
-            title=row.title,
-            method=row.method,
-            learning_rate=row.learning_rate,
-            validation=fmean(row.metric_values("validation")) if row.metric_values("validation") else None,
-            seeds=len(row.done),
-            unfinished=len(row.unfinished),
-            seconds=sum(row.values("seconds", "total")),
-            chosen=id(row) in shown,
-        )
-        for family in table.grid
-        for row in family
-    ]
+    """Return the learning-rate grid, each rate that was tried."""
+    tried, shown = [], {id(row) for row in table.rows}
+    for row in (row for family in table.grid for row in family):
+        scores, seconds = row.metric_values("validation"), sum(row.values("seconds", "total"))
+        mean, runs = fmean(scores) if scores else None, (len(row.done), len(row.unfinished))
+        tried.append(Rate(row.title, row.method, row.learning_rate, mean, *runs, seconds, id(row) in shown))
+    return tried
 
 
 def memory_kinds(table: Table) -> list[str]:
-    """How the memory of the shown rows was measured."""
+    """Return how the memory of the shown rows was measured."""
     trained = [result for row in table.rows if row.trains for result in row.results]
     kinds = {dig(result, "memory", "kind") or dig(result, "memory", "train", "kind") for result in trained}
     return sorted(kind for kind in kinds if kind)
@@ -275,7 +257,7 @@ def _metrics(row: Row) -> dict[str, float]:
 
 
 def _scoring_seconds(row: Row) -> float | None:
-    """Median seconds of selection over the runs that scored: reading kept scores would hide what scoring costs."""
+    """Return the median seconds of selection over runs that scored: reading kept scores would hide the cost."""
     scored = [result for result in row.results if not result.get("scores_from_cache")]
     seconds = [value for result in scored if (value := dig(result, "seconds", "select")) is not None]
     return median(seconds) if seconds else None

@@ -54,7 +54,7 @@ class Run:
 
 
 def runs_list(store: Store, experiment: str | None = None) -> list[Run]:
-    """The runs of the store (of one experiment), oldest first."""
+    """Return the runs of the store (of one experiment), oldest first."""
     records = store.runs(experiment)
     differs, labelled = differing_settings(records), labels(records)
     runs = []
@@ -67,7 +67,7 @@ def runs_list(store: Store, experiment: str | None = None) -> list[Run]:
 
 
 def differing_settings(records: list[Record]) -> dict[str, dict[str, object]]:
-    """{run id: its value of each setting that differs between the runs}.
+    """Return {run id: its value of each setting that differs between the runs}.
 
     Settings of a method count where they differ between runs of that method; seeds inside groups follow `seed`.
     """
@@ -97,13 +97,13 @@ def _scope(key: str, method: str) -> str:
 
 
 def _rank(key: str) -> tuple[int, str]:
-    """The order in which a reader looks for what differs."""
+    """Return the order in which a reader looks for what differs."""
     first = [key.startswith("budget."), key.startswith("method."), key == LEARNING_RATE, key not in WATCHING, True]
     return first.index(True), key
 
 
 def runs_table(store: Store, experiment: str | None = None, width: int = 160) -> Table:
-    """The same as a table for a terminal of `width` characters. What all runs share stands beneath it."""
+    """Return the same as a table for a terminal of `width` characters. What all runs share stands beneath it."""
     runs = runs_list(store, experiment)
     names = short_names({key for run in runs for key in run.differs if key != "seed"})
     columns: list[Column[Run]] = [
@@ -134,7 +134,7 @@ def runs_table(store: Store, experiment: str | None = None, width: int = 160) ->
 
 
 def page_sheet(records: list[Record]) -> Sheet[Run]:
-    """The runs as a report's page lists them, by id."""
+    """Return the runs as a report's page lists them, by id."""
     columns: list[Column[Run]] = [
         Column("id", "run", lambda run: run.id, kind="name"),
         words("state", "state"),
@@ -170,7 +170,7 @@ def _caption(store: Store, runs: list[Run], shared: dict[str, str]) -> str:
 
 
 def entry(record: Record) -> Run:
-    """One run of `runs_list`, but for what differs between runs."""
+    """Return one run of `runs_list`, but for what differs between runs."""
     latest, result = record.latest or {}, record.result or {}
     split = next((split for split in ("test", "validation") if primary(result, split) is not None), None)
     repeated = bool(result) and record.state not in ("done", "running")

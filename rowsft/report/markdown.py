@@ -9,7 +9,7 @@ from rowsft.report.tables import blocks, heading, main
 
 
 def markdown(section: Section) -> str:
-    """The whole section of a table: main table, notes, the other blocks, the fairness contract."""
+    """Return the whole section of a table: main table, notes, the other blocks, the fairness contract."""
     contract = [
         f"- **{c.status}**: {c.text}" + (f" ({escape.markdown(c.detail)})" if c.detail else "")
         for c in section.conditions

@@ -37,7 +37,7 @@ _REACHED = {
 
 
 def build(store: Path, run: str, out: Path | None) -> tuple[Table | None, list[str]]:
-    """The ledger of a run as a table, of the phases that it came through, and lines that say what else there is.
+    """Return the ledger of a run as a table, of the phases that it came through, and lines that say what else there is.
 
     The PNG of its training step is written to `out` or reports/memory-<id>.png, where one was entered. A run that ended
     without a result says where, why, and what it held by then; one that came through no phase has no table. Raises
@@ -47,35 +47,35 @@ def build(store: Path, run: str, out: Path | None) -> tuple[Table | None, list[s
     attempt = record.result or record.latest or {}
     memory = attempt.get("memory") or {}
     ledger = memory.get("ledger")
-    said = [] if record.result else _ending(record, memory)
-    if not ledger and not said:
+    lines = [] if record.result else _ending(record, memory)
+    if not ledger and not lines:
         raise UserError(f"run {record.id} has no memory ledger; run it with trainer.memory_probe_steps=1 and --rerun")
     points = record.file("memory")
     if points is None or not points.is_file():
-        said.append(f"no picture: {_why_no_picture(record, memory)}")
+        lines.append(f"no picture: {_why_no_picture(record, memory)}")
     else:
         path = out or Path("reports") / f"memory-{record.id}.png"
         drawn = or_none(partial(picture, points, record), record, "memory")
         if drawn is None:
-            return table(ledger) if ledger else None, [*said, f"no picture: {points} is damaged"]
+            return table(ledger) if ledger else None, [*lines, f"no picture: {points} is damaged"]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(drawn)
-        said.append(f"picture: {path}")
-    return table(ledger) if ledger else None, said
+        lines.append(f"picture: {path}")
+    return table(ledger) if ledger else None, lines
 
 
 def _ending(record: Record, memory: dict) -> list[str]:
-    """How a run without a result ended, and what the phase that it ended in held by then."""
+    """Return how a run without a result ended, and what the phase that it ended in held by then."""
     if record.state not in FINAL_STATES or not memory:
         return []
     phase = dig(record.latest, "error", "phase")
     where = f" in {phase}" if phase else ""
-    said = [f"run {record.id} ended as {record.state}{where}: {failure(record)}"]
+    lines = [f"run {record.id} ended as {record.state}{where}: {failure(record)}"]
     # Loading is watched together with reading the data.
     place = "load" if phase == "data" else phase
     reached = {what: dig(memory, place, key) for key, what in _REACHED.items()}
     sizes = [f"{mib(size)} MiB {what}" for what, size in reached.items() if isinstance(size, int | float)]
-    return [*said, f"by then: {', '.join(sizes)}"] if sizes else said
+    return [*lines, f"by then: {', '.join(sizes)}"] if sizes else lines
 
 
 def _why_no_picture(record: Record, memory: dict) -> str:
@@ -87,7 +87,7 @@ def _why_no_picture(record: Record, memory: dict) -> str:
 
 
 def table(ledger: dict) -> Table:
-    """MiB by part at every phase's peak."""
+    """Lay out the MiB by part at every phase's peak."""
     shown = Table("MiB at the peak")
     for phase in ledger:
         shown.add_column(Text(escape.terminal(phase.replace("_", " "))), justify="right")
@@ -102,7 +102,7 @@ def table(ledger: dict) -> Table:
 
 @escape.quiet_drawing()
 def picture(points: Path, record: Record) -> bytes:
-    """PNG bytes: one training step from left to right, the parts stacked."""
+    """Draw one training step from left to right, the parts stacked; return PNG bytes."""
     with points.open(newline="") as file:
         rows = list(csv.DictReader(file))
     events = [int(row["event"]) for row in rows]

@@ -35,8 +35,8 @@ class Overlap:
 
 
 def overlaps(table: Table) -> list[Overlap]:
-    """Every pair of importance metrics of a table that can be compared."""
-    found = []
+    """Return every pair of importance metrics of a table that can be compared."""
+    pairs = []
     for group, rows in _groups(table).items():
         chosen = {
             str(row.settings[IMPORTANCE]): {
@@ -51,18 +51,18 @@ def overlaps(table: Table) -> list[Overlap]:
             for second in names[at:]:
                 shares = _shares(chosen[first], chosen[second], first == second)
                 if shares:
-                    found.append(Overlap(group, first, second, fmean(shares), len(shares)))
-    return found
+                    pairs.append(Overlap(group, first, second, fmean(shares), len(shares)))
+    return pairs
 
 
 def selected(record: Record) -> Selection | None:
-    """{(layer, kind of ids): ids} of a run's saved adapter; None when there is no readable row-SFT adapter."""
+    """Return {(layer, kind of ids): ids} of a run's saved adapter; None when there is no readable row-SFT adapter."""
     folder = record.file("adapter")
     if folder is None:
         return None
     try:
         with safe_open(folder / WEIGHTS, framework="numpy") as tensors:
-            found = {
+            ids = {
                 (match[1], match[2]): set(tensors.get_tensor(match[0]).tolist())
                 for match in map(_IDS.fullmatch, tensors.keys())
                 if match
@@ -70,17 +70,17 @@ def selected(record: Record) -> Selection | None:
     # TypeError: ids that are no list.
     except (OSError, SafetensorError, TypeError):
         return None
-    return found if any(found.values()) else None
+    return ids if any(ids.values()) else None
 
 
 def share(one: Selection, other: Selection) -> float:
-    """Common ids over the smaller selection's, summed over all layers."""
+    """Return common ids over the smaller selection's, summed over all layers."""
     common = sum(len(ids & other.get(key, set())) for key, ids in one.items())
     return common / min(sum(map(len, one.values())), sum(map(len, other.values())))
 
 
 def _groups(table: Table) -> dict[str, list[Row]]:
-    """Rows that differ in the metric alone, with at least two metrics.
+    """Return rows that differ in the metric alone, with at least two metrics.
 
     A setting that a metric does not use (l2 reads no calibration batches) is not one that it differs in.
     """

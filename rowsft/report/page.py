@@ -18,7 +18,7 @@ from rowsft.store import Record
 
 
 def page(title: str, sections: list[Section], light: bytes | None, dark: bytes | None) -> str:
-    """The page as text. `light` and `dark` are the PNG bytes of the picture for both colour schemes."""
+    """Return the page as text. `light` and `dark` are the PNG bytes of the picture for both colour schemes."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -45,19 +45,19 @@ def _encoded(picture: bytes | None) -> str | None:
 
 
 def _visible(value):
-    """What a template writes: every character of a text can be seen. Markup is the template's own."""
+    """Return what a template writes: every character of a text can be seen. Markup is the template's own."""
     return escape.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _summary(records: list[Record]) -> list[str]:
     done = sum(record.result is not None for record in records)
     days = sorted(day for record in records if (day := ((record.latest or {}).get("started_at") or "")[:10]))
-    found = [f"{len(records)} runs", f"{done} finished"]
+    facts = [f"{len(records)} runs", f"{done} finished"]
     if done < len(records):
-        found.append(f"{len(records) - done} without a result")
+        facts.append(f"{len(records) - done} without a result")
     if days:
-        found.append(days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}")
-    return found
+        facts.append(days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}")
+    return facts
 
 
 def _section(section: Section) -> dict:
@@ -76,28 +76,28 @@ def _section(section: Section) -> dict:
 
 
 def _environments(records: list[Record]) -> list[dict]:
-    """Every distinct machine and software that made results, with the number of its runs."""
-    found: dict[str, dict] = {}
+    """Return every distinct machine and software that made results, with the number of its runs."""
+    machines: dict[str, dict] = {}
     for record in records:
         about = dict((record.result or {}).get("environment") or {})
         about.pop("seeds", None)
         if about:
-            machine = found.setdefault(json.dumps(about, sort_keys=True), {"runs": 0, "facts": _facts(about)})
+            machine = machines.setdefault(json.dumps(about, sort_keys=True), {"runs": 0, "facts": _facts(about)})
             machine["runs"] += 1
-    return [found[key] for key in sorted(found)]
+    return [machines[key] for key in sorted(machines)]
 
 
 def _sources(records: list[Record]) -> list[dict]:
-    """What the runs say of their models and data: source, licence, caveat, sizes, hashes."""
-    found: dict[str, dict] = {}
+    """Return what the runs say of their models and data: source, licence, caveat, sizes, hashes."""
+    sources: dict[str, dict] = {}
     for record in records:
         for kind, group, key in (("model", "model", "model_facts"), ("data", "task", "task_about")):
             about = (record.result or {}).get(key)
             if about:
                 name = (record.config.get(group) or {}).get("name", "?")
                 text = f"{kind} {name} {json.dumps(about, sort_keys=True)}"
-                found[text] = {"kind": kind, "name": name, "facts": _facts(about)}
-    return [found[key] for key in sorted(found, reverse=True)]
+                sources[text] = {"kind": kind, "name": name, "facts": _facts(about)}
+    return [sources[key] for key in sorted(sources, reverse=True)]
 
 
 def _facts(about: dict) -> list[tuple[str, str]]:

@@ -33,7 +33,7 @@ _MOST_PANELS = 12
 
 @escape.quiet_drawing()
 def accuracy_vs_memory(sections: list[Section], theme: Theme = LIGHT) -> bytes | None:
-    """PNG bytes, two panels a row; None when no run has both a metric and a measured training peak.
+    """Draw two panels a row; return PNG bytes, None when no run has both a metric and a measured training peak.
 
     Of a store with many tables the first ones are drawn, and the picture says so.
     """
@@ -118,7 +118,7 @@ class Panel:
         ]
 
     def limits(self) -> tuple[float, float]:
-        """The ends of the axis: all values, and of intervals what does not squeeze the values together.
+        """Return the ends of the axis: all values, and of intervals what does not squeeze the values together.
 
         Two seeds have intervals of twelve standard errors, next to which differences of values would be invisible.
         """
@@ -152,23 +152,20 @@ class Panel:
         axis.set_ylabel(metric, color=theme.ink, fontsize=11)
 
     def _clouds(self, axis: Axes, theme: Theme) -> None:
-        """Every method's points in one colour."""
+        """Draw every method's points in one colour."""
         for method, points in self.by_method.items():
             axis.plot(
                 [point.x for point in points],
                 [point.y for point in points],
                 points[0].marker,
                 color=points[0].colour,
-                markersize=5,
-                markeredgecolor=theme.paper,
-                markeredgewidth=0.5,
                 alpha=0.8,
-                zorder=3,
+                **_marker(5, theme),
                 label=escape.picture(f"{METHOD_TITLES.get(method, method)}: {len(points)} settings, the best is named"),
             )
 
     def _markers(self, axis: Axes, theme: Theme) -> None:
-        """Every point with its interval."""
+        """Draw every point with its interval."""
         for number, point in enumerate(self.points, start=1):
             axis.errorbar(
                 point.x,
@@ -176,18 +173,15 @@ class Panel:
                 yerr=[[point.y - point.low], [point.high - point.y]] if point.has_interval else None,
                 fmt=point.marker,
                 color=point.colour,
-                markersize=9,
-                markeredgecolor=theme.paper,
-                markeredgewidth=0.8,
                 elinewidth=1.6,
                 capsize=4,
                 capthick=1.6,
-                zorder=3,
+                **_marker(9, theme),
                 label=escape.picture(f"{number}  {point.name}"),
             )
 
     def _untrained_line(self, axis: Axes, theme: Theme) -> None:
-        """What no training at all reaches: a dashed line, or a word when it is far below the methods."""
+        """Draw what no training at all reaches: a dashed line, or a word when it is far below the methods."""
         if self.untrained is None:
             return
         value, (low, high) = self.untrained, axis.get_ylim()
@@ -199,3 +193,7 @@ class Panel:
         transform = axis.get_yaxis_transform() if inside else axis.transAxes
         y = value if inside else 0.02
         axis.text(0.99, y, text, transform=transform, ha="right", va="bottom", fontsize=9, color=theme.ink, alpha=0.8)
+
+
+def _marker(size: int, theme: Theme) -> dict:
+    return {"markersize": size, "markeredgecolor": theme.paper, "markeredgewidth": size / 10, "zorder": 3}

@@ -31,7 +31,7 @@ class References:
                 tables.setdefault(tuple(values), {}).setdefault(tuple(values.values()), []).append(row)
 
     def of(self, row, method: str) -> Reference:
-        """The reference of `row`. A row of `method` itself is its own."""
+        """Return the reference of `row`. A row of `method` itself is its own."""
         if row.method == method:
             return Reference(row, "itself") if row.done else Reference(None, "none")
         candidates = self._alike(row, method)
@@ -44,11 +44,11 @@ class References:
         return Reference(nearest) if nearest is not None else Reference(None, "several")
 
     def has(self, method: str) -> bool:
-        """Whether the table has a finished row of the method."""
+        """Return whether the table has a finished row of the method."""
         return method in self._index
 
     def _nearest(self, row, candidates: list):
-        """The one that has most settings in common with `row`; None where several have as many.
+        """Return the one that has most settings in common with `row`; None where several have as many.
 
         Where the method has one learning rate left, that is its own choice; of several, the row's own counts.
         """
@@ -65,7 +65,7 @@ class References:
         return candidates[shared.index(most)] if shared.count(most) == 1 else None
 
     def _alike(self, row, method: str) -> list:
-        """The rows of the method with the same value of every differing setting that both have."""
+        """Return the rows of the method with the same value of every differing setting that both have."""
         mine, alike = self._values[id(row)], []
         for keys, table in self._index.get(method, {}).items():
             if all(key in mine for key in keys):

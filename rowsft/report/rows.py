@@ -90,12 +90,12 @@ class Row:
         return float(rate) if self.trains and isinstance(rate, int | float) else None
 
     def values(self, *path: str) -> list[float]:
-        """The numbers at this path of every finished attempt, those not measured left out."""
+        """Return the numbers at this path of every finished attempt, those not measured left out."""
         values = [dig(result, *path) for result in self.results]
         return [value for value in values if value is not None]
 
     def metric_values(self, split: str) -> list[float]:
-        """The primary metric of every seed on a split."""
+        """Return the primary metric of every seed on a split."""
         values = [primary(result, split) for result in self.results]
         return [value for value in values if value is not None]
 
@@ -150,7 +150,7 @@ class Table:
 
 
 def gather(records: list[Record], experiments: list[str | None]) -> list[Table]:
-    """The tables of these experiments (None: runs of no experiment), in order of experiment, task and model."""
+    """Return the tables of these experiments (None: runs of no experiment), in order of experiment, task and model."""
     members: dict[str | None, list[Record]] = {}
     for record in records:
         names: list[str | None] = [*record.experiments]
@@ -165,7 +165,7 @@ def gather(records: list[Record], experiments: list[str | None]) -> list[Table]:
 
 
 def once(read: Callable) -> Callable:
-    """`read(record, split)` that reads each file once, however many tables a run stands in."""
+    """Return a `read(record, split)` that reads each file once, however many tables a run stands in."""
     known: dict[tuple[str, str], Scored | None] = {}
 
     def remembered(record: Record, split: str) -> Scored | None:
@@ -197,7 +197,7 @@ def _table(experiment: str, task: str, model: str, records: list[Record], read: 
 
 
 def _rows(records: list[Record], split: str, read: Callable) -> list[Row]:
-    """One row a setting, by seed; of runs that are the same but for what cannot change them, one counts."""
+    """Return one row a setting, by seed; of runs that are the same but for what cannot change them, one counts."""
     rows: dict[str, Row] = {}
     seen: set[str] = set()
     # A run with a result comes first: an unfinished one of the same setting and seed then counts for nothing.
@@ -221,13 +221,13 @@ def _without_rate(variant: str) -> str:
 
 
 def natural(text: str) -> list[tuple[int, float, str]]:
-    """A sort key by which rows=4 comes before rows=16."""
+    """Return a sort key by which rows=4 comes before rows=16."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", text)
     return [(0, float(part), "") if index % 2 else (1, 0.0, part) for index, part in enumerate(parts)]
 
 
 def _choose(rows: list[Row], higher: bool) -> tuple[list[Row], list[list[Row]]]:
-    """Of rows that differ in the learning rate alone, show the best by the validation split; keep the grid beside."""
+    """Show, of rows that differ in the learning rate alone, the best by the validation split; keep the grid beside."""
     families: dict[str, list[Row]] = {}
     for row in rows:
         families.setdefault(row.family, []).append(row)
@@ -243,7 +243,7 @@ def _choose(rows: list[Row], higher: bool) -> tuple[list[Row], list[list[Row]]]:
 
 
 def best_on_validation(rows: list[Row], higher: bool) -> Row | None:
-    """The row with the best mean validation metric; None when none has one."""
+    """Return the row with the best mean validation metric; None when none has one."""
     able = [row for row in rows if row.metric_values("validation")]
     pick = max if higher else min
     return pick(able, key=lambda row: fmean(row.metric_values("validation"))) if able else None

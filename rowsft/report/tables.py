@@ -1,7 +1,6 @@
 """The tables of a section and the columns of each: one list for Markdown, the page and the terminal."""
 
 import json
-from dataclasses import dataclass
 
 from rowsft.output.quantities import NONE, number
 from rowsft.report.columns import Column, Sheet, words
@@ -17,12 +16,12 @@ _METHOD = words("title", "method")
 
 
 def heading(table: Table) -> str:
-    """Task and model, with the experiment where there is one."""
+    """Return task and model, with the experiment where there is one."""
     return f"{table.task} · {table.model}" + (f" · {table.experiment}" if table.experiment else "")
 
 
 def main(section: Section) -> Sheet[Line]:
-    """The main table: what each row was asked for, what it gives (result) and what it costs (cost)."""
+    """Return the main table: what each row was asked for, what it gives (result) and what it costs (cost)."""
     table, same = section.table, of_the_same(section.table)
     columns: list[Column[Line]] = [
         _METHOD,
@@ -46,7 +45,7 @@ def main(section: Section) -> Sheet[Line]:
 
 
 def terminal_main(section: Section, lines: list[Line]) -> Sheet[Line]:
-    """The main table of these lines without what does not fit a terminal."""
+    """Return the main table of these lines without what does not fit a terminal."""
     columns: list[Column[Line]] = [
         _METHOD,
         Column("adapter_parameters", "trainable", ",d"),
@@ -64,7 +63,7 @@ def terminal_main(section: Section, lines: list[Line]) -> Sheet[Line]:
 
 
 def blocks(section: Section) -> list[Sheet]:
-    """Everything tabular in a section beside the main table; empty ones left out."""
+    """Return everything tabular in a section beside the main table; empty ones left out."""
     sheets: list[Sheet] = [
         _unfinished(section),
         _differences(section),
@@ -103,7 +102,7 @@ def _differences(section: Section) -> Sheet[Line]:
 
 
 def _clocks(section: Section) -> Sheet[Line]:
-    """The seconds of every phase, the spread of the steps, the wait for data, and the energy where a GPU counted it."""
+    """Return seconds by phase, the spread of the steps, the wait for data, and energy where a GPU counted it."""
     columns: list[Column[Line]] = [
         _METHOD,
         Column("step_median_seconds", "step ms [p25, p75]", _step_spread),
@@ -139,40 +138,28 @@ def _rates(section: Section) -> Sheet[Rate]:
     return Sheet("Learning-rate grid (chosen on validation)", columns, section.rates)
 
 
-@dataclass(frozen=True)
-class _Shares:
-    """What one metric's selection has in common with that of every other."""
-
-    importance: str
-    shares: dict[str, float | None]
-
-
-def _overlaps(section: Section) -> list[Sheet[_Shares]]:
-    """One square table a group of runs that differ in the importance metric alone."""
+def _overlaps(section: Section) -> list[Sheet[tuple[str, dict]]]:
+    """Return one square table a group of runs that differ in the importance metric alone."""
     sheets = []
     settings = {pair.group: json.loads(pair.group) for pair in section.overlaps}
     for group, kept in settings.items():
         pairs = [pair for pair in section.overlaps if pair.group == group]
         shares = {frozenset((pair.first, pair.second)): pair.share for pair in pairs}
         names = list(dict.fromkeys(name for pair in pairs for name in (pair.first, pair.second)))
-        where = ", ".join(
-            f"{short(key)}={value}"
-            for key, value in kept.items()
-            if any(other.get(key) != value for other in settings.values())
-        )
+        differing = {
+            key: value for key, value in kept.items() if any(other.get(key) != value for other in settings.values())
+        }
+        where = ", ".join(f"{short(key)}={value}" for key, value in differing.items())
         title = f"Overlap of the selections{f' at {where}' if where else ''}"
-        sheets.append(
-            Sheet(
-                f"{title} (share of ids in common, mean over seeds; diagonal: between seeds)",
-                [words("importance", "importance"), *(_share_with(name) for name in names)],
-                [_Shares(one, {other: shares.get(frozenset((one, other))) for other in names}) for one in names],
-            )
-        )
+        columns = [Column("importance", "importance", lambda row: row[0], kind="words"), *map(_share_with, names)]
+        items = [(one, {other: shares.get(frozenset((one, other))) for other in names}) for one in names]
+        ends = "(share of ids in common, mean over seeds; diagonal: between seeds)"
+        sheets.append(Sheet(f"{title} {ends}", columns, items))
     return sheets
 
 
-def _share_with(name: str) -> Column[_Shares]:
-    return Column(name, name, lambda row: number(row.shares[name], ".2f"))
+def _share_with(name: str) -> Column[tuple[str, dict]]:
+    return Column(name, name, lambda row: number(row[1][name], ".2f"))
 
 
 def _metric(table: Table) -> Column[Line]:
@@ -181,7 +168,7 @@ def _metric(table: Table) -> Column[Line]:
 
 
 def metric(line: Line) -> str:
-    """The primary metric with its interval: ± where it is symmetric, [low, high] where it is not."""
+    """Return the primary metric with its interval: ± where it is symmetric, [low, high] where it is not."""
     estimate = line.estimate
     if estimate is None:
         return NONE

@@ -55,7 +55,7 @@ def show(section: Section, console: Console) -> None:
 
 
 def _best(section: Section) -> list[Line]:
-    """The lines with the best values, in the table's order, where there are more than fit."""
+    """Return the lines with the best values, in the table's order, where there are more than fit."""
     sign = -1 if section.table.higher_is_better else 1
     ranked = sorted(section.lines, key=lambda one: (one.value is None, sign * (one.value or 0)))
     best = {id(one) for one in ranked[:_MOST_ROWS]}
@@ -63,7 +63,7 @@ def _best(section: Section) -> list[Line]:
 
 
 def _print_main(console: Console, sheet: Sheet[Line]) -> None:
-    """In one piece where the terminal is wide enough, else what the methods give above what they cost."""
+    """Print it in one piece where the terminal is wide enough, else what the methods give above what they cost."""
     whole = grid(sheet)
     if console.measure(whole, options=console.options.update(max_width=1000)).maximum <= console.width:
         console.print(whole)
@@ -73,7 +73,7 @@ def _print_main(console: Console, sheet: Sheet[Line]) -> None:
 
 
 def grid(sheet: Sheet, **options) -> Grid:
-    """A sheet for rich, without its title; `options` are those of rich's table."""
+    """Return a sheet for rich, without its title; `options` are those of rich's table."""
     table = Grid(box=None, header_style="bold", pad_edge=False, **options)
     for column in sheet.columns:
         table.add_column(
@@ -93,7 +93,7 @@ def grid(sheet: Sheet, **options) -> Grid:
 
 
 def line(text: str, style: str = "") -> Text:
-    """A text for rich, as it is: names may hold square brackets, which rich would take for markup."""
+    """Return a text for rich, as it is: names may hold square brackets, which rich would take for markup."""
     return Text(escape.terminal(text), style=style)
 
 

@@ -24,7 +24,7 @@ _EXPECTED = "expected a file that one of benchmarks/ wrote"
 
 
 def side(path: Path) -> Side:
-    """The measurements in a file, named `<shape>.<method>.<field>`.
+    """Return the measurements in a file, named `<shape>.<method>.<field>`.
 
     Raises UserError for a file that is missing, unreadable, no JSON or no benchmark's, and for two rows of one label.
     """

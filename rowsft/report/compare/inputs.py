@@ -30,7 +30,7 @@ class Side:
 
 
 def numbers_in(values: dict[str, object], source: str, meant: Callable[[str], bool]) -> dict[str, float | int | None]:
-    """The numbers among flat values, and what was not measured; texts and truth values are no numbers.
+    """Return the numbers among flat values, and what was not measured; texts and truth values are no numbers.
 
     source: the file they come from. Raises UserError for a text or truth value under a name that is `meant` to be a
     number's, and for a number beyond any measurement.
@@ -50,7 +50,7 @@ def numbers_in(values: dict[str, object], source: str, meant: Callable[[str], bo
 
 
 def not_finite_note(values: dict[str, object], known: Sequence[str] = ()) -> list[str]:
-    """The note on those that are nan or infinite, and on names `known` to have been: shown as not measured."""
+    """Return the note on those that are nan or infinite, and on names `known` to have been: shown as not measured."""
     names = dict.fromkeys([*known, *(name for name, value in values.items() if _is_lost(value))])
     return [f"nan or infinite: {', '.join(names)}"] if names else []
 

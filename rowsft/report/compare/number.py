@@ -37,14 +37,14 @@ class Number:
 
 
 def exact(value: float | int) -> Decimal:
-    """The number as it is written: 0.1 is a tenth, so that 0.4 - 0.3 is exactly 0.1."""
+    """Return the number as it is written: 0.1 is a tenth, so that 0.4 - 0.3 is exactly 0.1."""
     return Decimal(str(value))
 
 
 def paired_up(
     a: dict[str, float | int | None], b: dict[str, float | int | None], paired: dict[str, Difference]
 ) -> list[Number]:
-    """Every name of either side, in a's order; one that only b has comes behind the one before it in b."""
+    """Return every name of either side, in a's order; one that only b has comes behind the one before it in b."""
     names, before = list(a), None
     for name in b:
         if name not in a:

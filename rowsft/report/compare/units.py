@@ -15,23 +15,23 @@ _COUNTABLE = 1e15
 
 
 def has_unit(name: str) -> bool:
-    """Whether a name says that it was measured: it holds bytes, seconds, joules or flops."""
+    """Return whether a name says that it was measured: it holds bytes, seconds, joules or flops."""
     return _scales(name) is not None
 
 
 def amounts(name: str, values: tuple[float | int | None, ...]) -> list[str]:
-    """The values of one name in one unit, that of the largest; a dash for None."""
+    """Return the values of one name in one unit, that of the largest; a dash for None."""
     size = max((abs(value) for value in values if value is not None), default=0)
     return [NONE if value is None else _in_unit(name, value, size) for value in values]
 
 
 def change(name: str, value: float | int | None) -> str:
-    """A difference with its sign, in the unit of its own size, so that a few bytes show beside MiB; a dash for None."""
+    """Return a difference with its sign, in the unit of its own size, so that a few bytes show; a dash for None."""
     return NONE if value is None else _in_unit(name, value, abs(value), "+")
 
 
 def percent(value: float | None) -> str:
-    """A change in percent with its sign; a dash for None."""
+    """Return a change in percent with its sign; a dash for None."""
     if value is None:
         return NONE
     return f"{_float(value, 2, '+')} %" if value else "0 %"
@@ -54,12 +54,12 @@ def _unitless(value: float | int, size: float, sign: str) -> str:
 
 
 def _float(value: float, digits: int, sign: str) -> str:
-    """With so many digits, or in scientific notation where that would say 0."""
+    """Write with so many digits, or in scientific notation where that would say 0."""
     return _decimal(value, digits, sign) if round(value, digits) else f"{value:{sign}.1e}"
 
 
 def _decimal(value: float | int, digits: int, sign: str) -> str:
-    """With so many digits, or in scientific notation where nobody would count them."""
+    """Write with so many digits, or in scientific notation where nobody would count them."""
     return f"{value:{sign},.{digits}f}" if abs(value) < _COUNTABLE else f"{value:{sign}.3e}"
 
 
