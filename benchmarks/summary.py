@@ -164,7 +164,7 @@ def _picture(found: list[dict], path: Path) -> None:
     if not shapes:
         return
     figure = Figure(figsize=(6.6 * len(shapes), 4.8), dpi=150, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)
     drawn = []
     for axis, shape in zip(figure.subplots(1, len(shapes), squeeze=False)[0], shapes, strict=True):
         points = [_point(row) for row in known if row["shape"] == shape]
@@ -177,7 +177,7 @@ def _picture(found: list[dict], path: Path) -> None:
         drawn.append((axis, points))
     figure.draw_without_rendering()
     for axis, points in drawn:
-        place(axis, canvas.get_renderer(), points, INK)
+        place(axis, points, INK)
     figure.savefig(path)
 
 

@@ -30,4 +30,4 @@ def ratio(value: float | dict | None, form: str = ".3f", none: str = "–") -> s
     """A ratio, or one with its spread."""
     if isinstance(value, dict):
         return spread_text(value, form=form)
-    return none if value is None else f"{value:.3f}"
+    return none if value is None else f"{value:{form}}"

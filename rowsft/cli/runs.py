@@ -32,7 +32,7 @@ def run(parsed: argparse.Namespace) -> int:
         text = ", ".join(known) or "none"
         raise UserError(f"--experiment {parsed.experiment}: no runs in store {parsed.store}; it has: {text}")
     if parsed.json:
-        print(json.dumps(listing.runs_list(store, parsed.experiment), indent=1))
+        print(json.dumps([vars(run) for run in listing.runs_list(store, parsed.experiment)], indent=1))
     else:
         output = console()
         output.print(listing.runs_table(store, parsed.experiment, output.width))

@@ -20,10 +20,9 @@ from rowsft.output import escape
 from rowsft.progress import steps
 from rowsft.report import flat, terminal
 from rowsft.report.grids import Grids
-from rowsft.report.page import page
+from rowsft.report.markdown import markdown
 from rowsft.report.rows import gather
 from rowsft.report.section import Section, section
-from rowsft.report.tables import markdown
 from rowsft.store import Store
 from rowsft.store.files import explained, write_atomic, write_csv
 
@@ -43,7 +42,7 @@ class ReportFiles:
 
 
 def sections(store_root: str | Path, experiment: str | None = None) -> list[Section]:
-    """The computed tables of one experiment, or of all. Raises UserError when the store has no such run."""
+    """Return the computed tables of one experiment, or of all. Raises UserError when the store has no such run."""
     store = Store(store_root)
     everything = store.runs()
     known = sorted({name for record in everything for name in record.experiments})
@@ -54,7 +53,7 @@ def sections(store_root: str | Path, experiment: str | None = None) -> list[Sect
         )
     if not everything:
         raise UserError(f"store {store.root}: no runs; make some with `rowsft run` or name another with --store FOLDER")
-    wanted = [experiment] if experiment is not None else [*known, None]
+    wanted: list[str | None] = [experiment] if experiment is not None else [*known, None]
     tables = gather(everything, wanted)
     grids = Grids(everything)
     with steps("computing tables", sum(bool(row.done) for table in tables for row in table.rows)) as step:
@@ -68,30 +67,32 @@ def build(store_root: str | Path, experiment: str | None = None, out: str | Path
     """
     # Listing runs imports this package too, and does without matplotlib.
     from rowsft.report import plots
+    from rowsft.report.page import page
 
     out = Path(out)
-    found = sections(store_root, experiment)
+    computed = sections(store_root, experiment)
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
-    records = {record.id: record for part in found for record in part.table.records}
-    light, dark = (plots.accuracy_vs_memory(found, theme) for theme in (plots.LIGHT, plots.DARK))
+    records = {record.id: record for part in computed for record in part.table.records}
+    picture = out / "accuracy_vs_memory.png"
+    light, dark = (plots.accuracy_vs_memory(computed, theme) for theme in (plots.LIGHT, plots.DARK))
     files = ReportFiles(
         out / "report.md",
         out / "runs.csv",
         out / "table.csv",
-        out / "accuracy_vs_memory.png" if light else None,
+        picture if light else None,
         out / "index.html",
-        found,
+        computed,
     )
     title = f"rowsft report: {experiment}" if experiment else "rowsft report"
     parts = [f"# {escape.markdown(title)}\n"]
     if light:
         parts.append("![primary metric against peak memory of training](accuracy_vs_memory.png)\n")
-        write_atomic(files.picture, light)
-    write_atomic(files.markdown, "\n".join([*parts, *(markdown(part) for part in found)]).encode())
+        write_atomic(picture, light)
+    write_atomic(files.markdown, "\n".join([*parts, *(markdown(part) for part in computed)]).encode())
     write_csv(files.runs, flat.run_rows([records[key] for key in sorted(records)]))
-    write_csv(files.table, flat.table_rows(found))
-    write_atomic(files.page, page(title, found, light, dark).encode())
+    write_csv(files.table, flat.table_rows(computed))
+    write_atomic(files.page, page(title, computed, light, dark).encode())
     return files
 
 
@@ -105,7 +106,7 @@ def print_tables(files: ReportFiles, console: Console | None = None) -> None:
 
 
 def text(parts: list[Section], width: int = 160) -> str:
-    """The terminal's tables as plain text."""
+    """Return the terminal's tables as plain text."""
     stream = io.StringIO()
     console = Console(width=width, no_color=True, force_terminal=False, file=stream)
     for part in parts:

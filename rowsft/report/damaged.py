@@ -17,7 +17,7 @@ ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, 
 
 
 def or_none(read: Callable[[], Read], record: Record, name: str) -> Read | None:
-    """What `read` makes of the run's file of that name, or None, with a warning, where it is damaged."""
+    """Return what `read` makes of the run's file of that name, or None, with a warning, where it is damaged."""
     try:
         return read()
     except ERRORS as error:

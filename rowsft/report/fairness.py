@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rowsft.report.grids import MET, NOT_MET, UNKNOWN, Grids, few
-from rowsft.report.predictions import Scored
 from rowsft.report.rows import Row, Table
 from rowsft.report.settings import WATCHING, differing, dig, under
 from rowsft.report.sweeps import Sweep
@@ -49,7 +48,7 @@ class Group:
 
 
 def contract(table: Table, grids: Grids) -> list[Condition]:
-    """The contract of a table. `grids` are the whole store's: a tuning grid may be an experiment of its own.
+    """Return the contract of a table. `grids` are the whole store's: a tuning grid may be an experiment of its own.
 
     What the records cannot tell is `not recorded`, unless the experiment's `fairness: {<key>: <text>}` states it.
     """
@@ -57,11 +56,11 @@ def contract(table: Table, grids: Grids) -> list[Condition]:
     groups = {label: Group(members) for label, members in Sweep(rows).groups.items()} or {"": Group([])}
     stated = table.notes.get("fairness") or {}
     stated = stated if isinstance(stated, dict) else {}
-    found = []
+    conditions = []
     for key, text, check in _checks(grids, table.higher_is_better):
         status, detail = _together({label: check(group) for label, group in groups.items()})
-        found.append(_condition(key, text, status, detail, _text(stated.get(key))))
-    return found
+        conditions.append(_condition(key, text, status, detail, _text(stated.get(key))))
+    return conditions
 
 
 def _checks(grids: Grids, higher_is_better: bool) -> list[tuple[str, str, Callable[[Group], tuple[str, str]]]]:
@@ -90,20 +89,20 @@ def _checks(grids: Grids, higher_is_better: bool) -> list[tuple[str, str, Callab
     ]
 
 
-def _together(found: dict[str, tuple[str, str]]) -> tuple[str, str]:
-    """The worst of the groups' findings, with the groups that it holds for."""
-    status = next(one for one in (NOT_MET, UNKNOWN, MET) if one in {status for status, _ in found.values()})
-    details = {label: detail for label, (own, detail) in found.items() if own == status}
+def _together(findings: dict[str, tuple[str, str]]) -> tuple[str, str]:
+    """Return the worst of the groups' findings, with the groups that it holds for."""
+    status = next(one for one in (NOT_MET, UNKNOWN, MET) if one in {status for status, _ in findings.values()})
+    details = {label: detail for label, (own, detail) in findings.items() if own == status}
     if len(set(details.values())) > 1:
         return status, few([f"{label}: {detail}" if detail else label for label, detail in details.items()], most=4)
     detail = next(iter(details.values()))
-    if len(details) == len(found):
+    if len(details) == len(findings):
         return status, detail
     return status, f"{few(list(details), ' / ', most=4)}{': ' if detail else ''}{detail}"
 
 
 def remarks(table: Table) -> list[str]:
-    """What the experiment itself adds about fairness, beyond the contract's own lines."""
+    """Return what the experiment itself adds about fairness, beyond the contract's own lines."""
     notes = table.notes.get("fairness") or []
     return [str(note) for note in notes] if isinstance(notes, list) else []
 
@@ -119,7 +118,7 @@ _OPTIMIZER = tuple(
 
 
 def _text(stated: object) -> str:
-    """What an experiment states of a condition; `key: true` in its YAML is not text."""
+    """Return what an experiment states of a condition; `key: true` in its YAML is not text."""
     return str(stated) if stated else ""
 
 
@@ -130,7 +129,7 @@ def _condition(key: str, text: str, status: str, detail: str, stated: str) -> Co
 
 
 def _same(group: Group, settings=(), facts=None, ending: str = "") -> tuple[str, str]:
-    """Met when the settings under these keys and facts of the results agree in all rows."""
+    """Judge it met when the settings under these keys and facts of the results agree in all rows."""
     if not group.rows:
         return UNKNOWN, "no finished run"
     unequal = [key for key in group.unequal if under(key, settings)]
@@ -146,7 +145,7 @@ def _same(group: Group, settings=(), facts=None, ending: str = "") -> tuple[str,
 
 
 def _same_adapters(group: Group, leaves: tuple[str, ...]) -> tuple[str, str]:
-    """Met when settings with these last names agree in all rows of adapter methods."""
+    """Judge it met when settings with these last names agree in all rows of adapter methods."""
     if not group.adapters:
         return UNKNOWN, "no finished run"
     unequal = [key for key in group.unequal_adapters if _leaf(key) in leaves]
@@ -168,8 +167,8 @@ def _base_facts(result: dict) -> list:
 def _data_order(group: Group) -> tuple[str, str]:
     status, detail = _same(group, settings=_ORDER)
     seeds = {row.title: sorted(str(record.config.get("seed")) for record in row.done) for row in group.rows}
-    if status == MET and len({tuple(found) for found in seeds.values()}) > 1:
-        return NOT_MET, "seeds differ: " + few([f"{title} {', '.join(found)}" for title, found in seeds.items()])
+    if status == MET and len({tuple(own) for own in seeds.values()}) > 1:
+        return NOT_MET, "seeds differ: " + few([f"{title} {', '.join(own)}" for title, own in seeds.items()])
     return status, detail or "the order depends on the seed alone"
 
 
@@ -205,12 +204,12 @@ def _evaluation(group: Group) -> tuple[str, str]:
     status, detail = _same(group, settings=("task", "revisions.data"))
     if status != MET:
         return status, detail
-    scores: list[Scored | None] = [
-        row.scores.get(record.config.get("seed")) for row in rows for record in row.done if row.metric_values(row.split)
-    ]
-    if not scores or any(found is None for found in scores):
+    judged = [(row, record) for row in rows for record in row.done if row.metric_values(row.split)]
+    read = [row.scores.get(record.config.get("seed")) for row, record in judged]
+    scores = [one for one in read if one is not None]
+    if not scores or len(scores) < len(judged):
         return UNKNOWN, "no per-example predictions that give back the recorded metric"
-    if len({found.ids for found in scores}) > 1:
+    if len({one.ids for one in scores}) > 1:
         return NOT_MET, "the runs scored different examples"
     return MET, f"{len(scores[0].ids):,} {rows[0].split} examples"
 

@@ -11,7 +11,7 @@ _WHOLE = ("knobs", "task_about", "model_facts", "files")
 
 
 def run_rows(records: list[Record]) -> list[dict]:
-    """One dict a run: what it is, `config.*`, and the fields of its result (of its latest attempt if it has none)."""
+    """Return one dict a run: what it is, `config.*`, and the fields of its result (else of its latest attempt)."""
     rows = []
     for record in records:
         attempt = record.result or record.latest or {}
@@ -33,13 +33,13 @@ def run_rows(records: list[Record]) -> list[dict]:
 
 
 def table_rows(sections: list[Section]) -> list[dict]:
-    """One dict a shown row, runs without a result after them with their state and reason."""
+    """Return one dict a shown row, runs without a result after them with their state and reason."""
     rows = []
     for section in sections:
         table = section.table
         where = {"experiment": table.experiment, "task": table.task, "model": table.model}
-        rows += [{"state": "done", **line} for line in section.lines]
-        rows += [where | entry for entry in section.unfinished]
+        rows += [{"state": "done", **line.flat()} for line in section.lines]
+        rows += [where | vars(run) for run in section.unfinished]
     return rows
 
 

@@ -20,7 +20,7 @@ class Grids:
                 self._rates.setdefault(one.family, {}).setdefault(one.learning_rate, one).done.append(record)
 
     def judge(self, rows: list[Row], higher_is_better: bool) -> tuple[str, str]:
-        """Met when every row's rate is the best on validation of its grid, and the grids are the same."""
+        """Judge it met when every row's rate is the best on validation of its grid, and the grids are the same."""
         grids, unbest = {}, []
         for row in rows:
             pool = self._rates.get(row.family, {})
@@ -41,7 +41,7 @@ class Grids:
 
 
 def few(texts: list[str], between: str = "; ", most: int = 6) -> str:
-    """The first of many texts, and how many more there are."""
+    """Return the first of many texts, and how many more there are."""
     more = [f"and {len(texts) - most} more"] if len(texts) > most else []
     return between.join([*texts[:most], *more])
 

@@ -22,34 +22,35 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def groups(records: list[Record]) -> dict[tuple[str, str], list[Record]]:
-    """{(task's label, model's label): the runs of one table}, sorted by label."""
+    """Return {(task's label, model's label): the runs of one table}, sorted by label."""
     tasks_and_models = labels(records)
-    found: dict[tuple[str, str], list[Record]] = {}
+    tables: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        found.setdefault(tasks_and_models[record.id], []).append(record)
-    return dict(sorted(found.items()))
+        tables.setdefault(tasks_and_models[record.id], []).append(record)
+    return dict(sorted(tables.items()))
 
 
 def labels(records: list[Record]) -> dict[str, tuple[str, str]]:
-    """{run id: (task's label, model's label)}, no longer than it takes to tell those of these runs apart."""
+    """Return {run id: (task's label, model's label)}, no longer than it takes to tell those of these runs apart."""
     keys = {record.id: (_data(record), _base(record)) for record in records}
-    tasks, models = {}, {}
+    tasks: dict[tuple, Record] = {}
+    models: dict[tuple, Record] = {}
     for record in records:
         data, base = keys[record.id]
         tasks.setdefault(data, record)
         models.setdefault(base, record)
-    tasks = _distinct({key: _tasks(record) for key, record in tasks.items()})
-    models = _distinct({key: _models(record) for key, record in models.items()})
-    return {run: (tasks[data], models[base]) for run, (data, base) in keys.items()}
+    task_labels = _distinct({key: _tasks(record) for key, record in tasks.items()})
+    model_labels = _distinct({key: _models(record) for key, record in models.items()})
+    return {run: (task_labels[data], model_labels[base]) for run, (data, base) in keys.items()}
 
 
 def model_label(record: Record) -> str:
-    """The model's name, or that of its folder or hub id where these are not the named model's own weights."""
+    """Return the model's name, or that of its folder or hub id where these are not the named model's own weights."""
     return _models(record)[0]
 
 
 def _base(record: Record) -> tuple:
-    """What tells base weights apart. A folder's fingerprint does, whichever way its path is written."""
+    """Return what tells base weights apart. A folder's fingerprint does, whichever way its path is written."""
     model = record.config.get("model")
     revision = str(dig(record.config, "revisions", "model"))
     if _SHA256.fullmatch(revision):
@@ -60,7 +61,7 @@ def _base(record: Record) -> tuple:
 
 
 def _data(record: Record) -> tuple:
-    """What tells a task, its data and its metric apart: a file by its content, wherever it lies."""
+    """Return what tells a task, its data and its metric apart: a file by its content, wherever it lies."""
     files = flatten(dig(record.config, "revisions", "data") or {})
     data = flatten({"data": dig(record.config, "task", "data") or {}})
     other = sorted((key, text_of(value)) for key, value in data.items() if key not in files)
@@ -69,7 +70,7 @@ def _data(record: Record) -> tuple:
 
 
 def _models(record: Record) -> list[str]:
-    """Labels of a model, from the shortest to the one that tells it from every other."""
+    """Return labels of a model, from the shortest to the one that tells it from every other."""
     source, name = str(dig(record.config, "model", "source") or ""), named(record.config, "model")
     revision = str(dig(record.config, "revisions", "model") or "")
     fingerprint = _SHA256.fullmatch(revision)
@@ -85,7 +86,7 @@ def _models(record: Record) -> list[str]:
 
 
 def _named_source(name: str) -> str | None:
-    """The source that conf/model/ gives a model of this name; None where there is no such model."""
+    """Return the source that conf/model/ gives a model of this name; None where there is no such model."""
     if not re.fullmatch(r"[\w.-]+", name):
         return None
     try:
@@ -96,12 +97,12 @@ def _named_source(name: str) -> str | None:
 
 @lru_cache
 def _source(path: Path) -> str | None:
-    found = re.search(r"^source:\s*(\S+)", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-    return found[1] if found else None
+    match = re.search(r"^source:\s*(\S+)", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return match[1] if match else None
 
 
 def _tasks(record: Record) -> list[str]:
-    """Labels of a task with its data, from the shortest to the one that tells it from every other."""
+    """Return labels of a task with its data, from the shortest to the one that tells it from every other."""
     name = named(record.config, "task")
     data = flatten(dig(record.config, "task", "data") or {})
     values = [str(value) for value in data.values() if value is not None]
@@ -115,14 +116,14 @@ def _tasks(record: Record) -> list[str]:
 
 
 def _is_path(source: str) -> bool:
-    """Whether a model's source is a folder's path: a hub id has one slash and a package none."""
+    """Return whether a model's source is a folder's path: a hub id has one slash and a package none."""
     if source.startswith("package:"):
         return False
     return source.startswith(("/", ".", "~")) or source.count("/") > 1 or "\\" in source
 
 
 def _distinct(options: dict[tuple, list[str]]) -> dict[tuple, str]:
-    """{key: the first of its options that no other key has}; numbered where all are taken."""
+    """Return {key: the first of its options that no other key has}; numbered where all are taken."""
     chosen = dict.fromkeys(options, 0)
     while True:
         labels = {key: options[key][chosen[key]] for key in options}
@@ -140,5 +141,5 @@ def _distinct(options: dict[tuple, list[str]]) -> dict[tuple, str]:
 
 
 def compared(key: str) -> bool:
-    """Whether a setting may tell rows of a table apart, the method and its own settings left out."""
+    """Return whether a setting may tell rows of a table apart, the method and its own settings left out."""
     return not under(key, ("method", *SHARED))

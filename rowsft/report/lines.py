@@ -1,46 +1,188 @@
-"""A table's rows as numbers: one flat dict a row, units in the names, None for what was not measured."""
+"""A table's rows as numbers: what each row measured, over its seeds, and what it is held against."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from operator import itemgetter
 from statistics import fmean, median
+from typing import Any
 
-from rowsft.report.clocks import clock_numbers, median_of
+from rowsft.output.quantities import text
 from rowsft.report.predictions import Difference, difference
 from rowsft.report.rows import Row, Table
-from rowsft.report.settings import differing, dig, failure, plain, short_names
+from rowsft.report.settings import differing, dig, failure, short_names
+from rowsft.report.statistics import Estimate
 
 #: Every other row is held against these, on the same test examples and in cost.
 REFERENCES = ("lora", "full")
 
 
-def lines(table: Table, step: Callable[[], None] = lambda: None) -> list[dict]:
-    """One dict for each shown row that has a finished run; `step` is called after each.
+def _measured(*path: str, over: Callable[[list], Any] = median) -> Any:
+    """Declare a field: the numbers at a path of every finished attempt, brought to one by `over`; None without any."""
+    return field(default=None, metadata={"path": path, "over": over})
 
-    Metrics are means over seeds, costs medians over seeds (bytes, seconds). `*_to_lora` are ratios to the row's LoRA,
-    `minus_lora` and `minus_full` paired differences of the primary metric to its LoRA and its full fine-tuning, whose
-    titles are under `lora_reference` and `full_reference` (references.py says which those are).
+
+@dataclass(kw_only=True)
+class Line:
+    """A shown row as numbers, in the order of table.csv, units in the names; None for what was not measured.
+
+    Metrics are means over seeds, costs medians over seeds. `*_to_lora` are ratios to the row's LoRA; `minus_lora` and
+    `minus_full` paired differences of the primary metric to its LoRA and its full fine-tuning, whose titles are
+    `lora_reference` and `full_reference` (references.py says which those are). metrics: all others, by split and name.
     """
+
+    experiment: str
+    task: str
+    model: str
+    method: str
+    title: str
+    seeds: int
+    runs: str
+    adapter_parameters: int | None = _measured("parameters", "adapter", over=itemgetter(0))
+    head_parameters: int | None = _measured("parameters", "head", over=itemgetter(0))
+    base_parameters: int | None = _measured("parameters", "base", over=itemgetter(0))
+    budget_asked: int | None = _measured("parameters", "budget_asked", over=itemgetter(0))
+    budget_achieved: int | None = _measured("parameters", "budget_achieved", over=itemgetter(0))
+    budget_off_percent: float | None = None
+    metric: str
+    split: str
+    estimate: Estimate | None
+    train_peak_allocated_bytes: float | None = _measured("memory", "train", "peak_allocated_bytes")
+    train_step_peak_new_bytes: float | None = _measured("memory", "train", "step_peak_new_bytes")
+    select_peak_allocated_bytes: float | None = _measured("memory", "select", "peak_allocated_bytes")
+    train_peak_reserved_bytes: float | None = _measured("memory", "train", "peak_reserved_bytes")
+    train_process_peak_bytes: float | None = _measured("memory", "train", "process_peak_bytes")
+    train_resident_peak_bytes: float | None = _measured("memory", "train", "resident_peak_bytes")
+    step_median_seconds: float | None = _measured("step_seconds", "median")
+    step_p95_seconds: float | None = _measured("step_seconds", "p95")
+    tokens_per_second: float | None = _measured("tokens_per_second")
+    select_seconds: float | None
+    step_p25_seconds: float | None = _measured("step_seconds", "p25")
+    step_p75_seconds: float | None = _measured("step_seconds", "p75")
+    step_min_seconds: float | None = _measured("step_seconds", "min")
+    step_max_seconds: float | None = _measured("step_seconds", "max")
+    data_wait_seconds: float | None = _measured("data_seconds", "total")
+    data_seconds: float | None = _measured("seconds", "data")
+    load_seconds: float | None = _measured("seconds", "load")
+    attach_seconds: float | None = _measured("seconds", "attach")
+    train_seconds: float | None = _measured("seconds", "train")
+    evaluate_seconds: float | None = _measured("seconds", "evaluate")
+    save_seconds: float | None = _measured("seconds", "save")
+    measure_seconds: float | None = _measured("seconds", "measure")
+    total_seconds: float | None = _measured("seconds", "total")
+    select_joules: float | None = _measured("energy", "select_joules")
+    train_joules: float | None = _measured("energy", "train_joules")
+    evaluate_joules: float | None = _measured("energy", "evaluate_joules")
+    learning_rate: float | None
+    metrics: dict[str, float]
+    differs_in: str
+    train_peak_to_lora: float | None = None
+    step_to_lora: float | None = None
+    minus_lora: Difference | None = None
+    lora_reference: str | None = None
+    minus_full: Difference | None = None
+    full_reference: str | None = None
+
+    @property
+    def value(self) -> float | None:
+        """The primary metric; None where the split was not evaluated."""
+        return self.estimate.value if self.estimate else None
+
+    def flat(self) -> dict[str, Any]:
+        """Return {name: value} as in table.csv: intervals and metrics have columns of their own."""
+        columns: dict[str, Any] = {}
+        for name, value in ((entry.name, getattr(self, entry.name)) for entry in fields(self)):
+            if name == "metrics":
+                columns |= value
+            elif name == "estimate":
+                keys = {"value": "value", "low": "low", "high": "high", "interval": "covers", "interval_cut": "cut"}
+                columns |= {key: getattr(value, part, None) for key, part in keys.items()}
+            elif name in ("minus_lora", "minus_full"):
+                columns[name] = getattr(value, "value", None)
+                columns |= {
+                    f"{name}_{part}": getattr(value, part, None) for part in ("low", "high", "seeds", "examples")
+                }
+            else:
+                columns[name] = value
+        return columns
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run without a result, with the phase that it ended in and the first line of the reason."""
+
+    title: str
+    method: str
+    seed: int | None
+    state: str
+    phase: str | None
+    reason: str
+    run: str
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A learning rate that was tried, with its validation metric and what it cost."""
+
+    title: str
+    method: str
+    learning_rate: float | None
+    validation: float | None
+    seeds: int
+    unfinished: int
+    seconds: float
+    chosen: bool
+
+
+def lines(table: Table, step: Callable[[], None] = lambda: None) -> list[Line]:
+    """Return one line for each shown row that has a finished run; `step` is called after each."""
     finished = [row for row in table.rows if row.done]
     differs = differs_in(finished)
-    numbers = {}
+    made = {}
     for row in finished:
         # The slow part: predictions are read here.
-        numbers[id(row)] = _numbers(table, row) | {"differs_in": differs[id(row)]}
+        made[id(row)] = _line(table, row, differs[id(row)])
         step()
     for row in finished:
-        line = numbers[id(row)]
-        found = {method: table.references.of(row, method).row for method in REFERENCES}
-        lora = numbers[id(found["lora"])] if found["lora"] is not None else {}
-        line["train_peak_to_lora"] = _ratio(line["train_peak_allocated_bytes"], lora.get("train_peak_allocated_bytes"))
-        line["step_to_lora"] = _ratio(line["step_median_seconds"], lora.get("step_median_seconds"))
-        for method, reference in found.items():
-            line |= _difference_fields(f"minus_{method}", paired(row, reference))
-            line[f"{method}_reference"] = reference.title if reference is not None else None
-    return list(numbers.values())
+        line = made[id(row)]
+        lora, full = (table.references.of(row, method).row for method in REFERENCES)
+        if lora is not None:
+            beside = made[id(lora)]
+            line.train_peak_to_lora = _ratio(line.train_peak_allocated_bytes, beside.train_peak_allocated_bytes)
+            line.step_to_lora = _ratio(line.step_median_seconds, beside.step_median_seconds)
+            line.minus_lora, line.lora_reference = _paired(row, lora), lora.title
+        if full is not None:
+            line.minus_full, line.full_reference = _paired(row, full), full.title
+    return list(made.values())
 
 
-def paired(row: Row, reference: Row | None) -> Difference | None:
-    """The row against its reference, on the same examples; None without one, or where the row is its own."""
-    return difference(row.scores, reference.scores) if reference is not None and reference is not row else None
+def _line(table: Table, row: Row, differs: str) -> Line:
+    measured = {entry.name: entry.metadata for entry in fields(Line) if "path" in entry.metadata}
+    numbers = {name: row.values(*how["path"]) for name, how in measured.items()}
+    line = Line(
+        experiment=table.experiment,
+        task=table.task,
+        model=table.model,
+        method=row.method,
+        title=row.title,
+        seeds=len(row.done),
+        runs=" ".join(record.id for record in row.done),
+        metric=table.metric,
+        split=table.split,
+        estimate=row.estimate,
+        select_seconds=_scoring_seconds(row),
+        learning_rate=row.learning_rate,
+        metrics=_metrics(row),
+        differs_in=differs,
+        **{name: measured[name]["over"](values) for name, values in numbers.items() if values},
+    )
+    if line.budget_asked and line.budget_achieved is not None:
+        line.budget_off_percent = 100 * (line.budget_achieved / line.budget_asked - 1)
+    return line
+
+
+def _paired(row: Row, reference: Row) -> Difference | None:
+    """Return the row against its reference, on the same examples; None where the row is its own."""
+    return difference(row.scores, reference.scores) if reference is not row else None
 
 
 #: Settings of methods that trade memory for time, and so belong to the conditions of a comparison.
@@ -48,123 +190,62 @@ TRADES = ("method.recompute_inputs",)
 
 
 def differs_in(rows: list[Row]) -> dict[int, str]:
-    """{id(row): the row's own values of every setting that the trained rows do not share}.
+    """Return {id(row): the row's own values of every setting that the trained rows do not share}.
 
     A method's own settings are left out, but for those in TRADES, and so is what a method does not have.
     """
-    trained = [row for row in rows if row.trains]
-    differ = differing(row.settings for row in trained)
+    differ = differing(row.settings for row in rows if row.trains)
     keys = [key for key in differ if key in TRADES or key.split(".")[0] != "method"]
     names = short_names(keys)
     return {
-        id(row): ", ".join(f"{names[key]}={plain(row.settings[key])}" for key in keys if key in row.settings)
+        id(row): ", ".join(f"{names[key]}={text(row.settings[key])}" for key in keys if key in row.settings)
         if row.trains
         else ""
         for row in rows
     }
 
 
-def unfinished(table: Table) -> list[dict]:
-    """One dict for each run without a result: method, seed, state, phase and the first line of the reason."""
-    found = []
-    for row in table.rows:
-        for record in row.unfinished:
-            found.append(
-                {
-                    "title": row.title,
-                    "method": row.method,
-                    "seed": record.config.get("seed"),
-                    "state": record.state,
-                    "phase": dig(record.latest, "error", "phase"),
-                    "reason": failure(record) or "",
-                    "run": record.id,
-                }
-            )
-    return found
+def unfinished(table: Table) -> list[Unfinished]:
+    """Return the runs without a result."""
+    return [
+        Unfinished(
+            *(row.title, row.method, record.config.get("seed"), record.state),
+            *(dig(record.latest, "error", "phase"), failure(record) or "", record.id),
+        )
+        for row in table.rows
+        for record in row.unfinished
+    ]
 
 
-def references(table: Table) -> dict[str, float]:
-    """Metrics that need no training at all (an embedding's cosine, say), as the runs recorded them, seeds averaged."""
-    found: dict[str, list[float]] = {}
+def untrained_metrics(table: Table) -> dict[str, float]:
+    """Return metrics that need no training (an embedding's cosine, say), as the runs recorded them, seeds averaged."""
+    recorded: dict[str, list[float]] = {}
     for row in table.rows:
         for result in row.results:
             for name, value in (result.get("reference") or {}).items():
                 if isinstance(value, int | float):
-                    found.setdefault(name, []).append(value)
-    return {name: fmean(values) for name, values in found.items()}
+                    recorded.setdefault(name, []).append(value)
+    return {name: fmean(values) for name, values in recorded.items()}
 
 
-def grid_lines(table: Table) -> list[dict]:
-    """The learning-rate grid: one dict a rate that was tried, with its validation metric and what it cost."""
-    shown = {id(row) for row in table.rows}
-    return [
-        {
-            "title": row.title,
-            "method": row.method,
-            "learning_rate": row.learning_rate,
-            "validation": fmean(row.metric_values("validation")) if row.metric_values("validation") else None,
-            "seeds": len(row.done),
-            "unfinished": len(row.unfinished),
-            "seconds": sum(row.values("seconds", "total")),
-            "chosen": id(row) in shown,
-        }
-        for family in table.grid
-        for row in family
-    ]
+def rates(table: Table) -> list[Rate]:
+    """Return the learning-rate grid, each rate that was tried."""
+    tried, shown = [], {id(row) for row in table.rows}
+    for row in (row for family in table.grid for row in family):
+        scores, seconds = row.metric_values("validation"), sum(row.values("seconds", "total"))
+        mean, runs = fmean(scores) if scores else None, (len(row.done), len(row.unfinished))
+        tried.append(Rate(row.title, row.method, row.learning_rate, mean, *runs, seconds, id(row) in shown))
+    return tried
 
 
 def memory_kinds(table: Table) -> list[str]:
-    """How the memory of the shown rows was measured."""
-    kinds = {
-        (result.get("memory") or {}).get("kind") or ((result.get("memory") or {}).get("train") or {}).get("kind")
-        for row in table.rows
-        for result in row.results
-        if row.trains
-    }
+    """Return how the memory of the shown rows was measured."""
+    trained = [result for row in table.rows if row.trains for result in row.results]
+    kinds = {dig(result, "memory", "kind") or dig(result, "memory", "train", "kind") for result in trained}
     return sorted(kind for kind in kinds if kind)
 
 
-def _numbers(table: Table, row: Row) -> dict:
-    estimate = row.estimate
-    asked, achieved = _first(row, "parameters", "budget_asked"), _first(row, "parameters", "budget_achieved")
-    return {
-        "experiment": table.experiment,
-        "task": table.task,
-        "model": table.model,
-        "method": row.method,
-        "title": row.title,
-        "seeds": len(row.done),
-        "runs": " ".join(record.id for record in row.done),
-        "adapter_parameters": _first(row, "parameters", "adapter"),
-        "head_parameters": _first(row, "parameters", "head"),
-        "base_parameters": _first(row, "parameters", "base"),
-        "budget_asked": asked,
-        "budget_achieved": achieved,
-        "budget_off_percent": 100 * (achieved / asked - 1) if asked and achieved is not None else None,
-        "metric": table.metric,
-        "split": table.split,
-        "value": estimate.value if estimate else None,
-        "low": estimate.low if estimate else None,
-        "high": estimate.high if estimate else None,
-        "interval": estimate.covers if estimate else None,
-        "interval_cut": estimate.cut if estimate else None,
-        "train_peak_allocated_bytes": median_of(row, "memory", "train", "peak_allocated_bytes"),
-        "train_step_peak_new_bytes": median_of(row, "memory", "train", "step_peak_new_bytes"),
-        "select_peak_allocated_bytes": median_of(row, "memory", "select", "peak_allocated_bytes"),
-        "train_peak_reserved_bytes": median_of(row, "memory", "train", "peak_reserved_bytes"),
-        "train_process_peak_bytes": median_of(row, "memory", "train", "process_peak_bytes"),
-        "train_resident_peak_bytes": median_of(row, "memory", "train", "resident_peak_bytes"),
-        "step_median_seconds": median_of(row, "step_seconds", "median"),
-        "step_p95_seconds": median_of(row, "step_seconds", "p95"),
-        "tokens_per_second": median_of(row, "tokens_per_second"),
-        "select_seconds": _scored_seconds(row),
-        **clock_numbers(row),
-        "learning_rate": row.learning_rate,
-        **_other_metrics(row),
-    }
-
-
-def _other_metrics(row: Row) -> dict[str, float]:
+def _metrics(row: Row) -> dict[str, float]:
     names = {
         (split, name)
         for result in row.results
@@ -175,19 +256,10 @@ def _other_metrics(row: Row) -> dict[str, float]:
     return {f"{split}_{name}": fmean(row.values("metrics", split, name)) for split, name in sorted(names)}
 
 
-def _difference_fields(prefix: str, found: Difference | None) -> dict:
-    names = ("value", "low", "high", "seeds", "examples")
-    return {f"{prefix}_{name}" if name != "value" else prefix: getattr(found, name, None) for name in names}
-
-
-def _first(row: Row, *path: str):
-    return next(iter(row.values(*path)), None)
-
-
-def _scored_seconds(row: Row) -> float | None:
-    """Median seconds of selection over the runs that scored: reading kept scores would hide what scoring costs."""
+def _scoring_seconds(row: Row) -> float | None:
+    """Return the median seconds of selection over runs that scored: reading kept scores would hide the cost."""
     scored = [result for result in row.results if not result.get("scores_from_cache")]
-    seconds = [found for result in scored if (found := dig(result, "seconds", "select")) is not None]
+    seconds = [value for result in scored if (value := dig(result, "seconds", "select")) is not None]
     return median(seconds) if seconds else None
 
 

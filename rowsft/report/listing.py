@@ -1,50 +1,73 @@
 """What the store holds, one line a run: for `rowsft runs`."""
 
+from collections import Counter
+from dataclasses import dataclass, field
+
 from rich.table import Table
 from rich.text import Text
 
 from rowsft.output import escape
+from rowsft.output.quantities import NONE, text
+from rowsft.report.columns import Column, Sheet, words
 from rowsft.report.groups import compared, labels, model_label
-from rowsft.report.settings import (
-    LEARNING_RATE,
-    WATCHING,
-    determining,
-    dig,
-    failure,
-    named,
-    plain,
-    primary,
-    short_names,
-    text_of,
-)
+from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, dig, failure, named, primary, short_names
+from rowsft.report.settings import text_of as key_of
+from rowsft.report.terminal import STATE_COLOURS, grid
 from rowsft.store import Record, Store
 
-COLOURS = {"done": "green", "running": "cyan", "pending": "dim", "failed": "red", "oom": "red", "interrupted": "yellow"}
 #: A line shows as many differing settings; --json has all.
 _MOST_SETTINGS = 5
 #: Columns that a terminal of fewer characters goes without.
 _WIDE = {"started": 130, "seconds": 100}
 
 
-def runs_list(store: Store, experiment: str | None = None) -> list[dict]:
-    """One JSON-able dict a run (of one experiment), oldest first.
+@dataclass
+class Run:
+    """One run as it is listed, JSON-able with `vars`.
 
-    id, state, method, model, task, seed, differs ({setting: value} of what differs between the listed runs, the seed
-    too), experiments, metric, split, value (of the latest finished attempt), started_at and seconds (of the latest
-    attempt), attempts, reason (of a failure, or what became of a repetition), folder. A run with a finished attempt is
-    done, whatever became of later ones.
+    A run with a finished attempt is done, whatever became of later ones. metric, split, value: of the latest finished
+    attempt. started_at, seconds: of the latest attempt. reason: of a failure, or what became of a repetition. differs:
+    {setting: value} of what differs between the listed runs, the seed too.
     """
+
+    id: str
+    state: str
+    method: str
+    model: str
+    task: str
+    seed: int | None
+    experiments: list[str]
+    metric: str | None
+    split: str | None
+    value: float | None
+    started_at: str | None
+    seconds: float | None
+    attempts: int
+    reason: str | None
+    folder: str
+    differs: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def started(self) -> str:
+        """When the latest attempt began, to the minute."""
+        return (self.started_at or "")[:16].replace("T", " ")
+
+
+def runs_list(store: Store, experiment: str | None = None) -> list[Run]:
+    """Return the runs of the store (of one experiment), oldest first."""
     records = store.runs(experiment)
-    differs, named_groups = differing_settings(records), labels(records)
-    entries = []
+    differs, labelled = differing_settings(records), labels(records)
+    runs = []
     for record in records:
-        task, model = named_groups[record.id]
-        entries.append(entry(record) | {"task": task, "model": model, "differs": differs[record.id]})
-    return sorted(entries, key=lambda run: (run["started_at"] or "", run["id"]))
+        run = entry(record)
+        run.task, run.model = labelled[record.id]
+        run.differs = differs[record.id]
+        runs.append(run)
+    return sorted(runs, key=lambda run: (run.started_at or "", run.id))
 
 
 def differing_settings(records: list[Record]) -> dict[str, dict[str, object]]:
-    """{run id: its value of each setting that differs between the runs}.
+    """Return {run id: its value of each setting that differs between the runs}.
 
     Settings of a method count where they differ between runs of that method; seeds inside groups follow `seed`.
     """
@@ -55,7 +78,7 @@ def differing_settings(records: list[Record]) -> dict[str, dict[str, object]]:
     values: dict[tuple[str, str], set[str]] = {}
     for name, mine in settings.items():
         for key, value in mine.items():
-            values.setdefault((_scope(key, methods[name]), key), set()).add(text_of(value))
+            values.setdefault((_scope(key, methods[name]), key), set()).add(key_of(value))
     return {
         name: {key: mine[key] for key in sorted(mine, key=_rank) if len(values[_scope(key, methods[name]), key]) > 1}
         for name, mine in settings.items()
@@ -74,109 +97,98 @@ def _scope(key: str, method: str) -> str:
 
 
 def _rank(key: str) -> tuple[int, str]:
-    """The order in which a reader looks for what differs."""
+    """Return the order in which a reader looks for what differs."""
     first = [key.startswith("budget."), key.startswith("method."), key == LEARNING_RATE, key not in WATCHING, True]
     return first.index(True), key
 
 
 def runs_table(store: Store, experiment: str | None = None, width: int = 160) -> Table:
-    """The same as a table for a terminal of `width` characters. What all runs share stands beneath it."""
-    entries = runs_list(store, experiment)
-    rows = [_cells(run) for run in entries]
-    names = short_names({key for run in entries for key in run["differs"] if key != "seed"})
-    for run, cells in zip(entries, rows, strict=True):
-        cells["differs in"] = _differs(run["differs"], names)
+    """Return the same as a table for a terminal of `width` characters. What all runs share stands beneath it."""
+    runs = runs_list(store, experiment)
+    names = short_names({key for run in runs for key in run.differs if key != "seed"})
+    columns: list[Column[Run]] = [
+        Column("id", "id", lambda run: run.id, kind="name"),
+        words("state", "state"),
+        words("method", "method"),
+        words("model", "model"),
+        words("task", "task"),
+        Column("seed", "seed", lambda run: "" if run.seed is None else str(run.seed)),
+        Column("differs", "differs in", lambda run: _differs(run.differs, names), kind="words"),
+        Column("experiments", "experiment", lambda run: ", ".join(run.experiments), kind="words"),
+        Column("value", "metric", _metric, kind="words"),
+        words("started", "started"),
+        Column("seconds", "seconds", lambda run: "" if run.seconds is None else f"{run.seconds:,.0f}"),
+    ]
     shared = {}
-    if len(rows) > 1:
-        shared = {name: rows[0][name] for name in ("model", "task", "experiment") if _all_same(rows, name)}
+    if len(runs) > 1:
+        whole = {column.heading: {column.cell(run) for run in runs} for column in columns}
+        shared = {name: whole[name].pop() for name in ("model", "task", "experiment") if len(whole[name]) == 1}
+        shared = {name: value for name, value in shared.items() if value}
     hidden = {*shared, *(name for name, needed in _WIDE.items() if width < needed)}
-    if not any(cells["differs in"] for cells in rows):
+    if not any(key in names for run in runs for key in run.differs):
         hidden.add("differs in")
-    caption = Text(escape.terminal(_caption(store, entries, shared)))
-    table = Table(caption=caption, caption_justify="left", box=None, header_style="bold")
-    table.pad_edge = False
-    shown = [name for name in _COLUMNS if name not in hidden]
-    for name in shown:
-        table.add_column(name, justify="right" if name in ("seed", "seconds") else "left", no_wrap=name == "id")
-    for run, cells in zip(entries, rows, strict=True):
-        # Text, not markup: a run's own words may hold square brackets.
-        table.add_row(
-            *(
-                Text(escape.terminal(cells[name]), style=COLOURS[run["state"]] if name == "state" else "")
-                for name in shown
-            )
-        )
-    return table
+    shown = [column for column in columns if not hidden & {column.key, column.heading}]
+    return grid(
+        Sheet("", shown, runs), caption=Text(escape.terminal(_caption(store, runs, shared))), caption_justify="left"
+    )
 
 
-_COLUMNS = (
-    "id",
-    "state",
-    "method",
-    "model",
-    "task",
-    "seed",
-    "differs in",
-    "experiment",
-    "metric",
-    "started",
-    "seconds",
-)
+def page_sheet(records: list[Record]) -> Sheet[Run]:
+    """Return the runs as a report's page lists them, by id."""
+    columns: list[Column[Run]] = [
+        Column("id", "run", lambda run: run.id, kind="name"),
+        words("state", "state"),
+        words("method", "method"),
+        words("task", "task"),
+        words("model", "model"),
+        Column("seed", "seed", lambda run: "" if run.seed is None else str(run.seed)),
+        Column(
+            "value", "metric", lambda run: NONE if run.value is None else f"{run.split} {run.metric} {run.value:.4f}"
+        ),
+        Column("seconds", "seconds", ",.0f"),
+        Column("started", "started (UTC)", lambda run: run.started or NONE, kind="words"),
+    ]
+    return Sheet("Runs", columns, [entry(record) for record in sorted(records, key=lambda record: record.id)])
 
 
-def _cells(run: dict) -> dict[str, str]:
-    result = f"{run['metric']} {run['value']:.4f}" if run["value"] is not None else ""
-    return {
-        "id": run["id"],
-        "state": run["state"],
-        "method": run["method"],
-        "model": run["model"],
-        "task": run["task"],
-        "seed": "" if run["seed"] is None else str(run["seed"]),
-        "experiment": ", ".join(run["experiments"]),
-        "metric": "; ".join(filter(None, [result, run["reason"]])),
-        "started": (run["started_at"] or "")[:16].replace("T", " "),
-        "seconds": "" if run["seconds"] is None else f"{run['seconds']:,.0f}",
-    }
+def _metric(run: Run) -> str:
+    result = "" if run.value is None else f"{run.metric} {run.value:.4f}"
+    return "; ".join(filter(None, [result, run.reason]))
 
 
 def _differs(differs: dict[str, object], names: dict[str, str]) -> str:
-    texts = [f"{names[key]}={plain(value)}" for key, value in differs.items() if key in names]
+    texts = [f"{names[key]}={text(value)}" for key, value in differs.items() if key in names]
     more = [f"+{len(texts) - _MOST_SETTINGS} more"] if len(texts) > _MOST_SETTINGS else []
     return ", ".join([*texts[:_MOST_SETTINGS], *more])
 
 
-def _all_same(rows: list[dict[str, str]], name: str) -> bool:
-    return len({cells[name] for cells in rows}) == 1 and bool(rows[0][name])
-
-
-def _caption(store: Store, entries: list[dict], shared: dict[str, str]) -> str:
-    counts = {state: sum(run["state"] == state for run in entries) for state in COLOURS}
-    states = ", ".join(f"{number} {state}" for state, number in counts.items() if number) or "none"
+def _caption(store: Store, runs: list[Run], shared: dict[str, str]) -> str:
+    counts = Counter(run.state for run in runs)
+    states = ", ".join(f"{counts[state]} {state}" for state in STATE_COLOURS if counts[state]) or "none"
     same = "; all: " + ", ".join(f"{name} {value}" for name, value in shared.items()) if shared else ""
-    return f"{len(entries)} runs in {store.root}: {states}{same}"
+    return f"{len(runs)} runs in {store.root}: {states}{same}"
 
 
-def entry(record: Record) -> dict:
-    """One run of `runs_list`, but for what differs between runs."""
+def entry(record: Record) -> Run:
+    """Return one run of `runs_list`, but for what differs between runs."""
     latest, result = record.latest or {}, record.result or {}
     split = next((split for split in ("test", "validation") if primary(result, split) is not None), None)
     repeated = bool(result) and record.state not in ("done", "running")
-    return {
-        "id": record.id,
+    return Run(
+        id=record.id,
         # A finished result is not lost by a repetition that did not finish.
-        "state": "done" if repeated else record.state,
-        "method": named(record.config, "method"),
-        "model": model_label(record),
-        "task": named(record.config, "task"),
-        "seed": record.config.get("seed"),
-        "experiments": record.experiments,
-        "metric": result.get("primary_metric") if split else None,
-        "split": split,
-        "value": primary(result, split) if split else None,
-        "started_at": latest.get("started_at"),
-        "seconds": dig(latest, "seconds", "total"),
-        "attempts": len(record.attempts),
-        "reason": f"attempt {latest['attempt']} {record.state}" if repeated else failure(record),
-        "folder": str(record.folder),
-    }
+        state="done" if repeated else record.state,
+        method=named(record.config, "method"),
+        model=model_label(record),
+        task=named(record.config, "task"),
+        seed=record.config.get("seed"),
+        experiments=record.experiments,
+        metric=result.get("primary_metric") if split else None,
+        split=split,
+        value=primary(result, split) if split else None,
+        started_at=latest.get("started_at"),
+        seconds=dig(latest, "seconds", "total"),
+        attempts=len(record.attempts),
+        reason=f"attempt {latest['attempt']} {record.state}" if repeated else failure(record),
+        folder=str(record.folder),
+    )

@@ -1,23 +1,21 @@
 """One run's memory: at every phase's peak what each part held, and the picture of one training step."""
 
 import csv
-import io
 from functools import partial
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.table import Table
 from rich.text import Text
 
 from rowsft.errors import UserError
 from rowsft.output import escape
+from rowsft.output.quantities import MIB, mib
 from rowsft.report.damaged import or_none
+from rowsft.report.drawing import figure, png
 from rowsft.report.settings import dig, failure, named
 from rowsft.store.finding import find_run
 from rowsft.store.record import FINAL_STATES, Record
 
-MIB = 2**20
 # The parts from the bottom of the stack up, in Okabe and Ito's colour-blind safe palette.
 COLOURS = {
     "base_weights": "#9aa0a6",
@@ -39,7 +37,7 @@ _REACHED = {
 
 
 def build(store: Path, run: str, out: Path | None) -> tuple[Table | None, list[str]]:
-    """The ledger of a run as a table, of the phases that it came through, and lines that say what else there is.
+    """Return the ledger of a run as a table, of the phases that it came through, and lines that say what else there is.
 
     The PNG of its training step is written to `out` or reports/memory-<id>.png, where one was entered. A run that ended
     without a result says where, why, and what it held by then; one that came through no phase has no table. Raises
@@ -49,35 +47,35 @@ def build(store: Path, run: str, out: Path | None) -> tuple[Table | None, list[s
     attempt = record.result or record.latest or {}
     memory = attempt.get("memory") or {}
     ledger = memory.get("ledger")
-    said = [] if record.result else _ending(record, memory)
-    if not ledger and not said:
+    lines = [] if record.result else _ending(record, memory)
+    if not ledger and not lines:
         raise UserError(f"run {record.id} has no memory ledger; run it with trainer.memory_probe_steps=1 and --rerun")
     points = record.file("memory")
     if points is None or not points.is_file():
-        said.append(f"no picture: {_why_no_picture(record, memory)}")
+        lines.append(f"no picture: {_why_no_picture(record, memory)}")
     else:
         path = out or Path("reports") / f"memory-{record.id}.png"
         drawn = or_none(partial(picture, points, record), record, "memory")
         if drawn is None:
-            return table(ledger) if ledger else None, [*said, f"no picture: {points} is damaged"]
+            return table(ledger) if ledger else None, [*lines, f"no picture: {points} is damaged"]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(drawn)
-        said.append(f"picture: {path}")
-    return table(ledger) if ledger else None, said
+        lines.append(f"picture: {path}")
+    return table(ledger) if ledger else None, lines
 
 
 def _ending(record: Record, memory: dict) -> list[str]:
-    """How a run without a result ended, and what the phase that it ended in held by then."""
+    """Return how a run without a result ended, and what the phase that it ended in held by then."""
     if record.state not in FINAL_STATES or not memory:
         return []
-    phase = (record.latest.get("error") or {}).get("phase")
+    phase = dig(record.latest, "error", "phase")
     where = f" in {phase}" if phase else ""
-    said = [f"run {record.id} ended as {record.state}{where}: {failure(record)}"]
+    lines = [f"run {record.id} ended as {record.state}{where}: {failure(record)}"]
     # Loading is watched together with reading the data.
-    place = {"data": "load"}.get(phase, phase)
+    place = "load" if phase == "data" else phase
     reached = {what: dig(memory, place, key) for key, what in _REACHED.items()}
-    sizes = [f"{_mib(size)} MiB {what}" for what, size in reached.items() if isinstance(size, int | float)]
-    return [*said, f"by then: {', '.join(sizes)}"] if sizes else said
+    sizes = [f"{mib(size)} MiB {what}" for what, size in reached.items() if isinstance(size, int | float)]
+    return [*lines, f"by then: {', '.join(sizes)}"] if sizes else lines
 
 
 def _why_no_picture(record: Record, memory: dict) -> str:
@@ -89,29 +87,28 @@ def _why_no_picture(record: Record, memory: dict) -> str:
 
 
 def table(ledger: dict) -> Table:
-    """MiB by part at every phase's peak."""
+    """Lay out the MiB by part at every phase's peak."""
     shown = Table("MiB at the peak")
     for phase in ledger:
         shown.add_column(Text(escape.terminal(phase.replace("_", " "))), justify="right")
     for part in COLOURS:
-        shown.add_row(part.replace("_", " "), *[_mib(entry["parts"].get(part)) for entry in ledger.values()])
+        shown.add_row(part.replace("_", " "), *[mib(entry["parts"].get(part)) for entry in ledger.values()])
     shown.add_section()
-    shown.add_row("all parts", *[_mib(entry["peak_bytes"]) for entry in ledger.values()])
-    shown.add_row("measured", *[_mib(entry["measured_peak_bytes"]) for entry in ledger.values()])
-    shown.add_row("unattributed", *[_mib(entry["unattributed_bytes"]) for entry in ledger.values()])
+    shown.add_row("all parts", *[mib(entry["peak_bytes"]) for entry in ledger.values()])
+    shown.add_row("measured", *[mib(entry["measured_peak_bytes"]) for entry in ledger.values()])
+    shown.add_row("unattributed", *[mib(entry["unattributed_bytes"]) for entry in ledger.values()])
     return shown
 
 
 @escape.quiet_drawing()
 def picture(points: Path, record: Record) -> bytes:
-    """PNG bytes: one training step from left to right, the parts stacked."""
+    """Draw one training step from left to right, the parts stacked; return PNG bytes."""
     with points.open(newline="") as file:
         rows = list(csv.DictReader(file))
     events = [int(row["event"]) for row in rows]
     stacks = [[int(row[f"{part}_bytes"]) / MIB for row in rows] for part in COLOURS]
-    figure = Figure(figsize=(9, 4.8), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    drawn = figure(9, 4.8)
+    axis = drawn.subplots()
     axis.stackplot(events, stacks, colors=list(COLOURS.values()), labels=[part.replace("_", " ") for part in COLOURS])
     phases = [row["phase"] for row in rows]
     top = max(map(sum, zip(*stacks, strict=True)))
@@ -124,10 +121,4 @@ def picture(points: Path, record: Record) -> bytes:
     axis.set_title(escape.picture(f"memory of one training step: {' · '.join(names)}"), fontsize=10)
     handles, labels = axis.get_legend_handles_labels()
     axis.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue()
-
-
-def _mib(size: int | None) -> str:
-    return "–" if size is None else f"{size / MIB:,.1f}"
+    return png(drawn)

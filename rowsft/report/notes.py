@@ -1,7 +1,7 @@
 """What a reader needs around a table to read its numbers right."""
 
 from rowsft.report.grids import few
-from rowsft.report.lines import REFERENCES, memory_kinds, references
+from rowsft.report.lines import REFERENCES, Line, memory_kinds, untrained_metrics
 from rowsft.report.rows import Table
 from rowsft.report.settings import short_names
 from rowsft.report.statistics import OVER_EXAMPLES
@@ -15,72 +15,73 @@ _MOST_NAMES = 3
 
 
 def of_the_same(table: Table) -> str:
-    """ " of the same rows, steps": what a row's LoRA shares with it beyond what the whole table does; else empty."""
+    """Return " of the same rows, steps": what a row's LoRA shares with it beyond the whole table; else empty."""
     names = list(short_names(table.sweep.differs).values())
     if not names or not table.references.has("lora"):
         return ""
     return f" of the same {', '.join(names) if len(names) <= _MOST_NAMES else 'settings'}"
 
 
-def notes(table: Table, numbers: list[dict]) -> list[str]:
-    """The notes of a table with these lines."""
-    found = []
-    intervals = sorted({line["interval"] for line in numbers if line["interval"]})
+def notes(table: Table, lines: list[Line]) -> list[str]:
+    """Return the notes of a table with these lines."""
+    texts = []
+    estimates = [line.estimate for line in lines if line.estimate]
+    intervals = sorted({estimate.covers for estimate in estimates if estimate.covers})
     if intervals:
-        found.append("Intervals: " + "; ".join(intervals) + ". Costs: medians over seeds.")
+        texts.append("Intervals: " + "; ".join(intervals) + ". Costs: medians over seeds.")
     if OVER_EXAMPLES in intervals:
-        found.append("A test-set interval says nothing about the spread between seeds.")
-    if any(line["interval_cut"] for line in numbers):
-        found.append(f"Intervals that reach beyond what {table.metric} can be are cut there and shown as [low, high].")
-    found += _references(table)
+        texts.append("A test-set interval says nothing about the spread between seeds.")
+    if any(estimate.cut for estimate in estimates):
+        texts.append(f"Intervals that reach beyond what {table.metric} can be are cut there and shown as [low, high].")
+    texts += _references(table)
     kinds = memory_kinds(table)
     if kinds:
-        found.append("Memory: " + "; ".join(MEMORY_KINDS.get(kind, kind) for kind in kinds) + ".")
+        texts.append("Memory: " + "; ".join(MEMORY_KINDS.get(kind, kind) for kind in kinds) + ".")
     if any(result.get("scores_from_cache") for row in table.rows for result in row.results):
-        found.append("Seconds of selection: of the runs that scored; others read the scores that those had kept.")
-    zero = references(table)
+        texts.append("Seconds of selection: of the runs that scored; others read the scores that those had kept.")
+    zero = untrained_metrics(table)
     if zero:
-        found.append(
+        texts.append(
             f"Zero line, nothing trained ({table.split}): "
             + ", ".join(f"{name} {value:.4f}" for name, value in sorted(zero.items()))
             + "."
         )
-    return found
+    return texts
 
 
 def demonstration(table: Table) -> dict | None:
-    """{"notes": [...], "real_command": text or None} when the experiment calls itself a demonstration."""
-    said = table.notes.get("demonstration")
-    if not said or not (not isinstance(said, dict) or said.get("is", True)):
+    """Return {"notes": [...], "real_command": text or None} when the experiment calls itself a demonstration."""
+    stated = table.notes.get("demonstration")
+    if not stated or not (not isinstance(stated, dict) or stated.get("is", True)):
         return None
-    if not isinstance(said, dict):
-        return {"notes": [str(said)] if said is not True else [], "real_command": None}
-    about = said.get("notes") or []
+    if not isinstance(stated, dict):
+        return {"notes": [str(stated)] if stated is not True else [], "real_command": None}
+    about = stated.get("notes") or []
     about = [str(note) for note in about] if isinstance(about, list) else [str(about)]
-    return {"notes": about, "real_command": said.get("real_command")}
+    return {"notes": about, "real_command": stated.get("real_command")}
 
 
 def _references(table: Table) -> list[str]:
-    """Which LoRA and which full fine-tuning the rows are held against, and which rows have none."""
-    found = []
+    """Return which LoRA and which full fine-tuning the rows are held against, and which rows have none."""
+    texts = []
     differs = list(short_names(table.sweep.differs).values())
     present = [method for method in REFERENCES if table.references.has(method)]
     if differs and present:
         titles = " and ".join(table.infos[method].title for method in present)
-        found.append(
+        texts.append(
             f"Each row is held against {titles} of the same {', '.join(differs)}; a method without such a setting "
             "(full fine-tuning has no budget) stands for every value of it."
         )
     rows = [row for row in table.rows if row.done and row.trains]
     for method in present:
-        reasons = {"none": [], "several": []}
+        reasons: dict[str, list[str]] = {"none": [], "several": []}
         for row in rows:
             reason = table.references.of(row, method).reason
             if reason in reasons:
                 reasons[reason].append(row.title)
         title = table.infos[method].title
         if reasons["none"]:
-            found.append(f"No {title} with the same settings, so a dash: {few(reasons['none'], ', ')}.")
+            texts.append(f"No {title} with the same settings, so a dash: {few(reasons['none'], ', ')}.")
         if reasons["several"]:
-            found.append(f"Several {title} rows fit equally well, so a dash: {few(reasons['several'], ', ')}.")
-    return found
+            texts.append(f"Several {title} rows fit equally well, so a dash: {few(reasons['several'], ', ')}.")
+    return texts

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 
@@ -17,17 +18,28 @@ _IDS = re.compile(r"(.+)\.row_sft_((?:column_)?ids)")
 Selection = dict[tuple[str, str], set[int]]
 
 
-def overlaps(table: Table) -> list[dict]:
-    """One dict a pair of importance metrics that chose at the same budget and otherwise equal settings.
+@dataclass(frozen=True)
+class Overlap:
+    """Two importance metrics that chose at the same budget and otherwise equal settings.
 
-    group (a JSON key of what the pair shares), first, second (metric names), share (of the smaller selection that the
-    other one chose too, over all layers), pairs (how many pairs of runs it is the mean of). Two metrics are compared
-    seed by seed; `first == second` compares the seeds of one metric with each other: how stable its choice is.
+    group: a JSON key of what the pair shares. share: of the smaller selection that the other one chose too, over all
+    layers. pairs: how many pairs of runs it is the mean of. Two metrics are compared seed by seed; `first == second`
+    compares the seeds of one metric with each other: how stable its choice is.
     """
-    found = []
+
+    group: str
+    first: str
+    second: str
+    share: float
+    pairs: int
+
+
+def overlaps(table: Table) -> list[Overlap]:
+    """Return every pair of importance metrics of a table that can be compared."""
+    pairs = []
     for group, rows in _groups(table).items():
         chosen = {
-            row.settings[IMPORTANCE]: {
+            str(row.settings[IMPORTANCE]): {
                 record.config.get("seed"): selection
                 for record in row.done
                 if (selection := selected(record)) is not None
@@ -39,36 +51,36 @@ def overlaps(table: Table) -> list[dict]:
             for second in names[at:]:
                 shares = _shares(chosen[first], chosen[second], first == second)
                 if shares:
-                    found.append(
-                        {"group": group, "first": first, "second": second, "share": fmean(shares), "pairs": len(shares)}
-                    )
-    return found
+                    pairs.append(Overlap(group, first, second, fmean(shares), len(shares)))
+    return pairs
 
 
 def selected(record: Record) -> Selection | None:
-    """{(layer, kind of ids): ids} of a run's saved adapter; None when there is no readable row-SFT adapter."""
+    """Return {(layer, kind of ids): ids} of a run's saved adapter; None when there is no readable row-SFT adapter."""
     folder = record.file("adapter")
+    if folder is None:
+        return None
     try:
         with safe_open(folder / WEIGHTS, framework="numpy") as tensors:
-            found = {
-                match.groups(): set(tensors.get_tensor(match[0]).tolist())
+            ids = {
+                (match[1], match[2]): set(tensors.get_tensor(match[0]).tolist())
                 for match in map(_IDS.fullmatch, tensors.keys())
                 if match
             }
-    # TypeError: there is no adapter, or ids that are no list.
+    # TypeError: ids that are no list.
     except (OSError, SafetensorError, TypeError):
         return None
-    return found if any(found.values()) else None
+    return ids if any(ids.values()) else None
 
 
 def share(one: Selection, other: Selection) -> float:
-    """Common ids over the smaller selection's, summed over all layers."""
+    """Return common ids over the smaller selection's, summed over all layers."""
     common = sum(len(ids & other.get(key, set())) for key, ids in one.items())
     return common / min(sum(map(len, one.values())), sum(map(len, other.values())))
 
 
 def _groups(table: Table) -> dict[str, list[Row]]:
-    """Rows that differ in the metric alone, with at least two metrics.
+    """Return rows that differ in the metric alone, with at least two metrics.
 
     A setting that a metric does not use (l2 reads no calibration batches) is not one that it differs in.
     """

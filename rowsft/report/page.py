@@ -9,19 +9,16 @@ from markupsafe import Markup
 
 from rowsft.output import escape
 from rowsft.report import curves
-from rowsft.report.listing import entry
+from rowsft.report.listing import page_sheet
 from rowsft.report.notes import demonstration, notes
 from rowsft.report.section import Section
 from rowsft.report.settings import flatten
-from rowsft.report.tables import blocks, halves, heading, main_rows
+from rowsft.report.tables import blocks, heading, main
 from rowsft.store import Record
-
-#: Columns that hold words; all others are numbers and stand to the right.
-WORDS = ("method", "differs in", "state", "phase", "reason", "run", "chosen", "importance")
 
 
 def page(title: str, sections: list[Section], light: bytes | None, dark: bytes | None) -> str:
-    """The page as text. `light` and `dark` are the PNG bytes of the picture for both colour schemes."""
+    """Return the page as text. `light` and `dark` are the PNG bytes of the picture for both colour schemes."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -35,70 +32,72 @@ def page(title: str, sections: list[Section], light: bytes | None, dark: bytes |
         title=title,
         summary=_summary(records),
         sections=[_section(section) for section in sections],
-        light=base64.b64encode(light).decode() if light else None,
-        dark=base64.b64encode(dark).decode() if dark else None,
+        light=_encoded(light),
+        dark=_encoded(dark),
         environments=_environments(records),
         sources=_sources(records),
-        runs=[entry(record) for record in sorted(records, key=lambda record: record.id)],
-        words=WORDS,
-        frame=curves,
+        runs=page_sheet(records),
     )
 
 
+def _encoded(picture: bytes | None) -> str | None:
+    return base64.b64encode(picture).decode() if picture else None
+
+
 def _visible(value):
-    """What a template writes: every character of a text can be seen. Markup is the template's own."""
+    """Return what a template writes: every character of a text can be seen. Markup is the template's own."""
     return escape.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _summary(records: list[Record]) -> list[str]:
     done = sum(record.result is not None for record in records)
     days = sorted(day for record in records if (day := ((record.latest or {}).get("started_at") or "")[:10]))
-    found = [f"{len(records)} runs", f"{done} finished"]
+    facts = [f"{len(records)} runs", f"{done} finished"]
     if done < len(records):
-        found.append(f"{len(records) - done} without a result")
+        facts.append(f"{len(records) - done} without a result")
     if days:
-        found.append(days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}")
-    return found
+        facts.append(days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}")
+    return facts
 
 
 def _section(section: Section) -> dict:
     return {
         "heading": heading(section.table),
         "demonstration": demonstration(section.table),
-        "main": halves(main_rows(section)) if section.lines else None,
+        "main": main(section) if section.lines else None,
         "blocks": blocks(section),
         "notes": notes(section.table, section.lines),
         "conditions": section.conditions,
         "remarks": section.remarks,
-        "chart": curves.chart(section),
+        "chart": _encoded(curves.chart(section)),
         "fewer_curves": len(section.table.rows) > curves.MOST_LINES,
         "metric": section.table.metric,
     }
 
 
 def _environments(records: list[Record]) -> list[dict]:
-    """Every distinct machine and software that made results, with the number of its runs."""
-    found: dict[str, dict] = {}
+    """Return every distinct machine and software that made results, with the number of its runs."""
+    machines: dict[str, dict] = {}
     for record in records:
         about = dict((record.result or {}).get("environment") or {})
         about.pop("seeds", None)
         if about:
-            machine = found.setdefault(json.dumps(about, sort_keys=True), {"runs": 0, "facts": _facts(about)})
+            machine = machines.setdefault(json.dumps(about, sort_keys=True), {"runs": 0, "facts": _facts(about)})
             machine["runs"] += 1
-    return [found[key] for key in sorted(found)]
+    return [machines[key] for key in sorted(machines)]
 
 
 def _sources(records: list[Record]) -> list[dict]:
-    """What the runs say of their models and data: source, licence, caveat, sizes, hashes."""
-    found: dict[str, dict] = {}
+    """Return what the runs say of their models and data: source, licence, caveat, sizes, hashes."""
+    sources: dict[str, dict] = {}
     for record in records:
         for kind, group, key in (("model", "model", "model_facts"), ("data", "task", "task_about")):
             about = (record.result or {}).get(key)
             if about:
                 name = (record.config.get(group) or {}).get("name", "?")
                 text = f"{kind} {name} {json.dumps(about, sort_keys=True)}"
-                found[text] = {"kind": kind, "name": name, "facts": _facts(about)}
-    return [found[key] for key in sorted(found, reverse=True)]
+                sources[text] = {"kind": kind, "name": name, "facts": _facts(about)}
+    return [sources[key] for key in sorted(sources, reverse=True)]
 
 
 def _facts(about: dict) -> list[tuple[str, str]]:

@@ -8,9 +8,10 @@ Means over tokens (loss, perplexity, token_accuracy of responses) come from each
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -55,22 +56,22 @@ class Scored:
 
 
 def scored(record: Record, split: str, metric_name: str | None = None) -> Scored | None:
-    """The predictions of a run's result, or None when they are absent or do not give back the recorded metric.
+    """Return the predictions of a run's result, or None when they are absent or do not give back the recorded metric.
 
     metric_name: None is the primary metric.
     """
     result, path = record.result, record.file("predictions")
-    if path is None or not path.exists():
+    if result is None or path is None or not path.exists():
         return None
     name = metric_name or result["primary_metric"]
     text = read_regular(path, _LARGEST_BYTES).decode()
     lines = [line for line in _read(text) if line.get("split", "test") == split]
     ids, order = _in_order([str(line["id"]) for line in lines])
-    found = _metric([lines[index] for index in order], name)
+    recomputed = _metric([lines[index] for index in order], name)
     recorded = ((result.get("metrics") or {}).get(split) or {}).get(name)
-    if found is None or recorded is None:
+    if recomputed is None or recorded is None:
         return None
-    metric, is_proportion, resampled = found
+    metric, is_proportion, resampled = recomputed
     with np.errstate(invalid="ignore", divide="ignore"):
         # nan (a prediction that is no number) fails this comparison too.
         if not abs(metric(np.arange(len(lines))) - recorded) <= TOLERANCE:
@@ -79,12 +80,13 @@ def scored(record: Record, split: str, metric_name: str | None = None) -> Scored
 
 
 def over_examples(value: float, scores: Scored | None) -> Estimate:
-    """One seed's `value` with the interval that the choice of test examples alone gives (Wilson, else bootstrap)."""
+    """Return one seed's `value` with the interval that the choice of test examples gives (Wilson, else bootstrap)."""
     if scores is None:
         return Estimate(value, None, None, None, 1)
     n = len(scores.ids)
     interval = wilson(round(value * n), n) if scores.is_proportion else percentiles(scores.draws)
-    return Estimate(value, *(interval or (None, None)), OVER_EXAMPLES if interval else None, 1)
+    low, high = interval or (None, None)
+    return Estimate(value, low, high, OVER_EXAMPLES if interval else None, 1)
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,8 @@ class Difference:
     examples: int
 
 
-def difference(mine: dict[int, Scored], reference: dict[int, Scored]) -> Difference | None:
-    """Paired difference of two settings, each {seed: its scored run}; None when they share no seed or no examples.
+def difference(mine: Mapping[Any, Scored], reference: Mapping[Any, Scored]) -> Difference | None:
+    """Pair two settings, each {seed: its scored run}; return None when they share no seed or no examples.
 
     Examples are resampled, the same for both and for every seed; the spread over seeds is not in the interval.
     """
@@ -110,7 +112,8 @@ def difference(mine: dict[int, Scored], reference: dict[int, Scored]) -> Differe
     every = np.arange(n)
     value = float(np.mean([a.metric(every) - b.metric(every) for a, b in pairs]))
     gaps = np.mean([_gaps(a.draws, b.draws) for a, b in pairs], axis=0)
-    return Difference(value, *(percentiles(gaps) or (None, None)), len(pairs), n)
+    low, high = percentiles(gaps) or (None, None)
+    return Difference(value, low, high, len(pairs), n)
 
 
 def _gaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -120,7 +123,7 @@ def _gaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _read(text: str) -> list[dict]:
-    """The lines of a predictions file. Parsed in one go: a store holds millions of them."""
+    """Return the lines of a predictions file. Parsed in one go: a store holds millions of them."""
     return json.loads("[" + ",".join(line for line in text.split("\n") if line.strip()) + "]")
 
 
@@ -128,7 +131,7 @@ _orders: dict[int, tuple[list[str], tuple[str, ...], list[int]]] = {}
 
 
 def _in_order(ids: list[str]) -> tuple[tuple[str, ...], list[int]]:
-    """(the ids sorted, the places they stood at); the runs of a table share one and the same tuple of ids."""
+    """Return (the ids sorted, the places they stood at); the runs of a table share one and the same tuple of ids."""
     key = hash(tuple(ids))
     known = _orders.get(key)
     if known is None or known[0] != ids:
@@ -138,7 +141,7 @@ def _in_order(ids: list[str]) -> tuple[tuple[str, ...], list[int]]:
 
 
 def _metric(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | None:
-    """(the metric of row numbers, whether it is a share of examples, the metric on all resamples)."""
+    """Return (the metric of row numbers, whether it is a share of examples, the metric on all resamples)."""
     if not lines:
         return None
     for key in (name, "correct") if name == "accuracy" else (name,):
@@ -164,7 +167,7 @@ def _metric(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | N
 
 
 def _numbered(sides: list[list]) -> list[list[int]]:
-    """Texts as numbers, equal ones the same: an array of texts gives each as much room as the longest takes.
+    """Return texts as numbers, equal ones the same: an array of texts gives each as much room as the longest takes.
 
     From 2 on, since 0 and 1 alone would be two classes of which 1 is the one to find.
     """

@@ -1,16 +1,17 @@
 """The row that another is held against: LoRA or full fine-tuning with everything else that was asked the same."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from rowsft.report.settings import differing, text_of
 from rowsft.report.sweeps import Sweep
 
 
 @dataclass(frozen=True)
-class Found:
-    """The reference of a row, or why there is none: `none`, `several` or, where the row itself is one, `itself`."""
+class Reference:
+    """The row that another is held against, or why there is none: `none`, `several`; `itself` for a reference."""
 
-    row: object | None
+    row: Any
     reason: str = ""
 
 
@@ -29,25 +30,25 @@ class References:
                 tables = self._index.setdefault(row.method, {})
                 tables.setdefault(tuple(values), {}).setdefault(tuple(values.values()), []).append(row)
 
-    def of(self, row, method: str) -> Found:
-        """The reference of `row`. A row of `method` itself is its own."""
+    def of(self, row, method: str) -> Reference:
+        """Return the reference of `row`. A row of `method` itself is its own."""
         if row.method == method:
-            return Found(row, "itself") if row.done else Found(None, "none")
+            return Reference(row, "itself") if row.done else Reference(None, "none")
         candidates = self._alike(row, method)
         if not candidates:
-            return Found(None, "none")
+            return Reference(None, "none")
         if len({tuple(self._values[id(other)].items()) for other in candidates}) > 1:
             # Full fine-tuning has no budget: none of several LoRA budgets is its own.
-            return Found(None, "several")
+            return Reference(None, "several")
         nearest = candidates[0] if len(candidates) == 1 else self._nearest(row, candidates)
-        return Found(nearest) if nearest is not None else Found(None, "several")
+        return Reference(nearest) if nearest is not None else Reference(None, "several")
 
     def has(self, method: str) -> bool:
-        """Whether the table has a finished row of the method."""
+        """Return whether the table has a finished row of the method."""
         return method in self._index
 
     def _nearest(self, row, candidates: list):
-        """The one that has most settings in common with `row`; None where several have as many.
+        """Return the one that has most settings in common with `row`; None where several have as many.
 
         Where the method has one learning rate left, that is its own choice; of several, the row's own counts.
         """
@@ -64,16 +65,16 @@ class References:
         return candidates[shared.index(most)] if shared.count(most) == 1 else None
 
     def _alike(self, row, method: str) -> list:
-        """The rows of the method with the same value of every differing setting that both have."""
-        mine, found = self._values[id(row)], []
+        """Return the rows of the method with the same value of every differing setting that both have."""
+        mine, alike = self._values[id(row)], []
         for keys, table in self._index.get(method, {}).items():
             if all(key in mine for key in keys):
-                found += table.get(tuple(mine[key] for key in keys), [])
+                alike += table.get(tuple(mine[key] for key in keys), [])
             else:
                 for values, rows in table.items():
                     if all(mine.get(key, value) == value for key, value in zip(keys, values, strict=True)):
-                        found += rows
-        return found
+                        alike += rows
+        return alike
 
 
 def _texts(settings) -> dict[str, str]:

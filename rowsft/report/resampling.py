@@ -20,31 +20,31 @@ _RANK_WORK = 600_000
 
 
 def resamples(n: int, work: int = _WORK) -> int:
-    """How many resamples of n examples are drawn: RESAMPLES, fewer where they would take too long."""
+    """Return how many resamples of n examples are drawn: RESAMPLES, fewer where they would take too long."""
     return int(np.clip(work // n, _FEWEST, RESAMPLES))
 
 
 def row_numbers(n: int) -> Iterator[np.ndarray]:
-    """The draws, the same each time: n row numbers (0..n-1) with replacement, as often as `resamples` says."""
+    """Return the draws, the same each time: n row numbers (0..n-1) with replacement, as often as `resamples` says."""
     generator = np.random.default_rng(0)
     for _ in range(resamples(n)):
         yield generator.integers(0, n, n)
 
 
 def one_by_one(statistic: Callable[[np.ndarray], float], n: int) -> np.ndarray:
-    """The values of `statistic(row numbers)` on every resample of n examples."""
+    """Return the values of `statistic(row numbers)` on every resample of n examples."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.array([statistic(rows) for rows in row_numbers(n)])
 
 
 @lru_cache(maxsize=2)
 def _counts(n: int) -> np.ndarray:
-    """(resamples, n): how often each example was drawn."""
+    """Return (resamples, n): how often each example was drawn."""
     return np.stack([np.bincount(rows, minlength=n) for rows in row_numbers(n)]).astype(np.float32)
 
 
 def means(values: np.ndarray) -> np.ndarray:
-    """The mean of `values` (n,) on every resample."""
+    """Return the mean of `values` (n,) on every resample."""
     values = values.astype(float)
     middle = values.mean()
     # Around the mean, 32 bit are enough.
@@ -52,7 +52,7 @@ def means(values: np.ndarray) -> np.ndarray:
 
 
 def ratios(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """sum(sums) / sum(weights) on every resample; both are (n,), and no weight is 0 or less."""
+    """Return sum(sums) / sum(weights) on every resample; both are (n,), and no weight is 0 or less."""
     middle = sums.sum() / weights.sum()
     # Around the whole's ratio, 32 bit are enough.
     columns = np.stack([sums - middle * weights, weights], axis=1).astype(np.float32)
@@ -61,7 +61,7 @@ def ratios(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def metric(name: str, prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """The values of a metric of `formulas` on every resample."""
+    """Return the values of a metric of `formulas` on every resample."""
     return _RESAMPLED[formulas.FORMULAS[name]](prediction, label)
 
 
@@ -88,7 +88,7 @@ def _rank_correlations(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def _ranks(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(resamples, n): the mean rank, from 1, of every example's value in each resample."""
+    """Return (resamples, n): the mean rank, from 1, of every example's value in each resample."""
     _, which = np.unique(values, return_inverse=True)
     order = np.argsort(which, kind="stable")
     starts = np.flatnonzero(np.diff(which[order], prepend=-1))
@@ -96,8 +96,8 @@ def _ranks(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
     return (np.cumsum(tied, axis=1) - (tied - 1) / 2)[:, which]
 
 
-def _class_counts(prediction: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The classes (k,), and on every resample (resamples, k) how often each was right, predicted and true."""
+def _class_counts(prediction: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the classes (k,), and on every resample (resamples, k) how often each was right, predicted and true."""
     classes = np.union1d(prediction, label)
     predicted, true = (side[:, None] == classes for side in (prediction, label))
     sums = _counts(len(label)) @ np.concatenate([predicted & true, predicted, true], axis=1).astype(np.float32)
@@ -121,13 +121,13 @@ def _matthews(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def _standard(values: np.ndarray) -> np.ndarray:
-    """Values with mean 0 and deviation 1: sums of them keep their digits."""
+    """Return values with mean 0 and deviation 1: sums of them keep their digits."""
     centred = values - values.mean()
     return centred / (centred.std() or 1)
 
 
 def _ratio(covariance: np.ndarray, spreads: np.ndarray) -> np.ndarray:
-    """covariance / sqrt(spreads), in -1..1; 0 where a side is constant."""
+    """Return covariance / sqrt(spreads), in -1..1; 0 where a side is constant."""
     able = spreads > 1e-12
     return np.clip(np.where(able, covariance / np.sqrt(np.where(able, spreads, 1)), 0.0), -1, 1)
 

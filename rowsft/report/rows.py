@@ -58,16 +58,13 @@ class Row:
     @property
     def results(self) -> list[dict]:
         """The finished attempt of every seed."""
-        return [record.result for record in self.done]
+        return [record.result for record in self.done if record.result]
 
     @cached_property
     def size(self) -> int | None:
         """Trainable parameters that were asked for, or that it has, the head left out; None where not recorded."""
-        for name in ("budget_asked", "budget_achieved", "adapter"):
-            found = self.values("parameters", name)
-            if found:
-                return found[0]
-        return None
+        names = ("budget_asked", "budget_achieved", "adapter")
+        return next((int(size) for name in names for size in self.values("parameters", name)), None)
 
     @cached_property
     def family(self) -> str:
@@ -78,23 +75,24 @@ class Row:
     @property
     def learning_rate(self) -> float | None:
         """The learning rate, None where nothing is trained."""
-        return self.settings.get(LEARNING_RATE) if self.trains else None
+        rate = self.settings.get(LEARNING_RATE)
+        return float(rate) if self.trains and isinstance(rate, int | float) else None
 
     def values(self, *path: str) -> list[float]:
-        """The numbers at this path of every finished attempt, those not measured left out."""
-        found = [dig(result, *path) for result in self.results]
-        return [value for value in found if value is not None]
+        """Return the numbers at this path of every finished attempt, those not measured left out."""
+        values = [dig(result, *path) for result in self.results]
+        return [value for value in values if value is not None]
 
     def metric_values(self, split: str) -> list[float]:
-        """The primary metric of every seed on a split."""
-        found = [primary(result, split) for result in self.results]
-        return [value for value in found if value is not None]
+        """Return the primary metric of every seed on a split."""
+        values = [primary(result, split) for result in self.results]
+        return [value for value in values if value is not None]
 
     @cached_property
-    def scores(self) -> dict[int, Scored]:
+    def scores(self) -> dict[int | None, Scored]:
         """{seed: scored test examples} of the seeds whose predictions are there."""
-        found = {record.config.get("seed"): self.read(record, self.split) for record in self.done}
-        return {seed: scores for seed, scores in found.items() if scores is not None}
+        scored = {record.config.get("seed"): self.read(record, self.split) for record in self.done}
+        return {seed: scores for seed, scores in scored.items() if scores is not None}
 
     @cached_property
     def estimate(self) -> Estimate | None:
@@ -146,10 +144,11 @@ class Table:
 
 
 def gather(records: list[Record], experiments: list[str | None]) -> list[Table]:
-    """The tables of these experiments (None: runs of no experiment), in order of experiment, task and model."""
+    """Return the tables of these experiments (None: runs of no experiment), in order of experiment, task and model."""
     members: dict[str | None, list[Record]] = {}
     for record in records:
-        for name in record.experiments or [None]:
+        names: list[str | None] = [*record.experiments]
+        for name in names or [None]:
             members.setdefault(name, []).append(record)
     read = once(_readable)
     return [
@@ -160,13 +159,13 @@ def gather(records: list[Record], experiments: list[str | None]) -> list[Table]:
 
 
 def once(read: Callable) -> Callable:
-    """`read(record, split)` that reads each file once, however many tables a run stands in."""
-    found: dict[tuple[str, str], Scored | None] = {}
+    """Return a `read(record, split)` that reads each file once, however many tables a run stands in."""
+    known: dict[tuple[str, str], Scored | None] = {}
 
     def remembered(record: Record, split: str) -> Scored | None:
-        if (record.id, split) not in found:
-            found[record.id, split] = read(record, split)
-        return found[record.id, split]
+        if (record.id, split) not in known:
+            known[record.id, split] = read(record, split)
+        return known[record.id, split]
 
     return remembered
 
@@ -187,12 +186,12 @@ def _table(experiment: str, task: str, model: str, records: list[Record], read: 
             row.variant = row.variant or whose
     grid.sort(key=lambda family: (family[0].info.place, natural(_without_rate(family[0].variant))))
     shown.sort(key=lambda row: (row.info.place, natural(row.variant)))
-    notes = next((r.experiment_notes[experiment] for r in records if r.experiment_notes.get(experiment)), {})
+    notes: dict = next((r.experiment_notes[experiment] for r in records if r.experiment_notes.get(experiment)), {})
     return Table(experiment, task, model, metric, higher, split, shown, grid, notes)
 
 
 def _rows(records: list[Record], split: str, read: Callable) -> list[Row]:
-    """One row a setting, by seed; of runs that are the same but for what cannot change them, one counts."""
+    """Return one row a setting, by seed; of runs that are the same but for what cannot change them, one counts."""
     rows: dict[str, Row] = {}
     seen: set[str] = set()
     # A run with a result comes first: an unfinished one of the same setting and seed then counts for nothing.
@@ -216,13 +215,13 @@ def _without_rate(variant: str) -> str:
 
 
 def natural(text: str) -> list[tuple[int, float, str]]:
-    """A sort key by which rows=4 comes before rows=16."""
+    """Return a sort key by which rows=4 comes before rows=16."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", text)
     return [(0, float(part), "") if index % 2 else (1, 0.0, part) for index, part in enumerate(parts)]
 
 
 def _choose(rows: list[Row], higher: bool) -> tuple[list[Row], list[list[Row]]]:
-    """Of rows that differ in the learning rate alone, show the best by the validation split; keep the grid beside."""
+    """Show, of rows that differ in the learning rate alone, the best by the validation split; keep the grid beside."""
     families: dict[str, list[Row]] = {}
     for row in rows:
         families.setdefault(row.family, []).append(row)
@@ -238,7 +237,7 @@ def _choose(rows: list[Row], higher: bool) -> tuple[list[Row], list[list[Row]]]:
 
 
 def best_on_validation(rows: list[Row], higher: bool) -> Row | None:
-    """The row with the best mean validation metric; None when none has one."""
+    """Return the row with the best mean validation metric; None when none has one."""
     able = [row for row in rows if row.metric_values("validation")]
     pick = max if higher else min
     return pick(able, key=lambda row: fmean(row.metric_values("validation"))) if able else None

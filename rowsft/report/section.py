@@ -3,23 +3,24 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rowsft.report import lines as numbers
+from rowsft.report import lines as measured
 from rowsft.report.fairness import Condition, contract, remarks
 from rowsft.report.grids import Grids
-from rowsft.report.overlap import overlaps
+from rowsft.report.lines import Line, Rate, Unfinished
+from rowsft.report.overlap import Overlap, overlaps
 from rowsft.report.rows import Table
 
 
 @dataclass(frozen=True)
 class Section:
-    """`lines` are the shown rows as numbers (see lines.py), `unfinished` the runs without a result,
-    `overlaps` what the selections of importance metrics have in common (see overlap.py)."""
+    """A table's rows as numbers, its runs without a result, its learning-rate grid, what the selections of importance
+    metrics have in common, the fairness contract, and what the experiment adds to it."""
 
     table: Table
-    lines: list[dict]
-    unfinished: list[dict]
-    grid: list[dict]
-    overlaps: list[dict]
+    lines: list[Line]
+    unfinished: list[Unfinished]
+    rates: list[Rate]
+    overlaps: list[Overlap]
     conditions: list[Condition]
     remarks: list[str]
 
@@ -28,9 +29,9 @@ def section(table: Table, grids: Grids, step: Callable[[], None] = lambda: None)
     """Compute a table's section. `grids` are the whole store's learning rates; `step` is called after each row."""
     return Section(
         table,
-        numbers.lines(table, step),
-        numbers.unfinished(table),
-        numbers.grid_lines(table),
+        measured.lines(table, step),
+        measured.unfinished(table),
+        measured.rates(table),
         overlaps(table),
         contract(table, grids),
         remarks(table),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rowsft.method_info import MethodInfo, from_record
 from rowsft.store import Record
@@ -18,7 +19,7 @@ BUDGET_KEYS = ("budget.rows", "budget.ratio", "budget.params", "budget.like", "b
 
 
 def flatten(node, prefix: str = "") -> dict[str, object]:
-    """Nested mappings as {"a.b": value}; lists and an empty mapping stay values."""
+    """Return nested mappings as {"a.b": value}; lists and an empty mapping stay values."""
     if not isinstance(node, dict) or not node:
         return {prefix: node} if prefix else {}
     return {
@@ -29,7 +30,7 @@ def flatten(node, prefix: str = "") -> dict[str, object]:
 
 
 def named(config: dict, group: str) -> str:
-    """The name a config group goes by: its `name`, else its source or class."""
+    """Return the name a config group goes by: its `name`, else its source or class."""
     part = config.get(group)
     if isinstance(part, dict):
         return str(part.get("name") or part.get("source") or part.get("_target_", "?").rsplit(".", 1)[-1])
@@ -42,20 +43,20 @@ def method_info(record: Record) -> MethodInfo:
 
 
 def determining(record: Record) -> dict[str, object]:
-    """Every setting that determines a run's result, flat; a budget only where the method has one."""
-    found = flatten(record.identity)
+    """Return every setting that determines a run's result, flat; a budget only where the method has one."""
+    settings = flatten(record.identity)
     if not method_info(record).budgeted:
-        return {key: value for key, value in found.items() if not under(key, ("budget",))}
-    return found
+        return {key: value for key, value in settings.items() if not under(key, ("budget",))}
+    return settings
 
 
 def without_seeds(settings: Mapping[str, object]) -> dict[str, object]:
-    """The settings but for `seed` and the seeds inside groups, which follow it."""
+    """Return the settings but for `seed` and the seeds inside groups, which follow it."""
     return {key: value for key, value in settings.items() if key.rsplit(".", 1)[-1] != "seed"}
 
 
 def differing(all_settings: Iterable[Mapping[str, object]], absent: bool = False) -> list[str]:
-    """The keys of which there are several values, sorted.
+    """Return the keys of which there are several values, sorted.
 
     absent: whether not to have a setting is a value too. Otherwise it belongs to all: full fine-tuning has no budget.
     """
@@ -72,7 +73,7 @@ def differing(all_settings: Iterable[Mapping[str, object]], absent: bool = False
 
 
 def text_of(value: object) -> str:
-    """A value as a key: equal values have equal texts."""
+    """Return a value as a key: equal values have equal texts."""
     # Nearly all values are numbers, and json.dumps is slow.
     if type(value) in (int, float):
         return repr(value)
@@ -80,44 +81,36 @@ def text_of(value: object) -> str:
 
 
 def under(key: str, prefixes: Iterable[str]) -> bool:
-    """Whether a dotted key is one of `prefixes` or lies below one."""
+    """Return whether a dotted key is one of `prefixes` or lies below one."""
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
 
 
 def short(key: str) -> str:
-    """A setting's name without its group."""
+    """Return a setting's name without its group."""
     return key.split(".", 1)[-1]
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """{key: its name without its group}, the whole key where two would have one name."""
+    """Return {key: its name without its group}, the whole key where two would have one name."""
     keys = list(keys)
     names = [short(key) for key in keys]
     return {key: key if names.count(name) > 1 else name for key, name in zip(keys, names, strict=True)}
 
 
-def plain(value: object) -> str:
-    """A setting's value for a reader, as it is typed, different values in different words."""
-    if isinstance(value, float):
-        brief = f"{value:g}"
-        return brief if float(brief) == value else repr(value)
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
-
-
-def dig(node, *path: str):
-    """The value at a path of nested mappings, None where the path ends early."""
+def dig(node: Any, *path: str | None) -> Any:
+    """Return the value at a path of nested mappings, None where the path ends early."""
     for key in path:
         node = node.get(key) if isinstance(node, dict) else None
     return node
 
 
 def primary(result: dict, split: str) -> float | None:
-    """The primary metric of one attempt on a split, None where it was not evaluated."""
+    """Return the primary metric of one attempt on a split, None where it was not evaluated."""
     return dig(result, "metrics", split, result.get("primary_metric"))
 
 
 def failure(record: Record) -> str | None:
-    """Why the latest attempt has no result, on one line; None where nothing is recorded of it."""
+    """Return why the latest attempt has no result, on one line; None where nothing is recorded of it."""
     kind, message = (dig(record.latest, "error", key) for key in ("type", "message"))
     lines = (message or "").strip().splitlines()
     return ": ".join(filter(None, [kind, *lines[:1]])) or None

@@ -25,18 +25,18 @@ class Estimate:
     cut: bool = False
 
     def within(self, bounds: tuple[float, float] | None) -> "Estimate":
-        """The same with its interval cut at the range that the metric cannot leave (None: no such range).
+        """Return the same with its interval cut at the range that the metric cannot leave (None: no such range).
 
         A value outside of it, an accuracy in percent say, is on a scale of its own, whose range is not known.
         """
-        if bounds is None or self.low is None or not bounds[0] <= self.value <= bounds[1]:
+        if bounds is None or self.low is None or self.high is None or not bounds[0] <= self.value <= bounds[1]:
             return self
         low, high = max(self.low, bounds[0]), min(self.high, bounds[1])
         return replace(self, low=low, high=high, cut=(low, high) != (self.low, self.high))
 
 
 def over_seeds(values: list[float]) -> Estimate:
-    """Mean of at least two seeds with Student's t interval: mean ± t(0.975, n-1) s / sqrt(n)."""
+    """Return the mean of at least two seeds with Student's t interval: mean ± t(0.975, n-1) s / sqrt(n)."""
     from scipy.special import stdtrit
 
     mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
@@ -45,7 +45,7 @@ def over_seeds(values: list[float]) -> Estimate:
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927): it stays inside 0..1 and is honest near both ends."""
+    """Return Wilson's score interval of a proportion (Wilson 1927): inside 0..1 and honest near both ends."""
     from scipy.special import ndtri
 
     z, share = float(ndtri((1 + LEVEL) / 2)), successes / n
@@ -56,7 +56,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def percentiles(draws: np.ndarray) -> tuple[float, float] | None:
-    """The percentile-bootstrap interval of a statistic's values on resamples; None when one has no value."""
+    """Return the percentile-bootstrap interval of a statistic's values on resamples; None when one has no value."""
     if not np.isfinite(draws).all():
         return None
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

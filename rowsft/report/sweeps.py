@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
+from rowsft.output.quantities import text
 from rowsft.report.groups import compared
 from rowsft.report.settings import (
     BUDGET_KEYS,
     LEARNING_RATE,
     WATCHING,
     differing,
-    plain,
     short_names,
     text_of,
     under,
@@ -21,7 +21,7 @@ SIZE = "parameters"
 
 
 def conditions(rows: Sequence) -> dict[int, dict[str, object]]:
-    """{id(row): the settings that it must share with another row to be held against it}, the learning rate left out.
+    """Return {id(row): the settings that it must share with another row to be compared}, the learning rate left out.
 
     A method's own size (method.r=16) wins over the budget. Where a row has one, numbers of parameters stand for the
     budgets of all rows that have any.
@@ -45,18 +45,18 @@ def conditions(rows: Sequence) -> dict[int, dict[str, object]]:
 
 
 def own_size(row) -> bool:
-    """Whether the method was given its own size."""
+    """Return whether the method was given its own size."""
     return any(row.settings.get(f"method.{size}") is not None for size in row.info.sizes)
 
 
 def _clusters(sizes: Iterable[int]) -> dict[int, int]:
-    """{number of parameters: the least of those that count as the same budget}."""
-    found, least = {}, None
+    """Return {number of parameters: the least of those that count as the same budget}."""
+    clusters, least = {}, None
     for size in sorted(set(sizes)):
         if least is None or not is_met(least, size):
             least = size
-        found[size] = least
-    return found
+        clusters[size] = least
+    return clusters
 
 
 class Sweep:
@@ -74,7 +74,7 @@ class Sweep:
         self.swept = [key for key in self.differs if self._is_swept(key)]
 
     def values(self, row) -> dict[str, object]:
-        """The row's value of each setting that differs, where it has the setting."""
+        """Return the row's value of each setting that differs, where it has the setting."""
         mine = self._conditions[id(row)]
         return {key: mine[key] for key in self.differs if key in mine}
 
@@ -84,28 +84,27 @@ class Sweep:
 
         A row without a swept setting (full fine-tuning has no budget) belongs to each of its values.
         """
-        found: dict[tuple, list] = {}
+        groups: dict[tuple, list] = {}
         partial = []
         for row in self.rows:
             values = self.values(row)
             if all(key in values for key in self.swept):
-                found.setdefault(tuple((key, text_of(values[key])) for key in self.swept), []).append(row)
+                groups.setdefault(tuple((key, text_of(values[key])) for key in self.swept), []).append(row)
             else:
                 partial.append((row, {(key, text_of(values[key])) for key in self.swept if key in values}))
-        whole = list(found)
+        whole = list(groups)
         for row, mine in partial:
             fitting = [key for key in whole if mine <= set(key)] or [tuple(sorted(mine))]
             for key in fitting:
-                found.setdefault(key, []).append(row)
+                groups.setdefault(key, []).append(row)
         names = short_names(self.swept)
-        shown = {(key, text_of(value)): value for row in self.rows for key, value in self.values(row).items()}
+        shown = {(key, text_of(value)): text(value) for row in self.rows for key, value in self.values(row).items()}
         return {
-            ", ".join(f"{names[key]}={plain(shown[key, text])}" for key, text in keys): rows
-            for keys, rows in found.items()
+            ", ".join(f"{names[key]}={shown[key, value]}" for key, value in keys): rows for keys, rows in groups.items()
         }
 
     def _differing(self) -> dict[str, dict[str, set[str]]]:
-        """{key: {method: the values it was run at}} of the settings whose values are not all the same."""
+        """Return {key: {method: the values it was run at}} of the settings whose values are not all the same."""
         keys: dict[str, dict[str, set[str]]] = {}
         for row in self.rows:
             for key, value in self._conditions[id(row)].items():
@@ -120,20 +119,20 @@ class Sweep:
 
 
 def variants(rows: list) -> dict[int, str]:
-    """{id(row): what tells it from the other rows of its method, "rows=4, importance=l2"}."""
-    found = {}
+    """Return {id(row): what tells it from the other rows of its method, "rows=4, importance=l2"}."""
+    labels: dict[int, str] = {}
     by_method: dict[str, list] = {}
     for row in rows:
         by_method.setdefault(row.method, []).append(row)
     for members in by_method.values():
         all_settings = [row.settings for row in members]
-        found |= _variant_labels(members, differing(all_settings))
-        if len({found[id(row)] for row in members}) < len(members):
+        labels |= _variant_labels(members, differing(all_settings))
+        if len({labels[id(row)] for row in members}) < len(members):
             # What only some of them have tells them apart.
-            found |= _variant_labels(members, differing(all_settings, absent=True))
-    return found
+            labels |= _variant_labels(members, differing(all_settings, absent=True))
+    return labels
 
 
 def _variant_labels(rows: list, keys: list[str]) -> dict[int, str]:
     names = short_names(key for key in keys if key not in WATCHING)
-    return {id(row): ", ".join(f"{name}={plain(row.settings.get(key))}" for key, name in names.items()) for row in rows}
+    return {id(row): ", ".join(f"{name}={text(row.settings.get(key))}" for key, name in names.items()) for row in rows}

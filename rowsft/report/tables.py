@@ -1,250 +1,214 @@
-"""Tables as text: the same cells for Markdown, HTML and the terminal."""
+"""The tables of a section and the columns of each: one list for Markdown, the page and the terminal."""
 
 import json
 
-from rowsft.output import escape
-from rowsft.report.clocks import clock_block
-from rowsft.report.notes import demonstration, notes, of_the_same
+from rowsft.output.quantities import NONE, number
+from rowsft.report.columns import Column, Sheet, words
+from rowsft.report.lines import Line, Rate, Unfinished
+from rowsft.report.notes import of_the_same
+from rowsft.report.predictions import Difference
 from rowsft.report.rows import Table
 from rowsft.report.section import Section
 from rowsft.report.settings import short
 from rowsft.report.statistics import OVER_EXAMPLES
 
-NONE = "–"
-_COST_COLUMNS = (
-    "training peak MiB",
-    "selection peak MiB",
-    "step ms median / p95",
-    "tokens/s",
-    "select s",
-    "train s",
-    "evaluate s",
-)
-
-#: The columns of `terminal_columns` that say what a method costs.
-TERMINAL_COSTS = ("peak MiB", "× LoRA", "step ms", "× LoRA ", "train s")
+_METHOD = words("title", "method")
 
 
 def heading(table: Table) -> str:
-    """Task and model, with the experiment where there is one."""
+    """Return task and model, with the experiment where there is one."""
     return f"{table.task} · {table.model}" + (f" · {table.experiment}" if table.experiment else "")
 
 
-def main_columns(table: Table, line: dict) -> dict[str, str]:
-    """One row of the main table: {column title: cell}."""
-    arrow = "↑" if table.higher_is_better else "↓"
-    same = of_the_same(table)
-    return {
-        "method": line["title"],
-        "trainable parameters": _parameters(line),
-        "budget asked → achieved": _budget(line),
-        f"{table.split} {table.metric} {arrow} (95 %)": metric(line),
-        "seeds": str(line["seeds"]),
-        "training peak MiB": _mib(line["train_peak_allocated_bytes"]),
-        f"× LoRA{same}": _times(line["train_peak_to_lora"]),
-        "selection peak MiB": _mib(line["select_peak_allocated_bytes"]),
-        "step ms median / p95": _pair(line),
-        f"× LoRA{same} ": _times(line["step_to_lora"]),
-        "tokens/s": _number(line["tokens_per_second"], ",.0f"),
-        "select s": _number(line["select_seconds"], ".1f"),
-        "train s": _number(line["train_seconds"], ".1f"),
-        "evaluate s": _number(line["evaluate_seconds"], ".1f"),
-        "learning rate": _number(line["learning_rate"], "g"),
-        "differs in": line["differs_in"] or NONE,
-    }
+def main(section: Section) -> Sheet[Line]:
+    """Return the main table: what each row was asked for, what it gives (result) and what it costs (cost)."""
+    table, same = section.table, of_the_same(section.table)
+    columns: list[Column[Line]] = [
+        _METHOD,
+        Column("adapter_parameters", "trainable parameters", _parameters),
+        Column("budget_achieved", "budget asked → achieved", _budget),
+        _metric(table),
+        Column("seeds", "seeds", "d"),
+        Column("train_peak_allocated_bytes", "training peak", ",.1f", "MiB", group="cost"),
+        Column("train_peak_to_lora", f"× LoRA{same}", ".2f", "×", group="cost"),
+        Column("select_peak_allocated_bytes", "selection peak", ",.1f", "MiB", group="cost"),
+        Column("step_median_seconds", "step ms median / p95", _median_and_p95, group="cost"),
+        Column("step_to_lora", f"× LoRA{same}", ".2f", "×", group="cost"),
+        Column("tokens_per_second", "tokens/s", ",.0f", group="cost"),
+        Column("select_seconds", "select", ".1f", "s", group="cost"),
+        Column("train_seconds", "train", ".1f", "s", group="cost"),
+        Column("evaluate_seconds", "evaluate", ".1f", "s", group="cost"),
+        Column("learning_rate", "learning rate", "g"),
+        Column("differs_in", "differs in", lambda line: line.differs_in or NONE, kind="words"),
+    ]
+    return Sheet("", columns, section.lines)
 
 
-def terminal_columns(table: Table, line: dict) -> dict[str, str]:
-    """The main table without what does not fit a terminal."""
-    cells = main_columns(table, line)
-    metric_name = next(name for name in cells if table.metric in name)
-    return {
-        "method": cells["method"],
-        "trainable": _number(line["adapter_parameters"], ",d"),
-        "off": _number(line["budget_off_percent"], "+.2f", " %"),
-        metric_name: cells[metric_name],
-        "n": cells["seeds"],
-        "peak MiB": cells["training peak MiB"],
-        "× LoRA": _times(line["train_peak_to_lora"]),
-        "step ms": _number(line["step_median_seconds"], ",.0f", scale=1000),
-        "× LoRA ": _times(line["step_to_lora"]),
-        "train s": _number(line["train_seconds"], ",.0f"),
-        "rate": cells["learning rate"],
-    }
+def terminal_main(section: Section, lines: list[Line]) -> Sheet[Line]:
+    """Return the main table of these lines without what does not fit a terminal."""
+    columns: list[Column[Line]] = [
+        _METHOD,
+        Column("adapter_parameters", "trainable", ",d"),
+        Column("budget_off_percent", "off", "+.2f", "%"),
+        _metric(section.table),
+        Column("seeds", "n", "d"),
+        Column("train_peak_allocated_bytes", "peak", ",.1f", "MiB", group="cost"),
+        Column("train_peak_to_lora", "× LoRA", ".2f", "×", group="cost"),
+        Column("step_median_seconds", "step", ",.0f", "ms", group="cost"),
+        Column("step_to_lora", "× LoRA", ".2f", "×", group="cost"),
+        Column("train_seconds", "train", ",.0f", "s", group="cost"),
+        Column("learning_rate", "rate", "g"),
+    ]
+    return Sheet("", columns, lines)
 
 
-def difference_columns(table: Table, line: dict) -> dict[str, str]:
-    """One row of the paired differences."""
-    return {
-        "method": line["title"],
-        f"{table.metric} minus LoRA{of_the_same(table)}": _difference(line, "minus_lora"),
-        f"{table.metric} minus full fine-tuning": _difference(line, "minus_full"),
-        "seeds shared (LoRA / full)": _shared(line, "seeds"),
-        "examples (LoRA / full)": _shared(line, "examples"),
-    }
+def blocks(section: Section) -> list[Sheet]:
+    """Return everything tabular in a section beside the main table; empty ones left out."""
+    sheets: list[Sheet] = [
+        _unfinished(section),
+        _differences(section),
+        _clocks(section),
+        *_overlaps(section),
+        _rates(section),
+    ]
+    return [sheet for sheet in sheets if sheet.items]
 
 
-def state_columns(entry: dict) -> dict[str, str]:
-    """One run that has no result."""
-    return {
-        "method": entry["title"],
-        "seed": str(entry["seed"]),
-        "state": entry["state"],
-        "phase": entry["phase"] or NONE,
-        "reason": entry["reason"] or NONE,
-        "run": entry["run"],
-    }
+def _unfinished(section: Section) -> Sheet[Unfinished]:
+    columns: list[Column[Unfinished]] = [
+        _METHOD,
+        Column("seed", "seed", lambda run: str(run.seed)),
+        words("state", "state"),
+        Column("phase", "phase", lambda run: run.phase or NONE, kind="words"),
+        Column("reason", "reason", lambda run: run.reason or NONE, kind="words"),
+        Column("run", "run", lambda run: run.run, kind="name"),
+    ]
+    return Sheet("Runs without a result", columns, section.unfinished)
 
 
-def grid_columns(table: Table, line: dict) -> dict[str, str]:
-    """One learning rate of the grid."""
-    return {
-        "method": line["title"],
-        "learning rate": _number(line["learning_rate"], "g"),
-        f"validation {table.metric}": _number(line["validation"], ".4f"),
-        "seeds": str(line["seeds"]) + (f" ({line['unfinished']} unfinished)" if line["unfinished"] else ""),
-        "cost s": _number(line["seconds"], ",.0f"),
-        "chosen": "yes" if line["chosen"] else "",
-    }
+def _differences(section: Section) -> Sheet[Line]:
+    table = section.table
+    columns: list[Column[Line]] = [
+        _METHOD,
+        Column("minus_lora", f"{table.metric} minus LoRA{of_the_same(table)}", lambda line: _pair(line.minus_lora)),
+        Column("minus_full", f"{table.metric} minus full fine-tuning", lambda line: _pair(line.minus_full)),
+        Column("minus_lora_seeds", "seeds shared (LoRA / full)", lambda line: _shared(line, "seeds")),
+        Column("minus_lora_examples", "examples (LoRA / full)", lambda line: _shared(line, "examples")),
+    ]
+    paired = any(line.minus_lora or line.minus_full for line in section.lines)
+    return Sheet(
+        "Paired differences on the same examples (paired bootstrap, 95 %)", columns, section.lines if paired else []
+    )
 
 
-def main_rows(section: Section) -> list[dict[str, str]]:
-    """The main table: one dict {column title: cell} a row."""
-    return [main_columns(section.table, line) for line in section.lines]
+def _clocks(section: Section) -> Sheet[Line]:
+    """Return seconds by phase, the spread of the steps, the wait for data, and energy where a GPU counted it."""
+    columns: list[Column[Line]] = [
+        _METHOD,
+        Column("step_median_seconds", "step ms [p25, p75]", _step_spread),
+        Column("data_seconds", "read data", ",.2f"),
+        Column("load_seconds", "load model", ",.2f"),
+        Column("select_seconds", "select", ",.2f"),
+        Column("attach_seconds", "attach", ",.2f"),
+        Column("train_seconds", "train", ",.2f"),
+        Column("data_wait_seconds", "waiting for data", ",.2f"),
+        Column("evaluate_seconds", "evaluate", ",.2f"),
+        Column("save_seconds", "save", ",.2f"),
+        Column("measure_seconds", "measure", ",.2f"),
+        Column("total_seconds", "total", ",.2f"),
+    ]
+    if any(line.train_joules is not None for line in section.lines):
+        columns.append(Column("train_joules", "training energy", ",.2f", "kJ"))
+    timed = [line for line in section.lines if line.total_seconds is not None]
+    title = "Where the time went (seconds, medians over seeds; waiting for data is part of training)"
+    return Sheet(title, columns, timed)
 
 
-def halves(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The main table as two that fit a page: what the methods give, and what they cost."""
-    cost = [{name: cell for name, cell in row.items() if name == "method" or _is_cost(name)} for row in rows]
-    gain = [{name: cell for name, cell in row.items() if not _is_cost(name)} for row in rows]
-    return gain, cost
-
-
-def _is_cost(column: str) -> bool:
-    return column in _COST_COLUMNS or column.startswith("× LoRA")
-
-
-def blocks(section: Section) -> list[tuple[str, list[dict[str, str]]]]:
-    """The (title, rows) of everything tabular in a section beside the main table; empty ones left out."""
-    table, numbers = section.table, section.lines
-    found = [
-        ("Runs without a result", [state_columns(entry) for entry in section.unfinished]),
-        (
-            "Paired differences on the same examples (paired bootstrap, 95 %)",
-            [difference_columns(table, line) for line in numbers] if _has_differences(numbers) else [],
+def _rates(section: Section) -> Sheet[Rate]:
+    columns: list[Column[Rate]] = [
+        _METHOD,
+        Column("learning_rate", "learning rate", "g"),
+        Column("validation", f"validation {section.table.metric}", ".4f"),
+        Column(
+            "seeds", "seeds", lambda rate: f"{rate.seeds}" + f" ({rate.unfinished} unfinished)" * bool(rate.unfinished)
         ),
-        *clock_block(numbers),
-        *overlap_blocks(section),
-        ("Learning-rate grid (chosen on validation)", [grid_columns(table, line) for line in section.grid]),
+        Column("seconds", "cost", ",.0f", "s"),
+        Column("chosen", "chosen", lambda rate: "yes" if rate.chosen else "", kind="words"),
     ]
-    return [(title, rows) for title, rows in found if rows]
+    return Sheet("Learning-rate grid (chosen on validation)", columns, section.rates)
 
 
-def overlap_blocks(section: Section) -> list[tuple[str, list[dict[str, str]]]]:
-    """One square table a group of runs that differ in the importance metric alone."""
-    found = []
-    groups = list(dict.fromkeys(pair["group"] for pair in section.overlaps))
-    settings = [json.loads(group) for group in groups]
-    for group, kept in zip(groups, settings, strict=True):
-        pairs = [pair for pair in section.overlaps if pair["group"] == group]
-        shares = {frozenset((pair["first"], pair["second"])): pair["share"] for pair in pairs}
-        names = list(dict.fromkeys(name for pair in pairs for name in (pair["first"], pair["second"])))
-        told = ", ".join(
-            f"{short(key)}={value}" for key, value in kept.items() if any(other.get(key) != value for other in settings)
-        )
-        rows = [
-            {"importance": one, **{other: _number(shares.get(frozenset((one, other))), ".2f") for other in names}}
-            for one in names
-        ]
-        title = "Overlap of the selections" + (f" at {told}" if told else "")
-        found.append((f"{title} (share of ids in common, mean over seeds; diagonal: between seeds)", rows))
-    return found
+def _overlaps(section: Section) -> list[Sheet[tuple[str, dict]]]:
+    """Return one square table a group of runs that differ in the importance metric alone."""
+    sheets = []
+    settings = {pair.group: json.loads(pair.group) for pair in section.overlaps}
+    for group, kept in settings.items():
+        pairs = [pair for pair in section.overlaps if pair.group == group]
+        shares = {frozenset((pair.first, pair.second)): pair.share for pair in pairs}
+        names = list(dict.fromkeys(name for pair in pairs for name in (pair.first, pair.second)))
+        differing = {
+            key: value for key, value in kept.items() if any(other.get(key) != value for other in settings.values())
+        }
+        where = ", ".join(f"{short(key)}={value}" for key, value in differing.items())
+        title = f"Overlap of the selections{f' at {where}' if where else ''}"
+        columns = [Column("importance", "importance", lambda row: row[0], kind="words"), *map(_share_with, names)]
+        items = [(one, {other: shares.get(frozenset((one, other))) for other in names}) for one in names]
+        ends = "(share of ids in common, mean over seeds; diagonal: between seeds)"
+        sheets.append(Sheet(f"{title} {ends}", columns, items))
+    return sheets
 
 
-def markdown(section: Section) -> str:
-    """The whole section of a table: main table, notes, the other blocks, the fairness contract."""
-    contract = [
-        f"- **{c.status}**: {c.text}" + (f" ({escape.markdown(c.detail)})" if c.detail else "")
-        for c in section.conditions
-    ]
-    contract += [f"- note: {escape.markdown(remark)}" for remark in section.remarks]
-    parts = [
-        f"## {escape.markdown(heading(section.table))}",
-        _demonstration_markdown(section.table),
-        _markdown_table(main_rows(section)) if section.lines else "No run has finished yet.",
-        "\n".join(f"- {escape.markdown(note)}" for note in notes(section.table, section.lines)),
-        *(f"**{escape.markdown(title)}**\n\n{_markdown_table(rows)}" for title, rows in blocks(section)),
-        "**Fairness contract**\n\n" + "\n".join(contract),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+def _share_with(name: str) -> Column[tuple[str, dict]]:
+    return Column(name, name, lambda row: number(row[1][name], ".2f"))
 
 
-def _has_differences(numbers: list[dict]) -> bool:
-    """Whether any row could be held against LoRA or full fine-tuning example by example."""
-    return any(line["minus_lora"] is not None or line["minus_full"] is not None for line in numbers)
+def _metric(table: Table) -> Column[Line]:
+    title = f"{table.split} {table.metric}"
+    return Column("value", title, metric, "(95 %)", "higher" if table.higher_is_better else "lower")
 
 
-def metric(line: dict) -> str:
-    """The primary metric with its interval: ± where it is symmetric, [low, high] where it is not."""
-    if line["value"] is None:
+def metric(line: Line) -> str:
+    """Return the primary metric with its interval: ± where it is symmetric, [low, high] where it is not."""
+    estimate = line.estimate
+    if estimate is None:
         return NONE
-    if line["low"] is None:
-        return f"{line['value']:.4f}"
-    if line["interval"] == OVER_EXAMPLES or line["interval_cut"]:
-        return f"{line['value']:.4f} [{line['low']:.4f}, {line['high']:.4f}]"
-    return f"{line['value']:.4f} ± {line['high'] - line['value']:.4f}"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.4f}"
+    if estimate.covers == OVER_EXAMPLES or estimate.cut:
+        return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
+    return f"{estimate.value:.4f} ± {estimate.high - estimate.value:.4f}"
 
 
-def _demonstration_markdown(table: Table) -> str:
-    found = demonstration(table)
-    if found is None:
-        return ""
-    text = "> **This is a demonstration, not a result.** " + escape.markdown("; ".join(found["notes"])) + "."
-    real = found["real_command"]
-    return text + (f"\n>\n> For the real thing: {escape.code(real)}" if real else "")
+def _parameters(line: Line) -> str:
+    head = f" + {line.head_parameters:,} head" if line.head_parameters else ""
+    return NONE if line.adapter_parameters is None else f"{line.adapter_parameters:,}{head}"
 
 
-def _markdown_table(rows: list[dict[str, str]]) -> str:
-    cells = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join("| " + " | ".join(escape.markdown(cell) for cell in row) + " |" for row in cells)
-
-
-def _parameters(line: dict) -> str:
-    adapter, head = line["adapter_parameters"], line["head_parameters"]
-    if adapter is None:
+def _budget(line: Line) -> str:
+    if line.budget_off_percent is None:
         return NONE
-    return f"{adapter:,}" + (f" + {head:,} head" if head else "")
+    return f"{line.budget_asked:,} → {line.budget_achieved:,} ({line.budget_off_percent:+.2f} %)"
 
 
-def _budget(line: dict) -> str:
-    if not line["budget_asked"] or line["budget_achieved"] is None:
-        return NONE
-    return f"{line['budget_asked']:,} → {line['budget_achieved']:,} ({line['budget_off_percent']:+.2f} %)"
-
-
-def _pair(line: dict) -> str:
-    median, p95 = (_number(line[key], ",.0f", scale=1000) for key in ("step_median_seconds", "step_p95_seconds"))
+def _median_and_p95(line: Line) -> str:
+    median, p95 = (number(value, ",.0f", scale=1000) for value in (line.step_median_seconds, line.step_p95_seconds))
     return NONE if median == NONE else f"{median} / {p95}"
 
 
-def _difference(line: dict, prefix: str) -> str:
-    value, low, high = line[prefix], line[f"{prefix}_low"], line[f"{prefix}_high"]
-    if value is None:
+def _step_spread(line: Line) -> str:
+    seconds = (line.step_median_seconds, line.step_p25_seconds, line.step_p75_seconds)
+    if None in seconds:
         return NONE
-    return f"{value:+.4f}" + (f" [{low:+.4f}, {high:+.4f}]" if low is not None else "")
+    median, low, high = (number(value, ",.1f", scale=1000) for value in seconds)
+    return f"{median} [{low}, {high}]"
 
 
-def _shared(line: dict, name: str) -> str:
-    return " / ".join(_number(line[f"{prefix}_{name}"], ",d") for prefix in ("minus_lora", "minus_full"))
+def _pair(difference: Difference | None) -> str:
+    if difference is None:
+        return NONE
+    interval = f" [{difference.low:+.4f}, {difference.high:+.4f}]" if difference.low is not None else ""
+    return f"{difference.value:+.4f}{interval}"
 
 
-def _mib(value: float | None) -> str:
-    return _number(value, ",.1f", scale=1 / 2**20)
-
-
-def _times(value: float | None) -> str:
-    return _number(value, ".2f", "×")
-
-
-def _number(value: float | None, form: str, unit: str = "", scale: float = 1) -> str:
-    return NONE if value is None else f"{value * scale if scale != 1 else value:{form}}{unit}"
+def _shared(line: Line, name: str) -> str:
+    return " / ".join(number(getattr(pair, name, None), ",d") for pair in (line.minus_lora, line.minus_full))

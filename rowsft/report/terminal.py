@@ -5,78 +5,95 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from rowsft.output import escape
+from rowsft.report.columns import Sheet
 from rowsft.report.fairness import MET, STATED, Condition
+from rowsft.report.lines import Line
 from rowsft.report.notes import demonstration, notes
 from rowsft.report.section import Section
-from rowsft.report.tables import TERMINAL_COSTS, heading, state_columns, terminal_columns
+from rowsft.report.tables import blocks, heading, terminal_main
 
-_LEFT = ("method", "state", "phase", "reason")
 #: More rows than these say nothing on a terminal: the best are shown, and where the others are.
 _MOST_ROWS = 40
+STATE_COLOURS = {
+    "done": "green",
+    "running": "cyan",
+    "pending": "dim",
+    "failed": "red",
+    "oom": "red",
+    "interrupted": "yellow",
+}
 
 
 def show(section: Section, console: Console) -> None:
     """Print one section."""
     table = section.table
     console.print(Text(f"\n{escape.terminal(heading(table))}", style="bold"))
-    said = demonstration(table)
-    if said is not None:
-        console.print(_line("A demonstration, not a result. " + "; ".join(said["notes"]) + ".", "yellow"))
-        if said["real_command"]:
-            console.print(_line(f"For the real thing: {said['real_command']}", "yellow"))
+    about = demonstration(table)
+    if about is not None:
+        console.print(line("A demonstration, not a result. " + "; ".join(about["notes"]) + ".", "yellow"))
+        if about["real_command"]:
+            console.print(line(f"For the real thing: {about['real_command']}", "yellow"))
     if section.lines:
         shown = _best(section)
-        _print_main(console, [terminal_columns(table, line) for line in shown])
+        _print_main(console, terminal_main(section, shown))
         if len(shown) < len(section.lines):
             text = (
                 f"the best {len(shown)} of {len(section.lines)} rows by {table.metric}; all are in the page and files"
             )
-            console.print(_line(text, "dim"))
+            console.print(line(text, "dim"))
     else:
         console.print("No run has finished yet.")
     if section.unfinished:
+        sheet = blocks(section)[0]
         console.print(Text("runs without a result", style="bold"))
-        console.print(grid([state_columns(entry) for entry in section.unfinished[:_MOST_ROWS]]))
+        console.print(grid(Sheet(sheet.title, sheet.columns, sheet.items[:_MOST_ROWS])))
         if len(section.unfinished) > _MOST_ROWS:
             console.print(Text(f"and {len(section.unfinished) - _MOST_ROWS} more", style="dim"))
     for note in notes(table, section.lines):
-        console.print(_line(note, "dim"))
+        console.print(line(note, "dim"))
     console.print(_contract(section.conditions, section.remarks))
 
 
-def _best(section: Section) -> list[dict]:
-    """The lines with the best values, in the table's order, where there are more than fit."""
+def _best(section: Section) -> list[Line]:
+    """Return the lines with the best values, in the table's order, where there are more than fit."""
     sign = -1 if section.table.higher_is_better else 1
-    ranked = sorted(
-        range(len(section.lines)),
-        key=lambda i: (section.lines[i]["value"] is None, sign * (section.lines[i]["value"] or 0)),
-    )
-    return [section.lines[index] for index in sorted(ranked[:_MOST_ROWS])]
+    ranked = sorted(section.lines, key=lambda one: (one.value is None, sign * (one.value or 0)))
+    best = {id(one) for one in ranked[:_MOST_ROWS]}
+    return [one for one in section.lines if id(one) in best]
 
 
-def _print_main(console: Console, rows: list[dict[str, str]]) -> None:
-    """In one piece where the terminal is wide enough, else what the methods give above what they cost."""
-    whole = grid(rows)
+def _print_main(console: Console, sheet: Sheet[Line]) -> None:
+    """Print it in one piece where the terminal is wide enough, else what the methods give above what they cost."""
+    whole = grid(sheet)
     if console.measure(whole, options=console.options.update(max_width=1000)).maximum <= console.width:
         console.print(whole)
         return
-    console.print(grid([{name: row[name] for name in row if name not in TERMINAL_COSTS} for row in rows]))
-    console.print(grid([{name: row[name] for name in ("method", *TERMINAL_COSTS)} for row in rows]))
+    console.print(grid(sheet.of("setting", "result")))
+    console.print(grid(sheet.of("cost")))
 
 
-def grid(rows: list[dict[str, str]], words: tuple[str, ...] = _LEFT) -> Grid:
-    """One line a row, one column a key. Columns named in `words` stand left and fold, the others right and do not."""
-    table = Grid(box=None, header_style="bold", pad_edge=False)
-    for name in rows[0]:
-        text = name in words
-        table.add_column(_line(name.strip()), justify="left" if text else "right", no_wrap=not text, overflow="fold")
-    for row in rows:
-        table.add_row(*(_line(cell) for cell in row.values()))
+def grid(sheet: Sheet, **options) -> Grid:
+    """Return a sheet for rich, without its title; `options` are those of rich's table."""
+    table = Grid(box=None, header_style="bold", pad_edge=False, **options)
+    for column in sheet.columns:
+        table.add_column(
+            line(column.heading),
+            justify="right" if column.kind == "number" else "left",
+            no_wrap=column.kind != "words",
+            overflow="fold",
+        )
+    for row in sheet.rows:
+        table.add_row(
+            *(
+                line(cell, STATE_COLOURS.get(cell, "") if column.key == "state" else "")
+                for column, cell in zip(sheet.columns, row, strict=True)
+            )
+        )
     return table
 
 
-def _line(text: str, style: str = "") -> Text:
-    # Text, not markup: names may hold square brackets.
+def line(text: str, style: str = "") -> Text:
+    """Return a text for rich, as it is: names may hold square brackets, which rich would take for markup."""
     return Text(escape.terminal(text), style=style)
 
 

@@ -58,7 +58,7 @@ class Setting:
 
 
 def best_learning_rates(root: Path, experiment: str) -> str:
-    """A text table of validation scores by setting and learning rate, then the `tuned:` block for an experiment's YAML.
+    """Return validation scores by setting and learning rate, then the `tuned:` block for an experiment's YAML.
 
     Seeds are averaged; a run that failed counts as the worst; of equal rates the lower one is taken. A method whose
     settings (budgets, say) prefer different rates gets no line in the block, but one of its rates by setting. Raises
@@ -100,15 +100,15 @@ def best_learning_rates(root: Path, experiment: str) -> str:
 
 
 def _settings(records: list[Record], experiment: str) -> tuple[list[Setting], str]:
-    """What was tried at every rate, and the metric's name."""
-    found: dict[tuple[str, str], Setting] = {}
+    """Return what was tried at every rate, and the metric's name."""
+    settings_by_key: dict[tuple[str, str], Setting] = {}
     metric = "score"
     lacking = []
     for record in records:
         settings = without_seeds(determining(record))
         rate = settings.pop(LEARNING_RATE, None)
         result = record.result
-        if record.state in ("pending", "running") and result is None or rate is None:
+        if record.state in ("pending", "running") and result is None or not isinstance(rate, int | float):
             continue
         info, kept = method_info(record), {key: value for key, value in settings.items() if key not in WATCHING}
         score = primary(result, "validation") if result else DIVERGED
@@ -121,19 +121,19 @@ def _settings(records: list[Record], experiment: str) -> tuple[list[Setting], st
         if result is not None:
             metric = result["primary_metric"]
             score = score if result.get("higher_is_better", True) else -score
-        one = found.setdefault((info.name, text_of(kept)), Setting(info, kept))
+        one = settings_by_key.setdefault((info.name, text_of(kept)), Setting(info, kept))
         one.scores.setdefault(float(rate), []).append(score)
-    if lacking and not found:
+    if lacking and not settings_by_key:
         raise UserError(lacking[-1])
-    if not found:
+    if not settings_by_key:
         raise UserError(f"experiment {experiment!r}: none of its runs has ended; tune when the sweep is done")
-    for told in lacking:
-        log.warning("%s: left out", told)
-    return list(found.values()), metric
+    for warning in lacking:
+        log.warning("%s: left out", warning)
+    return list(settings_by_key.values()), metric
 
 
 def _key(name: str) -> str:
-    """A method's name as YAML has it."""
+    """Return a method's name as YAML has it."""
     return name if name.isidentifier() else json.dumps(name)
 
 

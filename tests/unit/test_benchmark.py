@@ -14,6 +14,7 @@ import generation
 import overhead
 import selection
 import summary
+import tables
 import writing
 from contenders import CONTENDERS, SecondProduct
 from shapes import SHAPES, batch, build
@@ -25,6 +26,11 @@ from rowsft.selection.targets import Targets, eligible_layers
 
 CPU = torch.device("cpu")
 TRAINED = ["rows", "columns", "both", "neurons", "lora", "dora", "shira", "dense_mask", "released"]
+
+
+@pytest.mark.parametrize("value", [1.23456, {"median": 1.23456, "low": 1.2, "high": 1.3}])
+def test_a_ratio_has_as_many_digits_as_its_table_asks_for(value):
+    assert tables.ratio(value, ".2f").startswith("1.23") and "1.235" not in tables.ratio(value, ".2f")
 
 
 def trial(method, shape="tiny_llama", **settings):

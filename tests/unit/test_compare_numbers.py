@@ -6,6 +6,7 @@ from compare_factory import MIB
 from rowsft.report.compare.limits import judge, parse
 from rowsft.report.compare.number import Number, paired_up
 from rowsft.report.compare.units import amounts, change, percent
+from rowsft.store.files import LARGEST
 
 
 @pytest.mark.parametrize(
@@ -52,16 +53,16 @@ def test_a_change_from_zero_has_no_percent():
 @pytest.mark.parametrize(
     "a, b, difference, change_percent",
     [
-        (5e-324, 1e308, 1e308, None),
-        (-1.7e308, 1.7e308, None, 200.0),
-        (-(10**308), 10**308, None, 200.0),
-        (1.0, 1.7e308, 1.7e308, None),
+        (5e-324, LARGEST, LARGEST, None),
+        (-LARGEST, LARGEST, 2 * LARGEST, 200.0),
+        (-(10**100), 10**100, 2 * 10**100, 200.0),
+        (2**53, 2**53 + 1, 1, 100 / 2**53),
     ],
 )
-def test_a_change_beyond_every_float_is_none(a, b, difference, change_percent):
+def test_a_change_of_the_largest_and_of_a_single_byte(a, b, difference, change_percent):
     moved = Number("x", a, b)
     assert (moved.difference, moved.change_percent) == (difference, change_percent)
-    limit = parse("x=+1%")
+    limit = parse("x=+0%")
     assert not limit.allows(a, b) and judge(limit, [moved])[0].outcome == "over"
 
 

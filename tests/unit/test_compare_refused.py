@@ -76,7 +76,7 @@ def test_an_integer_of_thousands_of_digits(tmp_path):
 def test_what_is_no_number_where_one_is_meant(tmp_path, written, said):
     good, bad = (write(tmp_path / name / "step.json", [row("rows")]) for name in ("good", "bad"))
     put(tmp_path / "bad" / "step.json", "3000000000", written)
-    expected = "; expected a number that a float can hold, or null where nothing was measured: "
+    expected = "; expected a number of moderate size, or null where nothing was measured: "
     found = refused(good, bad)
     assert found.startswith(f"{bad}: llama.rows.flops is {said}") and expected + "measure anew" in found
     for index, (name, fields) in enumerate(

@@ -15,9 +15,10 @@ from rich.console import Console
 from rowsft import report
 from rowsft.cli.main import main
 from rowsft.output import escape
-from rowsft.report import listing, memory, plots, tables, tuning
+from rowsft.report import listing, memory, plots, tuning
 from rowsft.report.compare import compare
 from rowsft.report.compare import terminal as comparison
+from rowsft.report.markdown import markdown
 from rowsft.report.page import page
 from rowsft.store import Store
 from rowsft.store.files import write_csv
@@ -183,9 +184,9 @@ def renamed(root, folder, name):
 def test_a_report_of_hostile_names(tmp_path, plain, name):
     root = renamed(tmp_path, plain[0], name)
     parts = report.sections(root)
-    markdown = "\n\n".join(map(tables.markdown, parts))
-    assert not UNSEEN.search(markdown.replace("\n", ""))
-    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(markdown)
+    written = "\n\n".join(map(markdown, parts))
+    assert not UNSEEN.search(written.replace("\n", ""))
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(written)
     inline = {child.type for token in tokens if token.type == "inline" for child in token.children}
     assert inline <= {"text", "text_special", "softbreak", "strong_open", "strong_close", "code_inline"}
     assert not {token.type for token in tokens} & {"html_block", "fence", "code_block", "hr", "ordered_list_open"}

@@ -93,7 +93,7 @@ def test_only_row_sft_is_asked_for_a_choice():
 def test_the_plan_compares_the_variants_that_methods_name():
     assert variants() == {
         "row-SFT, rows": ["method=row_sft"],
-        "row-SFT, columns": ["method=row_sft", "method.channel=in"],
+        "row-SFT, columns": ["method=row_sft", "method.channel=columns"],
         "LoRA": ["method=lora"],
         "DoRA": ["method=dora"],
         "full fine-tuning": ["method=full"],
@@ -105,7 +105,7 @@ def test_a_method_of_ones_own_is_shown_as_it_says_and_one_that_says_nothing_by_i
         plant(tmp_path / "runs", method, right, info)
     files = report.build(tmp_path / "runs", "demo", tmp_path / "out")
     (section,) = files.sections
-    assert [line["title"] for line in section.lines] == ["LoRA", "Mine & yours", "DoRA", "other"]
+    assert [line.title for line in section.lines] == ["LoRA", "Mine & yours", "DoRA", "other"]
     assert section.table.infos["other"].order == LAST
     assert f"| {escape.markdown(MINE.title)} |" in tables.markdown(section)
     page = files.page.read_text()
@@ -118,4 +118,4 @@ def test_a_method_without_a_budget_is_one_row_whatever_the_budgets(tmp_path):
         plant(tmp_path, "mine", 60, MINE, rows=rows)
         plant(tmp_path, "other", 60 + rows, rows=rows)
     (section,) = report.sections(tmp_path, "demo")
-    assert [line["title"] for line in section.lines] == ["Mine & yours", "other (rows=4)", "other (rows=8)"]
+    assert [line.title for line in section.lines] == ["Mine & yours", "other (rows=4)", "other (rows=8)"]

@@ -12,7 +12,8 @@ from record_mutants import ABSENT, EXPERIMENT, VALUES, mutant, places, put, whol
 from rowsft import report
 from rowsft.cli.main import main
 from rowsft.errors import UserError
-from rowsft.report import flat, tables, tuning
+from rowsft.report import flat, tuning
+from rowsft.report.markdown import markdown
 from rowsft.report.page import page
 from rowsft.store import Store, schema
 from rowsft.store.record import UnreadableRecord, read_record
@@ -214,7 +215,7 @@ def test_records_that_pass_are_shown_by_every_reader(tmp_path, good, record):
         run = store_with(root, good, [changed])
         try:
             parts = report.sections(root)
-            shown = "".join(map(tables.markdown, parts)) + report.text(parts) + page("t", parts, None, None)
+            shown = "".join(map(markdown, parts)) + report.text(parts) + page("t", parts, None, None)
             flat.run_rows([found for part in parts for found in part.table.records])
             assert status("runs", "--store", root, "--json") == 0
             tuning.best_learning_rates(root, EXPERIMENT)

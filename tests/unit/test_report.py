@@ -8,12 +8,13 @@ from report_factory import classification, config, finish, metric_of, regression
 from scipy import stats
 
 from rowsft import report
+from rowsft.output.quantities import NONE
 from rowsft.report import tables
 from rowsft.store import Store
 
 
 def line_of(section, method):
-    return next(line for line in section.lines if line["method"] == method)
+    return next(line for line in section.lines if line.method == method)
 
 
 def test_one_table_a_task_with_the_methods_in_order(built):
@@ -21,7 +22,7 @@ def test_one_table_a_task_with_the_methods_in_order(built):
         ("sentiment", "minilm"),
         ("stsb", "minilm"),
     ]
-    assert [line["method"] for line in section_of(built, "stsb").lines] == [
+    assert [line.method for line in section_of(built, "stsb").lines] == [
         "none",
         "head",
         "row_sft",
@@ -35,17 +36,17 @@ def test_metric_interval_and_costs_of_a_row(built):
     line = line_of(section_of(built, "stsb"), "row_sft")
     values = [metric_of(regression("row_sft", seed), "stsb")[1] for seed in (1, 2, 3)]
     low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
-    assert (line["value"], line["low"], line["high"]) == pytest.approx((np.mean(values), low, high))
-    assert line["seeds"] == 3 and line["test_pearson"] == pytest.approx(np.mean(values))
-    assert line["validation_pearson"] == pytest.approx(np.mean(values) + 0.02)
-    assert line["train_peak_allocated_bytes"] == 402.5 * 2**20 and line["select_peak_allocated_bytes"] == 123 * 2**20
-    assert line["train_peak_to_lora"] == pytest.approx(402.5 / 441.25)
-    assert line["step_median_seconds"] == pytest.approx(0.612) and line["step_to_lora"] == pytest.approx(0.612 / 0.702)
-    assert (line["budget_asked"], line["budget_achieved"]) == (221_184, 221_184)
-    assert line_of(section_of(built, "stsb"), "dora")["budget_off_percent"] == pytest.approx(
+    assert (line.value, line.estimate.low, line.estimate.high) == pytest.approx((np.mean(values), low, high))
+    assert line.seeds == 3 and line.metrics["test_pearson"] == pytest.approx(np.mean(values))
+    assert line.metrics["validation_pearson"] == pytest.approx(np.mean(values) + 0.02)
+    assert line.train_peak_allocated_bytes == 402.5 * 2**20 and line.select_peak_allocated_bytes == 123 * 2**20
+    assert line.train_peak_to_lora == pytest.approx(402.5 / 441.25)
+    assert line.step_median_seconds == pytest.approx(0.612) and line.step_to_lora == pytest.approx(0.612 / 0.702)
+    assert (line.budget_asked, line.budget_achieved) == (221_184, 221_184)
+    assert line_of(section_of(built, "stsb"), "dora").budget_off_percent == pytest.approx(
         100 * (220608 / 221184 - 1)
     )
-    assert line["differs_in"] == "learning_rate=0.001"
+    assert line.differs_in == "learning_rate=0.001"
 
 
 def test_what_was_not_measured_is_none_and_shown_as_a_dash(built):
@@ -58,24 +59,26 @@ def test_what_was_not_measured_is_none_and_shown_as_a_dash(built):
         "train_peak_to_lora",
         "budget_asked",
     )
-    assert [line[key] for key in missing] == [None] * 5
-    assert line["interval"] == "95 % test-set interval, one seed"
-    assert tables.main_columns(section.table, line)["training peak MiB"] == tables.NONE
+    assert [getattr(line, key) for key in missing] == [None] * 5
+    assert line.estimate.covers == "95 % test-set interval, one seed"
+    sheet = tables.main(section)
+    (peak,) = [column for column in sheet.columns if column.heading == "training peak MiB"]
+    assert peak.cell(line) == NONE
 
 
 def test_paired_difference_to_lora(built):
     line = line_of(section_of(built, "sentiment"), "row_sft")
     mine, other = (classification(method, 1) for method in ("row_sft", "lora"))
     gaps = [(a["prediction"] == a["label"]) - (b["prediction"] == b["label"]) for a, b in zip(mine, other, strict=True)]
-    assert line["minus_lora"] == pytest.approx(np.mean(gaps))
-    assert line["minus_lora_low"] < line["minus_lora"] < line["minus_lora_high"] and line["minus_lora_examples"] == 400
-    assert line_of(section_of(built, "sentiment"), "lora")["minus_lora"] is None
+    assert line.minus_lora.value == pytest.approx(np.mean(gaps))
+    assert line.minus_lora.low < line.minus_lora.value < line.minus_lora.high and line.minus_lora.examples == 400
+    assert line_of(section_of(built, "sentiment"), "lora").minus_lora is None
 
 
 def test_runs_without_a_result_stay_with_their_reason(built):
-    found = {entry["method"]: entry for entry in section_of(built, "stsb").unfinished}
-    assert found["dora"]["state"] == "failed" and found["dora"]["reason"] == "TrainingDiverged: loss is nan at step 12"
-    assert found["full"]["state"] == "oom" and found["full"]["seed"] == 3
+    found = {run.method: run for run in section_of(built, "stsb").unfinished}
+    assert found["dora"].state == "failed" and found["dora"].reason == "TrainingDiverged: loss is nan at step 12"
+    assert found["full"].state == "oom" and found["full"].seed == 3
     assert "| oom | train | OutOfMemoryError: tried to allocate 2 GiB &lt;b> |" in built[1].markdown.read_text()
 
 
@@ -107,7 +110,7 @@ def test_variants_of_a_method_are_rows_of_their_own_and_seeds_inside_a_method_ar
             method = {**config(method="row_sft")["method"], "importance": importance, "seed": seed}
             finish(store, regression("row_sft", seed), method=method, seed=seed)
     lines = report.sections(tmp_path, "demo")[0].lines
-    assert [(line["title"], line["seeds"]) for line in lines] == [
+    assert [(line.title, line.seeds) for line in lines] == [
         ("row-SFT (importance=l2)", 2),
         ("row-SFT (importance=taylor)", 2),
     ]
@@ -119,17 +122,17 @@ def test_how_inputs_are_had_tells_rows_of_a_method_apart_and_breaks_no_contract(
     finish(store, regression("lora", 1))
     finish(store, regression("row_sft", 1), method=group)
     before = report.sections(tmp_path, "demo")[0]
-    assert [line["title"] for line in before.lines] == ["row-SFT", "LoRA"]
+    assert [line.title for line in before.lines] == ["row-SFT", "LoRA"]
     for recompute in (True, False):
         finish(store, regression("row_sft", 1), method={**group, "recompute_inputs": recompute})
     section = report.sections(tmp_path, "demo")[0]
-    assert [line["title"] for line in section.lines] == [
+    assert [line.title for line in section.lines] == [
         "row-SFT (recompute_inputs=false)",
         "row-SFT (recompute_inputs=null)",
         "row-SFT (recompute_inputs=true)",
         "LoRA",
     ]
-    told = [[part for part in line["differs_in"].split(", ") if "inputs" in part] for line in section.lines]
+    told = [[part for part in line.differs_in.split(", ") if "inputs" in part] for line in section.lines]
     assert told == [["recompute_inputs=false"], [], ["recompute_inputs=true"], []]
     assert [(c.key, c.status) for c in section.conditions] == [(c.key, c.status) for c in before.conditions]
 
@@ -140,4 +143,4 @@ def test_a_damaged_record_is_left_out_with_a_warning(tmp_path, caplog):
     (tmp_path / bad / "record.json").write_text('{"schema_version"')
     with caplog.at_level(logging.WARNING):
         (section,) = report.sections(tmp_path)
-    assert [line["runs"] for line in section.lines] == [good] and bad in caplog.text and caplog.text.count("\n") == 1
+    assert [line.runs for line in section.lines] == [good] and bad in caplog.text and caplog.text.count("\n") == 1

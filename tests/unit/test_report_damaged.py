@@ -16,7 +16,7 @@ def test_a_curve_of_steps_that_are_none_counts_as_absent(tmp_path, caplog, step)
     run = finish(store, outcomes(60), method="lora", task="sentiment")
     (store.root / run / "attempt-1" / "curve.csv").write_text(f"step,loss\n{step},1.0\n")
     files = report.build(store.root, "demo", tmp_path / "out")
-    assert "<polyline" not in files.page.read_text() and files.sections[0].lines[0]["value"] == 0.6
+    assert "svg+xml" not in files.page.read_text() and files.sections[0].lines[0].value == 0.6
     assert "curve.csv is damaged" in caplog.text
 
 

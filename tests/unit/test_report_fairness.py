@@ -78,13 +78,13 @@ def test_a_grid_in_the_store_meets_the_contract_when_its_best_rate_was_used(tmp_
         grid(store, method, [1e-4, 1e-3], [0.5, 0.6])
     assert status(report.sections(tmp_path, "demo")[0], "learning_rate").status == "met"
     table = report.sections(tmp_path, "demo_grid")[0]
-    assert [(row["method"], row["learning_rate"], row["chosen"]) for row in table.grid] == [
+    assert [(rate.method, rate.learning_rate, rate.chosen) for rate in table.rates] == [
         ("row_sft", 1e-4, False),
         ("row_sft", 1e-3, True),
         ("lora", 1e-4, False),
         ("lora", 1e-3, True),
     ]
-    assert [line["learning_rate"] for line in table.lines] == [1e-3, 1e-3], "one row a method, the best on validation"
+    assert [line.learning_rate for line in table.lines] == [1e-3, 1e-3], "one row a method, the best on validation"
     grid(store, "lora", [3e-3], [0.95])
     assert status(report.sections(tmp_path, "demo")[0], "learning_rate").status == "not met"
     grid(store, "row_sft", [3e-3], [0.1])

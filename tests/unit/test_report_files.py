@@ -3,17 +3,22 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
+from base64 import b64decode
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
+from markdown_it import MarkdownIt
 from matplotlib.image import imread
 from report_factory import ENVIRONMENT, classification, fail, finish
 from rich.console import Console
 
 from rowsft import report
 from rowsft.errors import UserError
+from rowsft.report import tables
 from rowsft.store import Store
 
 
@@ -30,8 +35,24 @@ def test_csv_files_round_trip(built):
     with files.table.open(newline="") as stream:
         table = list(csv.DictReader(stream))
     expected = [line for part in files.sections for line in part.lines]
-    assert [float(row["value"]) for row in table if row["state"] == "done"] == [line["value"] for line in expected]
+    assert [float(row["value"]) for row in table if row["state"] == "done"] == [line.value for line in expected]
     assert [row["reason"] for row in table if row["state"] == "failed"] == ["TrainingDiverged: loss is nan at step 12"]
+
+
+def test_markdown_is_read_as_tables(built):
+    tokens = MarkdownIt("commonmark").enable("table").parse(built[1].markdown.read_text())
+    headings = sum(token.type == "th_open" for token in tokens)
+    sheets = [sheet for part in built[1].sections for sheet in [tables.main(part), *tables.blocks(part)]]
+    assert headings == sum(len(sheet.columns) for sheet in sheets) > 0
+
+
+def test_a_column_is_called_by_what_it_shows(built):
+    """One name from the measurement to the CSV file, whatever its title."""
+    with built[1].table.open(newline="") as stream:
+        keys = set(csv.DictReader(stream).fieldnames)
+    for part in built[1].sections:
+        for sheet in [tables.main(part), tables.terminal_main(part, part.lines)]:
+            assert {column.key for column in sheet.columns} <= keys
 
 
 class Strict(HTMLParser):
@@ -63,8 +84,8 @@ def test_the_page_is_whole_escaped_and_fetches_nothing(built):
     html = built[1].page.read_text()
     parser = Strict()
     parser.feed(html)
-    assert parser.open == [] and len(parser.links) == 2
-    assert all(link.startswith("data:image/png;base64,") for link in parser.links) and "http" not in html
+    assert parser.open == [] and len(parser.links) == 4
+    assert all(re.match("data:image/(png|svg.xml);base64,", link) for link in parser.links) and "http" not in html
     assert "b" not in parser.tags and "script" not in parser.tags
     text = " ".join(parser.text)
     for said in (
@@ -80,7 +101,10 @@ def test_the_page_is_whole_escaped_and_fetches_nothing(built):
         *(record.id for record in built[0].runs()),
     ):
         assert said in text
-    assert html.count("<polyline") == 10
+    curves = [b64decode(link.partition(",")[2]) for link in parser.links if "svg" in link]
+    for curve in curves:
+        titles = [text.text for text in ElementTree.fromstring(curve).iter("{http://www.w3.org/2000/svg}text")]
+        assert titles[-5:] == ["head only", "row-SFT", "LoRA", "DoRA", "full fine-tuning"]
 
 
 def test_the_picture_opens_and_is_not_blank(built):

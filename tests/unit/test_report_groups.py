@@ -7,6 +7,7 @@ from report_factory import config, finish, outcomes, status
 
 from rowsft import report
 from rowsft.report import tables
+from rowsft.report.markdown import markdown
 from rowsft.report.notes import notes
 from rowsft.store import Store
 
@@ -32,9 +33,13 @@ def table_of(store):
 
 def by_title(section):
     return {
-        line["title"]: tuple(
-            None if line[key] is None else round(line[key], 4)
-            for key in ("train_peak_to_lora", "minus_lora", "minus_full")
+        line.title: tuple(
+            None if value is None else round(value, 4)
+            for value in (
+                line.train_peak_to_lora,
+                line.minus_lora and line.minus_lora.value,
+                line.minus_full and line.minus_full.value,
+            )
         )
         for line in section.lines
     }
@@ -63,7 +68,7 @@ def test_each_budget_is_held_against_its_own_lora(budgets):
         # Two LoRAs fit it equally well.
         "full fine-tuning": (None, None, None),
     }
-    text = tables.markdown(section)
+    text = markdown(section)
     assert "| × LoRA of the same rows |" in text and "accuracy minus LoRA of the same rows" in text
     assert "Several LoRA rows fit equally well, so a dash: full fine-tuning." in text
 
@@ -83,7 +88,7 @@ def test_a_budget_without_lora_has_a_dash(budgets):
     plant(budgets, "row_sft", 50, 1, rows=4)
     section, found = table_of(budgets)
     assert found["row-SFT (rows=4)"] == (None, None, -0.31), "of the one seed that it shares with full fine-tuning"
-    assert "No LoRA with the same settings, so a dash: row-SFT (rows=4)." in tables.markdown(section)
+    assert "No LoRA with the same settings, so a dash: row-SFT (rows=4)." in markdown(section)
 
 
 def test_methods_without_a_budget_count_once_a_seed_however_often_they_ran(budgets):
@@ -95,8 +100,8 @@ def test_methods_without_a_budget_count_once_a_seed_however_often_they_ran(budge
         text = (again / "record.json").read_text().replace(record.id, again.name)
         (again / "record.json").write_text(text)
     section, found = table_of(budgets)
-    (line,) = [line for line in section.lines if line["method"] == "full"]
-    assert line["seeds"] == 2 and len(found) == 5 and len(section.table.records) == 12
+    (line,) = [line for line in section.lines if line.method == "full"]
+    assert line.seeds == 2 and len(found) == 5 and len(section.table.records) == 12
 
 
 def test_only_equal_seeds_are_paired(tmp_path):
@@ -107,7 +112,7 @@ def test_only_equal_seeds_are_paired(tmp_path):
         plant(store, "row_sft", right, seed)
     section, found = table_of(store)
     assert found["row-SFT"][1] == 0.04
-    assert section.lines[0]["minus_lora_seeds"] == 2
+    assert section.lines[0].minus_lora.seeds == 2
 
 
 def test_rates_that_all_methods_share_are_compared_rate_by_rate(tmp_path):
@@ -249,7 +254,7 @@ def test_two_primary_metrics_are_two_tables(tmp_path):
         for method, value in zip(("lora", "row_sft"), values, strict=True):
             finish(store, outcomes(60), method=method, task=task, metric=(name, value))
     sections = report.sections(tmp_path, "demo")
-    assert [(part.table.task, part.table.metric, [line["value"] for line in part.lines]) for part in sections] == [
+    assert [(part.table.task, part.table.metric, [line.value for line in part.lines]) for part in sections] == [
         ("text_classification (x.csv; accuracy)", "accuracy", [0.8, 0.9]),
         ("text_classification (x.csv; f1)", "f1", [0.5, 0.3]),
     ]
@@ -265,7 +270,7 @@ def test_names_of_rows_have_values_as_they_are_typed_and_in_full(tmp_path):
         finish(store, outcomes(60), method="row_sft", task="sentiment", budget=budget)
         finish(store, outcomes(60), method="lora", task="sentiment", budget=budget)
     (section,) = report.sections(tmp_path, "demo")
-    assert [line["title"] for line in section.lines if line["method"] == "lora"] == [
+    assert [line.title for line in section.lines if line.method == "lora"] == [
         "LoRA (ratio=0.12345678, rows=null)",
         "LoRA (ratio=0.12345679, rows=null)",
         "LoRA (ratio=null, rows=4)",
@@ -302,7 +307,7 @@ def test_of_several_loras_the_one_with_most_in_common_is_meant_and_none_where_th
     plant(store, own("dora") | {"dropout": 0.5}, 90)
     section, found = table_of(store)
     assert found["row-SFT"][1] == 0.02 and found["DoRA"][1] is None
-    assert "Several LoRA rows fit equally well, so a dash: DoRA." in tables.markdown(section)
+    assert "Several LoRA rows fit equally well, so a dash: DoRA." in markdown(section)
 
 
 def test_target_modules_swept_for_all_methods_are_compared_at_each_value(tmp_path):
@@ -312,7 +317,7 @@ def test_target_modules_swept_for_all_methods_are_compared_at_each_value(tmp_pat
         plant(store, "lora", lora, model=model)
         plant(store, "row_sft", rows, model=model)
     section, found = table_of(store)
-    assert [round(line["minus_lora"], 4) for line in section.lines if line["method"] == "row_sft"] == [0.05, 0.01]
+    assert [round(line.minus_lora.value, 4) for line in section.lines if line.method == "row_sft"] == [0.05, 0.01]
     assert status(section, "target_modules").status == "met"
 
 
@@ -335,9 +340,9 @@ def test_a_setting_that_a_method_does_not_have_is_no_difference(tmp_path):
     plant(store, own("lora") | {"_target_": "baselines.lora.Lora"}, 60, trainer=trainer, rows=2)
     plant(store, own("full") | {"_target_": "baselines.full.Full"}, 60, trainer=trainer)
     section, found = table_of(store)
-    assert [line["differs_in"] for line in section.lines] == ["", "", ""]
+    assert [line.differs_in for line in section.lines] == ["", "", ""]
     assert found == {"row-SFT": (1.0, 0.0, 0.0), "LoRA": (1.0, None, 0.0), "full fine-tuning": (1.0, 0.0, None)}
-    assert "of the same" not in tables.markdown(section)
+    assert "of the same" not in markdown(section)
 
 
 def test_settings_that_only_some_metrics_have_are_not_in_their_names(tmp_path):

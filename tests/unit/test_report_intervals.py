@@ -11,6 +11,7 @@ from report_factory import finish, outcomes, regression
 from rowsft import report
 from rowsft.formulas import FORMULAS
 from rowsft.report import plots, tables
+from rowsft.report.markdown import markdown
 from rowsft.report.predictions import scored
 from rowsft.store import Store
 
@@ -45,11 +46,11 @@ def test_an_accuracy_in_percent_keeps_its_interval_and_its_place(tmp_path, seeds
         finish(store, [], method="lora", seed=seed, task="sentiment", metric=("accuracy", value))
     finish(store, [], method="full", seed=1, task="sentiment", metric=("accuracy", -3.0))
     section = one_section(store)
-    (line,) = [line for line in section.lines if line["method"] == "lora"]
-    assert line["value"] == pytest.approx(np.mean(values)) and not line["interval_cut"]
+    (line,) = [line for line in section.lines if line.method == "lora"]
+    assert line.value == pytest.approx(np.mean(values)) and not line.estimate.cut
     if seeds > 1:
-        assert line["low"] < line["value"] < line["high"]
-    low, high = plots._limits(section)
+        assert line.estimate.low < line.value < line.estimate.high
+    low, high = plots.Panel(section).limits()
     assert low < -3 and high > max(values)
     assert report.build(store.root, "demo", tmp_path / "out").page.exists()
 
@@ -61,9 +62,9 @@ def test_an_interval_of_two_seeds_is_cut_at_the_metrics_range_and_shown_so(tmp_p
     section = one_section(store)
     (line,) = section.lines
     # mean 0.79, t(0.975, 1) = 12.706: the interval by itself is [-1.62, 3.20]
-    assert (line["value"], line["low"], line["high"]) == (pytest.approx(0.79), 0.0, 1.0) and line["interval_cut"]
+    assert (line.value, line.estimate.low, line.estimate.high) == (pytest.approx(0.79), 0.0, 1.0) and line.estimate.cut
     assert tables.metric(line) == "0.7900 [0.0000, 1.0000]"
-    assert "beyond what accuracy can be are cut there" in tables.markdown(section)
+    assert "beyond what accuracy can be are cut there" in markdown(section)
 
 
 def test_a_correlation_may_be_negative_but_not_beyond_one(tmp_path):
@@ -71,7 +72,7 @@ def test_a_correlation_may_be_negative_but_not_beyond_one(tmp_path):
     for seed in (1, 2):
         finish(store, regression("lora", seed, noise=(0.1, 9.0)[seed - 1]), method="lora", seed=seed)
     (line,) = one_section(store).lines
-    assert (line["low"], line["high"]) == (-1.0, 1.0)
+    assert (line.estimate.low, line.estimate.high) == (-1.0, 1.0)
 
 
 def test_intervals_inside_the_range_are_left_alone(tmp_path):
@@ -80,8 +81,8 @@ def test_intervals_inside_the_range_are_left_alone(tmp_path):
         finish(store, outcomes(right), method="lora", seed=seed, task="sentiment")
     section = one_section(store)
     (line,) = section.lines
-    assert tables.metric(line) == "0.8100 ± 0.0248" and not line["interval_cut"]
-    assert "are cut there" not in tables.markdown(section)
+    assert tables.metric(line) == "0.8100 ± 0.0248" and not line.estimate.cut
+    assert "are cut there" not in markdown(section)
 
 
 def test_f1_as_primary_metric_has_intervals_and_paired_differences(tmp_path):
@@ -92,10 +93,13 @@ def test_f1_as_primary_metric_has_intervals_and_paired_differences(tmp_path):
         scores[method] = macro_f1(rows)
         finish(store, rows, method=method, task="sentiment", metric=("f1", scores[method]))
     line = one_section(store).lines[0]
-    assert line["method"] == "row_sft" and line["metric"] == "f1"
-    assert line["low"] < line["value"] < line["high"] and line["interval"] == "95 % test-set interval, one seed"
-    assert line["minus_lora"] == pytest.approx(scores["row_sft"] - scores["lora"])
-    assert line["minus_lora_low"] < line["minus_lora"] < line["minus_lora_high"] and line["minus_lora_examples"] == 120
+    assert line.method == "row_sft" and line.metric == "f1"
+    assert (
+        line.estimate.low < line.value < line.estimate.high
+        and line.estimate.covers == "95 % test-set interval, one seed"
+    )
+    assert line.minus_lora.value == pytest.approx(scores["row_sft"] - scores["lora"])
+    assert line.minus_lora.low < line.minus_lora.value < line.minus_lora.high and line.minus_lora.examples == 120
 
 
 @pytest.mark.parametrize("name, constant", [("pearson", 2.5), ("spearman", 2.5), ("matthews", 1), ("f1", 0)])
@@ -105,14 +109,14 @@ def test_a_constant_prediction_has_the_tasks_value_and_an_interval(tmp_path, nam
     rows = [{**row, "label": index % 2 if name != "f1" else 1} for index, row in enumerate(rows)]
     finish(store, rows, method="lora", task="sentiment", metric=(name, 0.0))
     (line,) = one_section(store).lines
-    assert (line["value"], line["low"], line["high"]) == (0.0, 0.0, 0.0)
+    assert (line.value, line.estimate.low, line.estimate.high) == (0.0, 0.0, 0.0)
 
 
 def axis_limits(section):
     figure = Figure()
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    plots._panel(axis, section, plots.LIGHT)
+    plots.Panel(section).draw(axis, plots.LIGHT)
     return axis.get_ylim()
 
 
@@ -122,9 +126,9 @@ def test_the_axis_shows_the_values_apart_however_wide_the_intervals_are(tmp_path
         for seed, right in enumerate(rights, start=1):
             finish(store, outcomes(right), method=method, seed=seed, task="sentiment")
     section = one_section(store)
-    assert all((line["low"], line["high"]) == (0.0, 1.0) for line in section.lines)
+    assert all((line.estimate.low, line.estimate.high) == (0.0, 1.0) for line in section.lines)
     low, high = axis_limits(section)
-    values = [line["value"] for line in section.lines]
+    values = [line.value for line in section.lines]
     assert low < min(values) and max(values) < high
     assert (max(values) - min(values)) / (high - low) > 0.2
 
@@ -135,7 +139,10 @@ def test_an_axis_holds_narrow_intervals_whole(tmp_path):
         finish(store, outcomes(right), method=method, task="sentiment")
     section = one_section(store)
     low, high = axis_limits(section)
-    assert low < min(line["low"] for line in section.lines) and max(line["high"] for line in section.lines) < high
+    assert (
+        low < min(line.estimate.low for line in section.lines)
+        and max(line.estimate.high for line in section.lines) < high
+    )
 
 
 def test_many_settings_are_drawn_by_method_with_the_best_named(tmp_path):
@@ -144,10 +151,10 @@ def test_many_settings_are_drawn_by_method_with_the_best_named(tmp_path):
         method = ("lora", "row_sft")[number % 2]
         finish(store, outcomes(30 + number), method=method, task="sentiment", budget={"rows": number // 2 + 1})
     section = one_section(store)
-    assert [point.name for point in plots._labelled(section)] == ["row-SFT (rows=22)", "LoRA (rows=23)"]
+    assert [point.name for point in plots.Panel(section).labelled] == ["row-SFT (rows=22)", "LoRA (rows=23)"]
     text = report.text([section])
     assert "the best 40 of 45 rows by accuracy" in text and "(rows=23)" in text
-    assert "LoRA (rows=1) " not in text and "| LoRA (rows=1) |" in tables.markdown(section)
+    assert "LoRA (rows=1) " not in text and "| LoRA (rows=1) |" in markdown(section)
     assert np.frombuffer(plots.accuracy_vs_memory([section]), np.uint8).size > 10_000
 
 
@@ -166,7 +173,7 @@ def test_classes_by_name_have_the_intervals_of_classes_by_number(tmp_path, metri
         store = Store(tmp_path / name)
         finish(store, lines, method="lora", task="sentiment", metric=(metric, value))
         (line,) = one_section(store).lines
-        found.append((line["value"], line["low"], line["high"]))
+        found.append((line.value, line.estimate.low, line.estimate.high))
     assert found[0] == found[1] and found[0][1] < value < found[0][2]
 
 
@@ -190,7 +197,7 @@ def test_a_predictions_file_beyond_any_size_counts_as_absent(tmp_path, caplog):
     with record.file("predictions").open("ab") as file:
         file.truncate(2**40)
     (line,) = one_section(store).lines
-    assert line["value"] == pytest.approx(0.8) and line["low"] is None
+    assert line.value == pytest.approx(0.8) and line.estimate.low is None
     assert "predictions.jsonl is damaged" in caplog.text
 
 

@@ -29,12 +29,11 @@ def test_the_runs_of_a_sweep_are_told_apart(tmp_path):
     store = Store(tmp_path)
     sweep(store)
     runs = listing.runs_list(store)
-    assert json.loads(json.dumps(runs)) == runs
-    told = {(run["method"], json.dumps(run["differs"])) for run in runs}
+    told = {(run.method, json.dumps(run.differs)) for run in runs}
     assert len(told) == len(runs) == 9
-    lora = [run["differs"] for run in runs if run["method"] == "lora"]
+    lora = [run.differs for run in runs if run.method == "lora"]
     assert {"budget.rows": 16, "trainer.learning_rate": 3e-4, "seed": 2} in lora
-    (full,) = [run["differs"] for run in runs if run["method"] == "full"]
+    (full,) = [run.differs for run in runs if run.method == "full"]
     assert full == {"trainer.learning_rate": 1e-4, "seed": 1}, "it has no budget"
 
 
@@ -56,7 +55,7 @@ def test_methods_own_settings_count_among_runs_of_that_method_alone(tmp_path):
         finish(store, outcomes(50), method=method, task="sentiment", rate=1e-3)
     method = config("row_sft")["method"] | {"importance": "l2"}
     finish(store, outcomes(50), method=method, task="sentiment", rate=1e-3)
-    found = {(run["method"], json.dumps(run["differs"])) for run in listing.runs_list(store)}
+    found = {(run.method, json.dumps(run.differs)) for run in listing.runs_list(store)}
     assert found == {("lora", '{"method.r": 4}'), ("lora", '{"method.r": 16}'), ("row_sft", "{}")}
 
 
@@ -65,7 +64,7 @@ def test_many_differing_settings_are_cut_in_the_table_alone(tmp_path):
     for number in (1, 2):
         trainer = config()["trainer"] | {f"setting_{i}": number for i in range(8)}
         finish(store, outcomes(50), task="sentiment", trainer=trainer)
-    assert all(len(run["differs"]) == 8 for run in listing.runs_list(store))
+    assert all(len(run.differs) == 8 for run in listing.runs_list(store))
     assert "+3 more" in shown(store, 200)
 
 
@@ -83,19 +82,21 @@ def test_another_base_is_listed_by_its_folder(tmp_path):
     model = config()["model"] | {"name": "llama3_8b", "source": "./models/tiny"}
     finish(store, outcomes(50), task="sentiment", model=model)
     finish(store, outcomes(50), task="sentiment")
-    assert {run["model"] for run in listing.runs_list(store)} == {"tiny", "minilm"}
+    assert {run.model for run in listing.runs_list(store)} == {"tiny", "minilm"}
 
 
 def test_the_list_of_runs(tmp_path):
     store = fill(tmp_path)
     listed = listing.runs_list(store, "demo")
-    assert json.loads(json.dumps(listed)) == listed and len(listed) == len(store.runs())
-    oom = next(run for run in listed if run["state"] == "oom")
-    assert oom["value"] is None and oom["reason"].startswith("OutOfMemoryError") and oom["attempts"] == 1
+    assert len(listed) == len(store.runs()) and [json.loads(json.dumps(vars(run))) for run in listed] == list(
+        map(vars, listed)
+    )
+    oom = next(run for run in listed if run.state == "oom")
+    assert oom.value is None and oom.reason.startswith("OutOfMemoryError") and oom.attempts == 1
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(listing.runs_table(store))
     shown = console.export_text()
-    assert oom["id"] in shown and "19 done, 1 failed, 1 oom" in shown and "[" not in shown.replace("[bold]", "")
+    assert oom.id in shown and "19 done, 1 failed, 1 oom" in shown and "[" not in shown.replace("[bold]", "")
     assert listing.runs_list(store, "other") == []
 
 
@@ -108,11 +109,11 @@ def test_a_repetition_that_did_not_finish_leaves_the_run_done(tmp_path):
         raise KeyboardInterrupt
     (listed,) = listing.runs_list(store)
     assert store.runs()[0].state == "interrupted"
-    assert listed["state"] == "done" and listed["value"] is not None and listed["attempts"] == 2
-    assert listed["reason"] == "attempt 2 interrupted"
+    assert listed.state == "done" and listed.value is not None and listed.attempts == 2
+    assert listed.reason == "attempt 2 interrupted"
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(listing.runs_table(store))
-    assert f"{listed['metric']} {listed['value']:.4f}; attempt 2 interrupted" in console.export_text()
+    assert f"{listed.metric} {listed.value:.4f}; attempt 2 interrupted" in console.export_text()
 
 
 def test_names_with_marks_of_a_terminal_are_shown_as_they_are(tmp_path):

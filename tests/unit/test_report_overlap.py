@@ -6,7 +6,8 @@ from report_factory import classification, config, finish
 from safetensors.numpy import save_file
 
 from rowsft import report
-from rowsft.report import overlap, tables
+from rowsft.report import overlap
+from rowsft.report.markdown import markdown
 from rowsft.store import Store
 
 # Per metric and seed the rows of two layers.
@@ -48,13 +49,13 @@ def save_adapter(folder, tensors):
 
 def test_shares_are_counted_over_all_layers_and_averaged_over_seeds(sections):
     (section,) = sections
-    shares = {frozenset((pair["first"], pair["second"])): pair for pair in section.overlaps}
+    shares = {frozenset((pair.first, pair.second)): pair for pair in section.overlaps}
     # Seed 1: rows 3 and 4 of five; seed 2: rows 1 and 2, and column 7.
     both = shares[frozenset(("taylor", "l2"))]
-    assert both["share"] == pytest.approx((2 / 5 + 3 / 5) / 2) and both["pairs"] == 2
-    assert shares[frozenset(("taylor",))]["share"] == pytest.approx(4 / 5)
-    assert shares[frozenset(("l2",))]["share"] == pytest.approx(2 / 5)
-    text = tables.markdown(section)
+    assert both.share == pytest.approx((2 / 5 + 3 / 5) / 2) and both.pairs == 2
+    assert shares[frozenset(("taylor",))].share == pytest.approx(4 / 5)
+    assert shares[frozenset(("l2",))].share == pytest.approx(2 / 5)
+    text = markdown(section)
     assert "Overlap of the selections" in text and "0.50" in text and "0.80" in text
 
 

@@ -87,7 +87,7 @@ def test_the_reports_grid_says_which_budget_a_rate_belongs_to(tmp_path):
         rates = {rate: 0.9 if rate == best else 0.5 for rate in (1e-4, 1e-3)}
         plant(store, "lora", rates, task="sentiment", budget={"rows": rows})
     (section,) = report.sections(store.root, "demo")
-    assert [(line["title"], line["learning_rate"], line["chosen"]) for line in section.grid] == [
+    assert [(line.title, line.learning_rate, line.chosen) for line in section.rates] == [
         ("LoRA (rows=2, learning_rate=0.0001)", 1e-4, True),
         ("LoRA (rows=2)", 1e-3, False),
         ("LoRA (rows=16)", 1e-4, False),

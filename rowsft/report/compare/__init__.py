@@ -43,7 +43,7 @@ class Comparison:
         return all(verdict.outcome == WITHIN for verdict in self.verdicts)
 
     def as_dict(self) -> dict:
-        """JSON-able, for programs. Numbers are in the unit of their name; what was not measured is None."""
+        """Return it JSON-able, for programs. Numbers are in the unit of their name; what was not measured is None."""
         return {
             **{
                 key: {"kind": side.kind, "name": side.name, "title": side.title, "notes": side.notes}
@@ -120,19 +120,10 @@ def _differing(a: dict[str, object], b: dict[str, object]) -> dict[str, dict[str
 
 
 def _text(value: object) -> str:
-    """True and 1 are equal to Python, not to a reader."""
+    """Return a value as a key: True and 1 are equal to Python, not to a reader."""
     return json.dumps(value, sort_keys=True)
 
 
 def _number_fields(number: Number) -> dict:
-    paired = number.paired
-    return {
-        "name": number.name,
-        "a": number.a,
-        "b": number.b,
-        "difference": number.difference,
-        "change_percent": number.change_percent,
-        "paired_low": paired.low if paired else None,
-        "paired_high": paired.high if paired else None,
-        "paired_examples": paired.examples if paired else None,
-    }
+    own = {name: getattr(number, name) for name in ("name", "a", "b", "difference", "change_percent")}
+    return own | {f"paired_{name}": getattr(number.paired, name, None) for name in ("low", "high", "examples")}

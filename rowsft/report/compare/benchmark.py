@@ -25,7 +25,7 @@ _EXPECTED = "expected a file that one of benchmarks/ wrote"
 
 
 def side(path: Path) -> Side:
-    """The measurements in a file, named `<shape>.<method>.<field>`.
+    """Return the measurements in a file, named `<shape>.<method>.<field>`.
 
     Raises UserError for a file that is missing, unreadable, no JSON or no benchmark's, and for two rows of one label.
     """
@@ -58,7 +58,7 @@ def side(path: Path) -> Side:
 
 def _read(path: Path) -> dict:
     try:
-        result = read_json(path)
+        content = read_json(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; {_EXPECTED}, or a run's id") from error
     except OSError as error:
@@ -67,9 +67,10 @@ def _read(path: Path) -> dict:
         raise UserError(f"{path}: not JSON ({error}); {_EXPECTED}") from error
     except ValueError as error:
         raise UserError(f"{path}: {error}; {_EXPECTED}: make it anew") from error
-    if isinstance(result, dict) and "attempts" in result:
+    result = content if isinstance(content, dict) else {}
+    if "attempts" in result:
         raise UserError(f"{path}: the record of a run; give the run's folder, {path.parent}")
-    rows = result.get("rows") if isinstance(result, dict) else None
+    rows = result.get("rows")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: no benchmark's results (no list of `rows`); {_EXPECTED}")
     labels = result.get("labels") or []

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rowsft.errors import UserError, shortened
-from rowsft.report.compare.number import fits
 from rowsft.store import Record
+from rowsft.store.files import LARGEST
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,16 @@ class Side:
 
 
 def numbers_in(values: dict[str, object], source: str, meant: Callable[[str], bool]) -> dict[str, float | int | None]:
-    """The numbers among flat values, and what was not measured; texts and truth values are no numbers.
+    """Return the numbers among flat values, and what was not measured; texts and truth values are no numbers.
 
     source: the file they come from. Raises UserError for a text or truth value under a name that is `meant` to be a
-    number's, and for an integer beyond every float.
+    number's, and for a number beyond any measurement.
     """
     for name, value in values.items():
-        wrong = meant(name) if isinstance(value, str | bool) else isinstance(value, int) and not fits(value)
-        if wrong:
+        too_large = isinstance(value, int | float) and not _is_lost(value) and abs(value) > LARGEST
+        if too_large or (isinstance(value, str | bool) and meant(name)):
             raise UserError(
-                f"{source}: {name} is {shortened(json.dumps(value))}; expected a number that a float can hold, or null "
+                f"{source}: {name} is {shortened(json.dumps(value))}; expected a number of moderate size, or null "
                 "where nothing was measured: measure anew, or correct it"
             )
     return {
@@ -50,7 +50,7 @@ def numbers_in(values: dict[str, object], source: str, meant: Callable[[str], bo
 
 
 def not_finite_note(values: dict[str, object], known: Sequence[str] = ()) -> list[str]:
-    """The note on those that are nan or infinite, and on names `known` to have been: shown as not measured."""
+    """Return the note on those that are nan or infinite, and on names `known` to have been: shown as not measured."""
     names = dict.fromkeys([*known, *(name for name, value in values.items() if _is_lost(value))])
     return [f"nan or infinite: {', '.join(names)}"] if names else []
 

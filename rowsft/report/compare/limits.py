@@ -6,13 +6,11 @@ test.accuracy=-0.01                       fails if B is more than 0.01 below A
 *.flops=0                                 every method's FLOPs: fails if any differs at all
 """
 
-import math
 import re
-import sys
 from dataclasses import dataclass
+from decimal import Decimal
 from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
-from fractions import Fraction
 
 from rowsft.errors import UserError, shortened
 from rowsft.report.compare import units
@@ -20,11 +18,8 @@ from rowsft.report.compare.number import Number, exact
 
 WITHIN, OVER, MISSING = "within", "over", "missing"
 
-# Three digits of exponent reach past every float; more would be written out in exact arithmetic, for hours.
 _AMOUNT = r"(?P<amount>(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?)"
 _FORM = re.compile(rf"(?P<name>.+)=(?P<sign>[+-]?){_AMOUNT}(?P<percent>%?)", re.I)
-# A float is written out in less than a third of it.
-_LONGEST = 100
 _NEAREST = 8
 
 
@@ -35,11 +30,11 @@ class Limit:
     text: str
     name: str
     sign: str
-    amount: Fraction
+    amount: Decimal
     percent: bool
 
     def allows(self, a: float | int, b: float | int) -> bool:
-        """Whether b is no further from a than the limit, in exact arithmetic."""
+        """Return whether b is no further from a than the limit, in decimal arithmetic."""
         moved = exact(b) - exact(a)
         allowed = abs(exact(a)) * self.amount / 100 if self.percent else self.amount
         return (self.sign == "-" or moved <= allowed) and (self.sign == "+" or -moved <= allowed)
@@ -56,28 +51,18 @@ class Verdict:
 
 
 def parse(text: str) -> Limit:
-    """`NAME=[+|-]NUMBER[%]`. Raises UserError for anything else."""
-    found = _FORM.fullmatch(text.strip())
-    if not found:
+    """Read `NAME=[+|-]NUMBER[%]`. Raises UserError for anything else."""
+    match = _FORM.fullmatch(text.strip())
+    if not match:
         raise UserError(
             f"--max-change {shortened(text)}: expected NAME=LIMIT, the limit a number with an optional sign and %: "
             "step_seconds.median=+10%, test.accuracy=-0.01 or flops=0"
         )
-    return Limit(text, found["name"].strip(), found["sign"], _amount(text, found["amount"]), bool(found["percent"]))
-
-
-def _amount(text: str, amount: str) -> Fraction:
-    if math.isinf(float(amount)):
-        reason = f"no change can be as large; expected a smaller number, below {sys.float_info.max:.1e}"
-    elif len(amount) > _LONGEST:
-        reason = f"expected a number of at most {_LONGEST} characters; round it"
-    else:
-        return Fraction(amount)
-    raise UserError(f"--max-change {shortened(text)}: the number {shortened(amount)}: {reason}")
+    return Limit(text, match["name"].strip(), match["sign"], Decimal(match["amount"]), bool(match["percent"]))
 
 
 def judge(limit: Limit, numbers: list[Number]) -> list[Verdict]:
-    """The limit held against the number it names, or against each that its wildcards match.
+    """Return the limit held against the number it names, or against each that its wildcards match.
 
     Raises UserError for a name that fits no number, or several without a wildcard, with the candidates.
     """
@@ -86,8 +71,8 @@ def judge(limit: Limit, numbers: list[Number]) -> list[Verdict]:
 
 def _verdict(limit: Limit, number: Number) -> Verdict:
     a, b = units.amounts(number.name, (number.a, number.b))
-    absent = [side for side, value in (("A", number.a), ("B", number.b)) if value is None]
-    if absent:
+    if number.a is None or number.b is None:
+        absent = [side for side, value in (("A", number.a), ("B", number.b)) if value is None]
         return Verdict(limit.text, number.name, MISSING, f"not measured in {' and '.join(absent)}")
     outcome = WITHIN if limit.allows(number.a, number.b) else OVER
     moved = f"{units.change(number.name, number.difference)}, {units.percent(number.change_percent)}"
@@ -97,29 +82,29 @@ def _verdict(limit: Limit, number: Number) -> Verdict:
 def _named(limit: Limit, numbers: list[Number]) -> list[Number]:
     wanted = _normal(limit.name)
     if re.search(r"[*?\[]", wanted):
-        found = [number for number in numbers if fnmatchcase(_normal(number.name), wanted)]
+        matching = [number for number in numbers if fnmatchcase(_normal(number.name), wanted)]
         # A CPU has no reserved bytes: `*bytes` means the others, unless it means nothing else.
-        found = [number for number in found if number.a is not None or number.b is not None] or found
+        matching = [number for number in matching if number.a is not None or number.b is not None] or matching
     else:
         # The whole name before its endings: `seconds.train` is not ambiguous because something.seconds.train exists.
-        found = [number for number in numbers if _normal(number.name) == wanted]
-        found = found or [number for number in numbers if wanted in _endings(number.name)]
-        if len(found) > 1:
-            names = ", ".join(number.name for number in found)
+        matching = [number for number in numbers if _normal(number.name) == wanted]
+        matching = matching or [number for number in numbers if wanted in _endings(number.name)]
+        if len(matching) > 1:
+            names = ", ".join(number.name for number in matching)
             raise UserError(
-                f"--max-change {limit.text}: {limit.name} is the end of {len(found)} names: {names}; give one of them, "
-                f"or *.{limit.name} for all"
+                f"--max-change {limit.text}: {limit.name} is the end of {len(matching)} names: {names}; "
+                f"give one of them, or *.{limit.name} for all"
             )
-    if not found:
+    if not matching:
         raise UserError(
             f"--max-change {shortened(limit.text)}: no number is called {shortened(limit.name)}; the nearest: "
             + ", ".join(_nearest(wanted, [number.name for number in numbers]))
         )
-    return found
+    return matching
 
 
 def _normal(name: str) -> str:
-    """Points and underscores count alike: a run's step_seconds.median is a benchmark's step_seconds_median."""
+    """Return the name with points for underscores: a run's step_seconds.median is step_seconds_median elsewhere."""
     return name.lower().replace("_", ".")
 
 

@@ -12,8 +12,8 @@ def paired_differences(a: Record, b: Record) -> dict[str, Difference]:
 
     A metric whose examples are not the same (by id) on both sides has none. Raises UserError for a damaged file.
     """
-    found = {}
-    for split, metrics in (b.result.get("metrics") or {}).items():
+    differences = {}
+    for split, metrics in (dig(b.result, "metrics") or {}).items():
         for name in metrics or {}:
             values = [dig(record.result, "metrics", split, name) for record in (a, b)]
             if not all(isinstance(value, int | float) for value in values):
@@ -22,8 +22,8 @@ def paired_differences(a: Record, b: Record) -> dict[str, Difference]:
             # One pair: seeds may differ between the sides, and the pairing is over examples alone.
             pair = difference({0: second}, {0: first}) if first is not None and second is not None else None
             if pair is not None:
-                found[f"metrics.{split}.{name}"] = pair
-    return found
+                differences[f"metrics.{split}.{name}"] = pair
+    return differences
 
 
 def _scored(record: Record, split: str, name: str) -> Scored | None:

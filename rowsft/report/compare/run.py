@@ -12,18 +12,18 @@ _UNITLESS = frozenset({"train_loss_final", "tokens_per_second", *(f"parameters.{
 
 
 def side(record: Record) -> Side:
-    """The latest finished attempt of a run.
+    """Return the latest finished attempt of a run.
 
     Raises UserError for what is no number where one is meant.
     """
-    result, about = record.result, entry(record)
+    result, about = record.result or {}, entry(record)
     source = str(record.folder / "record.json")
     measured = _measured(result)
     return Side(
         kind="run",
         name=str(record.folder),
         title=(
-            f"{about['method']}, {about['task']} on {about['model']}, seed {about['seed']}; "
+            f"{about.method}, {about.task} on {about.model}, seed {about.seed}; "
             f"attempt {result['attempt']} of {str(result.get('started_at') or '?')[:16].replace('T', ' ')}"
         ),
         settings=flatten(record.identity),
@@ -35,7 +35,7 @@ def side(record: Record) -> Side:
 
 
 def _environment(result: dict) -> dict[str, object]:
-    """Machine and packages, and what else moves clocks or bytes. Seeds are left out: they are settings."""
+    """Return machine and packages, and what else moves clocks or bytes. Seeds are left out: they are settings."""
     environment = {key: value for key, value in (result.get("environment") or {}).items() if key != "seeds"}
     return {
         **flatten(environment),

@@ -3,15 +3,27 @@
 import json
 
 from rich.console import Console
-from rich.text import Text
 
-from rowsft.output import escape
+from rowsft.output.quantities import NONE
+from rowsft.report import terminal
+from rowsft.report.columns import Column, Sheet, words
 from rowsft.report.compare import Comparison
 from rowsft.report.compare.limits import WITHIN
 from rowsft.report.compare.number import Number
 from rowsft.report.compare.units import amounts, change, percent
-from rowsft.report.tables import NONE
-from rowsft.report.terminal import grid
+
+_DIFFERING: list[Column[tuple[str, dict]]] = [
+    Column("name", "name", lambda pair: pair[0], kind="words"),
+    Column("a", "A", lambda pair: _value(pair[1], "a"), kind="words"),
+    Column("b", "B", lambda pair: _value(pair[1], "b"), kind="words"),
+]
+_NUMBERS: list[Column[Number]] = [
+    words("name", "name"),
+    Column("a", "A", lambda number: amounts(number.name, (number.a, number.b))[0]),
+    Column("b", "B", lambda number: amounts(number.name, (number.a, number.b))[1]),
+    Column("difference", "B - A", lambda number: change(number.name, number.difference)),
+    Column("change_percent", "change", lambda number: percent(number.change_percent)),
+]
 
 
 def show(comparison: Comparison, console: Console) -> None:
@@ -35,32 +47,24 @@ def _print_differing(console: Console, title: str, differing: dict[str, dict[str
         _line(console, f"\n{title}: no difference", "bold")
         return
     _line(console, f"\n{title} that differ{'s' * (not title.endswith('s'))}", "bold")
-    rows = [{"name": name, "A": _value(sides, "a"), "B": _value(sides, "b")} for name, sides in differing.items()]
-    console.print(grid(rows, words=("name", "A", "B")))
+    console.print(terminal.grid(Sheet(title, _DIFFERING, list(differing.items()))))
 
 
 def _value(sides: dict[str, object], side: str) -> str:
-    if side not in sides:
-        return NONE
-    return sides[side] if isinstance(sides[side], str) else json.dumps(sides[side])
+    value = sides.get(side, NONE)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _print_numbers(console: Console, numbers: list[Number]) -> None:
     # What neither side measured says nothing, though a limit may name it.
     shown = [number for number in numbers if number.a is not None or number.b is not None]
     _line(console, "\nnumbers", "bold")
-    console.print(grid([_cells(number) for number in shown], words=("name",)))
+    console.print(terminal.grid(Sheet("numbers", _NUMBERS, shown)))
     for number in shown:
         pair = number.paired
         if pair is not None and pair.low is not None:
             moved, interval = change(number.name, number.difference), f"[{pair.low:+.4f}, {pair.high:+.4f}]"
             _line(console, f"{number.name}: {moved} {interval}, paired on the same {pair.examples:,} examples (95 %)")
-
-
-def _cells(number: Number) -> dict[str, str]:
-    a, b = amounts(number.name, (number.a, number.b))
-    moved = change(number.name, number.difference)
-    return {"name": number.name, "A": a, "B": b, "B - A": moved, "change": percent(number.change_percent)}
 
 
 def _print_limits(console: Console, comparison: Comparison) -> None:
@@ -75,7 +79,7 @@ def _print_limits(console: Console, comparison: Comparison) -> None:
 
 
 def _line(console: Console, text: str, style: str = "") -> None:
-    # One line stays one line, however narrow: a log is searched by line. Text, not markup: names may hold brackets.
-    words = text.lstrip("\n")
-    blank = "\n" * (len(text) - len(words))
-    console.print(Text(blank + escape.terminal(words), style=style), soft_wrap=True)
+    # One line stays one line, however narrow: a log is searched by line.
+    if text.startswith("\n"):
+        console.print()
+    console.print(terminal.line(text.removeprefix("\n"), style), soft_wrap=True)

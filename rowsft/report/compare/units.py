@@ -2,7 +2,7 @@
 
 import re
 
-from rowsft.report.tables import NONE
+from rowsft.output.quantities import NONE
 
 #: Word of a name -> scales, largest first: (size, unit, digits).
 _SCALES = {
@@ -15,51 +15,51 @@ _COUNTABLE = 1e15
 
 
 def has_unit(name: str) -> bool:
-    """Whether a name says that it was measured: it holds bytes, seconds, joules or flops."""
+    """Return whether a name says that it was measured: it holds bytes, seconds, joules or flops."""
     return _scales(name) is not None
 
 
 def amounts(name: str, values: tuple[float | int | None, ...]) -> list[str]:
-    """The values of one name in one unit, that of the largest; a dash for None."""
+    """Return the values of one name in one unit, that of the largest; a dash for None."""
     size = max((abs(value) for value in values if value is not None), default=0)
-    return [NONE if value is None else _text(name, value, size) for value in values]
+    return [NONE if value is None else _in_unit(name, value, size) for value in values]
 
 
 def change(name: str, value: float | int | None) -> str:
-    """A difference with its sign, in the unit of its own size, so that a few bytes show beside MiB; a dash for None."""
-    return NONE if value is None else _text(name, value, abs(value), "+")
+    """Return a difference with its sign, in the unit of its own size, so that a few bytes show; a dash for None."""
+    return NONE if value is None else _in_unit(name, value, abs(value), "+")
 
 
 def percent(value: float | None) -> str:
-    """A change in percent with its sign; a dash for None."""
+    """Return a change in percent with its sign; a dash for None."""
     if value is None:
         return NONE
     return f"{_float(value, 2, '+')} %" if value else "0 %"
 
 
-def _text(name: str, value: float | int, size: float, sign: str = "") -> str:
+def _in_unit(name: str, value: float | int, size: float, sign: str = "") -> str:
     scales = _scales(name)
     if scales is None:
-        return _plain(value, size, sign)
+        return _unitless(value, size, sign)
     if not size:
         return "0"
     scale, unit, digits = next((scale for scale in scales if size >= scale[0]), scales[-1])
     return f"{_decimal(value / scale, digits, sign)} {unit}"
 
 
-def _plain(value: float | int, size: float, sign: str) -> str:
+def _unitless(value: float | int, size: float, sign: str) -> str:
     if isinstance(value, int) or not value:
         return _decimal(value, 0, sign if value else "")
     return _float(value, 1 if size >= 100 else 4, sign)
 
 
 def _float(value: float, digits: int, sign: str) -> str:
-    """With so many digits, or in scientific notation where that would say 0."""
+    """Write with so many digits, or in scientific notation where that would say 0."""
     return _decimal(value, digits, sign) if round(value, digits) else f"{value:{sign}.1e}"
 
 
 def _decimal(value: float | int, digits: int, sign: str) -> str:
-    """With so many digits, or in scientific notation where nobody would count them."""
+    """Write with so many digits, or in scientific notation where nobody would count them."""
     return f"{value:{sign},.{digits}f}" if abs(value) < _COUNTABLE else f"{value:{sign}.3e}"
 
 
