@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from rowsft.compat.torch import parameters_of
 from rowsft.errors import UserError
 from rowsft.importance.calibration import batch_weights, loss_of
 from rowsft.importance.gradient import check_differentiable
@@ -50,7 +51,7 @@ def directional_slopes(layers: dict[str, nn.Module], context: Context) -> list[f
     def perturbed(module: nn.Module) -> Tensor | None:
         if module not in users:
             return None
-        weight = module._parameters["weight"].detach()
+        weight = parameters_of(module)["weight"].detach()
         shifted = torch.empty_like(weight, dtype=wide(weight.dtype))
         draw, step = at
         for rows in blocks(weight):
@@ -106,4 +107,4 @@ def _score(
 
 
 def _weight(module: nn.Module) -> Tensor | None:
-    return module._parameters.get("weight")
+    return parameters_of(module).get("weight")
