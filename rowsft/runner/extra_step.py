@@ -5,15 +5,15 @@ from typing import cast
 
 from transformers import Trainer
 
-from rowsft import batch as batches
+from rowsft.batch import largest_batch
 from rowsft.compat.trainer import clip_gradients, labelled_tokens, watched
 from rowsft.runner.trainer import OrderedTrainer
 
 
-def largest_batch(trainer: OrderedTrainer) -> list[dict]:
+def largest_micro_batch(trainer: OrderedTrainer) -> list[dict]:
     """Return the largest training micro-batch: the one whose step sets the memory peak."""
     size, data = trainer.settings.batch_size, cast(list[dict], trainer.train_dataset)
-    return batches.largest_batch([data[first : first + size] for first in range(0, len(data), size)])
+    return largest_batch([data[first : first + size] for first in range(0, len(data), size)])
 
 
 def extra_step(

@@ -11,7 +11,7 @@ from rowsft.importance.recomputing import recomputing
 from rowsft.measure.ledger import Ledger
 from rowsft.methods.base import ResolvedMethod, selected
 from rowsft.runner.context import Job
-from rowsft.runner.extra_step import extra_step, largest_batch
+from rowsft.runner.extra_step import extra_step, largest_micro_batch
 
 
 def wanted(job: Job) -> bool:
@@ -54,7 +54,7 @@ def training_step(job: Job) -> None:
     """The memory of a training step on the largest batch. It changes the trained weights, so it comes last."""
     if job.trainer is None:
         return
-    batch, optimizer = largest_batch(job.trainer), job.trainer.optimizer
+    batch, optimizer = largest_micro_batch(job.trainer), job.trainer.optimizer
     # Evaluating left the originals of the chosen rows, which training with dropout does without. A move, be it to where
     # the model is, drops them; a step of little memory makes those that training keeps.
     job.model.to(job.device)
