@@ -58,7 +58,7 @@ lint: setup ## check style, and that rooms import from lower floors only
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
 
 types: setup ## check types in the whole package
-	@$(BIN)/mypy rowsft
+	@$(BIN)/mypy
 
 $(VENV)/installed-docs: $(VENV)/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'

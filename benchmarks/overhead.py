@@ -33,6 +33,7 @@ from transformers.utils import logging
 from rowsft.config.settings import TrainerSettings
 from rowsft.measure import StepClock, collect
 from rowsft.measure.device import synchronize
+from rowsft.runner import schedule
 from rowsft.runner import trainer as training
 
 HERE = Path(__file__).resolve().parent
@@ -58,7 +59,7 @@ class HarnessPair:
 
     def by_hand(self) -> Iterator[float]:
         """The loop by hand; every `next` takes one step and gives its loss."""
-        order = training.data_order(len(self.examples), len(self.examples), SEED)
+        order = schedule.data_order(len(self.examples), len(self.examples), SEED)
         optimizer = self._optimizer()
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / self.steps)
         for first in range(0, len(order), self.shape.batch):

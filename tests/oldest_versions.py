@@ -1,4 +1,4 @@
-"""Runs the tuner's and the benchmarks' tests on the oldest torch and transformers that pyproject.toml admits.
+"""Runs the tuner's and the benchmarks' tests on the oldest libraries of the four below that pyproject.toml admits.
 
     python tests/oldest_versions.py            in a temporary virtual environment
     python tests/oldest_versions.py FOLDER     in one that stays there: the second time nothing is installed
@@ -18,9 +18,14 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-OLDEST = ("torch", "transformers")
+OLDEST = ("torch", "transformers", "peft", "accelerate")
 TESTS = (*sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/unit/test_tuner_*.py")),)
-TESTS += ("tests/unit/test_benchmark.py", "tests/unit/test_shira.py", "tests/unit/test_methods.py")
+TESTS += (
+    "tests/unit/test_compat.py",
+    "tests/unit/test_benchmark.py",
+    "tests/unit/test_shira.py",
+    "tests/unit/test_methods.py",
+)
 
 
 def dependencies() -> list[Requirement]:

@@ -18,7 +18,11 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/unit/test_tuner_register.py", "tests/unit/test_tuner_saving.py::test_peft_round_trip")
+TESTS = (
+    "tests/unit/test_compat.py",
+    "tests/unit/test_tuner_register.py",
+    "tests/unit/test_tuner_saving.py::test_peft_round_trip",
+)
 
 
 def admitted() -> list[str]:

@@ -44,7 +44,7 @@ def text(source: Source, to: str, run: str) -> str:
     front = {"library_name": "peft" if to == "lora" else "transformers", "tags": ["row-sft"]}
     if _HUB_ID.fullmatch(str(base)):
         front["base_model"] = str(base)
-    classes = _result(source).get("task_about", {}).get("classes")
+    classes = source.result.get("task_about", {}).get("classes")
     labels = f", num_labels={len(classes)}" if classes else ""
     loading = _LOADING[to].format(auto=source.head.model_class, base=json.dumps(redact.text(str(base))), labels=labels)
     parts = [
@@ -67,31 +67,30 @@ def _title(source: Source) -> str:
 
 def _numbers(source: Source) -> list[str]:
     """Two tables from the record; none for a bare adapter folder, which has no record."""
-    if source.record is None:
+    record, result = source.record, source.result
+    if record is None:
         return []
-    made = {key: source.record.config.get(key) for key in _SETTINGS}
+    made = {key: record.config.get(key) for key in _SETTINGS}
     settings = {key: value for key, value in flatten(made).items() if value is not None}
-    result = source.record.result
     versions = (result.get("environment") or {}).get("packages") or {}
-    told = {
+    rows = {
         **{escape.code(key, cell=True): value for key, value in settings.items()},
         "revision of the base": (result.get("model_facts") or {}).get("revision"),
         "commit of rowsft": (result.get("environment") or {}).get("git_commit"),
         **{name: versions.get(name) for name in ("torch", "transformers", "peft")},
     }
-    line = command(source.record.config)
+    line = command(record.config)
     return [
-        f"## Numbers of run {source.record.id}",
-        _table(_measured(source)),
+        f"## Numbers of run {record.id}",
+        _table(_measured(record.config, result)),
         "Accuracies and losses are those of the adapter as trained; times and memory those of the machine it ran on.",
         "## How it was trained",
         *([escape.code_block(line, "sh")] if line else []),
-        _table(told),
+        _table(rows),
     ]
 
 
-def _measured(source: Source) -> dict[str, Any]:
-    result, config = source.record.result, source.record.config
+def _measured(config: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     seconds, parameters = result.get("seconds") or {}, result.get("parameters") or {}
     peak = ((result.get("memory") or {}).get("train") or {}).get("peak_allocated_bytes")
     step = (result.get("step_seconds") or {}).get("median")
@@ -114,10 +113,6 @@ def _measured(source: Source) -> dict[str, Any]:
         "median step, ms": None if step is None else f"{1000 * step:.1f}",
         "steps": result.get("steps"),
     }
-
-
-def _result(source: Source) -> dict[str, Any]:
-    return source.record.result if source.record else {}
 
 
 def _rounded(seconds: float | None) -> str | None:

@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -26,7 +26,7 @@ def command(config: dict[str, Any]) -> str | None:
     """
     try:
         chosen = [f"{group}={_option(group, config[group])}" for group in _GROUPS]
-        base = OmegaConf.to_container(compose([*chosen, f"seed={config['seed']}"]))
+        base = cast(dict, OmegaConf.to_container(compose([*chosen, f"seed={config['seed']}"])))
     except (UserError, LookupError):
         return None
     wanted = {key: value for key, value in config.items() if key not in {*PRESENTATION, "revisions"}}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rowsft.errors import UserError, shortened
 from rowsft.export.source import CONFIG, PREFIX, TENSORS, Source
 from rowsft.models.blueprint import skeleton
+from rowsft.progress import bar
 from rowsft.tasks.heads import label_settings
 
 _AGAIN = "the file is damaged, or belongs to another configuration or base model: save the adapter again"
@@ -49,7 +50,7 @@ def check_intact(source: Source, tensors: dict[str, Tensor], base: nn.Module | N
     extra = [name for name in tensors if name not in expected]
     if extra:
         raise UserError(f"{file} holds {extra[0]}{_more(extra)}, which the adapter does not train; {_AGAIN}")
-    for name, tensor in tensors.items():
+    for name, tensor in bar("checking")(tensors.items(), len(tensors)):
         wanted = expected[name]
         if tensor.shape != wanted.shape:
             raise UserError(
@@ -67,7 +68,7 @@ def check_intact(source: Source, tensors: dict[str, Tensor], base: nn.Module | N
 def _expected(source: Source, tensors: dict[str, Tensor], base: nn.Module | None) -> dict[str, Tensor]:
     """The tensors that PEFT would save of this adapter."""
     with _usable(source):
-        config = PeftConfig.from_pretrained(source.folder)
+        config = PeftConfig.from_pretrained(str(source.folder))
     if source.config.get("peft_type") == "ROW_SFT":
         # Nothing is to be scored.
         config.rows_in_checkpoint = config.inference_mode = True

@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
@@ -17,10 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from rowsft.compat.peft import loads_as_lora
 from rowsft.errors import UserError
 from rowsft.export.source import PREFIX
 from rowsft.layers.matrix import layer_shape
 from rowsft.methods.peft_method import in_order
+from rowsft.progress import bar
 
 # The tensors of one layer as the tuner saves them.
 ROW_IDS, ROW_DELTA, ROW_BIAS = "row_sft_ids", "row_sft_delta", "row_sft_bias"
@@ -49,9 +52,10 @@ class LoraAdapter:
         # The largest one is the default: a server that ignores patterns makes room by it, and alpha / r is 1 anyway.
         rank = max(self.ranks.values())
         others = {f"^{re.escape(name)}": r for name, r in self.ranks.items() if r != rank}
-        kept = ("base_model_name_or_path", "revision", "task_type", "auto_mapping", "modules_to_save")
+        keys = ("base_model_name_or_path", "revision", "task_type", "auto_mapping", "modules_to_save")
+        kept: dict[str, Any] = {key: config.get(key) for key in keys}
         made = LoraConfig(
-            **{key: config.get(key) for key in kept},
+            **kept,
             inference_mode=True,
             r=rank,
             lora_alpha=rank,
@@ -61,7 +65,7 @@ class LoraAdapter:
             fan_in_fan_out=self.fan_in_fan_out,
             lora_bias=self.lora_bias,
         )
-        in_order(made).save_pretrained(folder)
+        in_order(made).save_pretrained(str(folder))
         save_file(self.tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
@@ -87,7 +91,8 @@ def convert(tensors: dict[str, Tensor], base: nn.Module, biases: str = "keep") -
     """LoRA factors of every layer in `tensors`, a saved row-SFT adapter; anything else in it goes along as it is.
 
     base: the model that it belongs to, plain or wrapped; only names and shapes are read, so the meta device will do.
-    biases: "keep" the trained ones, or "refuse". Raises UserError where the adapter does not fit `base`.
+    biases: "keep" the trained ones, or "refuse". Raises UserError where the adapter does not fit `base`, and for layers
+    in which PEFT loads no LoRA.
     """
     if biases not in BIASES:
         raise UserError(f"biases={biases}: unknown; use one of {', '.join(BIASES)}")
@@ -100,8 +105,10 @@ def convert(tensors: dict[str, Tensor], base: nn.Module, biases: str = "keep") -
             f"the adapter trains biases (layer {named}), which biases=refuse forbids; use --biases keep, --to merged, "
             "or train with method.train_bias=false"
         )
+    if refused := [name for name in layers if not loads_as_lora(base, name)]:
+        raise UserError(f"PEFT loads no LoRA of layer {refused[0]} in a model of this kind (Mamba); use --to merged")
     ranks = {}
-    for name, layer in layers.items():
+    for name, layer in bar("converting")(layers.items(), len(layers)):
         a, b = factors(name, parts[name], *layer_shape(layer))
         ranks[name] = len(a)
         converted[f"{PREFIX}{name}.lora_A.weight"] = a
@@ -149,10 +156,11 @@ def factors(name: str, part: dict[str, Tensor], d_out: int, d_in: int) -> tuple[
 
 def _by_layer(tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
     """({layer: {saved name: tensor}}, all other tensors)."""
-    parts, others = defaultdict(dict), {}
+    parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    others: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        if found := _TENSOR.fullmatch(key):
-            parts[found[1]][found[2]] = tensor
+        if match := _TENSOR.fullmatch(key):
+            parts[match[1]][match[2]] = tensor
         else:
             others[key] = tensor
     if not parts:
@@ -231,7 +239,7 @@ def _target_modules(base: nn.Module, names: list[str]) -> list[str] | str:
 
 def _warnings(ranks: dict[str, int], layers: dict[str, nn.Module], has_bias: bool) -> list[str]:
     warnings = []
-    largest = max(ranks, key=ranks.get)
+    largest = max(ranks, key=lambda name: ranks[name])
     if ranks[largest] > VLLM_LARGEST_RANK:
         warnings.append(
             f"rank {ranks[largest]} of layer {largest}: vLLM reads ranks up to {VLLM_LARGEST_RANK}; "

@@ -22,7 +22,7 @@ def write_merged(source: Source, folder: Path) -> None:
     if not needs_weights(source):
         check_intact(source, tensors)
     head = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    classes = (_result(source).get("task_about") or {}).get("classes")
+    classes = (source.result.get("task_about") or {}).get("classes")
     loaded = load(source.model, source.head, head_settings(source, tensors))
     _check_base(source, loaded, head)
     if needs_weights(source):
@@ -32,7 +32,7 @@ def write_merged(source: Source, folder: Path) -> None:
 
 
 def _check_base(source: Source, loaded: Loaded, head: dict[str, Tensor]) -> None:
-    recorded = (_result(source).get("model_facts") or {}).get("revision")
+    recorded = (source.result.get("model_facts") or {}).get("revision")
     if recorded not in (None, loaded.revision):
         raise UserError(
             f"{source.name} was trained on revision {recorded} of {source.model['source']}, which is now "
@@ -44,7 +44,3 @@ def _check_base(source: Source, loaded: Loaded, head: dict[str, Tensor]) -> None
             f"{source.model['source']} lacks {missing[0]}, and {source.name} did not train it, so it would be random; "
             "give a base checkpoint that has it"
         )
-
-
-def _result(source: Source) -> dict:
-    return source.record.result if source.record else {}

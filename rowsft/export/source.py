@@ -33,6 +33,11 @@ class Source:
     head: Head
     record: Record | None
 
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the run's record says of its latest finished attempt; empty for a bare folder."""
+        return (self.record.result if self.record else None) or {}
+
     def tensors(self) -> dict[str, Tensor]:
         """The adapter's tensors under their saved names. Raises UserError for a missing or damaged file."""
         path = self.folder / TENSORS
@@ -104,8 +109,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{folder / CONFIG} is damaged (it holds no object); save the adapter again")
     expected = {"modules_to_save": list, "auto_mapping": dict, "base_model_name_or_path": str, "revision": str}
-    for key, kind in expected.items():
-        if not isinstance(config.get(key), kind | None):
+    for key, expected_type in expected.items():
+        if not isinstance(config.get(key), expected_type | None):
             raise UserError(f"{folder / CONFIG}: {key}={shortened(config[key])} is damaged; save the adapter again")
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from rowsft.batch import device_of, largest_batch, on_device
+from rowsft.compat.torch import storage_id
 from rowsft.errors import UserError
 from rowsft.importance.recomputing import at_once, recomputed_blocks
 from rowsft.importance.reduction import block_bytes, wide
@@ -189,7 +190,7 @@ class _Numbers:
 
     def __getitem__(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
-        address = storage._cdata
+        address = storage_id(storage)
         if address not in self._live:
             self._live[address] = self._next
             self._next += 1

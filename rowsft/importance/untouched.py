@@ -8,6 +8,8 @@ import numpy
 import torch
 from torch import nn
 
+from rowsft.compat.torch import buffers_of
+
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
@@ -22,7 +24,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     buffers = [
         (module, name, buffer, None if buffer is None else buffer.clone())
         for module in model.modules()
-        for name, buffer in module._buffers.items()
+        for name, buffer in buffers_of(module).items()
     ]
     with _random_streams(), torch.inference_mode(False), torch.enable_grad():
         try:
@@ -38,7 +40,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(required)
                 parameter.grad = grad
             for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer
+                buffers_of(module)[name] = buffer
                 if buffer is not None and value is not None and not torch.equal(buffer, value):
                     buffer.copy_(value)
 

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from rowsft.compat.torch import parameters_of
 from rowsft.importance.reduction import wide
 
 
@@ -25,16 +26,16 @@ def widened(model: nn.Module, replacement: Callable[[nn.Module], Tensor | None])
     def before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         # Asked first: a weight that is replaced needs no copy beside its replacement. torch takes tensors, too.
         replaced = replacement(module)
-        kept[module] = dict(module._parameters)
+        kept[module] = dict(parameters_of(module))
         for name, parameter in kept[module].items():
             if name == "weight" and replaced is not None:
-                module._parameters[name] = cast(nn.Parameter, replaced)
+                parameters_of(module)[name] = cast(nn.Parameter, replaced)
             elif parameter is not None:
-                module._parameters[name] = cast(nn.Parameter, _wider(parameter.detach()))
+                parameters_of(module)[name] = cast(nn.Parameter, _wider(parameter.detach()))
         return tuple(map(_wider, args)), {key: _wider(value) for key, value in kwargs.items()}
 
     def after(module: nn.Module, args: tuple, output: object) -> None:
-        module._parameters.update(kept.pop(module, {}))
+        parameters_of(module).update(kept.pop(module, {}))
 
     def widen_result(module: nn.Module, args: tuple, output: object) -> object:
         return _wider(output)
@@ -43,7 +44,7 @@ def widened(model: nn.Module, replacement: Callable[[nn.Module], Tensor | None])
         for module in model.modules():
             if isinstance(module, nn.Embedding):
                 handles.append(module.register_forward_hook(widen_result))
-            elif any(parameter is not None for parameter in module._parameters.values()):
+            elif any(parameter is not None for parameter in parameters_of(module).values()):
                 handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 handles.append(module.register_forward_hook(after, always_call=True))
         yield
@@ -51,7 +52,7 @@ def widened(model: nn.Module, replacement: Callable[[nn.Module], Tensor | None])
         for handle in handles:
             handle.remove()
         for module, parameters in kept.items():
-            module._parameters.update(parameters)
+            parameters_of(module).update(parameters)
 
 
 def _wider(value: object) -> object:

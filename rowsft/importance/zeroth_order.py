@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from rowsft.compat.torch import parameters_of
 from rowsft.errors import UserError
 from rowsft.importance.calibration import Rehearsal, batch_weights, loss_of
 from rowsft.importance.gradient import check_differentiable
@@ -52,12 +53,12 @@ def directional_slopes(layers: Mapping[str, LinearLayer], context: Context, draw
     users = {
         module: names[weight]
         for module in context.model.modules()
-        if (weight := module._parameters.get("weight")) in names
+        if (weight := parameters_of(module).get("weight")) in names
     }
     at = (0, EPSILON)  # the draw and the step of the forward pass at hand
 
     def perturbed(module: nn.Module) -> Tensor | None:
-        parameter = module._parameters.get("weight")
+        parameter = parameters_of(module).get("weight")
         if parameter is None or module not in users:
             return None
         weight = parameter.detach()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 from transformers.pytorch_utils import Conv1D
+
+from rowsft.compat.torch import FakeTensor
 
 #: What row-SFT adapts; quantised layers are kinds of nn.Linear.
 LinearLayer = nn.Linear | Conv1D

@@ -8,6 +8,8 @@ are wrong and gradients missing, without an error.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,20 +20,21 @@ def keep_layout(model: nn.Module) -> None:
 
     The scales of a weight that was repacked stay rounded to 16 bits, as its evaluation used them.
     """
-    for module in model.modules():
-        if getattr(module, "support_avx512bf16_for_cpu", False):
-            module.support_avx512bf16_for_cpu = False
-            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
-                _unpack(module)
+    layers: Iterable[Any] = model.modules()
+    for layer in layers:
+        if getattr(layer, "support_avx512bf16_for_cpu", False):
+            layer.support_avx512bf16_for_cpu = False
+            if getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False):
+                _unpack(layer)
 
 
 @torch.no_grad()
-def _unpack(module: nn.Module) -> None:
+def _unpack(layer: Any) -> None:
     functional = sys.modules["bitsandbytes"].functional
-    state = module.weight.quant_state
+    state = layer.weight.quant_state
     scales = state.absmax.t().reshape(-1).float()
     # Its own inverse, less what it does to scales: it quantises them once more, or leaves them transposed.
     state.original_nested = False
-    module.weight.data, state = functional._convert_weight_packed_for_cpu_inverse(module.weight.data, state)
+    layer.weight.data, state = functional._convert_weight_packed_for_cpu_inverse(layer.weight.data, state)
     state.absmax, state.nested = scales, False
-    module.weight.quant_state = module.quant_state = state
+    layer.weight.quant_state = layer.quant_state = state

@@ -1,6 +1,6 @@
 """What a run costs: seconds by phase and step, exact allocation peaks, resident set, energy, and where it ran.
 
-Imports no other room: it measures blocks of code and devices, and must not know runs or methods.
+May import compat alone: it measures blocks of code and devices, and must not know runs or methods.
 """
 
 from rowsft.measure.breakdown import record_breakdown

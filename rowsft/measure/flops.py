@@ -5,9 +5,8 @@ torch's own count refuses such grouped heads before torch 2.12.
 
 from collections.abc import Callable, Sequence
 
-import torch
-
-aten = torch.ops.aten
+from rowsft.compat.torch import ATTENTION as FORWARD
+from rowsft.compat.torch import ATTENTION_BACKWARD as BACKWARD
 
 
 def attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], products: int = 1) -> int:
@@ -22,11 +21,6 @@ def attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[in
 def attention_backward_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> int:
     """Operations of its backward: the scores again, and a product for each of the two gradients of either product."""
     return attention_flops(query, key, value, products=2) + attention_flops(query, key, (*value[:3], 0))
-
-
-_KERNELS = ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
-FORWARD = [getattr(aten, f"_scaled_dot_product_{kernel}") for kernel in _KERNELS]
-BACKWARD = [getattr(aten, f"_scaled_dot_product_{kernel}_backward") for kernel in _KERNELS]
 
 
 def grouped_attention() -> dict[object, Callable[..., int]]:

@@ -8,9 +8,8 @@ from functools import reduce
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from rowsft.compat.torch import FakeTensor, TorchDispatchMode, backward_pass, storage_id
 from rowsft.measure.memory import resident_groups
 
 PARTS = (
@@ -136,7 +135,7 @@ class Ledger(TorchDispatchMode):
             if not isinstance(tensor, torch.Tensor) or not self._counts(tensor):
                 continue
             self._enter(tensor)
-            entry, _ = self._live[tensor.untyped_storage()._cdata]
+            entry, _ = self._live[storage_id(tensor.untyped_storage())]
             self.entries[entry].part = part
             self._left_by_forward.discard(entry)
 
@@ -188,7 +187,7 @@ class Ledger(TorchDispatchMode):
         if not self._counts(tensor):
             return None
         storage = tensor.untyped_storage()
-        address = storage._cdata
+        address = storage_id(storage)
         if address in self._live:
             return None
         size = -(-storage.nbytes() // self.block_bytes) * self.block_bytes
@@ -276,4 +275,4 @@ def tensors_in(value) -> Iterator[torch.Tensor]:
 
 
 def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
+    return backward_pass() != -1

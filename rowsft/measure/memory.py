@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from rowsft.compat.torch import REGISTERED, is_cpu_allocation, profiled_nodes, storage_id
 from rowsft.measure.device import device_kind
 
 KINDS = {"cpu": "cpu_profiler", "cuda": "cuda_allocator"}
@@ -238,12 +239,12 @@ def _cpu_memory_events(profiled: profile) -> list[tuple[int, int] | str]:
 
     Read from the event tree because the flat "[memory]" events carry sizes without addresses.
     """
-    nodes = list(profiled.profiler.kineto_results.experimental_event_tree())
+    nodes = profiled_nodes(profiled)
     events: list[tuple[int, tuple[int, int] | str]] = []
     while nodes:
         node = nodes.pop()
         nodes.extend(node.children)
-        if node.tag == torch._C._profiler._EventType.Allocation and node.extra_fields.device.type == "cpu":
+        if is_cpu_allocation(node):
             events.append((node.start_time_ns, (node.extra_fields.ptr, node.extra_fields.alloc_size)))
         elif node.name.startswith(_MARK):
             events.append((node.start_time_ns, node.name.removeprefix(_MARK)))
@@ -252,9 +253,8 @@ def _cpu_memory_events(profiled: profile) -> list[tuple[int, int] | str]:
 
 
 def _plain_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
-    registered = ("_parameters", "_buffers", "_modules")
     return _tensors_in(
-        [value for module in model.modules() for name, value in vars(module).items() if name not in registered]
+        [value for module in model.modules() for name, value in vars(module).items() if name not in REGISTERED]
     )
 
 
@@ -284,7 +284,7 @@ def _new_storage_bytes(tensors: Iterable[torch.Tensor], seen: set[int]) -> int:
     size = 0
     for tensor in tensors:
         storage = tensor.untyped_storage()
-        if storage._cdata not in seen:
-            seen.add(storage._cdata)
+        if storage_id(storage) not in seen:
+            seen.add(storage_id(storage))
             size += storage.nbytes()
     return size

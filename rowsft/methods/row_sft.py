@@ -23,9 +23,8 @@ from rowsft.selection.channel import ATTENTION, AXES, CHANNELS, SCOPES
 from rowsft.selection.choose import choose, choose_globally, row_price, unit_groups_for
 from rowsft.selection.groups import Scores, UnitGroup, layer_counts, parameters
 from rowsft.selection.targets import Targets, eligible_layers, head_names
-from rowsft.tuner import RowSFTConfig
+from rowsft.tuner import RowSFTConfig, RowSFTModel
 from rowsft.tuner.attach import score_groups, with_choice
-from rowsft.tuner.register import PREFIX
 
 # What is trained is kept in 32 bit, and so are AdamW's two averages.
 _BYTES_OF_A_PARAMETER = 12
@@ -36,7 +35,7 @@ class RowSFT(PeftMethod):
     """Train the most important rows (columns, coupled units). The keys are explained in conf/method/row_sft.yaml."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        "row_sft", "row-SFT", 20, "#D55E00", "o", sizes=("rows", "ratio"), adapter_prefix=PREFIX
+        "row_sft", "row-SFT", 20, "#D55E00", "o", sizes=("rows", "ratio"), adapter_prefix=RowSFTModel.prefix
     )
     compared: ClassVar[dict[str, list[str]]] = {"rows": [], "columns": ["method.channel=columns"]}
 

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rowsft.assets import fetch
+from rowsft.compat.transformers import attention_of, commit_of
 from rowsft.errors import UserError
 from rowsft.layers.quantised import keep_layout
 from rowsft.models.capacity import counts_from_padding
@@ -49,7 +50,7 @@ def load(
     with readable(source):
         config = AutoConfig.from_pretrained(place, **options)
         # One commit for configuration, weights and tokenizer, even if the branch moves in between.
-        commit = getattr(config, "_commit_hash", None)
+        commit = commit_of(config)
         if commit:
             options["revision"] = commit
         processor = processor_of(head, place, options)
@@ -141,7 +142,7 @@ def _facts(model: PreTrainedModel, source: str, revision: str, new_weights: list
         "architecture": type(model).__name__,
         "parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "attn_implementation": model.config._attn_implementation,
+        "attn_implementation": attention_of(model.config),
         "new_weights": new_weights,
     }
     if source.startswith("package:"):

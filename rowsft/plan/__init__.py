@@ -13,12 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 from torch import nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-)
 
+from rowsft.compat.torch import LACKS_DATA
 from rowsft.config.settings import TrainerSettings
 from rowsft.errors import UserError
 from rowsft.method_info import info_of
@@ -34,12 +30,7 @@ from rowsft.plan.without_data import UnknownWithoutData
 
 # torch's words for an operator that needs values.
 _OF_META = re.compile(r"meta tensor|meta device type|meta kernel|register_meta", re.I)
-_REFUSALS = (
-    UnknownWithoutData,
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-)
+_REFUSALS = (UnknownWithoutData, *LACKS_DATA)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
-from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from transformers.utils import import_utils
 
+from rowsft.compat.accelerate import convert_outputs_to_fp32
+from rowsft.compat.torch import (
+    FakeTensor,
+    FakeTensorMode,
+    below_autocast,
+    buffers_of,
+    parameters_of,
+    take_back,
+    unset_fake_temporarily,
+)
+from rowsft.compat.transformers import import_utils
 from rowsft.plan.patching import patched
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,7 +37,7 @@ def autocasting(model: nn.Module, kind: str) -> nn.Module:
     # Tied weights stay one tensor.
     made: dict[int, Tensor] = {}
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        for tensors in (parameters_of(module), buffers_of(module)):
             for name, tensor in tensors.items():
                 if tensor is not None and tensor.is_meta:
                     made.setdefault(id(tensor), _claimed(tensor, mode))
@@ -82,7 +90,7 @@ def _widening() -> Iterator[None]:
     try:
         yield
     finally:
-        library._destroy()
+        take_back(library)
 
 
 def _widened(operator: Callable, inputs: bool) -> Callable:
@@ -90,8 +98,7 @@ def _widened(operator: Callable, inputs: bool) -> Callable:
         return value.float() if isinstance(value, Tensor) and value.dtype in _NARROW else value
 
     def call(*args, **kwargs):
-        below = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-        with torch._C._ExcludeDispatchKeyGuard(below):
+        with below_autocast():
             if inputs:
                 return operator(*map(wide, args), **{name: wide(value) for name, value in kwargs.items()})
             given = kwargs.pop("dtype", None) or (args[2] if len(args) > 2 else None)

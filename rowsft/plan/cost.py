@@ -4,9 +4,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from rowsft.compat.torch import GROUPED_PRODUCT, INDEXED_WRITE, TorchDispatchMode, packet_of
 from rowsft.measure.flops import BACKWARD, FORWARD, attention_backward_flops, attention_flops
 from rowsft.measure.ledger import tensors_in
 
@@ -16,7 +16,7 @@ _VIEWS = ("view", "t", "transpose", "permute", "expand", "slice", "select", "uns
 _FREE = (*_VIEWS, "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 # Operators that read, or write, some entries of their first tensor and leave the rest alone.
 _GATHER = (aten.index_select, aten.index, aten.embedding)
-_SCATTER = (aten.index_copy_, aten.index_put_, aten._index_put_impl_, aten.scatter_)
+_SCATTER = (aten.index_copy_, aten.index_put_, INDEXED_WRITE, aten.scatter_)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Costs(TorchDispatchMode):
         out = func(*args, **kwargs)
         if func is aten.detach.default or func is torch.ops.prim.device.default:
             return out
-        packet = func._overloadpacket
+        packet = packet_of(func)
         if packet.__name__.strip("_") not in _FREE:
             tensors = list(tensors_in((*args, *kwargs.values(), out)))
             if tensors:
@@ -88,7 +88,7 @@ def _operations(packet, args, kwargs, out) -> int:
         return attention_flops(*(tensor.shape for tensor in args[:3]))
     if packet in BACKWARD:
         return attention_backward_flops(*(tensor.shape for tensor in args[1:4]))
-    if packet is aten._grouped_mm:
+    if packet is GROUPED_PRODUCT:
         # Of a mixture of experts: every token's row meets one expert's matrix, or its gradient.
         left, right = args[:2]
         groups = len(left) if left.ndim == right.ndim == 3 else 1

@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+
+from rowsft.compat.torch import (
+    FakeTensor,
+    FakeTensorMode,
+    in_kernel_invocation_manager,
+    schema_of,
+    storage_id,
+    without_dispatch,
+)
 
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 _WRITTEN = "the first argument, written to"
@@ -61,7 +69,7 @@ class Memo:
 
     def _kind(self, func) -> str | None:
         if func not in self._kinds:
-            self._kinds[func] = _kind_of(func._schema)
+            self._kinds[func] = _kind_of(schema_of(func))
         return self._kinds[func]
 
 
@@ -139,12 +147,12 @@ def _one(made: _Made, mode: FakeTensorMode | None) -> Tensor:
 
 
 def _blank(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    with torch._C._DisableTorchDispatch():
+    with without_dispatch():
         return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return storage_id(tensor.untyped_storage())
 
 
 def _tensors(args: Any) -> Iterator[Tensor]:

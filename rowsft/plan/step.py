@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rowsft.compat.torch import make_state
 from rowsft.measure.ledger import CUDA_BLOCK_BYTES, Ledger, Moment
 from rowsft.plan.autocast import fake_device
 from rowsft.plan.cost import Costs
@@ -40,8 +41,7 @@ class StatefulAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure=None):
         """Make the state that is missing."""
-        for group in self.param_groups:
-            self._init_group(group, [], [], [], [], [], [])
+        make_state(self)
 
 
 def plan_step(
@@ -124,7 +124,7 @@ def run_step(
             if optimizer is not None:
                 enter("backward")
                 loss.backward()
-                # As `trainer.extra_step` has it: the loss outlives its backward pass.
+                # As `runner.extra_step` has it: the loss outlives its backward pass.
                 enter("forward" if number + 1 < accumulation else "optimizer_step")
         del loss
     if optimizer is not None:

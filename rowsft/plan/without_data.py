@@ -9,10 +9,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from rowsft.compat.torch import (
+    CONVERTED,
+    CPU_ATTENTION,
+    EFFICIENT_ATTENTION,
+    FLASH_ATTENTION,
+    GROUPED_PRODUCT,
+    NUMBER_OF,
+    FakeTensor,
+    TorchDispatchMode,
+)
 from rowsft.layers.matrix import has_no_data
 from rowsft.plan.memo import Memo
 from rowsft.plan.patching import patched
@@ -80,7 +88,7 @@ class _Answers(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
             return args[0].fake_device
-        if func is aten._local_scalar_dense.default and has_no_data(args[0]):
+        if func is NUMBER_OF.default and has_no_data(args[0]):
             if args[0].dtype is torch.bool:
                 return not self.padded
             if args[0].is_floating_point():
@@ -91,9 +99,9 @@ class _Answers(TorchDispatchMode):
             # As many as there can be: no token is padding.
             (mask,) = args[1]
             return args[0].new_empty((mask.numel(), *args[0].shape[mask.ndim :]))
-        if self.results and func is aten._to_copy.default and has_no_data(args[0]) and _to_host(kwargs):
+        if self.results and func is CONVERTED.default and has_no_data(args[0]) and _to_host(kwargs):
             return torch.zeros(args[0].shape, dtype=(kwargs or {}).get("dtype") or args[0].dtype)
-        if func is aten._grouped_mm.default and has_no_data(args[0]) and args[0].dtype is not torch.bfloat16:
+        if func is GROUPED_PRODUCT.default and has_no_data(args[0]) and args[0].dtype is not torch.bfloat16:
             # torch's kernel without data knows bfloat16 alone; the shapes are the same.
             alike = func(*(tensor.bfloat16() for tensor in args[:2]), *args[2:], **(kwargs or {}))
             return torch.empty_like(alike, dtype=args[0].dtype)
@@ -150,18 +158,14 @@ def _fused_attention(
     if not gpu:
         if dropout_p or query.shape[-1] != value.shape[-1] or (heads[0] != heads[1] and not enable_gqa):
             return None
-        return aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
-        )[0]
+        return CPU_ATTENTION(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
     if attn_mask is None and query.dtype in _HALF and query.shape[-1] == value.shape[-1] <= _LONGEST_HEAD:
-        return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
+        return FLASH_ATTENTION(query, key, value, dropout_p, is_causal, scale=scale)[0]
     if heads[0] != heads[1]:
         return None
     if attn_mask is not None:
         attn_mask = attn_mask.expand(query.shape[0], heads[0], query.shape[-2], key.shape[-2])
-    return aten._scaled_dot_product_efficient_attention(
-        query, key, value, attn_mask, query.requires_grad, dropout_p, is_causal, scale=scale
-    )[0]
+    return EFFICIENT_ATTENTION(query, key, value, attn_mask, query.requires_grad, dropout_p, is_causal, scale=scale)[0]
 
 
 def _fused_dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from rowsft.batch import on_device
 from rowsft.config.settings import TrainerSettings
 from rowsft.importance.calibration import Calibration
-from rowsft.runner import trainer
+from rowsft.runner import schedule
 from rowsft.store.score_cache import ScoreCache
 
 
@@ -31,7 +31,7 @@ class TrainingBatches:
         """The first `count` of them; fewer where the split ends, unless it is gone through again (repeat)."""
         size = self.settings.batch_size
         needed = count * size if repeat else min(len(self.encoded), count * size)
-        order = trainer.data_order(len(self.encoded), needed, self.seed)
+        order = schedule.data_order(len(self.encoded), needed, self.seed)
         for first in range(0, needed, size):
             # Copies: a collator may pad the examples that it is given in place.
             examples = [dict(self.encoded[index]) for index in order[first : first + size]]

@@ -10,8 +10,8 @@ from rowsft.importance.calibration import Calibration, Rehearsal
 from rowsft.importance.recomputing import recomputing
 from rowsft.measure.ledger import Ledger
 from rowsft.methods.base import ResolvedMethod, selected
-from rowsft.runner import trainer
 from rowsft.runner.context import Job
+from rowsft.runner.extra_step import extra_step, largest_micro_batch
 
 
 def wanted(job: Job) -> bool:
@@ -54,20 +54,20 @@ def training_step(job: Job) -> None:
     """The memory of a training step on the largest batch. It changes the trained weights, so it comes last."""
     if job.trainer is None:
         return
-    batch, optimizer = trainer.largest_batch(job.trainer), job.trainer.optimizer
+    batch, optimizer = largest_micro_batch(job.trainer), job.trainer.optimizer
     # Evaluating left the originals of the chosen rows, which training with dropout does without. A move, be it to where
     # the model is, drops them; a step of little memory makes those that training keeps.
     job.model.to(job.device)
-    trainer.extra_step(job.trainer, batch[:1])
+    extra_step(job.trainer, batch[:1])
     for _ in range(job.settings.memory_probe_steps):
-        _peak(job, "train", lambda: trainer.extra_step(job.trainer, batch), optimizer)
+        _peak(job, "train", lambda: extra_step(job.trainer, batch), optimizer)
 
     measured = measure.peaks_by_phase(
-        lambda enter: trainer.extra_step(job.trainer, batch, enter), job.device, job.model, optimizer
+        lambda enter: extra_step(job.trainer, batch, enter), job.device, job.model, optimizer
     )
 
     def step(ledger: Ledger) -> None:
-        trainer.extra_step(job.trainer, batch, lambda phase: setattr(ledger, "phase", phase), _holding(ledger))
+        extra_step(job.trainer, batch, lambda phase: setattr(ledger, "phase", phase), _holding(ledger))
 
     points = measure.record_breakdown(job.memory, "forward", step, job.device, job.model, optimizer, measured)
     job.attempt.write_memory(points)

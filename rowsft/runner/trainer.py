@@ -2,66 +2,25 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch import nn
+from transformers import Trainer, TrainerCallback
 
-from rowsft import batch as batches
+from rowsft.compat.trainer import OneDeviceArguments
 from rowsft.config.devices import index_of
 from rowsft.config.settings import TrainerSettings
 from rowsft.errors import UserError
 from rowsft.measure import StepClock
 from rowsft.models.loading import recompute_activations
+from rowsft.runner.schedule import data_order, learning_rate_factor, total_steps
 
 
 class TrainingDiverged(Exception):
     """The loss or a gradient stopped being a number."""
-
-
-def total_steps(examples: int, settings: TrainerSettings) -> int:
-    """Optimizer steps of the whole run: `steps`, or what `epochs` passes over `examples` take (rounded up)."""
-    if settings.steps is not None:
-        return settings.steps
-    return math.ceil(settings.epochs * examples / (settings.batch_size * settings.gradient_accumulation))
-
-
-def data_order(examples: int, needed: int, seed: int) -> list[int]:
-    """Indices of `needed` training examples: shuffled passes over all `examples`, one after another.
-
-    From a generator of its own, so the order depends on the seed alone and never on what a method drew before.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    order: list[int] = []
-    while len(order) < needed:
-        order += torch.randperm(examples, generator=generator).tolist()
-    return order[:needed]
-
-
-def learning_rate_factor(settings: TrainerSettings, steps: int, steps_per_epoch: float) -> Callable[[int], float]:
-    """The multiplier of the learning rate at optimizer step 0 .. steps - 1.
-
-    Warm-up rises from 1/(w+1) over w steps, so that no step is wasted at a rate of 0.
-    """
-    warmup = int(settings.warmup_ratio * steps)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        done = (step - warmup) / max(1, steps - warmup)
-        if settings.scheduler == "linear":
-            return max(0.0, 1.0 - done)
-        if settings.scheduler == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
-        if settings.scheduler == "step_epoch":
-            return settings.scheduler_gamma ** int(step / steps_per_epoch)
-        return 1.0
-
-    return factor
 
 
 class OrderedTrainer(Trainer):
@@ -83,12 +42,9 @@ class OrderedTrainer(Trainer):
         self.curve: list[dict] = []
         super().__init__(**kwargs)
 
-    def _get_train_sampler(self, train_dataset=None) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
-
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            trained = [p for p in (model or self.model).parameters() if p.requires_grad]
+            trained = [p for p in cast(nn.Module, model or self.model).parameters() if p.requires_grad]
             # foreach's temporary copies of every parameter would be charged to full fine-tuning alone.
             on_gpu = trained[0].device.type == "cuda"
             self.optimizer = torch.optim.AdamW(
@@ -103,7 +59,7 @@ class OrderedTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.lr_scheduler is None:
             factor = learning_rate_factor(self.settings, num_training_steps, self.steps_per_epoch)
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.create_optimizer(), factor)
         return self.lr_scheduler
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -192,6 +148,7 @@ def build_trainer(
         save_strategy="no",
         eval_strategy="no",
         report_to=[],
+        train_sampling_strategy="sequential",
         disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,
         seed=seed,
@@ -213,92 +170,19 @@ def build_trainer(
     return trainer
 
 
-def largest_batch(trainer: OrderedTrainer) -> list[dict]:
-    """The largest training micro-batch: the one whose step sets the memory peak."""
-    size, data = trainer.settings.batch_size, trainer.train_dataset
-    return batches.largest_batch([data[first : first + size] for first in range(0, len(data), size)])
-
-
-def extra_step(
-    trainer: OrderedTrainer,
-    batch: list[dict],
-    enter: Callable[[str], None] = lambda phase: None,
-    hold: Callable[[dict], None] = lambda inputs: None,
-) -> None:
-    """One more full optimizer step on `batch`, as the Trainer itself takes it. It changes the model: record first.
-
-    enter: told when "forward", "backward" and "optimizer_step" begin: the next phase as soon as a backward returns.
-    hold: shown what the model is given, on its device.
-    """
-    micro = [trainer.data_collator([dict(example) for example in batch])] * trainer.settings.gradient_accumulation
-    tokens = trainer._get_num_items_in_batch(micro, trainer.args.device)
-    trainer.current_gradient_accumulation_steps = len(micro)
-    for number, inputs in enumerate(micro):
-        enter("forward")
-        with _tracking_passes(trainer, enter, "forward" if number + 1 < len(micro) else "optimizer_step", hold):
-            # Trainer's own step, not the counting one: no clock runs here.
-            Trainer.training_step(trainer, trainer.model_wrapped, dict(inputs), tokens)
-    if trainer.settings.max_grad_norm > 0:
-        trainer._clip_grad_norm(trainer.model_wrapped)
-    trainer.optimizer.step()
-    trainer.model_wrapped.zero_grad()
-
-
-@contextmanager
-def _tracking_passes(
-    trainer: OrderedTrainer, enter: Callable[[str], None], after: str, hold: Callable[[dict], None]
-) -> Iterator:
-    """Inside the block `hold` and `enter` hear of the inputs and of the backward pass, which phase `after` follows."""
-    prepare, backward = trainer._prepare_inputs, trainer.accelerator.backward
-
-    def prepared(inputs: dict) -> dict:
-        moved = prepare(inputs)
-        hold(moved)
-        return moved
-
-    def marked(*args, **kwargs) -> None:
-        enter("backward")
-        backward(*args, **kwargs)
-        enter(after)
-
-    trainer._prepare_inputs, trainer.accelerator.backward = prepared, marked
-    try:
-        yield
-    finally:
-        # What the classes define shows again.
-        del trainer._prepare_inputs, trainer.accelerator.backward
-
-
 def device_of(settings: TrainerSettings) -> torch.device:
-    """The one device that a run with these settings computes on: `auto` takes a GPU when there is one.
+    """Return the one device that a run with these settings computes on: `auto` takes a GPU when there is one.
 
     Raises UserError where a GPU is asked for and it is not visible.
     """
-    asked, index = settings.device, index_of(settings.device)
-    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+    name, index = settings.device, index_of(settings.device)
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError(f"trainer.device={asked}: no CUDA device is visible; use auto or cpu")
+        raise UserError(f"trainer.device={name}: no CUDA device is visible; use auto or cpu")
     if index >= torch.cuda.device_count():
         raise UserError(
-            f"trainer.device={asked}: {torch.cuda.device_count()} CUDA devices are visible, counted from 0; "
+            f"trainer.device={name}: {torch.cuda.device_count()} CUDA devices are visible, counted from 0; "
             "choose one of them"
         )
     return torch.device("cuda", index)
-
-
-class OneDeviceArguments(TrainingArguments):
-    """transformers' arguments for one device: with several GPUs visible it would copy the model to each of them.
-
-    The GPU is torch's current one, which whoever makes these arguments has set.
-    """
-
-    @cached_property
-    def _setup_devices(self) -> torch.device:
-        current = None if self.use_cpu else torch.cuda.current_device()
-        device = super()._setup_devices
-        if current is None:
-            return device
-        self._n_gpu = 1
-        torch.cuda.set_device(current)
-        return torch.device("cuda", current)

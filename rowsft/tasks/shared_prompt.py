@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rowsft.batch import IGNORED
+from rowsft.compat.transformers import keeps_state
 from rowsft.tasks import Progress
 from rowsft.tasks.answer_score import AnswerScore, read_scores
 from rowsft.tasks.evaluating import evaluation_mode
@@ -21,7 +22,7 @@ def pays(model, encoded: list[dict]) -> bool:
     """Whether a prompt has more than one answer and the model keeps a cache whose rows can be picked (not Mamba's)."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     takes = inspect.signature(base.forward).parameters
-    cached = {"past_key_values", "logits_to_keep"} <= set(takes) and not getattr(base, "_is_stateful", False)
+    cached = {"past_key_values", "logits_to_keep"} <= set(takes) and not keeps_state(base)
     return cached and len(_by_prompt(encoded)) < len(encoded)
 
 

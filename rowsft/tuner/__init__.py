@@ -3,7 +3,7 @@
 May import importance, selection and layers. Must not know runs, records, configuration files or tasks.
 """
 
-from rowsft.tuner.register import register
+from rowsft.compat.peft import register
 
 from .config import RowSFTConfig
 from .layer import RowSFTLayer
@@ -12,4 +12,4 @@ from .model import RowSFTModel
 
 __all__ = ["Linear", "RowSFTConfig", "RowSFTLayer", "RowSFTModel"]
 
-register(RowSFTConfig, RowSFTModel)
+register("ROW_SFT", RowSFTModel.prefix, RowSFTConfig, RowSFTModel)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from rowsft.compat.torch import plain_apply
+
 from .contents import Claim
 from .rebuild import Source
 from .update import Update
@@ -64,7 +66,7 @@ class UpdateGradient(torch.autograd.Function):
         kept = ctx.source = None
         if ctx.needs_delta:
             kept, ctx.source = (x, None) if source is None else (None, source)
-        elif ctx.needs_column_delta:
+        elif ctx.needs_column_delta and columns is not None:
             # In the output's dtype, which under autocast is the one that the base layer multiplied in.
             kept = x.index_select(-1, columns).to(y.dtype)
         ctx.save_for_backward(kept, rows, columns if ctx.needs_delta and ctx.needs_column_delta else None, others)
@@ -134,9 +136,8 @@ def _recorded_backward(ctx, grad_y: torch.Tensor) -> tuple:
     return tuple(full)
 
 
-# `Function.apply` less its look at every argument for torch.func, whose transforms never come here: where a step takes
-# milliseconds, a tenth of a layer's time.
-_apply = super(torch.autograd.Function, UpdateGradient).apply
+# The transforms of torch.func never come here.
+_apply = plain_apply(UpdateGradient)
 
 
 def _column_gradient(grad_y, kept, columns, others) -> torch.Tensor:

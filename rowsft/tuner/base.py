@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from rowsft.compat.accelerate import hook_of
+from rowsft.compat.torch import has_forward_hooks, managed_by_fsdp, parameters_of, replicate_is_imported
 from rowsft.layers.matrix import has_no_data
 
-from .managed import REPLICATE, is_ordinary, manager_of
+from .managed import is_ordinary, manager_of
 
 _PRODUCTS = (nn.Linear.forward, Conv1D.forward)
 
@@ -45,7 +45,7 @@ class BaseTensors:
         self.is_writable = (
             manager_of(layer) is None
             and type(layer).forward in _PRODUCTS
-            and not (layer._forward_hooks or layer._forward_pre_hooks)
+            and not has_forward_hooks(layer)
             and not any(each.requires_grad or each.is_inference() for each in self.parameters.values())
         )
         # `.data` shares memory, but no version counter.
@@ -57,7 +57,7 @@ class BaseTensors:
 
     def is_of(self, layer: nn.Module) -> bool:
         """Whether this is still true of the layer; never where its weight is no parameter of its own."""
-        parameters = layer._parameters
+        parameters = parameters_of(layer)
         weight, bias = parameters.get("weight"), parameters.get("bias")
         return (
             weight is self.weight
@@ -73,12 +73,11 @@ class BaseTensors:
 
 def _marks(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple:
     """What tells a layer that somebody has begun to manage, or to train, from the same layer before."""
-    own = layer.__dict__
     return (
         weight.requires_grad,
-        bool(layer._forward_hooks or layer._forward_pre_hooks),
+        has_forward_hooks(layer),
         bias is not None and bias.requires_grad,
-        own.get("_is_fsdp_managed_module"),
-        own.get("_hf_hook"),
-        manager_of(layer) if REPLICATE in sys.modules else None,
+        managed_by_fsdp(layer),
+        hook_of(layer),
+        manager_of(layer) if replicate_is_imported() else None,
     )

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 
 import torch
 
+from rowsft.compat.torch import version_of
 from rowsft.errors import UserError
 
 from . import passes
@@ -68,10 +69,12 @@ class Contents:
 
     def rewrite(self, updates: list[Update]) -> None:
         """Bring what it holds up to date. Graphs that wait for the earlier values are refused from now on."""
+        patch = self.patch
+        assert patch is not None, "the originals are always current"
         self.check_untouched()
-        values = self.patch.values(updates)
-        if not self._stands(self.patch, values):
-            self.patch.put(self.base.tensors, values)
+        values = patch.values(updates)
+        if not self._stands(patch, values):
+            patch.put(self.base.tensors, values)
             self.refuse_waiting_graphs()
         self.updates, self.state, self.outdated = updates, _state(updates), False
 
@@ -107,14 +110,16 @@ class Contents:
         """The originals are in the weight for the time of the block."""
         with self._locked():
             self.check_untouched()
-            written: Blocks | None = None if self.patch is None else self.patch.blocks(self.base.tensors)
-            if written is not None:
-                self.patch.restore(self.base.tensors)
+            if (patch := self.patch) is None:
+                yield
+                return
+            written = patch.blocks(self.base.tensors)
+            patch.restore(self.base.tensors)
             try:
                 yield
             finally:
                 # None where the block has moved the model, which ends all claims.
-                if written is not None and self.patch is not None:
+                if self.patch is not None:
                     self.patch.put(self.base.tensors, written)
 
     def originals(self) -> dict[str, torch.Tensor]:
@@ -159,12 +164,12 @@ class Contents:
     def _stands(self, patch: Patch, blocks: Blocks) -> bool:
         """Whether the entries hold just that."""
         return all(
-            own is None or torch.equal(there, own)
+            own is None or (there is not None and torch.equal(there, own))
             for there, own in zip(patch.blocks(self.base.tensors), blocks, strict=True)
         )
 
     def _versions_now(self) -> list[int]:
-        return [each._version for each in self.base.versioned]
+        return [version_of(each) for each in self.base.versioned]
 
 
 class Claim:

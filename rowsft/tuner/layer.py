@@ -1,23 +1,25 @@
-"""The adapted layer: a frozen linear layer whose chosen rows and columns are trained."""
+"""What a row-SFT layer keeps for its adapters, and how it writes their updates into the frozen base weight."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import torch
-from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from rowsft.compat.peft import BufferDict
+from rowsft.compat.torch import buffers_of, parameters_of
 from rowsft.errors import UserError
-from rowsft.layers.matrix import as_matrix, layer_shape, other_rows
+from rowsft.layers.matrix import layer_shape, other_rows
 from rowsft.selection.ids import Chosen, check_layer_ids
 
 from .base import BaseTensors
 from .compiled import register_layer
 from .config import RowSFTConfig
 from .contents import Claim, Contents, claim, contents_of
-from .managed import SHARDING, WRITABLE_DTYPES, manager_of
+from .managed import WRITABLE_DTYPES
 from .patch import Patch
 from .update import Update
 
@@ -58,8 +60,11 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         self._may_drop_inputs = False
         self._seen_base: BaseTensors | None = None
         self._made: dict[str, Update] = {}
-        self._tied: dict[str, nn.Parameter] = {}
         register_layer(self)
+
+    def get_base_layer(self) -> nn.Linear:
+        """Return the frozen layer below all adapters: an nn.Linear, or a Conv1D, which has its attributes."""
+        return cast(nn.Linear, super().get_base_layer())
 
     def update_layer(self, adapter_name: str, ids: Chosen, config: RowSFTConfig) -> None:
         """Add an adapter that trains the given rows and columns of this layer, starting at zero change."""
@@ -75,8 +80,8 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
             self.row_sft_column_ids[adapter_name] = ids.columns.clone()
             self.row_sft_column_delta[adapter_name] = nn.Parameter(torch.zeros(self.out_features - kr, kc, dtype=dtype))
         if not config.init_weights:
-            for held in self._parameters_of(adapter_name):
-                nn.init.normal_(held)
+            for value in self._parameters_of(adapter_name):
+                nn.init.normal_(value)
         # A layer that was found to need its input kept has to be found so again.
         self._why_kept, self._input_checked = None, False
         if not config.recompute_inputs:
@@ -90,23 +95,23 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         # PEFT's own version also casts to the base dtype, which would lose the 32-bit copy on a 16-bit base.
         device = device or self.get_base_layer().weight.device
         for name in (*self.adapter_layer_names, "row_sft_ids", "row_sft_column_ids"):
-            held = getattr(self, name)
-            if adapter_name in held and not held[adapter_name].is_meta:
-                held[adapter_name] = held[adapter_name].to(device)
+            tensors = getattr(self, name)
+            if adapter_name in tensors and not tensors[adapter_name].is_meta:
+                tensors[adapter_name] = tensors[adapter_name].to(device)
 
     def cast_to_base(self, adapter_name: str) -> None:
         """Keep the adapter's values in the base weight's own dtype, as autocast_adapter_dtype=False asks."""
         dtype = self.get_base_layer().weight.dtype
         for name in self.adapter_layer_names:
-            held = getattr(self, name)
-            if adapter_name in held and dtype in WRITABLE_DTYPES:
-                value = held[adapter_name]
-                held[adapter_name] = nn.Parameter(value.data.to(dtype), requires_grad=value.requires_grad)
+            values = getattr(self, name)
+            if adapter_name in values and dtype in WRITABLE_DTYPES:
+                value = values[adapter_name]
+                values[adapter_name] = nn.Parameter(value.data.to(dtype), requires_grad=value.requires_grad)
 
     def _parameters_of(self, adapter_name: str) -> list[nn.Parameter]:
         """What the adapter trains here."""
-        held = (getattr(self, name) for name in self.adapter_layer_names)
-        return [parameters[adapter_name] for parameters in held if adapter_name in parameters]
+        kinds = (getattr(self, name) for name in self.adapter_layer_names)
+        return [values[adapter_name] for values in kinds if adapter_name in values]
 
     def delete_adapter(self, adapter_name: str) -> None:
         self._patch = None
@@ -114,50 +119,22 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         self._keep_inputs.discard(adapter_name)
         super().delete_adapter(adapter_name)
 
-    def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """The adapter's dense update, laid out as the base weight is: (d_out, d_in), Conv1D (d_in, d_out).
-
-        Raises UserError where its values are sharded over processes.
-        """
-        self._check_whole(adapter)
-        dense = self._updates([adapter])[0].dense(self.out_features, self.in_features).detach()
-        return as_matrix(self.get_base_layer(), dense).contiguous()
-
-    def _check_whole(self, adapter: str) -> None:
-        rows = len(self.row_sft_ids[adapter]) if adapter in self.row_sft_ids else 0
-        columns = len(self.row_sft_column_ids[adapter]) if adapter in self.row_sft_column_ids else 0
-        manager = manager_of(self.get_base_layer())
-        for name, shape in (
-            ("row_sft_delta", (rows, self.in_features)),
-            ("row_sft_column_delta", (self.out_features - rows, columns)),
-        ):
-            value = _parameter_of(self._modules[name], adapter)
-            is_gone = value is None and manager in SHARDING and 0 not in shape
-            if is_gone or (value is not None and (value.shape != shape or hasattr(value, "placements"))):
-                raise UserError(
-                    f"{name} of adapter {adapter!r} in layer {self.layer_name} is sharded ({manager or 'DTensor'}), so "
-                    "the whole of it is in no process; gather it first (summon_full_params, unshard(), or a full state "
-                    "dict)"
-                )
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return adapter_name not in self.row_sft_bias
-
     # The base weight ------------------------------------------------------------------------------------------------
 
     def _base(self) -> BaseTensors:
         """The base layer's tensors as they are now."""
-        layer = self._modules["base_layer"]
+        modules: dict[str, Any] = self._modules
+        layer, seen = modules["base_layer"], self._seen_base
         if isinstance(layer, BaseTunerLayer):
             layer = layer.get_base_layer()
-        if self._seen_base is None or not self._seen_base.is_of(layer):
-            moved = self._seen_base is not None and not self._seen_base.has_not_moved()
-            if moved and (contents := contents_of(self._seen_base)) is not None:
+        if seen is None or not seen.is_of(layer):
+            if seen is not None and not seen.has_not_moved() and (contents := contents_of(seen)) is not None:
                 # Its storage went elsewhere, as into shared memory, with what is written in it.
                 contents.end()
             # The patch goes too: its originals have the old ones' dtype and device.
-            self._seen_base, self._patch = BaseTensors(layer), None
-        return self._seen_base
+            seen = self._seen_base = BaseTensors(layer)
+            self._patch = None
+        return seen
 
     def _contents(self) -> Contents | None:
         """What the base weight holds, while anybody claims it."""
@@ -198,7 +175,8 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
 
     def _adapters(self, names: list[str]) -> list[str]:
         """Those of the named adapters that train something here."""
-        rows, columns = self._modules["row_sft_delta"]._keys, self._modules["row_sft_column_delta"]._keys
+        modules: dict[str, Any] = self._modules
+        rows, columns = modules["row_sft_delta"], modules["row_sft_column_delta"]
         return [name for name in names if name in rows or name in columns]
 
     def _updates(self, names: list[str]) -> list[Update]:
@@ -206,15 +184,15 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
 
     def _update(self, name: str) -> Update:
         """The adapter's update; made anew, with its ids checked, only when its tensors are others."""
-        modules = self._modules
+        modules: dict[str, Any] = self._modules
         parts = (
-            modules["row_sft_ids"]._buffers.get(name),
-            _parameter_of(modules["row_sft_delta"], name),
-            _parameter_of(modules["row_sft_bias"], name),
-            modules["row_sft_column_ids"]._buffers.get(name),
-            _parameter_of(modules["row_sft_column_delta"], name),
+            buffers_of(modules["row_sft_ids"]).get(name),
+            parameter_of(modules["row_sft_delta"], name),
+            parameter_of(modules["row_sft_bias"], name),
+            buffers_of(modules["row_sft_column_ids"]).get(name),
+            parameter_of(modules["row_sft_column_delta"], name),
         )
-        if torch.compiler.is_compiling() or torch._C._is_tracing():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return Update(*parts, others=self._others(name))
         made = self._made.get(name)
         if made is None or not made.consists_of(*parts):
@@ -250,20 +228,12 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         return state
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        for held in (*self.adapter_layer_names, "row_sft_ids", "row_sft_column_ids"):
-            for name, tensor in getattr(self, held).items():
-                self._check_fits(state_dict, f"{prefix}{held}.{name}", tensor)
+        for kind in (*self.adapter_layer_names, "row_sft_ids", "row_sft_column_ids"):
+            for name, tensor in getattr(self, kind).items():
+                _check_fits(state_dict, f"{prefix}{kind}.{name}", tensor)
         if not self.merged:
             self.end_claims()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _check_fits(self, state_dict, key: str, tensor: torch.Tensor) -> None:
-        saved = state_dict.get(key)
-        if saved is not None and saved.shape != tensor.shape:
-            raise UserError(
-                f"{key} has shape {tuple(saved.shape)} in the checkpoint, {tuple(tensor.shape)} in this model; "
-                "load the adapter on the base model, and with the config, that it was trained with"
-            )
 
     def _apply(self, fn, recurse=True):
         self.end_claims()
@@ -297,8 +267,17 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         return super().train(mode)
 
 
-def _parameter_of(parameters: nn.ParameterDict, name: str) -> torch.Tensor | None:
+def parameter_of(parameters: nn.ParameterDict, name: str) -> torch.Tensor | None:
     """The entry, by the short way: this is looked up in every forward."""
-    own = parameters._parameters.get(name)
+    own = parameters_of(parameters).get(name)
     # A flat sharded parameter puts views of itself there, which are no parameters.
     return parameters.__dict__.get(name) if own is None else own
+
+
+def _check_fits(state_dict: dict[str, torch.Tensor], key: str, tensor: torch.Tensor) -> None:
+    saved = state_dict.get(key)
+    if saved is not None and saved.shape != tensor.shape:
+        raise UserError(
+            f"{key} has shape {tuple(saved.shape)} in the checkpoint, {tuple(tensor.shape)} in this model; "
+            "load the adapter on the base model, and with the config, that it was trained with"
+        )

@@ -1,33 +1,30 @@
-"""A linear layer whose chosen rows and columns are trained: forward, and merging."""
+"""A linear layer whose chosen rows and columns are trained: its forward."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
-from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
+from rowsft.compat.torch import functorch_is_on
 from rowsft.errors import UserError
 from rowsft.layers.matrix import as_matrix, has_no_data
 from rowsft.selection.ids import Chosen
 
 from .autograd import with_gradient
 from .base import BaseTensors
-from .compiled import as_autocast, forget_layer, written_linear
+from .compiled import as_autocast, written_linear
 from .config import RowSFTConfig
-from .contents import Claim, Contents, contents_of
-from .layer import RowSFTLayer
-from .managed import SHARDING, manager_of
-from .patch import Patch
+from .contents import Claim, contents_of
+from .merging import MergeableLayer
 from .rebuild import Source, source_of
 from .update import Update
 
 
-class Linear(RowSFTLayer):
+class Linear(MergeableLayer):
     """Row-SFT on `nn.Linear` (and its quantised subclasses) or transformers' `Conv1D`."""
 
     def __init__(
@@ -53,7 +50,7 @@ class Linear(RowSFTLayer):
         names = [] if self._disable_adapters else self._adapters([active] if isinstance(active, str) else active)
         if torch.compiler.is_compiling():
             return self._traced_output(names, x, *args, **kwargs)
-        if torch._C._is_tracing():
+        if torch.jit.is_tracing():
             # A trace holds the weight itself, and not what is written in it for a time.
             with self.with_originals():
                 return self._add_updates(self.base_layer(x, *args, **kwargs), x, names)
@@ -63,7 +60,7 @@ class Linear(RowSFTLayer):
             return self._add_updates(self._original_output(x, *args, **kwargs), x, names)
         if self._may_drop_inputs and self._drops_inputs(names):
             return self._add_updates(self._base_output(base, [], x, *args, **kwargs), x, names)
-        if torch._C._are_functorch_transforms_active():
+        if functorch_is_on():
             # They transform the values, which no weight can hold.
             return self._add_updates(self._original_output(x, *args, **kwargs), x, names)
         return self._base_output(base, self._updates(names), x, *args, **kwargs)
@@ -134,24 +131,24 @@ class Linear(RowSFTLayer):
         """Where backward has x from; None: the node keeps it, as `keeps` asks, or does not need it."""
         if update.delta is None or not update.delta.requires_grad:
             return None
-        found = "recompute_inputs is off" if keeps else self._why_kept or source_of(x)
-        if isinstance(found, Source) and not self._input_checked and x.numel():
+        source = "recompute_inputs is off" if keeps else self._why_kept or source_of(x)
+        if isinstance(source, Source) and not self._input_checked and x.numel():
             self._input_checked = True
-            if not (has_no_data(x) or found.gives(x)):
-                found = self._why_kept = "what would be rebuilt is not the input"
-        if isinstance(found, Source):
-            self.input_source = found.label
-            return found.used()
-        self.input_source = f"kept: {found}"
+            if not (has_no_data(x) or source.gives(x)):
+                source = self._why_kept = "what would be rebuilt is not the input"
+        if isinstance(source, Source):
+            self.input_source = source.label
+            return source.used()
+        self.input_source = f"kept: {source}"
         return None
 
     def _merged_output(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         y = self.base_layer(x, *args, **kwargs)
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling() or functorch_is_on():
             return y
         if not (torch.is_grad_enabled() and x.requires_grad):
             return y
-        contents = self._merged_contents()
+        contents = self._merged().contents
         return with_gradient(y, x, Update(), Claim(contents, contents.patch, contents.updates), None)
 
     def _traced_output(self, names: list[str], x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
@@ -185,7 +182,8 @@ class Linear(RowSFTLayer):
     @torch.no_grad()
     def operator_input_gradient(self, grad_y: torch.Tensor, names: list[str]) -> torch.Tensor:
         """The gradient (..., d_in) of that operator's input."""
-        matrix = as_matrix(self.base_layer, self.base_layer.weight)
+        base = self.get_base_layer()
+        matrix = as_matrix(base, base.weight)
         return self._while_written(self._base(), self._updates(names), lambda: grad_y @ matrix.to(grad_y.dtype))
 
     def _add_updates(self, y: torch.Tensor, x: torch.Tensor, names: list[str]) -> torch.Tensor:
@@ -197,111 +195,6 @@ class Linear(RowSFTLayer):
                 )
             y = update.added_to(y, self.row_sft_dropout[name](x))
         return y
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Leave the adapters' updates in the base weight until `unmerge`, which puts the originals back bit for bit.
-
-        Args:
-            safe_merge: refuse, with a ValueError and nothing changed, when a merged entry would not be finite.
-            adapter_names: the adapters to merge; the active ones by default.
-
-        Raises:
-            UserError: when the base weight is quantised, sharded (FSDP, replicate, ZeRO-3) or on the meta device.
-        """
-        names = self._adapters(check_adapters_to_merge(self, adapter_names))
-        if not names:
-            return
-        self._check_mergeable()
-        names = [*self.merged_adapters, *names]
-        if safe_merge:
-            self._check_finite(names)
-        if self.shared and not self._tied:
-            self._untie()
-        self._merge_claimed(names)
-        self.merged_adapters = names
-
-    def _check_mergeable(self) -> None:
-        manager = manager_of(self.get_base_layer())
-        if manager in SHARDING:
-            raise UserError(
-                f"cannot merge into layer {self.layer_name}: its weight is managed by {manager}, which exchanges it "
-                "with other processes; save the adapter, load it on an unsharded base model, and merge there"
-            )
-        if not self._base().is_ordinary:
-            weight = self.get_base_layer().weight
-            raise UserError(
-                f"cannot merge into layer {self.layer_name}: its weight is {type(weight).__name__} of {weight.dtype} "
-                f"on {weight.device}; load the base model unquantised, on one device, and merge there"
-            )
-
-    def _merged_contents(self) -> Contents:
-        """What the base weight holds while adapters are merged."""
-        contents = self._contents()
-        if contents is None or self._merged_claim is None or contents is not self._merged_claim.contents:
-            raise UserError(
-                f"the base weight of layer {self.layer_name} was replaced while adapters {self.merged_adapters} were "
-                "merged into it, so the originals of their rows are not at hand; load the base model and the adapter "
-                "again, or unmerge before you replace weights"
-            )
-        return contents
-
-    def _merge_claimed(self, names: list[str]) -> None:
-        """Claim the weight with the updates until `unmerge`; graphs that wait for anything else are refused."""
-        updates = self._updates(names)
-        if (contents := self._contents()) is not None:
-            contents.outdated = True
-        claim = self._claim(updates, recorded=True)
-        if claim is None:
-            self.end_claims()
-            claim = self._claim(updates, recorded=True)
-        self._merged_claim, before = claim, self._merged_claim
-        if before is not None:
-            before.release()
-
-    def _check_finite(self, names: list[str]) -> None:
-        updates = self._updates(names)
-        for tensor in self._merged_values(updates):
-            if tensor is not None and not torch.isfinite(tensor).all():
-                raise ValueError(f"layer {self.layer_name} would not be finite after merging adapters {names}")
-
-    def _merged_values(self, updates: list[Update]):
-        patch, tensors = Patch(self.get_base_layer(), self._base().tensors, updates), self._private_copy([])
-        patch.write(tensors, updates)
-        return patch.blocks(tensors)
-
-    def _untie(self) -> None:
-        """Give this layer its own tensors while merged: other modules share them and must not see the updates."""
-        self._tied = self._base().parameters
-        for name, tensor in self._tied.items():
-            setattr(self.get_base_layer(), name, nn.Parameter(tensor.detach().clone(), requires_grad=False))
-
-    def unmerge(self) -> None:
-        """Put the originals back, bit for bit."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        self._merged_contents().check_untouched()
-        self._merged_claim.release()
-        self._merged_claim = None
-        self.merged_adapters = []
-        for name, tensor in self._tied.items():
-            setattr(self.get_base_layer(), name, tensor)
-        self._tied = {}
-
-    def unload_and_optionally_merge_module(
-        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
-    ) -> nn.Module:
-        """The plain base layer, merged or as it was; called by `merge_and_unload` and `unload`."""
-        if merge:
-            self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-        elif self.merged:
-            self.unmerge()
-        if self.merged:
-            self._merged_contents().keep()
-        else:
-            self.end_claims()
-        forget_layer(self)
-        return self.get_base_layer()
 
     def __repr__(self) -> str:
         return "row_sft." + super().__repr__()

@@ -1,21 +1,22 @@
 """Who manages a base weight: what others shard, move or encode must not be written in place.
 
-Each rule looks for what a manager leaves on the layer or on its tensors, and imports nothing. It must hold before the
-first forward and in the middle of one, when a weight that FSDP has gathered looks like any other.
+Each rule looks for what a manager leaves on the layer or on its tensors. It must hold before the first forward and in
+the middle of one, when a weight that FSDP has gathered looks like any other.
 """
 
 from __future__ import annotations
 
-import sys
+from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
+
+from rowsft.compat.accelerate import exchanges_weights, hook_of
+from rowsft.compat.torch import FakeTensor, managed_by_fsdp, replicate_is_imported, replicated
 
 WRITABLE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-REPLICATE = "torch.distributed._composable.replicate_with_fsdp"
 #: Managers that keep a piece of the weight, or bring it for the time of a forward.
 SHARDING = ("FSDP", "replicate", "DeepSpeed ZeRO-3")
 _replicated: WeakSet[nn.Module] = WeakSet()
@@ -26,10 +27,12 @@ def manager_of(base_layer: nn.Module) -> str | None:
 
     Safe to call in every forward: it costs a few microseconds and sees a manager that came after the last call.
     """
+    if managed_by_fsdp(base_layer):
+        return "FSDP"
+    hook = hook_of(base_layer)
     return (
-        _fsdp(base_layer)
-        or _replicate(base_layer)
-        or _accelerate(base_layer)
+        _replicate(base_layer)
+        or ("accelerate" if hook is not None and exchanges_weights(hook) else None)
         or next(filter(None, map(_manager_of_tensor, _tensors(base_layer))), None)
     )
 
@@ -39,7 +42,7 @@ def is_ordinary(tensor: torch.Tensor) -> bool:
     return _encoding(tensor) is None
 
 
-def _tensors(base_layer: nn.Module) -> list[torch.Tensor]:
+def _tensors(base_layer: Any) -> list[torch.Tensor]:
     return [tensor for tensor in (base_layer.weight, base_layer.bias) if tensor is not None]
 
 
@@ -47,37 +50,12 @@ def _manager_of_tensor(tensor: torch.Tensor) -> str | None:
     return _zero3(tensor) or _encoding(tensor) or _larger_storage(tensor)
 
 
-def _fsdp(layer: nn.Module) -> str | None:
-    """FullyShardedDataParallel and fully_shard put this mark, meant for the compiler, on every module they manage."""
-    return "FSDP" if getattr(layer, "_is_fsdp_managed_module", False) else None
-
-
 def _replicate(layer: nn.Module) -> str | None:
-    """torch's composable replicate exchanges parameters as fully_shard does, but marks the module it is called on only.
-
-    The function of the same name that is built on DDP leaves parameters alone.
-    """
-    replicate = sys.modules.get(REPLICATE)
-    if replicate is None:
+    if not replicate_is_imported():
         return None
     if layer not in _replicated:
-        for root in sys.modules["torch.distributed._composable_state"]._module_state_mapping:
-            if isinstance(root, replicate.ReplicateModule):
-                _replicated.update(root.modules())
+        _replicated.update(module for root in replicated() for module in root.modules())
     return "replicate" if layer in _replicated else None
-
-
-def _accelerate(layer: nn.Module) -> str | None:
-    """Hooks of accelerate on the layer itself bring or cast the weight after our forward has begun."""
-    hook = vars(layer).get("_hf_hook")
-    return "accelerate" if hook is not None and _exchanges_weights(hook) else None
-
-
-def _exchanges_weights(hook) -> bool:
-    """Only hooks that say offload=False are known to leave the weight where it is, as those of a device_map do."""
-    if hasattr(hook, "hooks"):
-        return any(map(_exchanges_weights, hook.hooks))
-    return getattr(hook, "offload", True)
 
 
 def _zero3(tensor: torch.Tensor) -> str | None:

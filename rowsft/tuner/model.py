@@ -7,16 +7,12 @@ from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 
 import torch
-from peft.tuners.tuners_utils import (
-    BaseTuner,
-    BaseTunerLayer,
-    _maybe_include_all_linear_layers,
-    check_target_module_exists,
-)
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from rowsft.compat.peft import name_all_linear_layers
 from rowsft.errors import UserError
 from rowsft.layers.matrix import is_bypassed, layer_shape
 from rowsft.layers.quantised import keep_layout
@@ -51,7 +47,8 @@ class RowSFTModel(BaseTuner):
 
     prefix: str = "row_sft_"
     tuner_layer_cls = RowSFTLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    # PEFT's own types of the two differ.
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
     def input_sources(self) -> dict[str, str]:
         """Full layer name -> where the input of its last recorded forward is had from in backward.
@@ -80,7 +77,8 @@ class RowSFTModel(BaseTuner):
                 if isinstance(module, RowSFTLayer):
                     module.cast_to_base(adapter_name)
 
-    def _prepare_model(self, peft_config: RowSFTConfig, model: nn.Module) -> None:
+    # PEFT gives a tuner configurations of its own kind only.
+    def _prepare_model(self, peft_config: RowSFTConfig, model: nn.Module) -> None:  # type: ignore[override]
         """Settle every layer's ids before the first one is wrapped, so that bad input leaves the model as it was."""
         keep_layout(model)
         _expand_all_linear(peft_config, model)
@@ -101,7 +99,8 @@ class RowSFTModel(BaseTuner):
 
     def _targets(self, config: RowSFTConfig, model: nn.Module) -> dict[str, nn.Module]:
         """The layers that the config selects, by full name; layers wrapped by another adapter give their base layer."""
-        targets, inside = {}, ()
+        targets: dict[str, nn.Module] = {}
+        inside: tuple[str, ...] = ()
         for name, module in model.named_modules():
             if not name or name.startswith(inside) or not self._check_target_module_exists(config, name):
                 continue
@@ -149,7 +148,9 @@ class RowSFTModel(BaseTuner):
             config.rows = config.ratio = None
         return chosen
 
-    def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
+    def _create_and_replace(  # type: ignore[override]
+        self, peft_config, adapter_name, target, target_name, parent, current_key, parameter_name=None
+    ) -> None:
         base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         # Injection from a state dict may select layers that the config does not.
         ids = self._planned.get(current_key)
@@ -221,7 +222,7 @@ def _expand_all_linear(config: RowSFTConfig, model: nn.Module) -> None:
     from rowsft.selection.targets import HEAD_NAMES
 
     if isinstance(config.target_modules, str) and config.target_modules.lower() == "all-linear":
-        _maybe_include_all_linear_layers(config, model)
+        name_all_linear_layers(config, model)
         linears = {name for name in config.target_modules if not is_bypassed(model, name)}
         linears = {name for name in linears if HEAD_NAMES.isdisjoint(name.split("."))} or linears
         config.target_modules = {name for name in linears if _is_in_layers(config, name)}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 from weakref import ref
 
-import torch
-from torch.autograd import Variable
+from rowsft.compat.torch import backward_pass, when_backward_ends
 
 
 class Listener(Protocol):
@@ -19,24 +18,19 @@ class Listener(Protocol):
 _listeners: dict[int, list[ref[Listener]]] = {}
 
 
-def current() -> int:
-    """The number of the backward pass that this thread is in; checkpointing nests one in another; -1 outside."""
-    return torch._C._current_graph_task_id()
-
-
 def at_end(listener: Listener) -> None:
     """Call `listener.pass_ended()` when the backward pass under way has ended; outside of one nothing happens.
 
     A pass that dies of an error ends without a call.
     """
-    number = current()
+    number = backward_pass()
     if number < 0:
         return
     waiting = _listeners.get(number)
     if waiting is None:
         _forget_dead_passes()
         waiting = _listeners[number] = []
-        Variable._execution_engine.queue_callback(lambda: _end(number))
+        when_backward_ends(lambda: _end(number))
     waiting.append(ref(listener))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from rowsft.compat.torch import version_of
+
 
 class Update:
     """W[rows] += delta, b[rows] += bias, and W[others, columns] += column_delta.
@@ -56,11 +58,11 @@ class Update:
 
     def added_to(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """`y` (..., d_out) plus the update's own product with `x` (..., d_in), kr rows and kc columns wide."""
-        if self.rows is not None:
+        if self.rows is not None and self.delta is not None:
             bias = None if self.bias is None else self.bias.to(x.dtype)
             product = functional.linear(x, self.delta.to(x.dtype), bias)
             y = y.index_add(-1, self.rows, product.to(y.dtype))
-        if self.columns is not None:
+        if self.columns is not None and self.column_delta is not None:
             product = functional.linear(x.index_select(-1, self.columns), self.column_delta.to(x.dtype)).to(y.dtype)
             y = y + product if self.others is None else y.index_add(-1, self.others, product)
         return y
@@ -68,14 +70,15 @@ class Update:
     def dense(self, d_out: int, d_in: int) -> torch.Tensor:
         """The update as a matrix (d_out, d_in), zero where nothing is trained."""
         value = self.delta if self.delta is not None else self.column_delta
+        assert value is not None, "an update trains rows or columns"
         full = value.new_zeros(d_out, d_in)
-        if self.columns is not None:
+        if self.columns is not None and self.column_delta is not None:
             others = slice(None) if self.others is None else self.others[:, None]
             full[others, self.columns] = self.column_delta
-        if self.rows is not None:
+        if self.rows is not None and self.delta is not None:
             full[self.rows] = self.delta
         return full
 
 
 def _stamp(tensor: torch.Tensor | None) -> tuple:
-    return () if tensor is None else (id(tensor), tensor._version)
+    return () if tensor is None else (id(tensor), version_of(tensor))

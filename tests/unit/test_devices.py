@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
+from rowsft.compat.trainer import OneDeviceArguments
 from rowsft.config.devices import CHOSEN, VISIBLE, devices_for, index_of, see_one
 from rowsft.config.settings import TrainerSettings
 from rowsft.errors import UserError
-from rowsft.runner.trainer import OneDeviceArguments, device_of
+from rowsft.runner.trainer import device_of
 from rowsft.sweep import launcher
 
 

@@ -11,7 +11,7 @@ from rows import FAMILIES, adapt, family, logits, out_rows, shake, train
 from safetensors.torch import load_file, save_file
 from tiny import tiny_llama
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 
 from rowsft import RowSFTConfig
 from rowsft.errors import UserError
@@ -244,3 +244,11 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match="no adapter_config.json in this folder"):
         to_lora(tmp_path / "there", tmp_path / "lora")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved", "there"]
+
+
+def test_layers_in_which_peft_loads_no_lora_are_named_and_nothing_is_written(tmp_path):
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, state_size=2))
+    model = adapt(mamba, ["in_proj", "out_proj"])
+    with pytest.raises(UserError, match="no LoRA of layer backbone.layers.0.mixer.out_proj .* use --to merged"):
+        to_lora(model, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

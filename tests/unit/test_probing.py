@@ -9,7 +9,7 @@ from tiny import PAD, tiny_bert
 
 from rowsft.measure import phase_memory
 from rowsft.runner import memory_probe
-from rowsft.runner import trainer as training
+from rowsft.runner.extra_step import largest_micro_batch
 from rowsft.tasks.classification import ClassificationTask, pad_right
 from rowsft.tasks.evaluating import run_batches
 
@@ -62,7 +62,7 @@ def test_of_equal_batches_the_one_with_padding_is_probed():
     job = job_on(tiny_bert())
     examples = job.splits["validation"]
     trainer = SimpleNamespace(settings=job.settings, train_dataset=examples)
-    assert training.largest_batch(trainer) == examples[SIZE : 2 * SIZE]
+    assert largest_micro_batch(trainer) == examples[SIZE : 2 * SIZE]
 
     batches = [pad_right(examples[first : first + SIZE], PAD, torch.long) for first in range(0, len(examples), SIZE)]
     seen = []

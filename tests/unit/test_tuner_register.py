@@ -10,8 +10,8 @@ from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
 import rowsft
+from rowsft.compat.peft import register
 from rowsft.tuner import RowSFTConfig, RowSFTModel
-from rowsft.tuner.register import register
 
 
 def run(code: str) -> str:
@@ -33,7 +33,7 @@ def test_the_enum_member_behaves_like_pefts_own():
 
 def test_the_mappings_hold_the_method_and_registering_again_changes_nothing():
     before = (list(PeftType), dict(PEFT_TYPE_TO_TUNER_MAPPING), dict(PEFT_TYPE_TO_PREFIX_MAPPING))
-    register(RowSFTConfig, RowSFTModel)
+    register("ROW_SFT", "row_sft_", RowSFTConfig, RowSFTModel)
     assert (list(PeftType), dict(PEFT_TYPE_TO_TUNER_MAPPING), dict(PEFT_TYPE_TO_PREFIX_MAPPING)) == before
     assert PEFT_TYPE_TO_TUNER_MAPPING["ROW_SFT"] is RowSFTModel
     assert PEFT_TYPE_TO_CONFIG_MAPPING["ROW_SFT"] is RowSFTConfig
