@@ -4,17 +4,21 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Self, get_type_hints
 
-from pydantic import Field, GetCoreSchemaHandler
+from pydantic import Field, GetCoreSchemaHandler, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 #: No byte, second or loss is larger; squares and sums of such numbers stay within every float.
 LARGEST = 1e100
 
-Count = Annotated[int, Field(strict=True, ge=-int(LARGEST), le=int(LARGEST))]
+_BOUNDS = {"minimum": -LARGEST, "maximum": LARGEST}
+Count = Annotated[
+    int, Field(strict=True, ge=-int(LARGEST), le=int(LARGEST)), WithJsonSchema({"type": "integer", **_BOUNDS})
+]
 # An integer stays one: bytes are written back as they were read.
 Number = Annotated[
     Count | Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-LARGEST, le=LARGEST)],
     Field(union_mode="left_to_right"),
+    WithJsonSchema({"type": "number", **_BOUNDS}),
 ]
 Text = Annotated[str, Field(strict=True)]
 Truth = Annotated[bool, Field(strict=True)]
@@ -134,6 +138,6 @@ def unknown_keys(value: Any, place: str = "") -> Iterator[str]:
                 yield from unknown_keys(inner, f"{place}{name}.")
             elif not value.open:
                 yield place + name
-    elif isinstance(value, dict):
-        for key, inner in value.items():
+    elif isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from unknown_keys(inner, f"{place}{key}.")
