@@ -92,7 +92,7 @@ def result(method: str, rows: int, seed: int, accuracy: float) -> dict:
             "select": None,
             "train": {"peak_allocated_bytes": (300 + rows) * 2**20, "step_peak_new_bytes": 200 * 2**20},
         },
-        "knobs": {"r": 8, "rank_pattern": {f"encoder.layer.{i}.attention.self.query": 7 for i in range(36)}},
+        "resolved": {"r": 8, "rank_pattern": {f"encoder.layer.{i}.attention.self.query": 7 for i in range(36)}},
         "task_about": {"source": "a package", "licence": "free", "sizes": {"test": 1000}},
         "model_facts": {"parameters": 22_713_216, "revision": "abc", "sha256": "0" * 64},
         "reference": {},

@@ -14,10 +14,11 @@ _HOMES = {
     "RowSFTConfig": "rowsft.tuner",
     "RowSFTModel": "rowsft.tuner",
     "attach": "rowsft.tuner.attach",
+    "load_runs": "rowsft.report.frame",
     "score": "rowsft.tuner.attach",
 }
 
-__all__ = ["RowSFTConfig", "RowSFTModel", "__version__", "attach", "score"]
+__all__ = ["RowSFTConfig", "RowSFTModel", "__version__", "attach", "load_runs", "score"]
 
 
 def __getattr__(name: str):

@@ -39,7 +39,7 @@ try:
         with Store(root).open({"seed": seed, "method": {"name": "mine"}, "experiment_name": "written"}) as run:
             if run.record.result is None:
                 attempt = run.begin()
-                attempt.update(seconds={"load": 1.0}, knobs={"ids": list(range(seed * 50))})
+                attempt.update(seconds={"load": 1.0}, resolved={"ids": list(range(seed * 50))})
                 attempt.write_predictions([{"id": i, "split": "test", "prediction": i * seed % 2} for i in range(200)])
                 attempt.write_curve([{"step": step, "loss": seed / step} for step in range(1, 50)])
                 attempt.write_folder("adapter", lambda folder: (folder / "weights").write_bytes(bytes(seed * 1000)))
@@ -71,7 +71,7 @@ def table(root: Path) -> list[tuple]:
         files = {
             name: entry["sha256"] for name, entry in sorted((result.get("files") or {}).items()) if name != "memory"
         }
-        shown = {key: result.get(key) for key in ("metrics", "parameters", "knobs", "train_loss_final", "steps")}
+        shown = {key: result.get(key) for key in ("metrics", "parameters", "resolved", "train_loss_final", "steps")}
         lines.append((record.id, bool(result), json.dumps(shown, sort_keys=True), json.dumps(files, sort_keys=True)))
     return lines
 

@@ -15,10 +15,10 @@ def is_word(text: str) -> bool:
 
 @cache
 def _words() -> frozenset[str]:
-    # Late, for only a password that looks like a word asks: the schema brings a library along.
-    from rowsft.store import schema
+    # Late, for only a password that looks like a word asks: the record's types bring a library along.
+    from rowsft.record import parts
 
-    found = {word for kind in vars(schema).values() for word in getattr(kind, "__annotations__", ())}
+    found = {word for kind in vars(parts).values() for word in getattr(kind, "__annotations__", ())}
     for path in SHIPPED.glob("**/*.yaml"):
         found.update((path.stem, path.parent.name))
         text = path.read_text(encoding="utf-8")

@@ -2,12 +2,13 @@
 
 import json
 
+from rowsft.record import plain
 from rowsft.report.section import Section
 from rowsft.report.settings import flatten
 from rowsft.store import Record
 
 #: Free-form parts of an attempt: one JSON cell each, for their keys differ from run to run.
-_WHOLE = ("knobs", "task_about", "model_facts", "files")
+_WHOLE = ("resolved", "task_about", "model_facts", "files")
 
 
 def run_rows(records: list[Record]) -> list[dict]:
@@ -15,7 +16,7 @@ def run_rows(records: list[Record]) -> list[dict]:
     rows = []
     for record in records:
         attempt = record.result or record.latest or {}
-        fields = {key: value for key, value in attempt.items() if key != "state"}
+        fields = {key: plain(value) for key, value in attempt.items() if key != "state"}
         if fields.get("error"):
             fields["error"] = {key: value for key, value in fields["error"].items() if key != "traceback"}
         whole = {key: json.dumps(fields.pop(key), sort_keys=True) for key in _WHOLE if key in fields}

@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rowsft.output import escape
+from rowsft.record import plain
 from rowsft.report import curves
 from rowsft.report.listing import page_sheet
 from rowsft.report.notes import demonstration, notes
@@ -92,7 +93,7 @@ def _sources(records: list[Record]) -> list[dict]:
     sources: dict[str, dict] = {}
     for record in records:
         for kind, group, key in (("model", "model", "model_facts"), ("data", "task", "task_about")):
-            about = (record.result or {}).get(key)
+            about = plain((record.result or {}).get(key))
             if about:
                 name = (record.config.get(group) or {}).get("name", "?")
                 text = f"{kind} {name} {json.dumps(about, sort_keys=True)}"

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rowsft.method_info import MethodInfo, from_record
+from rowsft.record import Part
+from rowsft.record import plain as plain_of
 from rowsft.store import Record
 
 LEARNING_RATE = "trainer.learning_rate"
@@ -20,6 +22,7 @@ BUDGET_KEYS = ("budget.rows", "budget.ratio", "budget.params", "budget.like", "b
 
 def flatten(node, prefix: str = "") -> dict[str, object]:
     """Return nested mappings as {"a.b": value}; lists and an empty mapping stay values."""
+    node = plain_of(node) if isinstance(node, Part) else node
     if not isinstance(node, dict) or not node:
         return {prefix: node} if prefix else {}
     return {
@@ -100,7 +103,7 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 def dig(node: Any, *path: str | None) -> Any:
     """Return the value at a path of nested mappings, None where the path ends early."""
     for key in path:
-        node = node.get(key) if isinstance(node, dict) else None
+        node = node.get(key) if isinstance(node, dict | Part) else None
     return node
 
 

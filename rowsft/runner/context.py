@@ -15,7 +15,7 @@ from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.models.loading import Loaded
 from rowsft.runner import trainer as training
 from rowsft.selection.budget import Budget
-from rowsft.store import Attempt
+from rowsft.store import OpenAttempt
 from rowsft.tasks import Task
 from rowsft.tracking.tracker import Tracker
 
@@ -26,7 +26,7 @@ class Job:
 
     spec: RunSpec
     settings: TrainerSettings
-    attempt: Attempt
+    attempt: OpenAttempt
     say: Callable[[str], None]
     method: Method
     task: Task

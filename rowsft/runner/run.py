@@ -114,7 +114,7 @@ def _attach(job: Job) -> None:
         job.model = job.method.attach(job.model, job.resolved)
         counts = job.method.trainable(job.model)
         job.attempt.update(
-            knobs=job.resolved.values,
+            resolved=job.resolved.values,
             parameters={
                 "adapter": counts["adapter"],
                 "head": counts["head"],

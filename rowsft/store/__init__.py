@@ -9,7 +9,7 @@
 
 Never imports torch.
 
-May import output and config_folders. Every other room reads and writes runs through this one.
+May import record, output and config_folders. Every other room reads and writes runs through this one.
 """
 
 import logging
@@ -20,19 +20,20 @@ from pathlib import Path
 from rowsft.errors import UserError
 from rowsft.output import escape, redact
 from rowsft.progress import each
+from rowsft.record import SCHEMA_VERSION, Attempt, Error
 from rowsft.store import files
-from rowsft.store.attempt import Attempt
+from rowsft.store.attempt import OpenAttempt
 from rowsft.store.files import explained, write_csv, write_jsonl
 from rowsft.store.folder import RunFolder
 from rowsft.store.identity import RESULTS_VERSION, experiment_name, identity, run_id
 from rowsft.store.places import Places
-from rowsft.store.record import SCHEMA_VERSION, STATES, Record, UnreadableRecord, read_record
+from rowsft.store.record import STATES, Record, UnreadableRecord, read_record
 
 __all__ = [
     "RESULTS_VERSION",
     "SCHEMA_VERSION",
     "STATES",
-    "Attempt",
+    "OpenAttempt",
     "Record",
     "RunFolder",
     "Store",
@@ -102,13 +103,13 @@ class Store:
         except UnreadableRecord:
             return False
 
-    def attempt_of(self, run_id: str, pid: int) -> dict | None:
+    def attempt_of(self, run_id: str, pid: int) -> Attempt | None:
         """The run's latest attempt if the process `pid` made it, else None."""
         try:
             latest = read_record(self.root / run_id).latest
         except (UnreadableRecord, UserError):
             return None
-        return latest if latest and latest.get("pid") == pid else None
+        return latest if latest and latest.pid == pid else None
 
     def add_experiment(self, run_id: str, name: str, notes: dict | None = None) -> None:
         """Enter an existing run in one more experiment; see `RunFolder.add_experiment`."""
@@ -123,11 +124,11 @@ class Store:
         An attempt that it left open is closed as interrupted; where it began none, one is entered.
         """
         with self.open(config) as run:
-            if (run.record.latest or {}).get("pid") == pid:
+            latest = run.record.latest
+            if latest is not None and latest.pid == pid:
                 run.close_dead(message)
             else:
-                error = {"type": "Killed", "message": message, "traceback": None, "phase": None}
-                run.begin(pid=pid).finish("interrupted", error=error)
+                run.begin(pid=pid).finish("interrupted", error=Error(type="Killed", message=message))
 
     def close_dead(self, run_id: str, message: str) -> None:
         """Write down why a run's process went away; does nothing when the run is not one that says running."""

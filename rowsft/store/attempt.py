@@ -7,9 +7,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rowsft.output import redact
+from rowsft.record import Attempt, Error, State, plain, read_attempt, unknown_keys
 from rowsft.store import files
 from rowsft.store.record import FINAL_STATES, now
 
@@ -25,24 +26,35 @@ _NO_MEMORY = (
 )
 
 
-class Attempt:
-    """One try at a run: the fields of docs/architecture.md, written to disk at every call."""
+class OpenAttempt:
+    """The attempt that this process works on: what it records is on disk after every call."""
 
-    def __init__(self, run: "RunFolder", fields: dict):
+    def __init__(self, run: "RunFolder", number: int):
         self._run = run
         self._started = time.monotonic()
-        self.fields = fields
-        self.number: int = fields["attempt"]
-        self.path: Path = run.path / f"attempt-{self.number}"
+        self.number = number
+        self.path: Path = run.path / f"attempt-{number}"
 
-    def update(self, **fields) -> None:
-        """Set fields; a mapping is merged into the mapping that stands there. A nan or infinity is stored as null and
-        its key listed under `non_finite`."""
-        plain, not_finite = files.jsonable(redact.config(fields))
-        _merge(self.fields, plain)
+    @property
+    def fields(self) -> Attempt:
+        """What is recorded so far."""
+        return self._run.attempt(self.number)
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of `rowsft.record.Attempt`: parts, or mappings, which are merged into what stands there.
+
+        A nan or infinity is stored as null and its key listed under `non_finite`. Raises ValueError for a key that a
+        record does not have and for a value that could not be read back.
+        """
+        self._run.put(_checked(self._merged(fields)))
+
+    def _merged(self, fields: dict[str, Any]) -> dict[str, Any]:
+        given, not_finite = files.jsonable(redact.config(plain(fields)))
+        merged = plain(self.fields)
+        _merge(merged, given)
         if not_finite:
-            self.fields["non_finite"] = sorted({*self.fields.get("non_finite", []), *not_finite})
-        self._run.write()
+            merged["non_finite"] = sorted({*(merged.get("non_finite") or []), *not_finite})
+        return merged
 
     def write_predictions(self, rows: list[dict]) -> None:
         """Keep one JSON object an example as predictions.jsonl, entered with its sha256 under `files`."""
@@ -89,28 +101,35 @@ class Attempt:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def finish(self, state: str, error: dict | None = None, **fields) -> None:
+    def finish(self, state: State, error: Error | None = None, **fields: Any) -> None:
         """Close the attempt as done, failed, oom or interrupted. Once only.
 
-        `error` is {"type", "message", "traceback", "phase"}; `seconds.total` is the attempt's wall-clock time unless
-        given.
+        `fields` are those of `update`; `seconds.total` is the attempt's wall-clock time unless given.
         """
         if state not in FINAL_STATES:
             raise ValueError(f"state {state!r}: expected one of {', '.join(FINAL_STATES)}")
         if self._run._open is not self:
             raise RuntimeError(f"run {self._run.id}: attempt {self.number} is already finished")
-        self.fields["state"] = self._run._raw["state"] = state
-        self.fields["ended_at"] = now()
-        self.fields.setdefault("seconds", {}).setdefault("total", time.monotonic() - self._started)
-        self.fields["error"] = error and {key: redact.text(said) if said else said for key, said in error.items()}
+        merged = self._merged(fields)
+        merged |= {"state": state, "ended_at": now()}
+        merged["error"] = error and {key: text and redact.text(text) for key, text in plain(error).items()}
+        merged["seconds"] = {"total": time.monotonic() - self._started, **(merged.get("seconds") or {})}
         self._run._open = None
-        self.update(**fields)
+        self._run.put(_checked(merged), state)
 
     def _enter(self, name: str, relative: str, digest: str) -> None:
         self.update(files={name: {"path": f"{self.path.name}/{relative}", "sha256": digest}})
 
 
-def state_of(error: BaseException | None) -> str:
+def _checked(fields: dict[str, Any]) -> Attempt:
+    """Return the attempt of these fields. Raises ValueError for what a record does not have."""
+    attempt = read_attempt(fields)
+    if unknown := list(unknown_keys(attempt)):
+        raise ValueError(f"a record has no {', '.join(unknown)}; rowsft/record/parts.py has the names that it has")
+    return attempt
+
+
+def state_of(error: BaseException | None) -> State:
     """The state an attempt ends in when `error` ends it: oom, interrupted or failed."""
     if error is None or isinstance(error, KeyboardInterrupt | SystemExit):
         return "interrupted"
@@ -119,14 +138,14 @@ def state_of(error: BaseException | None) -> str:
     return "oom" if out_of_memory or any(words in str(error) for words in _NO_MEMORY) else "failed"
 
 
-def error_fields(error: BaseException, phase: str | None = None) -> dict:
-    """An exception as an attempt keeps it; `phase` is where it came up."""
-    return {
-        "type": type(error).__name__,
-        "message": str(error),
-        "traceback": "".join(traceback.format_exception(error)),
-        "phase": phase,
-    }
+def error_fields(error: BaseException, phase: str | None = None) -> Error:
+    """Return an exception as an attempt keeps it; `phase` is where it came up."""
+    return Error(
+        type=type(error).__name__,
+        message=str(error),
+        traceback="".join(traceback.format_exception(error)),
+        phase=phase,
+    )
 
 
 def _merge(into: dict, new: dict) -> None:

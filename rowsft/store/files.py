@@ -15,11 +15,10 @@ from pathlib import Path
 
 from rowsft.errors import UserError, shortened
 from rowsft.output import escape
+from rowsft.record import LARGEST
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
-#: No byte, second or loss is larger; squares and sums of such numbers stay within every float.
-LARGEST = 1e100
 # Many times the depth of any file of the suite, and well before Python's own limit, which ends whoever walks the tree.
 _DEEPEST = 100
 _ANY_DIGIT = bytes.maketrans(b"123456789", b"0" * 9)

@@ -12,12 +12,12 @@ import yaml
 
 from rowsft.errors import RunHeld, UserError
 from rowsft.output import redact
+from rowsft.record import SCHEMA_VERSION, Attempt, RecordFile, State, config_faults, plain, read
 from rowsft.store import files
-from rowsft.store.attempt import Attempt, error_fields, state_of
+from rowsft.store.attempt import OpenAttempt, error_fields, state_of
 from rowsft.store.identity import experiment_name, experiment_notes, identity
 from rowsft.store.lock import RunLock
-from rowsft.store.record import SCHEMA_VERSION, Record, UnreadableRecord, close_stale, now, read_raw, record_of
-from rowsft.store.schema import config_faults
+from rowsft.store.record import Record, UnreadableRecord, now, read_file, record_of, stale_closed
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class RunFolder:
             with suppress(FileExistsError):
                 self.path.mkdir()
                 self._made_folder = True
-        self._open: Attempt | None = None
+        self._open: OpenAttempt | None = None
         self._lock: RunLock | None = None
         try:
             self._lock = RunLock(self.path)
@@ -48,11 +48,11 @@ class RunFolder:
                 for leftover in [*self.path.glob(".*.tmp"), *self.path.glob("attempt-*/.*.tmp")]:
                     shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
             if config is None:
-                self._raw = read_raw(self.path)
+                self._fields = read_file(self.path)
             else:
-                self._raw = self._read_or_create(config)
-                if experiment_name(config) is not None:
-                    self.add_experiment(experiment_name(config), experiment_notes(config))
+                self._fields = self._read_or_create(config)
+                if (name := experiment_name(config)) is not None:
+                    self.add_experiment(name, experiment_notes(config))
         except BaseException as error:
             # A run that could not be entered, for want of space or for a setting, leaves no empty folder.
             if self._made_folder and not isinstance(error, RunHeld) and not (self.path / "record.json").exists():
@@ -69,43 +69,46 @@ class RunFolder:
     @property
     def record(self) -> Record:
         """The record as this process holds it."""
-        raw = json.loads(json.dumps(self._raw))
-        return record_of(raw, self.path)
+        return record_of(self._fields, self.path)
 
-    def begin(self, **meta) -> Attempt:
+    def attempt(self, number: int) -> Attempt:
+        """The recorded fields of the attempt of that number."""
+        return next(attempt for attempt in self._fields.attempts if attempt.attempt == number)
+
+    def put(self, attempt: Attempt, state: State | None = None) -> None:
+        """Write `attempt` in place of the one of its number, and the run's state where one is given."""
+        attempts = [attempt if old.attempt == attempt.attempt else old for old in self._fields.attempts]
+        self._fields = self._fields.changed(attempts=attempts, state=state or self._fields.state)
+        self.write()
+
+    def begin(self, **meta) -> OpenAttempt:
         """Start the next attempt (state running) with `meta` as its first fields; earlier attempts stay as they are."""
         if self._open is not None:
             raise RuntimeError(f"run {self.id}: attempt {self._open.number} is still open")
-        close_stale(self._raw)
+        self._fields = stale_closed(self._fields)
         names = (re.fullmatch(r"attempt-(\d{1,9})", path.name, re.ASCII) for path in self.path.glob("attempt-*"))
         on_disk = [int(name[1]) for name in names if name]
-        number = max([0, *on_disk, *(attempt["attempt"] for attempt in self._raw["attempts"])]) + 1
+        number = max([0, *on_disk, *(attempt.attempt for attempt in self._fields.attempts)]) + 1
         with files.explained(self.path):
             (self.path / f"attempt-{number}").mkdir()
-        fields = {
-            "attempt": number,
-            "state": "running",
-            "started_at": now(),
-            "ended_at": None,
-            "error": None,
-            "pid": os.getpid(),
-        }
-        self._raw["attempts"].append(fields)
-        self._raw["state"] = "running"
-        self._open = Attempt(self, fields)
+        begun = Attempt.of(attempt=number, state="running", started_at=now(), pid=os.getpid())
+        self._fields = self._fields.changed(attempts=[*self._fields.attempts, begun], state="running")
+        self._open = OpenAttempt(self, number)
         self._open.update(**meta)
         return self._open
 
     def withdraw(self) -> None:
         """Take back the open attempt, and the run if it is new: what was asked for cannot be run at all."""
         attempt, self._open = self._open, None
-        self._raw["attempts"].remove(attempt.fields)
+        if attempt is None:
+            raise RuntimeError(f"run {self.id}: no attempt is open")
         shutil.rmtree(attempt.path, ignore_errors=True)
-        if not self._made_run:
-            self._raw["state"] = self._raw["attempts"][-1]["state"] if self._raw["attempts"] else "pending"
-            self.write()
+        if self._made_run:
+            self._remove()
             return
-        self._remove()
+        others = [other for other in self._fields.attempts if other.attempt != attempt.number]
+        self._fields = self._fields.changed(attempts=others, state=others[-1].state if others else "pending")
+        self.write()
 
     def _remove(self) -> None:
         # A damaged record that was set aside stays, and so does a store that holds anything.
@@ -118,28 +121,29 @@ class RunFolder:
 
     def add_experiment(self, name: str, notes: dict | None = None) -> None:
         """Enter the run in one more experiment, with what that experiment says of itself (`experiment_notes`)."""
-        plain, _ = files.jsonable(redact.config(notes or {}))
-        experiments = self._raw.setdefault("experiments", [])
-        known = self._raw.setdefault("experiment_notes", {})
-        if name in experiments and (not plain or known.get(name) == plain):
+        own, _ = files.jsonable(redact.config(notes or {}))
+        experiments, known = self._fields.experiments or [], self._fields.experiment_notes
+        if name in experiments and (not own or known.get(name) == own):
             return
-        if name not in experiments:
-            experiments.append(name)
-        known[name] = plain
+        experiments = experiments if name in experiments else [*experiments, name]
+        self._fields = self._fields.changed(experiments=experiments, experiment_notes={**known, name: own})
         self.write()
 
     def close_dead(self, message: str) -> None:
         """Write down as interrupted, with `message`, an attempt whose process is gone; nothing if there is none."""
-        if self._open is None and close_stale(self._raw, message):
+        closed = stale_closed(self._fields, message)
+        if self._open is None and closed.attempts != self._fields.attempts:
+            self._fields = closed
             self.write()
 
     def close(self, error: BaseException | None = None) -> None:
         """Finish an open attempt by `error` and give the lock back."""
         try:
             if self._open is not None:
-                self._open.finish(state_of(error), error=error and error_fields(error))
+                self._open.finish(state_of(error), error=error_fields(error) if error else None)
         finally:
-            self._lock.release()
+            if self._lock is not None:
+                self._lock.release()
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -149,14 +153,14 @@ class RunFolder:
 
     def write(self) -> None:
         """Put the record on disk, whole or not at all."""
-        text = json.dumps(self._raw, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(plain(self._fields), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         files.write_atomic(self.path / "record.json", text.encode())
 
-    def _read_or_create(self, config: dict) -> dict:
+    def _read_or_create(self, config: dict) -> RecordFile:
         path = self.path / "record.json"
         if path.exists():
             try:
-                return read_raw(self.path)
+                return read_file(self.path)
             except UnreadableRecord as reason:
                 aside = path.with_name(f"{path.name}.corrupt-{len(list(self.path.glob('record.json.corrupt-*'))) + 1}")
                 with files.explained(self.path):
@@ -165,20 +169,20 @@ class RunFolder:
         wrong = config_faults(config)
         if wrong:
             raise UserError(f"{wrong}; a record of this run could not be read back: correct the setting")
-        plain, _ = files.jsonable(config)
-        files.write_atomic(self.path / "config.yaml", yaml.safe_dump(plain, sort_keys=False).encode())
-        raw = {
+        content, _ = files.jsonable(config)
+        files.write_atomic(self.path / "config.yaml", yaml.safe_dump(content, sort_keys=False).encode())
+        new = {
             "schema_version": SCHEMA_VERSION,
             "id": self.id,
             "state": "pending",
             "created_at": now(),
             "experiments": [],
             "experiment_notes": {},
-            "config": plain,
+            "config": content,
             "identity": identity(config),
             "attempts": [],
         }
-        self._raw = raw
+        self._fields = read(new)
         self.write()
         self._made_run = True
-        return raw
+        return self._fields

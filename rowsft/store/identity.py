@@ -5,6 +5,7 @@ import json
 import math
 import re
 from pathlib import PurePath
+from typing import Any
 
 from rowsft.errors import UserError
 from rowsft.store.former_words import as_recorded
@@ -128,7 +129,10 @@ def experiment_notes(config: dict) -> dict:
     return {key: config[key] for key in ("demonstration", "fairness") if config.get(key)}
 
 
-def _plain(value, where: str):
+def _plain(value: Any, where: str) -> Any:
+    # Nearly all values are of these; a record is read with each of its settings passing here.
+    if value is None or type(value) in (str, int, bool):
+        return value
     if isinstance(value, dict):
         items = ((str(key), item) for key, item in value.items() if str(key) not in PRESENTATION_ANYWHERE)
         return {key: _plain(item, f"{where}.{key}" if where else key) for key, item in items}
@@ -138,7 +142,7 @@ def _plain(value, where: str):
         if not math.isfinite(value):
             raise UserError(f"{where}={value} is not finite; a config value must be a finite number or null")
         return int(value) if value.is_integer() else value
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, int | str):
         return value
     raise UserError(
         f"{where}={value!r} is a {type(value).__name__}; "

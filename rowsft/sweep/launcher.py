@@ -13,6 +13,7 @@ from rich.console import Console
 from rowsft.config.devices import devices_for
 from rowsft.errors import HELD, INTERRUPTED, UserError, shortened
 from rowsft.output import escape, redact
+from rowsft.record import Error
 from rowsft.store import Store
 from rowsft.store.identity import experiment_notes
 from rowsft.store.lock import is_held
@@ -157,8 +158,8 @@ def _why(job: SweepJob, process: subprocess.Popen, errors: str | None) -> str:
             reason = in_words(code)
             store.record_death(job.spec.config, process.pid, reason)
         elif latest := store.attempt_of(job.spec.run_id, process.pid):
-            error = latest.get("error") or {}
-            reason = shortened(f"{latest['state']}: {error.get('type')}: {error.get('message')}", 300)
+            error = latest.error or Error()
+            reason = shortened(f"{latest.state}: {error.type}: {error.message}", 300)
         elif code not in (2, INTERRUPTED):
             store.record_death(job.spec.config, process.pid, reason)
         elif not lines:

@@ -22,7 +22,7 @@ def test_a_channel_end_to_end(workshop, family, settings):
     done = workshop.rowsft("run", *overrides)
     assert done.returncode == 0, done.stderr
     (record,) = Store(workshop.folder / "runs").runs(f"channel_{channel}")
-    resolved, parameters = record.result["knobs"], record.result["parameters"]
+    resolved, parameters = record.result["resolved"], record.result["parameters"]
     assert parameters["adapter"] == parameters["budget_achieved"]
     if channel == "columns":
         assert parameters["budget_asked"] == parameters["budget_achieved"]

@@ -83,7 +83,7 @@ def test_how_inputs_were_had_is_in_the_record(workshop):
         assert done.returncode == 0, done.stderr
     records = Store(workshop.folder / "runs").runs(name)
     found = {record.config["method"].get("recompute_inputs"): record.result for record in records}
-    layers = len(found[True]["knobs"]["target_modules"])
+    layers = len(found[True]["resolved"]["target_modules"])
     # What q, k and v of the first layer read has no history: nothing before it is trained.
     assert found[True]["inputs"] == {"rebuilt": layers - 3, "kept": 3}
     assert found[False]["inputs"] == {"rebuilt": 0, "kept": layers}

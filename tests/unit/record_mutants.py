@@ -58,7 +58,7 @@ def whole(root: Path, seed: int = 1) -> str:
             tokens_per_second=10.0,
             steps=4,
             memory={"kind": "cpu_profiler", "select": None, "train": phase, "ledger": {"train": ledger}},
-            knobs={"r": 8},
+            resolved={"r": 8},
             reference={"cosine": 0.5},
             method_info=to_record(MethodInfo("lora", "LoRA", 30, "#0072B2", "s", sizes=("r",))),
             train_loss_final=0.5,

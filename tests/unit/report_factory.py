@@ -155,7 +155,7 @@ def finish(
             },
             model_facts={"parameters": 22_713_216, "licence": "Apache-2.0", "revision": "abc", **(facts or {})},
             reference={"cosine_pearson": 0.827} if method == "none" else {},
-            knobs={"r": 8, "rank_pattern": {"layer": 7}},
+            resolved={"r": 8, "rank_pattern": {"layer": 7}},
         )
         if peak is not None:
             attempt.update(

@@ -30,7 +30,7 @@ def test_nesting_without_end(tmp_path, depth, kind):
     put(tmp_path / "bad" / "step.json", '"2"', nested(kind, depth))
     said = refused(good, bad)
     assert said.startswith(f"{bad}: nested more than 100 deep; expected a file that one of benchmarks/ wrote: make it")
-    before, after = two_attempts(tmp_path, knobs="here")
+    before, after = two_attempts(tmp_path, resolved="here")
     put(after / "record.json", '"here"', nested(kind, depth))
     said = refused(before, after)
     assert said.startswith(f"{after}/record.json is damaged (ValueError: nested more than 100 deep); run it again")

@@ -98,7 +98,7 @@ def test_every_number_with_its_difference_and_change(pair):
         "tokens_per_second",
     ):
         assert name in names
-    assert not [name for name in names if name.startswith(("knobs", "steps", "files"))]
+    assert not [name for name in names if name.startswith(("resolved", "steps", "files"))]
     peak = number(comparison, "memory.train.peak_allocated_bytes")
     assert (peak.a, peak.b, peak.difference) == (441.25 * MIB, 402.5 * MIB, -38.75 * MIB)
     assert peak.change_percent == pytest.approx(100 * (402.5 / 441.25 - 1))

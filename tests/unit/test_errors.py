@@ -5,7 +5,7 @@ import pytest
 from rowsft import RowSFTConfig
 from rowsft.errors import UserError
 from rowsft.models.blueprint import blueprint
-from rowsft.store.record import read_raw
+from rowsft.store.record import read_file
 from rowsft.tasks.heads import CAUSAL_LM
 
 
@@ -17,7 +17,7 @@ def test_bad_input_is_a_value_error_for_those_who_do_not_know_this_package():
 def test_a_record_that_the_system_refuses_is_not_called_damaged(tmp_path):
     (tmp_path / "record.json").symlink_to("record.json")
     with pytest.raises(UserError, match="it cannot be used"):
-        read_raw(tmp_path)
+        read_file(tmp_path)
 
 
 def test_a_missing_folder_is_not_called_a_wrong_configuration(tmp_path):

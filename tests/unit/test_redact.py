@@ -275,7 +275,7 @@ def test_nothing_that_the_store_writes_holds_a_secret(monkeypatch, tmp_path):
     }
     with pytest.raises(OSError), Store(tmp_path).open(config) as run:
         attempt = run.begin(environment={"packages": {"x": "plantedtoken"}})
-        attempt.update(model_facts={"source": source, "revision": "plantedtoken"}, knobs={"x": "plantedtoken"})
+        attempt.update(model_facts={"source": source, "revision": "plantedtoken"}, resolved={"x": "plantedtoken"})
 
         def fill(folder):
             (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": source, "r": 8}))

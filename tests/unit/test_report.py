@@ -43,9 +43,7 @@ def test_metric_interval_and_costs_of_a_row(built):
     assert line.train_peak_to_lora == pytest.approx(402.5 / 441.25)
     assert line.step_median_seconds == pytest.approx(0.612) and line.step_to_lora == pytest.approx(0.612 / 0.702)
     assert (line.budget_asked, line.budget_achieved) == (221_184, 221_184)
-    assert line_of(section_of(built, "stsb"), "dora").budget_off_percent == pytest.approx(
-        100 * (220608 / 221184 - 1)
-    )
+    assert line_of(section_of(built, "stsb"), "dora").budget_off_percent == pytest.approx(100 * (220608 / 221184 - 1))
     assert line.differs_in == "learning_rate=0.001"
 
 

@@ -3,6 +3,7 @@
 from report_factory import classification, finish, section_of
 
 from rowsft import report
+from rowsft.record import Energy, Seconds
 from rowsft.report import tables
 from rowsft.report.markdown import markdown
 from rowsft.store import Store
@@ -26,8 +27,7 @@ def test_energy_is_a_column_where_a_gpu_counted_it(tmp_path):
     store = Store(tmp_path / "runs")
     finish(store, classification("lora", 1), method="lora", seed=1, task="sentiment")
     with store._reopen(store.runs()[0].id) as run:
-        run._raw["attempts"][-1]["energy"] = {"kind": "nvml_whole_gpu", "train_joules": 12_345.0}
-        run.write()
+        run.put(run.record.result.changed(energy=Energy(kind="nvml_whole_gpu", train_joules=12_345.0)))
     (section,) = report.sections(tmp_path / "runs", "demo")
     assert section.lines[0].train_joules == 12_345.0
     assert "| training energy kJ |" in markdown(section) and "| 12.35 |" in markdown(section)
@@ -39,8 +39,8 @@ def test_selection_costs_what_scoring_cost_and_not_reading_kept_scores(tmp_path)
         finish(store, classification("row_sft", seed), method="row_sft", seed=seed, task="sentiment")
         record = next(record for record in store.runs() if record.config["seed"] == seed)
         with store._reopen(record.id) as run:
-            run._raw["attempts"][-1] |= {"scores_from_cache": kept, "seconds": {"select": 0.01 if kept else 7.0}}
-            run.write()
+            seconds = Seconds(select=0.01 if kept else 7.0)
+            run.put(run.record.result.changed(scores_from_cache=kept, seconds=seconds))
     (section,) = report.sections(tmp_path / "runs", "demo")
     assert section.lines[0].select_seconds == 7.0 and section.lines[0].seeds == 2
     assert "read the scores that those had kept" in markdown(section)

@@ -30,7 +30,7 @@ def test_csv_files_round_trip(built):
     record = next(r for r in store.runs() if r.result and r.config["method"]["name"] == "dora")
     row = rows[record.id]
     assert float(row["memory.train.peak_allocated_bytes"]) == 566 * 2**20
-    assert float(row["config.trainer.learning_rate"]) == 3e-4 and json.loads(row["knobs"]) == record.result["knobs"]
+    assert float(row["config.trainer.learning_rate"]) == 3e-4 and json.loads(row["resolved"]) == record.result.resolved
     assert {row["state"] for row in rows.values()} == {"done", "failed", "oom"} and "traceback" not in str(rows)
     with files.table.open(newline="") as stream:
         table = list(csv.DictReader(stream))

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from rowsft.errors import UserError
+from rowsft.record import Error
 from rowsft.store import RESULTS_VERSION, SCHEMA_VERSION, Store, identity, run_id
 
 
@@ -90,12 +91,13 @@ def test_a_run_goes_from_pending_to_done_with_its_files(tmp_path):
     assert raw["schema_version"] == SCHEMA_VERSION and raw["identity"] == identity(config())
     assert yaml.safe_load((run.path / "config.yaml").read_text()) == config()
     result = store.get(run.id).result
-    assert result["seconds"]["load"] == 1.5 and result["seconds"]["train"] == 2.5 and result["seconds"]["total"] >= 0
-    assert result["environment"] == {"threads": 2} and result["error"] is None and result["ended_at"]
-    assert result["train_loss_final"] is None and result["non_finite"] == ["train_loss_final"]
+    assert result.seconds.load == 1.5 and result.seconds.train == 2.5 and result.seconds.total >= 0
+    assert result.memory.train.peak_allocated_bytes == 7 and result.memory.select.peak_allocated_bytes is None
+    assert result.environment.threads == 2 and result.error is None and result.ended_at
+    assert result.train_loss_final is None and result.non_finite == ["train_loss_final"]
     predictions = store.get(run.id).file("predictions")
     assert predictions == run.path / "attempt-1" / "predictions.jsonl"
-    assert hashlib.sha256(predictions.read_bytes()).hexdigest() == result["files"]["predictions"]["sha256"]
+    assert hashlib.sha256(predictions.read_bytes()).hexdigest() == result.files["predictions"].sha256
     assert [json.loads(line) for line in predictions.read_text().splitlines()] == [
         {"id": "a", "text": "né"},
         {"id": "b", "score": None},
@@ -113,14 +115,14 @@ def test_a_rerun_keeps_the_earlier_attempt_and_the_latest_done_counts(tmp_path):
     with store.open(config()) as folder:
         attempt = folder.begin()
         attempt.write_predictions([{"id": "a", "correct": 0}])
-        attempt.finish("failed", error={"type": "X", "message": "y", "traceback": None, "phase": "train"})
+        attempt.finish("failed", error=Error(type="X", message="y", phase="train"))
     record = store.get(run)
-    assert [a["state"] for a in record.attempts] == ["done", "failed"] and record.state == "failed"
-    assert record.result["attempt"] == 1 and store.is_done(run)
+    assert [a.state for a in record.attempts] == ["done", "failed"] and record.state == "failed"
+    assert record.result.attempt == 1 and store.is_done(run)
     assert (tmp_path / run / "attempt-1" / "predictions.jsonl").read_bytes() == before
     with store.open(config()) as folder:
         folder.begin().finish("done", metrics={"test": {"accuracy": 0.75}})
-    assert store.get(run).result["metrics"]["test"]["accuracy"] == 0.75
+    assert store.get(run).result.metrics["test"]["accuracy"] == 0.75
 
 
 @pytest.mark.parametrize(
@@ -142,8 +144,8 @@ def test_an_exception_that_leaves_the_block_closes_the_attempt(tmp_path, error, 
         run.begin()
         raise error
     latest = store.get(run.id).latest
-    assert latest["state"] == state and latest["error"]["type"] == type(error).__name__
-    assert "test_store.py" in latest["error"]["traceback"]
+    assert latest.state == state and latest.error.type == type(error).__name__
+    assert "test_store.py" in latest.error.traceback
 
 
 def test_a_folder_half_filled_leaves_nothing_behind(tmp_path):
@@ -159,7 +161,7 @@ def test_a_folder_half_filled_leaves_nothing_behind(tmp_path):
 def test_a_run_may_serve_two_experiments_without_touching_results(tmp_path):
     store = Store(tmp_path)
     run = finished(store, demonstration={"is": True})
-    before = read(store, run)["attempts"]
+    before = store.get(run).attempts
     store.open(config(experiment_name="paper", fairness={"dropout": "0 everywhere"})).close()
     store.add_experiment(run, "third")
     record = store.get(run)

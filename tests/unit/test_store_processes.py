@@ -119,7 +119,7 @@ run = Store(sys.argv[1]).open({"seed": 1, "method": {"name": "lora"}})
 attempt = run.begin()
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
-    attempt.update(knobs={"ids": list(range(10000))})
+    attempt.update(resolved={"ids": list(range(10000))})
 except UserError as error:
     print(error)
 """
@@ -128,7 +128,7 @@ except UserError as error:
     ).stdout
     assert "no space is left there" in said and str(tmp_path) in said and "store=FOLDER" in said
     (record,) = Store(tmp_path).runs()
-    assert record.state == "interrupted" and "knobs" not in record.latest
+    assert record.state == "interrupted" and "resolved" not in record.latest
     assert not [path for path in record.folder.iterdir() if path.suffix == ".tmp"]
 
 
@@ -151,7 +151,7 @@ def test_a_full_disk_is_named_and_the_previous_record_stays(small_disk):
     with pytest.raises(UserError, match=r"no space is left there.*store=FOLDER"), store.open(CONFIG) as run:
         attempt = run.begin()
         before = (run.path / "record.json").read_bytes()
-        attempt.update(knobs={"ids": list(range(20000))})
+        attempt.update(resolved={"ids": list(range(20000))})
     assert (run.path / "record.json").read_bytes() == before and not list(run.path.rglob("*.tmp"))
     assert store.get(run.id).state == "interrupted"
 

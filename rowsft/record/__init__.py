@@ -1,0 +1,62 @@
+"""What record.json holds, as typed parts: `read` is the one reader, `plain` the one writer.
+
+    record.attempts[0].memory.train.peak_allocated_bytes      # None where it was not measured
+
+Parts never change: a new value is a new part. Keys that a newer version wrote are kept and written back.
+
+May import errors alone, so that every room can name what it measures or shows. Never imports torch, opens no file.
+"""
+
+from rowsft.record.checking import config_faults, read, read_attempt
+from rowsft.record.migration import SCHEMA_VERSION, migrated
+from rowsft.record.part import LARGEST, Part, plain, unknown_keys
+from rowsft.record.parts import (
+    Attempt,
+    DataSeconds,
+    Energy,
+    Environment,
+    Error,
+    File,
+    Inputs,
+    LedgerMoment,
+    Memory,
+    ModelFacts,
+    Parameters,
+    PhaseMemory,
+    RecordFile,
+    Seconds,
+    State,
+    StepSeconds,
+    TaskAbout,
+    WarmHead,
+)
+
+__all__ = [
+    "LARGEST",
+    "SCHEMA_VERSION",
+    "Attempt",
+    "DataSeconds",
+    "Energy",
+    "Environment",
+    "Error",
+    "File",
+    "Inputs",
+    "LedgerMoment",
+    "Memory",
+    "ModelFacts",
+    "Parameters",
+    "Part",
+    "PhaseMemory",
+    "RecordFile",
+    "Seconds",
+    "State",
+    "StepSeconds",
+    "TaskAbout",
+    "WarmHead",
+    "config_faults",
+    "migrated",
+    "plain",
+    "read",
+    "read_attempt",
+    "unknown_keys",
+]

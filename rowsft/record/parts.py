@@ -1,0 +1,297 @@
+"""The parts of a record. Names carry their units; None means not measured, never zero."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, WrapValidator, with_config
+from typing_extensions import TypedDict
+
+from rowsft.record.part import NOTHING, Count, Number, Part, Text, Truth
+
+State = Literal["pending", "running", "done", "failed", "oom", "interrupted"]
+Numbers = dict[Text, Number | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Error(Part):
+    """Why an attempt has no result; `phase` is where it came up."""
+
+    type: Text | None = None
+    message: Text | None = None
+    traceback: Text | None = None
+    phase: Text | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds(Part):
+    """Wall-clock seconds by phase of a run, and of all of it."""
+
+    others: ClassVar[Any] = Number | None
+    data: Number | None = None
+    load: Number | None = None
+    select: Number | None = None
+    attach: Number | None = None
+    train: Number | None = None
+    evaluate: Number | None = None
+    save: Number | None = None
+    measure: Number | None = None
+    total: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread(Part):
+    """Statistics of seconds, one value a step, over the steps after warm-up."""
+
+    others: ClassVar[Any] = Number | None
+    min: Number | None = None
+    p25: Number | None = None
+    median: Number | None = None
+    p75: Number | None = None
+    p95: Number | None = None
+    max: Number | None = None
+    mean: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSeconds(Spread):
+    """Seconds of an optimizer step, the wait for its data left out."""
+
+    warmup_steps: Number | None = None
+    timed_steps: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSeconds(Spread):
+    """Seconds that a step waited for its data; `total` is over all steps."""
+
+    total: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Energy(Part):
+    """Joules by phase, as the counter named by `kind` has them."""
+
+    kind: Text | None = None
+    select_joules: Number | None = None
+    train_joules: Number | None = None
+    evaluate_joules: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseMemory(Part):
+    """Peaks of one phase in bytes.
+
+    peak_allocated_bytes: of tensors. peak_reserved_bytes: of a GPU's allocator. process_peak_bytes: all that the
+    process held on the GPU, by NVML. resident_peak_bytes: the process's resident set, taken as resident_method says.
+    resident_before_step_bytes and step_peak_new_bytes: what was there before the measured work, and what it added.
+    """
+
+    kind: Text | None = None
+    peak_allocated_bytes: Number | None = None
+    peak_reserved_bytes: Number | None = None
+    process_peak_bytes: Number | None = None
+    resident_peak_bytes: Number | None = None
+    resident_method: Any = None
+    resident_before_step_bytes: Number | None = None
+    step_peak_new_bytes: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerMoment(Part):
+    """The moment of a phase with the most live bytes: bytes by part.
+
+    unattributed_bytes: what was measured without the ledger beyond the parts; None where nothing was measured.
+    """
+
+    peak_bytes: Number | None
+    parts: Numbers
+    measured_peak_bytes: Number | None
+    unattributed_bytes: Number | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory(Part):
+    """Memory by phase; `kind` says how allocation peaks were taken. The ledger has a moment a phase."""
+
+    kind: Text | None = None
+    load: PhaseMemory = PhaseMemory()
+    select: PhaseMemory = PhaseMemory()
+    train: PhaseMemory = PhaseMemory()
+    evaluate: PhaseMemory = PhaseMemory()
+    ledger: dict[Text, LedgerMoment] = NOTHING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters(Part):
+    """Numbers of parameters. `head` is trained by every method alike and outside the budget."""
+
+    adapter: Count | None = None
+    head: Count | None = None
+    total_trainable: Count | None = None
+    base: Count | None = None
+    budget_asked: Count | None = None
+    budget_achieved: Count | None = None
+    budget_source: Text | None = None
+    adapter_dtype: Text | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmHead(Part):
+    """The training of a task head before scoring."""
+
+    others: ClassVar[Any] = Number | None
+    steps: Number | None = None
+    loss_first: Number | None = None
+    loss_last: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs(Part):
+    """Layers by how backward had their input in the last training step: computed again, or kept."""
+
+    others: ClassVar[Any] = Number | None
+    rebuilt: Number | None = None
+    kept: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class File(Part):
+    """A file or folder of the attempt: its path in the run's folder, and its sha256."""
+
+    path: Annotated[Text, Field(min_length=1)] | None = None
+    sha256: Text | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment(Part):
+    """What a result depends on beside its configuration."""
+
+    packages: dict[Text, Text | None] = NOTHING
+    git_commit: Text | None = None
+    git_dirty: Any = None
+    hardware: Any = None
+    threads: Any = None
+    os: Any = None
+    seeds: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskAbout(Part):
+    """What a task says of its data; tasks add keys of their own."""
+
+    open: ClassVar[bool] = True
+    source: Text | None = None
+    licence: Text | None = None
+    classes: list[Text] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts(Part):
+    """What is known of a loaded base model; loaders add keys of their own."""
+
+    open: ClassVar[bool] = True
+    revision: Text | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt(Part):
+    """One try at a run. Times are ISO 8601 in UTC."""
+
+    attempt: Annotated[Count, Field(ge=1)]
+    state: State
+    started_at: Text | None = None
+    ended_at: Text | None = None
+    error: Error | None = None
+    pid: Any = None
+    environment: Environment = Environment()
+    concurrent_jobs: Count | None = None
+    task_about: TaskAbout = TaskAbout()
+    model_facts: ModelFacts = ModelFacts()
+    primary_metric: Text | None = None
+    higher_is_better: Truth = True
+    # Read by rowsft/method_info.py, to which a damaged one counts as absent.
+    method_info: Any = None
+    resolved: dict[Text, Any] = NOTHING
+    parameters: Parameters = Parameters()
+    scores_from_cache: Truth | None = None
+    warm_head: WarmHead = WarmHead()
+    inputs: Inputs = Inputs()
+    steps: Number | None = None
+    train_tokens: Number | None = None
+    train_examples: Number | None = None
+    tokens_per_second: Number | None = None
+    train_loss_final: Number | None = None
+    metrics: dict[Text, Numbers | None] = NOTHING
+    reference: dict[Text, Number | Text | None] = NOTHING
+    seconds: Seconds = Seconds()
+    step_seconds: StepSeconds = StepSeconds()
+    data_seconds: DataSeconds = DataSeconds()
+    energy: Energy = Energy()
+    memory: Memory = Memory()
+    files: dict[Text, File] = NOTHING
+    non_finite: list[Text] | None = None
+
+
+_checked = with_config(ConfigDict(strict=True, extra="allow"))
+
+
+@_checked
+class MethodSettings(TypedDict, total=False):
+    importance: Text | None
+
+
+@_checked
+class Method(MethodSettings):
+    name: Text
+
+
+@_checked
+class Named(TypedDict, total=False):
+    name: Text | None
+    source: Text | None
+    _target_: Text
+
+
+@_checked
+class Trainer(TypedDict, total=False):
+    learning_rate: Number
+
+
+@_checked
+class Config(TypedDict, total=False):
+    """The keys of a configuration that readers rely on; the others are the user's own."""
+
+    method: Method
+    model: Named
+    task: Named
+    budget: dict[Text, Any]
+    trainer: Trainer
+    seed: Count
+
+
+@_checked
+class Identity(TypedDict, total=False):
+    method: MethodSettings
+    trainer: Trainer
+
+
+def _as_it_is(value: Any, check: Any) -> Any:
+    """A configuration is checked and stays as it is, in its order."""
+    check(value)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordFile(Part):
+    """The whole of a record.json."""
+
+    schema_version: Count
+    id: Text
+    state: State
+    created_at: Text | None = None
+    # Older versions took 20261126 and true for what they look like.
+    experiments: list[Text | Number | Truth] | None = None
+    experiment_notes: dict[Text, dict[Text, Any] | None] = NOTHING
+    config: Annotated[Config, WrapValidator(_as_it_is)]
+    identity: Annotated[Identity, WrapValidator(_as_it_is)]
+    attempts: list[Attempt]
