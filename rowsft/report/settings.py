@@ -41,8 +41,9 @@ def named(config: dict, group: str) -> str:
 
 
 def method_info(record: Record) -> MethodInfo:
-    """Return the metadata of a run's method, as its latest attempt keeps it."""
-    return from_record(named(record.config, "method"), (record.latest or {}).get("method_info"))
+    """Return the metadata of a run's method, as its latest attempt that has it keeps it."""
+    kept = (attempt.get("method_info") for attempt in reversed(record.attempts))
+    return from_record(named(record.config, "method"), next(filter(None, kept), None))
 
 
 def determining(record: Record) -> dict[str, object]:

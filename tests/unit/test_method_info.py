@@ -113,6 +113,14 @@ def test_a_method_of_ones_own_is_shown_as_it_says_and_one_that_says_nothing_by_i
     assert files.picture is not None
 
 
+def test_a_later_attempt_that_died_before_it_began_takes_no_title_away(tmp_path):
+    plant(tmp_path, "mine", 60, MINE)
+    (record,) = Store(tmp_path).runs()
+    Store(tmp_path).record_death(record.config, pid=2**22, message="killed")
+    (section,) = report.sections(tmp_path, "demo")
+    assert [line["title"] for line in section.lines] == ["Mine & yours"]
+
+
 def test_a_method_without_a_budget_is_one_row_whatever_the_budgets(tmp_path):
     for rows in (4, 8):
         plant(tmp_path, "mine", 60, MINE, rows=rows)

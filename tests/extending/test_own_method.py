@@ -10,16 +10,16 @@ from tiny_workshop import build_workshop, last_line
 
 from rowsft.store import Record, Store
 
-EXAMPLE = Path(__file__).parents[1] / "extending"
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
     """A working folder with the example's two files, in which BitFit and LoRA have been run."""
     workshop = build_workshop(tmp_path_factory.mktemp("own"))
-    shutil.copy(EXAMPLE / "bitfit.py", workshop.folder)
+    shutil.copy(HERE / "bitfit.py", workshop.folder)
     (workshop.folder / "conf" / "method").mkdir(parents=True)
-    shutil.copy(EXAMPLE / "conf" / "method" / "bitfit.yaml", workshop.folder / "conf" / "method")
+    shutil.copy(HERE / "conf" / "method" / "bitfit.yaml", workshop.folder / "conf" / "method")
     for method in ("lora", "bitfit"):
         done = workshop.rowsft("run", *workshop.overrides("bert"), f"method={method}", "experiment_name=own")
         assert done.returncode == 0, done.stderr
