@@ -48,6 +48,18 @@ def test_repeated_texts_are_said_and_recorded(workshop, tmp_path):
     assert any("test rows have a text that train holds too" in line for line in warned)
 
 
+def test_a_warning_is_printed_without_the_control_characters_of_the_data(workshop, tmp_path):
+    # ESC [ 2 J clears a terminal.
+    labels = ["good\x1b[2J", "Good\x1b[2J"]
+    lines = (json.dumps({"text": f"w{i} w{i + 1}", "label": labels[i % 2]}) + "\n" for i in range(40))
+    (tmp_path / "own.jsonl").write_text("".join(lines))
+    data = [f"task.data.path={tmp_path / 'own.jsonl'}", f"store={tmp_path / 'store'}", "trainer.steps=1"]
+    done = workshop.rowsft("run", *workshop.overrides("bert"), "method=head", *data)
+    assert done.returncode == 0, done.stderr
+    (warning,) = (line for line in done.stderr.splitlines() if line.startswith("rowsft: warning: labels that differ"))
+    assert "\x1b" not in warning and warning.endswith("Good\\x1b[2J, good\\x1b[2J")
+
+
 def test_the_loss_of_responses_is_computed_again_from_the_predictions(workshop, tmp_path):
     for method in ("none", "lora"):
         overrides = [*workshop.overrides("llama"), f"method={method}", f"store={tmp_path / 'store'}"]

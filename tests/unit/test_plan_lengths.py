@@ -1,7 +1,11 @@
 """How long a plan's texts are: stated, the data's own, or assumed, and which of them is said."""
 
+from pathlib import Path
+
 import pytest
 from planning import SMALL
+from task_tools import words
+from tiny import tiny_bert
 
 from rowsft.config.compose import compose
 from rowsft.config.instantiate import instantiated
@@ -57,3 +61,33 @@ def test_what_would_have_to_be_fetched_is_not(tmp_path, monkeypatch):
     assert (lengths.source, lengths.tokens, lengths.answer) == ("assumed", 8, None)
     assert "task.max_length=8 tokens (package:minilm is not fetched)" in lengths.description
     assert not list(tmp_path.iterdir())
+
+
+def own(folder: Path) -> list[str]:
+    """Overrides of a model folder with a tokenizer, and texts for it."""
+    tiny_bert(num_labels=2).save_pretrained(folder)
+    words().save_pretrained(folder)
+    (folder / "texts.csv").write_text("text,label\n" + "".join(f"a film {i},{'no' * (i % 2)}n\n" for i in range(30)))
+    return [
+        "model=bert_base",
+        f"model.source={folder}",
+        "task=text_classification",
+        f"task.data.path={folder}/texts.csv",
+    ]
+
+
+def test_a_damaged_tokenizer_is_an_error_that_names_its_file(tmp_path):
+    overrides = own(tmp_path)
+    assert of_data(compose(overrides)).source == "data"
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text()[:-20])
+    with pytest.raises(UserError, match=r"model\.source=.*cannot be loaded .*check its tokenizer\.json"):
+        of_data(compose(overrides))
+
+
+def test_a_folder_without_a_tokenizer_is_planned_at_the_most_that_the_task_allows(tmp_path):
+    overrides = own(tmp_path)
+    for file in tmp_path.glob("*token*"):
+        file.unlink()
+    lengths = of_data(compose(overrides))
+    assert lengths.source == "assumed" and "the tokenizer is not at hand" in lengths.description
