@@ -83,13 +83,22 @@ def chosen(folder: str | None) -> Iterator[None]:
 
 
 def names(group: str) -> list[str]:
-    """Every name of a group, nested ones as `sub/name`, from the files alone."""
-    found = {
+    """Every name of a group, nested ones as `sub/name`, from the files alone; without those that begin with _.
+
+    Such a file is what others build on, by `defaults`, and is not chosen itself.
+    """
+    files = {
         path.relative_to(folder / group).with_suffix("").as_posix()
         for folder in folders()
         for path in (folder / group).glob("**/*.yaml")
+        if not is_base(path.stem)
     }
-    return sorted(found)
+    return sorted(files)
+
+
+def is_base(name: str) -> bool:
+    """Whether a file of this name is there to be built on, and cannot be chosen."""
+    return name.rpartition("/")[2].startswith("_")
 
 
 def file(group: str, name: str) -> Path:

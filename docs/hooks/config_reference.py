@@ -36,7 +36,8 @@ def reference(conf: Path) -> str:
         known: dict[str, Key] = {}
         for path in _files(conf / group):
             name = path.relative_to(conf / group).with_suffix("").as_posix()
-            parts += [f"### {group}={name}", *(_whole(conf, path) if group in WHOLE else _file(conf, path, known))]
+            title = f"{group}: shared by others" if path.stem.startswith("_") else f"{group}={name}"
+            parts += [f"### {title}", *(_whole(conf, path) if group in WHOLE else _file(conf, path, known))]
             known = {key.name: key for key in keys(conf, path)} | known
     return "\n\n".join(parts) + "\n"
 
@@ -61,8 +62,9 @@ def _keys(node: yaml.Node, prefix: str, text: str) -> Iterator[Key]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of a group, `default` first."""
-    return sorted(folder.rglob("*.yaml"), key=lambda path: (path.stem != "default", path.as_posix()))
+    """The files of a group: `default` first, then `_base` and the others that files build on."""
+    bases = ("default", "_base")
+    return sorted(folder.rglob("*.yaml"), key=lambda path: (path.stem not in bases, path.as_posix()))
 
 
 def _file(conf: Path, path: Path, known: dict[str, Key]) -> list[str]:

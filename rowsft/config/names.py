@@ -82,7 +82,8 @@ def _groups(hydra: Hydra) -> list[str]:
 
 def _options(hydra: Hydra, group: str) -> list[str]:
     loader = hydra.config_loader
-    names = list(loader.get_group_options(group, results_filter=ObjectType.CONFIG))
+    files = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
+    names = [name for name in files if not config_folders.is_base(name)]
     for child in loader.list_groups(group):
         names += [f"{child}/{name}" for name in _options(hydra, f"{group}/{child}")]
     return sorted(names)

@@ -24,5 +24,7 @@ def _words() -> frozenset[str]:
         text = path.read_text(encoding="utf-8")
         # Comments are plain English, which passwords may be made of; those of a method name its metrics.
         kept = text if path.parent.name == "method" else re.sub(r"(?:^|\s)#.*", "", text)
+        # A file that others build on is no value of a setting.
+        kept = re.sub(r"^ *- _\w+$", "", kept, flags=re.MULTILINE)
         found.update(re.findall(r"[a-z][\w.\-]*\w", kept))
     return frozenset(found)

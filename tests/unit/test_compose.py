@@ -17,7 +17,7 @@ from rowsft.config.names import options
 from rowsft.config.overrides import quoted
 from rowsft.config.run_spec import run_spec
 from rowsft.config.settings import trainer_settings
-from rowsft.config_folders import SHIPPED
+from rowsft.config_folders import SHIPPED, names
 from rowsft.errors import UserError
 from rowsft.selection.budget import Budget
 
@@ -44,7 +44,14 @@ def test_every_yaml_is_reachable():
         for path in SHIPPED.rglob("*.yaml")
         if path.parent != SHIPPED and "hydra" not in path.relative_to(SHIPPED).parts
     }
-    assert files == {f"{group}={name}" for group in GROUPS for name in options(group)}
+    chosen = {f"{group}={name}" for group in GROUPS for name in options(group)}
+    assert chosen < files and all("=_" in name for name in files - chosen)
+
+
+def test_a_file_that_others_build_on_is_neither_listed_nor_chosen():
+    assert (SHIPPED / "model" / "_base.yaml").is_file()
+    assert not [name for name in [*options("model"), *names("model")] if name.startswith("_")]
+    assert "no such model" in refusal(compose, ["model=_base"])
 
 
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in options(group)])

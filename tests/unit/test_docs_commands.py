@@ -5,10 +5,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-from rowsft.cli.starter import start
 from tiny import causal_batch, tiny_llama
 
-from rowsft.cli.main import _parsed, _parser
+from rowsft.cli.arguments import parsed_arguments
+from rowsft.cli.init import start
+from rowsft.cli.main import parser_of
 from rowsft.config.compose import compose
 from rowsft.config.overrides import swept_values
 
@@ -84,10 +85,10 @@ def test_commands_are_what_the_command_line_reads(command, folder, monkeypatch):
     if "--help" in words or len(words) == 1:
         # COMMAND stands for any. A name alone, as in "what `rowsft tune` does", is no whole command.
         with pytest.raises(SystemExit) as ended:
-            _parsed(_parser(None), ["--help"] if words[0] == "COMMAND" else [words[0], "--help"])
+            parsed_arguments(parser_of(None), ["--help"] if words[0] == "COMMAND" else [words[0], "--help"])
         assert ended.value.code == 0
         return
-    parsed = _parsed(_parser(None), words)
+    parsed = parsed_arguments(parser_of(None), words)
     if parsed.command in ("run", "sweep", "plan"):
         swept = [parsed.sweep] if getattr(parsed, "sweep", None) else []
         for overrides in jobs([*parsed.overrides, *swept]):

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,11 +20,11 @@ from transformers import (
     MistralConfig,
 )
 
+from rowsft import config_folders
+from rowsft.config.compose import compose
 from rowsft.errors import UserError
 from rowsft.models.loading import head_modules, load
 from rowsft.tasks.heads import CAUSAL_LM, SEQUENCE_CLASSIFICATION, label_settings
-
-CONF = Path(__file__).parents[2] / "conf" / "model"
 
 
 def config(folder, **changes):
@@ -177,12 +176,12 @@ ARCHITECTURES = {
 
 
 def test_every_model_file_has_its_architecture_here():
-    assert {path.stem for path in CONF.glob("*.yaml")} == set(ARCHITECTURES)
+    assert set(config_folders.names("model")) == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_target_and_head_names_fit_the_architecture(name):
-    settings = OmegaConf.load(CONF / f"{name}.yaml")
+    settings = compose([f"model={name}"]).model
     assert settings.name == name
     sizes = {**SIZES, **({"num_key_value_heads": 2} if hasattr(ARCHITECTURES[name](), "num_key_value_heads") else {})}
     shape = ARCHITECTURES[name](**sizes)
@@ -211,10 +210,10 @@ def test_target_and_head_names_fit_the_architecture(name):
 
 @pytest.mark.slow
 def test_packaged_models_have_their_real_weights():
-    minilm = load(OmegaConf.load(CONF / "minilm.yaml"), SEQUENCE_CLASSIFICATION, label_settings(2))
+    minilm = load(compose(["model=minilm"]).model, SEQUENCE_CLASSIFICATION, label_settings(2))
     assert minilm.facts["new_weights"] == ["classifier.bias", "classifier.weight"]
     assert minilm.facts["parameters"] == 22_713_216 + 2 * 384 + 2 and minilm.facts["licence"] and minilm.facts["caveat"]
-    smollm2 = load(OmegaConf.load(CONF / "smollm2_135m.yaml"), CAUSAL_LM)
+    smollm2 = load(compose(["model=smollm2_135m"]).model, CAUSAL_LM)
     assert smollm2.facts["parameters"] == 134_515_008 and smollm2.facts["new_weights"] == []
     text = (
         "The capital of France is Paris, a city on the river Seine. It is known for the Eiffel Tower and its museums."
@@ -234,7 +233,7 @@ def test_minilm_reproduces_its_known_similarity_scores():
     from rowsft.tasks.stsb import Stsb
 
     task = Stsb("stsb", 128)
-    loaded = load(OmegaConf.load(CONF / "minilm.yaml"), task.head, task.head_settings())
+    loaded = load(compose(["model=minilm"]).model, task.head, task.head_settings())
     line = task.reference_metrics(loaded.model, task.splits()["test"], loaded.tokenizer)
     assert line["cosine_pearson"] == pytest.approx(0.827, abs=1e-3)
     assert line["cosine_spearman"] == pytest.approx(0.820, abs=1e-3)
