@@ -2,13 +2,15 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
-from rowsft.cli.starter import start
 from tiny import causal_batch, tiny_llama
 
-from rowsft.cli.main import _parsed, _parser
+from rowsft.cli.arguments import parsed_arguments
+from rowsft.cli.init import start
+from rowsft.cli.main import parser_of
 from rowsft.config.compose import compose
 from rowsft.config.overrides import swept_values
 
@@ -23,7 +25,8 @@ def commands_of(page: Path) -> list[str]:
     """The page's commands: lines of indented and fenced blocks, and code inside of sentences."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     # docs/errors.md: test_docs_errors.py runs what stands after $.
-    blocks = "\n".join(block for kind, block in FENCED.findall(text) if kind in ("", "bash"))
+    kinds = ("", "bash", "console") if page.stem != "errors" else ()
+    blocks = "\n".join(block for kind, block in FENCED.findall(text) if kind in kinds)
     rest = FENCED.sub("", text)
     indented = re.findall(r"^    +(.*)$", rest, re.MULTILINE)
     prose = re.sub(r"^    .*$", "", rest, flags=re.MULTILINE)
@@ -56,9 +59,12 @@ def jobs(overrides: list[str]) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What `rowsft init` writes: the commands on configurations of one's own are typed there."""
+    """What `rowsft init` writes, with the examples of docs/extending.md: commands on files of one's own go there."""
     folder = tmp_path_factory.mktemp("commands")
     start(folder)
+    shutil.copytree(ROOT / "tests/extending/conf", folder / "conf", dirs_exist_ok=True)
+    for module in (ROOT / "tests/extending").glob("[!t]*.py"):
+        shutil.copy(module, folder)
     return folder
 
 
@@ -84,10 +90,10 @@ def test_commands_are_what_the_command_line_reads(command, folder, monkeypatch):
     if "--help" in words or len(words) == 1:
         # COMMAND stands for any. A name alone, as in "what `rowsft tune` does", is no whole command.
         with pytest.raises(SystemExit) as ended:
-            _parsed(_parser(None), ["--help"] if words[0] == "COMMAND" else [words[0], "--help"])
+            parsed_arguments(parser_of(None), ["--help"] if words[0] == "COMMAND" else [words[0], "--help"])
         assert ended.value.code == 0
         return
-    parsed = _parsed(_parser(None), words)
+    parsed = parsed_arguments(parser_of(None), words)
     if parsed.command in ("run", "sweep", "plan"):
         swept = [parsed.sweep] if getattr(parsed, "sweep", None) else []
         for overrides in jobs([*parsed.overrides, *swept]):
