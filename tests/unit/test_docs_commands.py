@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ def commands_of(page: Path) -> list[str]:
     """The page's commands: lines of indented and fenced blocks, and code inside of sentences."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     # docs/errors.md: test_docs_errors.py runs what stands after $.
-    blocks = "\n".join(block for kind, block in FENCED.findall(text) if kind in ("", "bash"))
+    kinds = ("", "bash", "console") if page.stem != "errors" else ()
+    blocks = "\n".join(block for kind, block in FENCED.findall(text) if kind in kinds)
     rest = FENCED.sub("", text)
     indented = re.findall(r"^    +(.*)$", rest, re.MULTILINE)
     prose = re.sub(r"^    .*$", "", rest, flags=re.MULTILINE)
@@ -57,9 +59,12 @@ def jobs(overrides: list[str]) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What `rowsft init` writes: the commands on configurations of one's own are typed there."""
+    """What `rowsft init` writes, with the examples of docs/extending.md: commands on files of one's own go there."""
     folder = tmp_path_factory.mktemp("commands")
     start(folder)
+    shutil.copytree(ROOT / "tests/extending/conf", folder / "conf", dirs_exist_ok=True)
+    for module in (ROOT / "tests/extending").glob("[!t]*.py"):
+        shutil.copy(module, folder)
     return folder
 
 

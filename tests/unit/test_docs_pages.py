@@ -11,6 +11,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs/hooks"))
 import config_reference  # noqa: E402
+import examples  # noqa: E402
 
 CONF = ROOT / "conf"
 PAGE = config_reference.reference(CONF)
@@ -60,6 +61,14 @@ def test_every_file_of_the_reference_says_what_it_is_and_every_row_what_its_key_
         assert place.startswith("`conf/"), name
         assert about.strip() and not about.startswith("|"), name
     assert not re.search(r"\| *\|$", PAGE, re.MULTILINE)
+
+
+def test_extending_shows_the_examples_as_they_are():
+    page = examples.PAGE.read_text(encoding="utf-8")
+    assert page == examples.filled(page), "run python docs/hooks/examples.py"
+    files = [path for path in (ROOT / "tests/extending").rglob("*.*") if path.suffix in (".py", ".yaml")]
+    shown = {match["file"] for match in examples.BLOCK.finditer(page)}
+    assert shown == {path.relative_to(ROOT).as_posix() for path in files if not path.name.startswith("test_")}
 
 
 def test_make_help_lists_what_contributing_names():
