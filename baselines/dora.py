@@ -4,13 +4,12 @@ PEFT's form: the weight norm is treated as a constant in the backward pass; with
 is used again, with dropout it is computed a second time.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import nn
-
 from rowsft.baselines.lora import Lora
-from rowsft.layers.matrix import layer_shape
+from rowsft.layers.matrix import LinearLayer, layer_shape
 from rowsft.method_info import MethodInfo
 from rowsft.methods.base import Method
 from rowsft.selection.budget import Unit
@@ -25,7 +24,7 @@ class Dora(Lora):
 
     name: str = info.name
 
-    def units(self, layers: dict[str, nn.Module]) -> dict[str, Unit]:
+    def units(self, layers: Mapping[str, LinearLayer]) -> dict[str, Unit]:
         """One more rank costs d_in + d_out; the first brings the magnitude along."""
         return {
             name: Unit(sum(layer_shape(layer)), first=layer_shape(layer)[0], noun="ranks")

@@ -1,6 +1,7 @@
 """LoRA (Hu et al., arXiv 2106.09685) through PEFT, with PEFT's default initialisation."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
-from rowsft.layers.matrix import layer_shape
+from rowsft.layers.matrix import LinearLayer, layer_shape
 from rowsft.method_info import MethodInfo
 from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.methods.peft_method import RankedMethod
@@ -35,7 +36,7 @@ class Lora(RankedMethod):
         if not 0 <= self.dropout < 1:
             raise UserError(f"method.dropout={self.dropout}: expected a share from 0 to below 1")
 
-    def units(self, layers: dict[str, nn.Module]) -> dict[str, Unit]:
+    def units(self, layers: Mapping[str, LinearLayer]) -> dict[str, Unit]:
         """One more rank costs d_in + d_out."""
         return {name: Unit(sum(layer_shape(layer)), noun="ranks") for name, layer in layers.items()}
 

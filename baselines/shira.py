@@ -1,6 +1,6 @@
 """SHiRA (Bhardwaj et al., arXiv 2406.13175) through PEFT: single entries of W, chosen at random, are trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
-from rowsft.layers.matrix import layer_shape
+from rowsft.layers.matrix import LinearLayer, layer_shape
 from rowsft.method_info import MethodInfo
 from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.methods.peft_method import RankedMethod
@@ -30,7 +30,7 @@ class Shira(RankedMethod):
     r: int | None = None
     seed: int = 0
 
-    def units(self, layers: dict[str, nn.Module]) -> dict[str, Unit]:
+    def units(self, layers: Mapping[str, LinearLayer]) -> dict[str, Unit]:
         """One more r costs d_in + d_out entries; a layer has d_in d_out of them. Raises UserError for Conv1D."""
         units = {}
         for name, layer in layers.items():

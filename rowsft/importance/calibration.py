@@ -62,7 +62,7 @@ class Rehearsal(list):
 
 
 def as_batches(calibration: Iterable[Mapping] | None) -> Sequence[Mapping]:
-    """The batches as a sequence; an iterator is used up once. Raises UserError for what is no collection of batches."""
+    """Return the batches as a sequence; an iterator is used up once. Raises UserError for no collection of batches."""
     if isinstance(calibration, Mapping):
         raise UserError(
             f"calibration is a single batch ({', '.join(map(str, calibration))}); expected a list of batches: "
@@ -79,7 +79,7 @@ def as_batches(calibration: Iterable[Mapping] | None) -> Sequence[Mapping]:
 
 
 def batch_weights(model: nn.Module, batches: Sequence[Mapping]) -> list[float]:
-    """Each batch's share of all labelled tokens (or examples): so weighted, mean losses add up to the overall mean.
+    """Return each batch's share of all labelled tokens (or examples): so weighted, losses add up to the overall mean.
 
     Raises UserError for a batch without labels, or with none that counts.
     """
@@ -88,7 +88,7 @@ def batch_weights(model: nn.Module, batches: Sequence[Mapping]) -> list[float]:
 
 
 def labelled(model: nn.Module, batch: Mapping, index: int) -> list[int]:
-    """Labelled tokens of every sample of a batch; 1 or 0 where a sample has one label or a vector of numbers.
+    """Return the labelled tokens of every sample of a batch; 1 or 0 where it has one label or a vector of numbers.
 
     Raises UserError naming the batch (`index`) when it has no labels, no tensor of them, or none that counts.
     """
@@ -120,7 +120,7 @@ def labelled(model: nn.Module, batch: Mapping, index: int) -> list[int]:
 
 
 def select_samples(batch: Mapping, samples: slice | Tensor) -> dict:
-    """Some samples of a batch: every tensor whose first dimension counts samples is cut, all else stays."""
+    """Return some samples of a batch: every tensor whose first dimension counts samples is cut, all else stays."""
     size = len(batch["labels"])
     return {
         key: value[samples] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
@@ -129,7 +129,7 @@ def select_samples(batch: Mapping, samples: slice | Tensor) -> dict:
 
 
 def loss_of(model: nn.Module, batch: Mapping, index: int) -> Tensor:
-    """The model's own loss on a batch. Raises UserError naming the batch (`index`) for no loss or one not finite."""
+    """Return the model's own loss on a batch. Raises UserError naming the batch (`index`) for none, or none finite."""
     loss = getattr(model(**on_device(batch, device_of(model))), "loss", None)
     if loss is None:
         raise UserError(
@@ -144,14 +144,14 @@ def loss_of(model: nn.Module, batch: Mapping, index: int) -> Tensor:
     return loss
 
 
-def check_finite(values: Mapping[str, Tensor], index: int, what: str) -> None:
+def check_finite(values: Mapping[str, Tensor], index: int, quantity: str) -> None:
     """Raise UserError naming layer and batch (`index`) for a value (layer name -> scalar) that is not finite."""
     values = {name: value for name, value in values.items() if not value.is_meta}
     if values and not torch.isfinite(torch.stack([value.float() for value in values.values()])).all():
         name = next(name for name, value in values.items() if not torch.isfinite(value))
         raise UserError(
-            f"calibration batch {index}: the {what} of layer {name} is not finite; drop the batch, or load the model "
-            "in float32"
+            f"calibration batch {index}: the {quantity} of layer {name} is not finite; drop the batch, or load the "
+            "model in float32"
         )
 
 

@@ -50,7 +50,7 @@ class Pass:
 
 
 def groups_of(layers: Mapping[str, LinearLayer], context: Context, holds: Pass) -> list[dict[str, LinearLayer]]:
-    """Consecutive layers that one pass may serve together within `context.group_bytes`, in their order.
+    """Return consecutive layers that one pass may serve together within `context.group_bytes`, in their order.
 
     None takes all that a row step keeps (`kept_bytes`) on the largest calibration batch where it keeps its inputs. A
     layer that does not fit with others stands alone.
@@ -83,29 +83,29 @@ def _blocks(layers: Mapping[str, LinearLayer], model: nn.Module) -> dict[str, in
 
 
 def _by_block(layers: Mapping[str, LinearLayer], blocks: dict[str, int]) -> list[dict[str, LinearLayer]]:
-    found: dict[int, dict[str, LinearLayer]] = {}
+    by_block: dict[int, dict[str, LinearLayer]] = {}
     for name, layer in layers.items():
-        found.setdefault(blocks[name], {})[name] = layer
-    return list(found.values())
+        by_block.setdefault(blocks[name], {})[name] = layer
+    return list(by_block.values())
 
 
 def _split(kept: Kept, blocks: dict[str, int]) -> list[Kept]:
     """What is kept at a time: block by block where blocks are recomputed."""
     if not blocks:
         return [kept]
-    found: dict[int, Kept] = {}
+    by_block: dict[int, Kept] = {}
     for name, tensors in kept.items():
-        found.setdefault(blocks[name], {})[name] = tensors
-    return list(found.values())
+        by_block.setdefault(blocks[name], {})[name] = tensors
+    return list(by_block.values())
 
 
 def kept_bytes(kept: Kept) -> int:
-    """Bytes of all distinct tensors kept."""
+    """Return the bytes of all distinct tensors kept."""
     return sum({number: size for tensors in kept.values() for number, size in tensors.items()}.values())
 
 
 def kept_inputs(layers: Mapping[str, LinearLayer], context: Context) -> Kept:
-    """Inputs of `layers` that the largest calibration batch makes a row step keep on top of the frozen network's own.
+    """Return the inputs of `layers` that a row step keeps on top of the frozen network's own, on the largest batch.
 
     One forward pass that keeps nothing itself. The model is given back untouched. Raises UserError where the loss reads
     none of the layers.
@@ -147,7 +147,7 @@ def kept_inputs(layers: Mapping[str, LinearLayer], context: Context) -> Kept:
 
 
 def layer_input(args: tuple, kwargs: Mapping) -> Tensor:
-    """The one input of a linear layer's call."""
+    """Return the one input of a linear layer's call."""
     return args[0] if args else next(iter(kwargs.values()))
 
 
@@ -185,7 +185,7 @@ class _Numbers:
         self._next = 0
 
     def live(self) -> list[int]:
-        """Numbers of the storages that still exist."""
+        """Return the numbers of the storages that still exist."""
         return list(self._live.values())
 
     def __getitem__(self, tensor: Tensor) -> int:

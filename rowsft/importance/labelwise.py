@@ -18,7 +18,7 @@ from rowsft.selection.groups import Scores
 
 
 def quantiles_mean(first: int, last: int) -> Callable[[Tensor], Tensor]:
-    """An aggregator: the mean over classes' quantiles first/10, (first+1)/10 ... last/10, interpolated linearly."""
+    """Return an aggregator: the mean over classes' quantiles first/10, (first+1)/10 ... last/10, interpolated."""
 
     def aggregate(scores: Tensor) -> Tensor:
         ordered = scores.sort(dim=0).values
@@ -32,7 +32,7 @@ def quantiles_mean(first: int, last: int) -> Callable[[Tensor], Tensor]:
 
 
 def top5_mean(scores: Tensor) -> Tensor:
-    """The mean of the five largest classes, of all where there are fewer."""
+    """Return the mean of the five largest classes, of all where there are fewer."""
     return scores.topk(min(5, len(scores)), dim=0).values.mean(dim=0)
 
 
@@ -49,7 +49,7 @@ AGGREGATORS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @register_composition("labelwise", "metric, aggregator")
 def labelwise(form: str) -> Metric:
-    """`labelwise(metric, aggregator)`: the metric on each class's calibration samples alone, aggregated over classes.
+    """Return `labelwise(metric, aggregator)`: the metric on each class's samples alone, aggregated over classes.
 
     Raises UserError for an unknown metric or aggregator, and for a metric that reads no calibration samples.
     """
@@ -85,7 +85,7 @@ def labelwise(form: str) -> Metric:
 
 
 def batches_of_classes(calibration: Sequence[Mapping]) -> dict[int, list[dict]]:
-    """Class -> the batches cut down to its samples, classes ascending; unlabelled samples (-100) belong to none.
+    """Return class -> the batches cut down to its samples, classes ascending; unlabelled samples (-100) belong to none.
 
     Raises UserError naming the batch where samples have no integer label of their own.
     """
@@ -93,10 +93,10 @@ def batches_of_classes(calibration: Sequence[Mapping]) -> dict[int, list[dict]]:
     for index, batch in enumerate(calibration):
         labels = batch.get("labels")
         if labels is None or labels.dim() != 1 or labels.is_floating_point():
-            found = "no labels" if labels is None else f"labels of shape {tuple(labels.shape)} and {labels.dtype}"
+            labelled = "no labels" if labels is None else f"labels of shape {tuple(labels.shape)} and {labels.dtype}"
             raise UserError(
-                f"calibration batch {index} has {found}; label-wise importance expects one integer class per sample, "
-                "labels of shape (batch,); use the metric without labelwise(...)"
+                f"calibration batch {index} has {labelled}; label-wise importance expects one integer class per "
+                "sample, labels of shape (batch,); use the metric without labelwise(...)"
             )
         for label in sorted(set(labels.tolist()) - {IGNORED}):
             samples = (labels == label).nonzero().flatten()

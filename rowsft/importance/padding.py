@@ -49,7 +49,7 @@ class TokenMasks:
             self._decoder_mask = labels.ne(IGNORED)
 
     def of(self, layer: LinearLayer, inputs: Tensor) -> Tensor | None:
-        """The mask (True at a token) that indexes the leading dimensions of `inputs`; None where every row counts."""
+        """Return the mask (True at a token) of the leading dimensions of `inputs`; None where all rows count."""
         if self._encoder is None or layer in self._inside or self._reads_encoder(inputs):
             candidates = [self._mask]
         else:

@@ -34,7 +34,7 @@ def sums(layer: LinearLayer, axes: Sequence[Axis], term: Callable[..., Tensor], 
 def sums_of_blocks(
     layer: LinearLayer, axes: Sequence[Axis], like: Tensor, block_of: Callable[[slice], Tensor]
 ) -> dict[Axis, Tensor]:
-    """As `sums`, with `block_of` giving the elementwise quantity of some rows of the stored weight (`like`'s shape)."""
+    """Sum as `sums` does; `block_of` gives the quantity of some rows of the stored weight, whose shape is `like`'s."""
     totals = zero_scores(layer, axes)
     for rows in blocks(like):
         block = block_of(rows)
@@ -47,13 +47,13 @@ def sums_of_blocks(
 
 
 def zero_scores(layer: LinearLayer, axes: Sequence[Axis]) -> dict[Axis, Tensor]:
-    """Zeros for a layer's scores along each axis, in 32 bit or wider, on the layer's device."""
+    """Return zeros for a layer's scores along each axis, in 32 bit or wider, on the layer's device."""
     weight, shape = layer.weight, layer_shape(layer)
     return {axis: torch.zeros(shape[AXES.index(axis)], dtype=wide(weight.dtype), device=weight.device) for axis in axes}
 
 
 def one_per_weight(layers: Mapping[str, LinearLayer]) -> dict[str, LinearLayer]:
-    """The first layer of every weight: layers may share one."""
+    """Return the first layer of every weight: layers may share one."""
     first: dict[Tensor, str] = {}
     for name, layer in layers.items():
         first.setdefault(layer.weight, name)
@@ -61,25 +61,25 @@ def one_per_weight(layers: Mapping[str, LinearLayer]) -> dict[str, LinearLayer]:
 
 
 def stored_dim(layer: LinearLayer, axis: Axis) -> int:
-    """The dimension of the stored weight that counts rows or columns (`axis`)."""
+    """Return the dimension of the stored weight that counts rows or columns (`axis`)."""
     return int((axis == "columns") != isinstance(layer, Conv1D))
 
 
 def blocks(matrix: Tensor) -> Iterator[slice]:
-    """Rows of a stored matrix, an eighth of it or 2**20 entries at a time; the same for every matrix of that shape."""
+    """Yield rows of a stored matrix, an eighth of it or 2**20 entries at a time, alike for all matrices of a shape."""
     rows, width = matrix.shape
     step = max(1, min(max(math.ceil(rows / _BLOCKS), _SMALLEST_BLOCK // width), _LARGEST_BLOCK // width))
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
 
 def block_bytes(matrix: Tensor) -> int:
-    """Bytes of the largest block of `matrix` in 32 bit or wider."""
+    """Return the bytes of the largest block of `matrix` in 32 bit or wider."""
     first = next(blocks(matrix))
     return (first.stop - first.start) * matrix.shape[1] * wide(matrix.dtype).itemsize
 
 
 def weight_of(layer: LinearLayer) -> Tensor:
-    """The layer's weight as it is stored; that of a quantised layer is unpacked, for as long as it is held.
+    """Return the layer's weight as it is stored; that of a quantised layer is unpacked, for as long as it is held.
 
     Raises UserError for a quantised weight that nobody here can unpack.
     """
@@ -99,5 +99,5 @@ def weight_of(layer: LinearLayer) -> Tensor:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """What sums are taken in: 64 bit for a 64-bit tensor, else 32 bit."""
+    """Return what sums are taken in: 64 bit for a 64-bit tensor, else 32 bit."""
     return torch.promote_types(dtype if dtype.is_floating_point else torch.float32, torch.float32)

@@ -48,7 +48,7 @@ def zo_taylor(layers: Mapping[str, LinearLayer], context: Context, axes: Sequenc
 
 
 def directional_slopes(layers: Mapping[str, LinearLayer], context: Context, draws: int) -> list[float]:
-    """(L(θ+εz) - L(θ-εz)) / 2ε for every draw, L the loss of that draw's batch (draw number modulo batches)."""
+    """Return (L(θ+εz) - L(θ-εz)) / 2ε for every draw, L the loss of that draw's batch (draw number modulo batches)."""
     names = {layer.weight: name for name, layer in layers.items()}
     users = {
         module: names[weight]
@@ -94,7 +94,7 @@ def perturbation(into: Tensor, seed: int, draw: int, layer_name: str, first_row:
 
 
 def draw_weights(batch_shares: Sequence[float], draws: int) -> list[float]:
-    """What each draw counts, adding up to 1: its batch's share of those read, split among the draws that read it."""
+    """Return what each draw counts, adding up to 1: its batch's share of those read, split among its draws."""
     readers = Counter(draw % len(batch_shares) for draw in range(draws))
     read = sum(batch_shares[batch] for batch in readers)
     return [batch_shares[d % len(batch_shares)] / read / readers[d % len(batch_shares)] for d in range(draws)]

@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from rowsft.errors import UserError, shortened
+from rowsft.layers.matrix import LinearLayer
 from rowsft.method_info import MethodInfo, info_of
 from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.methods.plain_method import head_parameters, trainable_counts
@@ -125,7 +126,7 @@ class RankedMethod(PeftMethod):
     """A PEFT method whose size is one count in every layer, such as a rank; `units` and `values` serve `solve`."""
 
     @abstractmethod
-    def units(self, layers: dict[str, nn.Module]) -> dict[str, Unit]:
+    def units(self, layers: Mapping[str, LinearLayer]) -> dict[str, Unit]:
         """Return what one more rank costs in each layer."""
 
     @abstractmethod

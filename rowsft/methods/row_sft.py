@@ -106,7 +106,7 @@ class RowSFT(PeftMethod):
         calibration: Sequence[dict],
         progress: Callable[..., Iterable] | None = None,
     ) -> Scores:
-        """Scores of the target layers along the axes that the channel needs; `progress` as in `rowsft.score`."""
+        """Return the scores of the target layers along the axes of the channel; `progress` as in `rowsft.score`."""
         return self._scored(*self._unit_groups(model, resolved), model, resolved, calibration, progress)
 
     def _scored(

@@ -16,7 +16,7 @@ class HalfUnit(Unit):
     d_out: int = 0
 
     def total(self, count: int) -> int:
-        """Parameters of ceil(count/2) rows and floor(count/2) columns: entries where they cross are counted once."""
+        """Return the parameters of ceil(count/2) rows and floor(count/2) columns: crossing entries count once."""
         rows, columns = _split(count)
         return rows * self.cost + columns * (self.d_out - rows)
 

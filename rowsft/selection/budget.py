@@ -61,7 +61,7 @@ class Budget:
         check_spec(self.spec())
 
     def spec(self) -> BudgetSpec:
-        """The spec that holds."""
+        """Return the spec that holds."""
         for kind in BUDGET_KEYS:
             if getattr(self, kind) is not None:
                 return BudgetSpec(kind, getattr(self, kind), f"budget.{kind}")
@@ -99,7 +99,7 @@ class Unit:
 
 
 def row_units(layers: Mapping[str, LinearLayer], train_bias: bool = True) -> dict[str, Unit]:
-    """Cost of a row of each layer: d_in, and one more where the layer's bias is trained along; at most d_out rows."""
+    """Return the cost of a row of each layer: d_in, one more where its bias is trained along; at most d_out rows."""
     units = {}
     for name, layer in layers.items():
         d_out, d_in = layer_shape(layer)
@@ -110,7 +110,7 @@ def row_units(layers: Mapping[str, LinearLayer], train_bias: bool = True) -> dic
 def uniform(
     units: Mapping[str, Unit], spec: BudgetSpec, clip: bool, instead: str = "set budget.clip=true"
 ) -> tuple[dict[str, int], int]:
-    """The spec's count in every layer, and the parameters asked. A bundle of rows takes the nearest, at least 1.
+    """Return the spec's count in every layer, and the parameters asked. A bundle of rows takes the nearest, at least 1.
 
     Raises UserError where a layer has fewer; `instead` is what the message suggests besides a lower number.
     """
@@ -131,18 +131,18 @@ def uniform(
 
 
 def proportional(units: Mapping[str, Unit], ratio: float) -> tuple[dict[str, int], int]:
-    """The nearest count to `ratio` of every layer, at least 1 unless ratio is 0, and the parameters asked."""
+    """Return the nearest count to `ratio` of every layer, at least 1 unless ratio is 0, and the parameters asked."""
     counts = {name: nearest(ratio, unit.most) if ratio else 0 for name, unit in units.items()}
     return counts, round(sum(ratio * unit.most * unit.cost for unit in units.values()))
 
 
 def nearest(ratio: float, most: int) -> int:
-    """The whole number nearest to `ratio` of `most`, at least 1."""
+    """Return the whole number nearest to `ratio` of `most`, at least 1."""
     return max(1, int(ratio * most + 0.5))
 
 
 def fit(units: Mapping[str, Unit], params: int, clip: bool, source: str) -> dict[str, int]:
-    """Layer name -> count: as many parameters as fit in `params`, as evenly as possible, never more.
+    """Return layer name -> count: as many parameters as fit in `params`, as evenly as possible, never more.
 
     Raises UserError when not even one fits, or when all there is falls short of `params` and `clip` is not set.
     """
@@ -170,7 +170,7 @@ def check_affordable(units: Mapping[str, Unit], params: int, clip: bool, source:
 
 
 def spread(units: Mapping[str, Unit], params: int) -> dict[str, int]:
-    """The largest count that every layer can have within `params` (a smaller layer gives what it has), maybe 0.
+    """Return the largest count that every layer can have within `params`, maybe 0; a smaller layer gives what it has.
 
     Then one more layer by layer in the model's order while it fits: counts differ by one at most, but for layers that
     have no more.

@@ -172,14 +172,14 @@ def _blocks(model: nn.Module, coupling: Coupling) -> list[tuple[tuple[str, ...],
     return [(tuple(members[:-1]), members[-1]) for members in spelled if all(member in names for member in members)]
 
 
-def _whole(members: tuple[str, ...], layers: Mapping[str, LinearLayer], what: str) -> bool:
+def _whole(members: tuple[str, ...], layers: Mapping[str, LinearLayer], needed_by: str) -> bool:
     """Whether all members are among `layers`; UserError where only some are."""
     missing = [name for name in members if name not in layers]
     if missing and len(missing) < len(members):
         selected = next(name for name in members if name in layers)
         raise UserError(
-            f"target_modules selects {selected} without {', '.join(missing)}, which {what} takes along; select them "
-            "all or none of them"
+            f"target_modules selects {selected} without {', '.join(missing)}, which {needed_by} takes along; select "
+            "them all or none of them"
         )
     return not missing
 

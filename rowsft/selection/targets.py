@@ -18,6 +18,9 @@ HEAD_NAMES = frozenset(
 )
 
 
+Names = Sequence[str] | Set[str]
+
+
 @dataclass(frozen=True)
 class Targets:
     """Which linear layers a method adapts, in PEFT's own terms, and which modules are the task head.
@@ -29,8 +32,8 @@ class Targets:
     head_modules: names of the modules that every method trains in full; they are never adapted nor counted.
     """
 
-    target_modules: str | Sequence[str] = "all-linear"
-    exclude_modules: str | Sequence[str] | None = None
+    target_modules: str | Names = "all-linear"
+    exclude_modules: str | Names | None = None
     layers_to_transform: int | Sequence[int] | None = None
     head_modules: Sequence[str] = ()
     layers_pattern: str | Sequence[str] | None = None

@@ -20,7 +20,7 @@ _WITHOUT_DRAWS = re.compile(r"\bzo_taylor\b(?!\s*\()")
 
 def as_recorded(config: dict) -> dict:
     """Return `config` in the words, and with the class names, that ids are made of."""
-    method = config.get("method")
+    method: Any = config.get("method")
     groups = {key: _with_former_class(group) for key, group in config.items()}
     if _is_row_sft(method) and isinstance(importance := method.get("importance"), str):
         draws = _WITH_DRAWS.search(importance)
@@ -31,7 +31,7 @@ def as_recorded(config: dict) -> dict:
 
 def as_today(config: dict) -> dict:
     """Return `config`, or the identity of one, in the words of today: runs of all versions are told apart alike."""
-    method = config.get("method")
+    method: Any = config.get("method")
     if _is_row_sft(method) and isinstance(importance := method.get("importance"), str) and "draws" in method:
         draws = method["draws"]
         rest = {key: value for key, value in method.items() if key != "draws"}

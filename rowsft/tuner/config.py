@@ -96,44 +96,42 @@ class RowSFTConfig(PeftConfig):
         for name in ("rows_pattern", "columns_pattern", "row_ids", "column_ids"):
             value = getattr(self, name)
             if not (value is None or isinstance(value, Mapping)):
-                raise UserError(f"{name}={value!r} is no mapping; give one from full layer names")
+                raise UserError(f"{name}={value!r} must be a mapping from full layer names")
         for name, alone in (("target_modules", True), ("exclude_modules", True), ("modules_to_save", False)):
             value = getattr(self, name)
             if not (value is None or (alone and isinstance(value, str)) or _all(value, lambda each: type(each) is str)):
-                raise UserError(f"{name}={value!r} are no names of modules; give a list of them")
+                raise UserError(f"{name}={value!r} must be a list of names of modules")
         layers = self.layers_to_transform
         if not (layers is None or _is_int(layers) or _all(layers, _is_int)):
-            raise UserError(f"layers_to_transform={layers!r} are no indices of layers; give whole numbers")
+            raise UserError(f"layers_to_transform={layers!r} must be indices of layers, whole numbers")
         if not isinstance(self.recompute_inputs, bool):
-            raise UserError(f"recompute_inputs={self.recompute_inputs!r} is neither true nor false; give one of them")
+            raise UserError(f"recompute_inputs={self.recompute_inputs!r} must be true or false")
         if not isinstance(self.importance, str):
-            raise UserError(f"importance={self.importance!r} is no metric's name; give one, such as 'l2'")
+            raise UserError(f"importance={self.importance!r} must be the name of a metric, such as 'l2'")
 
     def _check_size(self) -> None:
         if self.rows is not None and self.ratio is not None:
             raise UserError(f"rows={self.rows} and ratio={self.ratio} are both set; set one of them")
         if self.rows is not None and (not _is_int(self.rows) or self.rows < 1):
-            raise UserError(f"rows={self.rows!r} is not a row count; give a whole number of at least 1")
+            raise UserError(f"rows={self.rows!r} must be a whole number of at least 1")
         if self.ratio is not None and not (_is_number(self.ratio) and 0 < self.ratio <= 1):
-            raise UserError(f"ratio={self.ratio!r} is not a share of a layer's rows; give a number in (0, 1]")
+            raise UserError(f"ratio={self.ratio!r} must be a share of a layer's rows, a number in (0, 1]")
         for pattern, axis in (("rows_pattern", "row"), ("columns_pattern", "column")):
             for name, count in (getattr(self, pattern) or {}).items():
                 if not _is_int(count) or count < 0:
-                    raise UserError(
-                        f"{pattern}[{name!r}]={count!r} is not a {axis} count; give a whole number, 0 to train none"
-                    )
+                    raise UserError(f"{pattern}[{name!r}]={count!r} must be a whole number of {axis}s, 0 to train none")
 
     def _check_choices(self) -> None:
         for name, known in (("channel", tuple(CHANNELS)), ("scope", SCOPES), ("attention", ATTENTION)):
             if getattr(self, name) not in known:
                 raise UserError(f"{name}={getattr(self, name)!r} is not known; choose from: {', '.join(known)}")
         if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
-            raise UserError(f"dropout={self.dropout!r} is not a probability; give a number in [0, 1)")
+            raise UserError(f"dropout={self.dropout!r} must be a probability, a number in [0, 1)")
         for name in ("train_bias", "init_weights"):
             if not isinstance(getattr(self, name), bool):
-                raise UserError(f"{name}={getattr(self, name)!r} is not a switch; give True or False")
+                raise UserError(f"{name}={getattr(self, name)!r} must be True or False")
         if not _is_int(self.seed):
-            raise UserError(f"seed={self.seed!r} is not a seed; give a whole number")
+            raise UserError(f"seed={self.seed!r} must be a whole number")
         channel = CHANNELS[self.channel]
         for axis, trained in (("row", channel.has_rows), ("column", channel.has_columns)):
             for name in (f"{axis}s_pattern", f"{axis}_ids"):
@@ -155,7 +153,7 @@ class RowSFTConfig(PeftConfig):
             raise UserError(f"layers_pattern={self.layers_pattern!r} needs layers_to_transform; set both or neither")
 
     def sizes_of(self, layer_name: str, d_out: int, d_in: int) -> tuple[int, int]:
-        """How many rows and how many columns of one layer are trained; 0 and 0 leave it frozen.
+        """Return how many rows and columns of one layer are trained; 0 and 0 leave it frozen.
 
         Raises:
             UserError: when the layer has fewer than asked for, its rows are all trained so that its columns have no
@@ -193,7 +191,7 @@ class RowSFTConfig(PeftConfig):
         return all(getattr(self, name) is None for name in ("rows", "ratio", "rows_pattern", "columns_pattern"))
 
     def to_dict(self) -> dict:
-        """The configuration as plain JSON values: sets become sorted lists, the runtime-only ids are left out."""
+        """Return the configuration as plain JSON values: sets as sorted lists, without the runtime-only ids."""
         bare = copy.copy(self)
         bare.row_ids = bare.column_ids = None
         values = super(RowSFTConfig, bare).to_dict()

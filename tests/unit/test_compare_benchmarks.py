@@ -47,6 +47,14 @@ def test_benchmark_rows_are_matched_by_method(files):
     assert "B: llama.lora failed: UserError: no" in text
 
 
+def test_a_channel_is_matched_by_its_former_name(tmp_path):
+    older = write(tmp_path / "before" / "step.json", [row("half"), row("neuron"), row("row_sft in")])
+    newer = write(tmp_path / "after" / "step.json", [row("both"), row("neurons"), row("row_sft columns")])
+    comparison = compare(older, newer)
+    for method in ("both", "neurons", "row_sft columns"):
+        assert number(comparison, f"llama.{method}.flops").difference == 0
+
+
 def test_limits_on_benchmarks(files, capsys):
     code, out, _ = status(capsys, *files, "--max-change", "rows.step_peak_bytes=+0")
     assert (

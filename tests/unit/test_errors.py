@@ -10,7 +10,7 @@ from rowsft.tasks.heads import CAUSAL_LM
 
 
 def test_bad_input_is_a_value_error_for_those_who_do_not_know_this_package():
-    with pytest.raises(ValueError, match="rows=0 is not a row count"):
+    with pytest.raises(ValueError, match="rows=0 must be a whole number"):
         RowSFTConfig(rows=0)
 
 

@@ -8,8 +8,8 @@ from tiny import tiny_llama
 
 from rowsft import renamed, report
 from rowsft.config.compose import compose
-from rowsft.config.instantiate import instantiated
 from rowsft.errors import UserError
+from rowsft.methods.base import method_of
 from rowsft.report.settings import determining
 from rowsft.selection.channel import CHANNELS
 from rowsft.store import Store
@@ -51,7 +51,7 @@ def test_a_former_channel_is_read_everywhere_with_a_note(former, today, caplog):
     with caplog.at_level(logging.WARNING):
         assert RowSFTConfig(rows=2, channel=former).channel == today
         config = compose(["method=row_sft", f"method.channel={former}", *TASK])
-        assert instantiated("method", config.method).channel == today
+        assert method_of(config.method).channel == today
         given, expected = (score(tiny_llama(), "l1", channel=channel) for channel in (former, today))
     assert given.keys() == expected.keys()
     assert [record.getMessage() for record in caplog.records] == [
