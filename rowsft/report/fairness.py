@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from rowsft.record import Attempt, plain
 from rowsft.report.grids import MET, NOT_MET, UNKNOWN, Grids, few
 from rowsft.report.rows import Row, Table
-from rowsft.report.settings import WATCHING, differing, dig, under
+from rowsft.report.settings import WATCHING, differing, under
 from rowsft.report.sweeps import Sweep
 from rowsft.selection.budget_met import TOLERANCE
 
@@ -76,7 +77,7 @@ def _checks(grids: Grids, higher_is_better: bool) -> list[tuple[str, str, Callab
             "same optimizer family and schedule",
             lambda g: _same(g, settings=_OPTIMIZER, ending="AdamW throughout"),
         ),
-        ("steps", "same number of optimizer steps", lambda g: _same(g, facts=lambda result: result.get("steps"))),
+        ("steps", "same number of optimizer steps", lambda g: _same(g, facts=lambda result: result.steps)),
         ("label_masking", "same label masking", lambda g: _same(g, settings=("task",), ending="the task does it")),
         ("evaluation", "same evaluation on the same examples", _evaluation),
         (
@@ -160,8 +161,8 @@ def _leaf(key: str) -> str:
     return key.rsplit(".", 1)[-1]
 
 
-def _base_facts(result: dict) -> list:
-    return [dig(result, "model_facts", key) for key in ("sha256", "revision", "parameters")]
+def _base_facts(result: Attempt) -> list:
+    return [getattr(result.model_facts, key, None) for key in ("sha256", "revision", "parameters")]
 
 
 def _data_order(group: Group) -> tuple[str, str]:
@@ -173,17 +174,18 @@ def _data_order(group: Group) -> tuple[str, str]:
 
 
 def _budget(group: Group) -> tuple[str, str]:
-    known = [
-        (row, dig(result, "parameters", "budget_asked"), dig(result, "parameters", "budget_achieved"))
-        for row in group.adapters
-        for result in row.results
+    results = [(row, result.parameters) for row in group.adapters for result in row.results]
+    met = [
+        (row, sizes.budget_asked, sizes.budget_achieved)
+        for row, sizes in results
+        if sizes.budget_asked and sizes.budget_achieved is not None
     ]
-    if not known or any(not asked or achieved is None for _, asked, achieved in known):
-        return UNKNOWN, "" if known else "no adapter method finished"
-    asked = sorted({asked for _, asked, _ in known})
-    if len(asked) > 1:
-        return NOT_MET, "asked for " + few([f"{number:,}" for number in asked], ", ")
-    row, worst = max(((row, got / want - 1) for row, want, got in known), key=lambda pair: abs(pair[1]))
+    if not results or len(met) < len(results):
+        return UNKNOWN, "" if results else "no adapter method finished"
+    wanted = sorted({want for _, want, _ in met})
+    if len(wanted) > 1:
+        return NOT_MET, "asked for " + few([f"{number:,}" for number in wanted], ", ")
+    row, worst = max(((row, got / want - 1) for row, want, got in met), key=lambda pair: abs(pair[1]))
     status = MET if abs(worst) <= TOLERANCE else NOT_MET
     return status, f"largest deviation {100 * worst:+.2f} % ({row.title}); {_ONLY_ADAPTERS}"
 
@@ -193,7 +195,7 @@ def _dtype(group: Group) -> tuple[str, str]:
     unequal = [key for key in group.unequal if _leaf(key) == "adapter_dtype"]
     if status == NOT_MET or unequal:
         return NOT_MET, detail if status == NOT_MET else "differs in " + ", ".join(unequal)
-    seen = {str(dig(result, "parameters", "adapter_dtype")) for row in group.rows for result in row.results}
+    seen = {str(result.parameters.adapter_dtype) for row in group.rows for result in row.results}
     if seen == {"None"} or not seen:
         return UNKNOWN, "the base's dtype and autocast are the same" if status == MET else ""
     return (MET, ", ".join(seen)) if len(seen) == 1 else (NOT_MET, "adapters in " + ", ".join(sorted(seen)))
@@ -223,18 +225,19 @@ def _seeds(group: Group) -> tuple[str, str]:
 
 def _machine(group: Group) -> tuple[str, str]:
     rows = group.rows
-    environments = [result.get("environment") or {} for row in rows for result in row.results]
-    if not environments or any(not found.get("hardware") for found in environments):
+    environments = [result.environment for row in rows for result in row.results]
+    if not environments or any(not found.hardware for found in environments):
         return UNKNOWN, ""
     parts = ("hardware", "threads", "packages", "git_commit")
-    unequal = [part for part in parts if len({json.dumps(e.get(part), sort_keys=True) for e in environments}) > 1]
+    texts = {part: {json.dumps(plain(getattr(e, part)), sort_keys=True) for e in environments} for part in parts}
+    unequal = [part for part in parts if len(texts[part]) > 1]
     if unequal:
         return NOT_MET, "differs in " + ", ".join(unequal)
-    at_once = max((result.get("concurrent_jobs") or 1) for row in rows for result in row.results)
+    at_once = max((result.concurrent_jobs or 1) for row in rows for result in row.results)
     if at_once > 1:
         return NOT_MET, f"{at_once} jobs ran side by side, so their times are not comparable"
-    if any(found.get("git_dirty") for found in environments):
+    if any(found.git_dirty for found in environments):
         return NOT_MET, "the commit had local changes"
-    if any(found.get("git_commit") is None for found in environments):
+    if any(found.git_commit is None for found in environments):
         return UNKNOWN, "the code was no git checkout"
     return MET, ""

@@ -15,8 +15,8 @@ def run_rows(records: list[Record]) -> list[dict]:
     """Return one dict a run: what it is, `config.*`, and the fields of its result (else of its latest attempt)."""
     rows = []
     for record in records:
-        attempt = record.result or record.latest or {}
-        fields = {key: plain(value) for key, value in attempt.items() if key != "state"}
+        fields = plain(record.result or record.latest) or {}
+        fields.pop("state", None)
         if fields.get("error"):
             fields["error"] = {key: value for key, value in fields["error"].items() if key != "traceback"}
         whole = {key: json.dumps(fields.pop(key), sort_keys=True) for key in _WHOLE if key in fields}

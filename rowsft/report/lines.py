@@ -7,18 +7,19 @@ from statistics import fmean, median
 from typing import Any
 
 from rowsft.output.quantities import text
+from rowsft.record import Attempt
 from rowsft.report.predictions import Difference, difference
 from rowsft.report.rows import Row, Table
-from rowsft.report.settings import differing, dig, failure, short_names
+from rowsft.report.settings import differing, failed_phase, failure, short_names
 from rowsft.report.statistics import Estimate
 
 #: Every other row is held against these, on the same test examples and in cost.
 REFERENCES = ("lora", "full")
 
 
-def _measured(*path: str, over: Callable[[list], Any] = median) -> Any:
-    """Declare a field: the numbers at a path of every finished attempt, brought to one by `over`; None without any."""
-    return field(default=None, metadata={"path": path, "over": over})
+def _measured(read: Callable[[Attempt], float | None], over: Callable[[list], Any] = median) -> Any:
+    """Declare a field: what `read` takes from every finished attempt, brought to one by `over`; None without any."""
+    return field(default=None, metadata={"read": read, "over": over})
 
 
 @dataclass(kw_only=True)
@@ -37,41 +38,41 @@ class Line:
     title: str
     seeds: int
     runs: str
-    adapter_parameters: int | None = _measured("parameters", "adapter", over=itemgetter(0))
-    head_parameters: int | None = _measured("parameters", "head", over=itemgetter(0))
-    base_parameters: int | None = _measured("parameters", "base", over=itemgetter(0))
-    budget_asked: int | None = _measured("parameters", "budget_asked", over=itemgetter(0))
-    budget_achieved: int | None = _measured("parameters", "budget_achieved", over=itemgetter(0))
+    adapter_parameters: int | None = _measured(lambda a: a.parameters.adapter, over=itemgetter(0))
+    head_parameters: int | None = _measured(lambda a: a.parameters.head, over=itemgetter(0))
+    base_parameters: int | None = _measured(lambda a: a.parameters.base, over=itemgetter(0))
+    budget_asked: int | None = _measured(lambda a: a.parameters.budget_asked, over=itemgetter(0))
+    budget_achieved: int | None = _measured(lambda a: a.parameters.budget_achieved, over=itemgetter(0))
     budget_off_percent: float | None = None
     metric: str
     split: str
     estimate: Estimate | None
-    train_peak_allocated_bytes: float | None = _measured("memory", "train", "peak_allocated_bytes")
-    train_step_peak_new_bytes: float | None = _measured("memory", "train", "step_peak_new_bytes")
-    select_peak_allocated_bytes: float | None = _measured("memory", "select", "peak_allocated_bytes")
-    train_peak_reserved_bytes: float | None = _measured("memory", "train", "peak_reserved_bytes")
-    train_process_peak_bytes: float | None = _measured("memory", "train", "process_peak_bytes")
-    train_resident_peak_bytes: float | None = _measured("memory", "train", "resident_peak_bytes")
-    step_median_seconds: float | None = _measured("step_seconds", "median")
-    step_p95_seconds: float | None = _measured("step_seconds", "p95")
-    tokens_per_second: float | None = _measured("tokens_per_second")
+    train_peak_allocated_bytes: float | None = _measured(lambda a: a.memory.train.peak_allocated_bytes)
+    train_step_peak_new_bytes: float | None = _measured(lambda a: a.memory.train.step_peak_new_bytes)
+    select_peak_allocated_bytes: float | None = _measured(lambda a: a.memory.select.peak_allocated_bytes)
+    train_peak_reserved_bytes: float | None = _measured(lambda a: a.memory.train.peak_reserved_bytes)
+    train_process_peak_bytes: float | None = _measured(lambda a: a.memory.train.process_peak_bytes)
+    train_resident_peak_bytes: float | None = _measured(lambda a: a.memory.train.resident_peak_bytes)
+    step_median_seconds: float | None = _measured(lambda a: a.step_seconds.median)
+    step_p95_seconds: float | None = _measured(lambda a: a.step_seconds.p95)
+    tokens_per_second: float | None = _measured(lambda a: a.tokens_per_second)
     select_seconds: float | None
-    step_p25_seconds: float | None = _measured("step_seconds", "p25")
-    step_p75_seconds: float | None = _measured("step_seconds", "p75")
-    step_min_seconds: float | None = _measured("step_seconds", "min")
-    step_max_seconds: float | None = _measured("step_seconds", "max")
-    data_wait_seconds: float | None = _measured("data_seconds", "total")
-    data_seconds: float | None = _measured("seconds", "data")
-    load_seconds: float | None = _measured("seconds", "load")
-    attach_seconds: float | None = _measured("seconds", "attach")
-    train_seconds: float | None = _measured("seconds", "train")
-    evaluate_seconds: float | None = _measured("seconds", "evaluate")
-    save_seconds: float | None = _measured("seconds", "save")
-    measure_seconds: float | None = _measured("seconds", "measure")
-    total_seconds: float | None = _measured("seconds", "total")
-    select_joules: float | None = _measured("energy", "select_joules")
-    train_joules: float | None = _measured("energy", "train_joules")
-    evaluate_joules: float | None = _measured("energy", "evaluate_joules")
+    step_p25_seconds: float | None = _measured(lambda a: a.step_seconds.p25)
+    step_p75_seconds: float | None = _measured(lambda a: a.step_seconds.p75)
+    step_min_seconds: float | None = _measured(lambda a: a.step_seconds.min)
+    step_max_seconds: float | None = _measured(lambda a: a.step_seconds.max)
+    data_wait_seconds: float | None = _measured(lambda a: a.data_seconds.total)
+    data_seconds: float | None = _measured(lambda a: a.seconds.data)
+    load_seconds: float | None = _measured(lambda a: a.seconds.load)
+    attach_seconds: float | None = _measured(lambda a: a.seconds.attach)
+    train_seconds: float | None = _measured(lambda a: a.seconds.train)
+    evaluate_seconds: float | None = _measured(lambda a: a.seconds.evaluate)
+    save_seconds: float | None = _measured(lambda a: a.seconds.save)
+    measure_seconds: float | None = _measured(lambda a: a.seconds.measure)
+    total_seconds: float | None = _measured(lambda a: a.seconds.total)
+    select_joules: float | None = _measured(lambda a: a.energy.select_joules)
+    train_joules: float | None = _measured(lambda a: a.energy.train_joules)
+    evaluate_joules: float | None = _measured(lambda a: a.energy.evaluate_joules)
     learning_rate: float | None
     metrics: dict[str, float]
     differs_in: str
@@ -156,8 +157,8 @@ def lines(table: Table, step: Callable[[], None] = lambda: None) -> list[Line]:
 
 
 def _line(table: Table, row: Row, differs: str) -> Line:
-    measured = {entry.name: entry.metadata for entry in fields(Line) if "path" in entry.metadata}
-    numbers = {name: row.values(*how["path"]) for name, how in measured.items()}
+    measured = {entry.name: entry.metadata for entry in fields(Line) if "read" in entry.metadata}
+    numbers = {name: row.values(how["read"]) for name, how in measured.items()}
     line = Line(
         experiment=table.experiment,
         task=table.task,
@@ -210,7 +211,7 @@ def unfinished(table: Table) -> list[Unfinished]:
     return [
         Unfinished(
             *(row.title, row.method, record.config.get("seed"), record.state),
-            *(dig(record.latest, "error", "phase"), failure(record) or "", record.id),
+            *(failed_phase(record), failure(record) or "", record.id),
         )
         for row in table.rows
         for record in row.unfinished
@@ -222,7 +223,7 @@ def untrained_metrics(table: Table) -> dict[str, float]:
     recorded: dict[str, list[float]] = {}
     for row in table.rows:
         for result in row.results:
-            for name, value in (result.get("reference") or {}).items():
+            for name, value in result.reference.items():
                 if isinstance(value, int | float):
                     recorded.setdefault(name, []).append(value)
     return {name: fmean(values) for name, values in recorded.items()}
@@ -232,7 +233,7 @@ def rates(table: Table) -> list[Rate]:
     """Return the learning-rate grid, each rate that was tried."""
     tried, shown = [], {id(row) for row in table.rows}
     for row in (row for family in table.grid for row in family):
-        scores, seconds = row.metric_values("validation"), sum(row.values("seconds", "total"))
+        scores, seconds = row.metric_values("validation"), sum(row.values(lambda result: result.seconds.total))
         mean, runs = fmean(scores) if scores else None, (len(row.done), len(row.unfinished))
         tried.append(Rate(row.title, row.method, row.learning_rate, mean, *runs, seconds, id(row) in shown))
     return tried
@@ -241,25 +242,23 @@ def rates(table: Table) -> list[Rate]:
 def memory_kinds(table: Table) -> list[str]:
     """Return how the memory of the shown rows was measured."""
     trained = [result for row in table.rows if row.trains for result in row.results]
-    kinds = {dig(result, "memory", "kind") or dig(result, "memory", "train", "kind") for result in trained}
+    kinds = {result.memory.kind or result.memory.train.kind for result in trained}
     return sorted(kind for kind in kinds if kind)
 
 
 def _metrics(row: Row) -> dict[str, float]:
-    names = {
-        (split, name)
-        for result in row.results
-        for split, metrics in (result.get("metrics") or {}).items()
-        for name, value in (metrics or {}).items()
-        if isinstance(value, int | float)
-    }
-    return {f"{split}_{name}": fmean(row.values("metrics", split, name)) for split, name in sorted(names)}
+    values: dict[tuple[str, str], list[float]] = {}
+    for result in row.results:
+        for split, metrics in result.metrics.items():
+            for name, value in (metrics or {}).items():
+                if value is not None:
+                    values.setdefault((split, name), []).append(value)
+    return {f"{split}_{name}": fmean(each) for (split, name), each in sorted(values.items())}
 
 
 def _scoring_seconds(row: Row) -> float | None:
     """Return the median seconds of selection over runs that scored: reading kept scores would hide the cost."""
-    scored = [result for result in row.results if not result.get("scores_from_cache")]
-    seconds = [value for result in scored if (value := dig(result, "seconds", "select")) is not None]
+    seconds = row.values(lambda result: None if result.scores_from_cache else result.seconds.select)
     return median(seconds) if seconds else None
 
 

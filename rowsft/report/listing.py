@@ -10,7 +10,7 @@ from rowsft.output import escape
 from rowsft.output.quantities import NONE, text
 from rowsft.report.columns import Column, Sheet, words
 from rowsft.report.groups import compared, labels, model_label
-from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, dig, failure, named, primary, short_names
+from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, failure, named, primary, short_names
 from rowsft.report.settings import text_of as key_of
 from rowsft.report.terminal import STATE_COLOURS, grid
 from rowsft.store import Record, Store
@@ -171,8 +171,9 @@ def _caption(store: Store, runs: list[Run], shared: dict[str, str]) -> str:
 
 def entry(record: Record) -> Run:
     """Return one run of `runs_list`, but for what differs between runs."""
-    latest, result = record.latest or {}, record.result or {}
-    split = next((split for split in ("test", "validation") if primary(result, split) is not None), None)
+    latest, result = record.latest, record.result
+    values = {split: primary(result, split) for split in ("test", "validation")} if result else {}
+    split = next((split for split, value in values.items() if value is not None), None)
     repeated = bool(result) and record.state not in ("done", "running")
     return Run(
         id=record.id,
@@ -183,12 +184,12 @@ def entry(record: Record) -> Run:
         task=named(record.config, "task"),
         seed=record.config.get("seed"),
         experiments=record.experiments,
-        metric=result.get("primary_metric") if split else None,
+        metric=result.primary_metric if result and split else None,
         split=split,
-        value=primary(result, split) if split else None,
-        started_at=latest.get("started_at"),
-        seconds=dig(latest, "seconds", "total"),
+        value=values[split] if split else None,
+        started_at=latest.started_at if latest else None,
+        seconds=latest.seconds.total if latest else None,
         attempts=len(record.attempts),
-        reason=f"attempt {latest['attempt']} {record.state}" if repeated else failure(record),
+        reason=f"attempt {latest.attempt} {record.state}" if latest and repeated else failure(record),
         folder=str(record.folder),
     )

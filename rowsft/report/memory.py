@@ -10,9 +10,10 @@ from rich.text import Text
 from rowsft.errors import UserError
 from rowsft.output import escape
 from rowsft.output.quantities import MIB, mib
+from rowsft.record import LedgerMoment, Memory, PhaseMemory, plain
 from rowsft.report.damaged import or_none
 from rowsft.report.drawing import figure, png
-from rowsft.report.settings import dig, failure, named
+from rowsft.report.settings import failed_phase, failure, named
 from rowsft.store.finding import find_run
 from rowsft.store.record import FINAL_STATES, Record
 
@@ -27,7 +28,7 @@ COLOURS = {
 }
 
 
-# How much there was of what, where a phase did not come to its end.
+# The peaks of a phase in words, where a phase did not come to its end.
 _REACHED = {
     "peak_allocated_bytes": "allocated",
     "peak_reserved_bytes": "reserved",
@@ -44,9 +45,9 @@ def build(store: Path, run: str, out: Path | None) -> tuple[Table | None, list[s
     UserError for an unknown run and one whose memory was not kept.
     """
     record = find_run(run, store)
-    attempt = record.result or record.latest or {}
-    memory = attempt.get("memory") or {}
-    ledger = memory.get("ledger")
+    attempt = record.result or record.latest
+    memory = attempt.memory if attempt else Memory()
+    ledger = memory.ledger
     lines = [] if record.result else _ending(record, memory)
     if not ledger and not lines:
         raise UserError(f"run {record.id} has no memory ledger; run it with trainer.memory_probe_steps=1 and --rerun")
@@ -64,39 +65,40 @@ def build(store: Path, run: str, out: Path | None) -> tuple[Table | None, list[s
     return table(ledger) if ledger else None, lines
 
 
-def _ending(record: Record, memory: dict) -> list[str]:
+def _ending(record: Record, memory: Memory) -> list[str]:
     """Return how a run without a result ended, and what the phase that it ended in held by then."""
-    if record.state not in FINAL_STATES or not memory:
+    if record.state not in FINAL_STATES or plain(memory) is None:
         return []
-    phase = dig(record.latest, "error", "phase")
+    phase = failed_phase(record)
     where = f" in {phase}" if phase else ""
     lines = [f"run {record.id} ended as {record.state}{where}: {failure(record)}"]
     # Loading is watched together with reading the data.
-    place = "load" if phase == "data" else phase
-    reached = {what: dig(memory, place, key) for key, what in _REACHED.items()}
-    sizes = [f"{mib(size)} MiB {what}" for what, size in reached.items() if isinstance(size, int | float)]
+    peaks = getattr(memory, "load" if phase == "data" else phase or "", None)
+    peaks = peaks if isinstance(peaks, PhaseMemory) else PhaseMemory()
+    reached = {kind: getattr(peaks, key) for key, kind in _REACHED.items()}
+    sizes = [f"{mib(size)} MiB {kind}" for kind, size in reached.items() if size is not None]
     return [*lines, f"by then: {', '.join(sizes)}"] if sizes else lines
 
 
-def _why_no_picture(record: Record, memory: dict) -> str:
+def _why_no_picture(record: Record, memory: Memory) -> str:
     if record.result is None:
         return "a training step is entered once all else is done"
-    if not memory.get("train"):
+    if plain(memory.train) is None:
         return "nothing was trained"
     return "no training step was entered; run it with trainer.memory_probe_steps=1 and --rerun"
 
 
-def table(ledger: dict) -> Table:
+def table(ledger: dict[str, LedgerMoment]) -> Table:
     """Lay out the MiB by part at every phase's peak."""
     shown = Table("MiB at the peak")
     for phase in ledger:
         shown.add_column(Text(escape.terminal(phase.replace("_", " "))), justify="right")
     for part in COLOURS:
-        shown.add_row(part.replace("_", " "), *[mib(entry["parts"].get(part)) for entry in ledger.values()])
+        shown.add_row(part.replace("_", " "), *[mib(moment.parts.get(part)) for moment in ledger.values()])
     shown.add_section()
-    shown.add_row("all parts", *[mib(entry["peak_bytes"]) for entry in ledger.values()])
-    shown.add_row("measured", *[mib(entry["measured_peak_bytes"]) for entry in ledger.values()])
-    shown.add_row("unattributed", *[mib(entry["unattributed_bytes"]) for entry in ledger.values()])
+    shown.add_row("all parts", *[mib(moment.peak_bytes) for moment in ledger.values()])
+    shown.add_row("measured", *[mib(moment.measured_peak_bytes) for moment in ledger.values()])
+    shown.add_row("unattributed", *[mib(moment.unattributed_bytes) for moment in ledger.values()])
     return shown
 
 

@@ -37,7 +37,7 @@ def notes(table: Table, lines: list[Line]) -> list[str]:
     kinds = memory_kinds(table)
     if kinds:
         texts.append("Memory: " + "; ".join(MEMORY_KINDS.get(kind, kind) for kind in kinds) + ".")
-    if any(result.get("scores_from_cache") for row in table.rows for result in row.results):
+    if any(result.scores_from_cache for row in table.rows for result in row.results):
         texts.append("Seconds of selection: of the runs that scored; others read the scores that those had kept.")
     zero = untrained_metrics(table)
     if zero:

@@ -52,7 +52,7 @@ def _visible(value):
 
 def _summary(records: list[Record]) -> list[str]:
     done = sum(record.result is not None for record in records)
-    days = sorted(day for record in records if (day := ((record.latest or {}).get("started_at") or "")[:10]))
+    days = sorted(day for record in records if (day := ((record.latest and record.latest.started_at) or "")[:10]))
     facts = [f"{len(records)} runs", f"{done} finished"]
     if done < len(records):
         facts.append(f"{len(records) - done} without a result")
@@ -80,7 +80,7 @@ def _environments(records: list[Record]) -> list[dict]:
     """Return every distinct machine and software that made results, with the number of its runs."""
     machines: dict[str, dict] = {}
     for record in records:
-        about = dict((record.result or {}).get("environment") or {})
+        about = plain(record.result.environment) or {} if record.result else {}
         about.pop("seeds", None)
         if about:
             machine = machines.setdefault(json.dumps(about, sort_keys=True), {"runs": 0, "facts": _facts(about)})
@@ -93,7 +93,7 @@ def _sources(records: list[Record]) -> list[dict]:
     sources: dict[str, dict] = {}
     for record in records:
         for kind, group, key in (("model", "model", "model_facts"), ("data", "task", "task_about")):
-            about = plain((record.result or {}).get(key))
+            about = plain(getattr(record.result, key, None))
             if about:
                 name = (record.config.get(group) or {}).get("name", "?")
                 text = f"{kind} {name} {json.dumps(about, sort_keys=True)}"

@@ -63,12 +63,12 @@ def scored(record: Record, split: str, metric_name: str | None = None) -> Scored
     result, path = record.result, record.file("predictions")
     if result is None or path is None or not path.exists():
         return None
-    name = metric_name or result["primary_metric"]
+    name = metric_name or result.primary_metric or ""
     text = read_regular(path, _LARGEST_BYTES).decode()
     lines = [line for line in _read(text) if line.get("split", "test") == split]
     ids, order = _in_order([str(line["id"]) for line in lines])
     recomputed = _metric([lines[index] for index in order], name)
-    recorded = ((result.get("metrics") or {}).get(split) or {}).get(name)
+    recorded = (result.metrics.get(split) or {}).get(name)
     if recomputed is None or recorded is None:
         return None
     metric, is_proportion, resampled = recomputed

@@ -6,17 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from statistics import fmean
+from typing import TypeVar
 
 from rowsft import formulas
 from rowsft.method_info import MethodInfo
+from rowsft.record import Attempt
 from rowsft.report.damaged import or_none
 from rowsft.report.groups import groups
 from rowsft.report.predictions import Scored, over_examples, scored
 from rowsft.report.references import References
-from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, dig, method_info, primary, without_seeds
+from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, method_info, primary, without_seeds
 from rowsft.report.statistics import Estimate, over_seeds
 from rowsft.report.sweeps import Sweep, variants
 from rowsft.store import Record
+
+Value = TypeVar("Value")
 
 
 def _readable(record: Record, split: str) -> Scored | None:
@@ -56,7 +60,7 @@ class Row:
         return self.info.trains
 
     @property
-    def results(self) -> list[dict]:
+    def results(self) -> list[Attempt]:
         """The finished attempt of every seed."""
         return [record.result for record in self.done if record.result]
 
@@ -64,7 +68,8 @@ class Row:
     def size(self) -> int | None:
         """Trainable parameters that were asked for, or that it has, the head left out; None where not recorded."""
         names = ("budget_asked", "budget_achieved", "adapter")
-        return next((int(size) for name in names for size in self.values("parameters", name)), None)
+        sizes = (getattr(result.parameters, name) for name in names for result in self.results)
+        return next((size for size in sizes if size is not None), None)
 
     @cached_property
     def family(self) -> str:
@@ -78,9 +83,9 @@ class Row:
         rate = self.settings.get(LEARNING_RATE)
         return float(rate) if self.trains and isinstance(rate, int | float) else None
 
-    def values(self, *path: str) -> list[float]:
-        """Return the numbers at this path of every finished attempt, those not measured left out."""
-        values = [dig(result, *path) for result in self.results]
+    def values(self, read: Callable[[Attempt], Value | None]) -> list[Value]:
+        """Return what `read` takes from every finished attempt, without what was not measured."""
+        values = [read(result) for result in self.results]
         return [value for value in values if value is not None]
 
     def metric_values(self, split: str) -> list[float]:
@@ -100,7 +105,7 @@ class Row:
         values = self.metric_values(self.split)
         if not values:
             return None
-        bounds = formulas.bounds(self.results[0].get("primary_metric") or "")
+        bounds = formulas.bounds(self.results[0].primary_metric or "")
         if len(values) >= 2:
             return over_seeds(values).within(bounds)
         return over_examples(values[0], next(iter(self.scores.values()), None)).within(bounds)
@@ -173,8 +178,8 @@ def once(read: Callable) -> Callable:
 def _table(experiment: str, task: str, model: str, records: list[Record], read: Callable) -> Table:
     results = [record.result for record in records if record.result]
     split = "test" if any(primary(result, "test") is not None for result in results) else "validation"
-    metric = next((result["primary_metric"] for result in results if result.get("primary_metric")), "metric")
-    higher = next((result["higher_is_better"] for result in results if "higher_is_better" in result), True)
+    metric = next((result.primary_metric for result in results if result.primary_metric), "metric")
+    higher = results[0].higher_is_better if results else True
     shown, grid = _choose(_rows(records, split, read), higher)
     names = variants(shown)
     for row in shown:

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rowsft.method_info import MethodInfo, from_record
-from rowsft.record import Part
-from rowsft.record import plain as plain_of
+from rowsft.record import Attempt
 from rowsft.store import Record
 
 LEARNING_RATE = "trainer.learning_rate"
@@ -22,7 +21,6 @@ BUDGET_KEYS = ("budget.rows", "budget.ratio", "budget.params", "budget.like", "b
 
 def flatten(node, prefix: str = "") -> dict[str, object]:
     """Return nested mappings as {"a.b": value}; lists and an empty mapping stay values."""
-    node = plain_of(node) if isinstance(node, Part) else node
     if not isinstance(node, dict) or not node:
         return {prefix: node} if prefix else {}
     return {
@@ -42,7 +40,7 @@ def named(config: dict, group: str) -> str:
 
 def method_info(record: Record) -> MethodInfo:
     """Return the metadata of a run's method, as its latest attempt that has it keeps it."""
-    kept = (attempt.get("method_info") for attempt in reversed(record.attempts))
+    kept = (attempt.method_info for attempt in reversed(record.attempts))
     return from_record(named(record.config, "method"), next(filter(None, kept), None))
 
 
@@ -101,20 +99,27 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
     return {key: key if names.count(name) > 1 else name for key, name in zip(keys, names, strict=True)}
 
 
-def dig(node: Any, *path: str | None) -> Any:
+def dig(node: Any, *path: str) -> Any:
     """Return the value at a path of nested mappings, None where the path ends early."""
     for key in path:
-        node = node.get(key) if isinstance(node, dict | Part) else None
+        node = node.get(key) if isinstance(node, dict) else None
     return node
 
 
-def primary(result: dict, split: str) -> float | None:
+def primary(result: Attempt, split: str) -> float | None:
     """Return the primary metric of one attempt on a split, None where it was not evaluated."""
-    return dig(result, "metrics", split, result.get("primary_metric"))
+    return (result.metrics.get(split) or {}).get(result.primary_metric or "")
+
+
+def failed_phase(record: Record) -> str | None:
+    """Return the phase that the latest attempt failed in, None where nothing is recorded of it."""
+    return record.latest.error.phase if record.latest and record.latest.error else None
 
 
 def failure(record: Record) -> str | None:
     """Return why the latest attempt has no result, on one line; None where nothing is recorded of it."""
-    kind, message = (dig(record.latest, "error", key) for key in ("type", "message"))
-    lines = (message or "").strip().splitlines()
-    return ": ".join(filter(None, [kind, *lines[:1]])) or None
+    error = record.latest.error if record.latest else None
+    if error is None:
+        return None
+    lines = (error.message or "").strip().splitlines()
+    return ": ".join(filter(None, [error.type, *lines[:1]])) or None

@@ -14,7 +14,6 @@ from rowsft.report.settings import (
     LEARNING_RATE,
     WATCHING,
     determining,
-    dig,
     method_info,
     primary,
     text_of,
@@ -76,7 +75,7 @@ def best_learning_rates(root: Path, experiment: str) -> str:
     shown = {one.method: escape.terminal(one.method) for one in settings}
     titles = {id(one): shown[one.method] + (f" ({names[id(one)]})" if names[id(one)] else "") for one in settings}
     rates = sorted({rate for one in settings for rate in one.scores})
-    seconds = sum(dig(record.latest, "seconds", "total") or 0 for record in records)
+    seconds = sum(record.latest.seconds.total or 0 for record in records if record.latest)
     width = max([10, *(len(title) + 1 for title in titles.values())])
     lines = [
         f"validation {escape.terminal(metric)} by learning rate "
@@ -119,8 +118,8 @@ def _settings(records: list[Record], experiment: str) -> tuple[list[Setting], st
             )
             continue
         if result is not None:
-            metric = result["primary_metric"]
-            score = score if result.get("higher_is_better", True) else -score
+            metric = result.primary_metric or metric
+            score = score if result.higher_is_better else -score
         one = settings_by_key.setdefault((info.name, text_of(kept)), Setting(info, kept))
         one.scores.setdefault(float(rate), []).append(score)
     if lacking and not settings_by_key:

@@ -3,7 +3,6 @@
 from rowsft.errors import UserError
 from rowsft.report.damaged import ERRORS
 from rowsft.report.predictions import Difference, Scored, difference, scored
-from rowsft.report.settings import dig
 from rowsft.store import Record
 
 
@@ -12,10 +11,12 @@ def paired_differences(a: Record, b: Record) -> dict[str, Difference]:
 
     A metric whose examples are not the same (by id) on both sides has none. Raises UserError for a damaged file.
     """
-    differences = {}
-    for split, metrics in (dig(b.result, "metrics") or {}).items():
+    differences: dict[str, Difference] = {}
+    if a.result is None or b.result is None:
+        return differences
+    for split, metrics in b.result.metrics.items():
         for name in metrics or {}:
-            values = [dig(record.result, "metrics", split, name) for record in (a, b)]
+            values = [(result.metrics.get(split) or {}).get(name) for result in (a.result, b.result)]
             if not all(isinstance(value, int | float) for value in values):
                 continue
             first, second = _scored(a, split, name), _scored(b, split, name)
