@@ -118,7 +118,7 @@ def test_a_later_attempt_that_died_before_it_began_takes_no_title_away(tmp_path)
     (record,) = Store(tmp_path).runs()
     Store(tmp_path).record_death(record.config, pid=2**22, message="killed")
     (section,) = report.sections(tmp_path, "demo")
-    assert [line["title"] for line in section.lines] == ["Mine & yours"]
+    assert [line.title for line in section.lines] == ["Mine & yours"]
 
 
 def test_a_method_without_a_budget_is_one_row_whatever_the_budgets(tmp_path):
