@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
@@ -14,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rowsft.compat.peft import name_all_linear_layers
 from rowsft.errors import UserError
-from rowsft.layers.matrix import is_bypassed, layer_shape
+from rowsft.layers.matrix import LinearLayer, is_bypassed, layer_shape
 from rowsft.layers.quantised import keep_layout
 from rowsft.selection.channel import CHANNELS
 from rowsft.selection.ids import Chosen, given_ids, placeholders
@@ -97,9 +98,9 @@ class RowSFTModel(BaseTuner):
                 "every target layer is left with 0 rows and 0 columns, nothing would be trained; raise the budget"
             )
 
-    def _targets(self, config: RowSFTConfig, model: nn.Module) -> dict[str, nn.Module]:
+    def _targets(self, config: RowSFTConfig, model: nn.Module) -> dict[str, LinearLayer]:
         """The layers that the config selects, by full name; layers wrapped by another adapter give their base layer."""
-        targets: dict[str, nn.Module] = {}
+        targets: dict[str, LinearLayer] = {}
         inside: tuple[str, ...] = ()
         for name, module in model.named_modules():
             if not name or name.startswith(inside) or not self._check_target_module_exists(config, name):
@@ -120,7 +121,7 @@ class RowSFTModel(BaseTuner):
             targets[name] = module
         return targets
 
-    def _plan(self, config: RowSFTConfig, model: nn.Module, targets: dict[str, nn.Module]) -> dict[str, Chosen]:
+    def _plan(self, config: RowSFTConfig, model: nn.Module, targets: dict[str, LinearLayer]) -> dict[str, Chosen]:
         """Ids of the layers: given, placeholders until a checkpoint brings them, or chosen by a metric without data."""
         if config.row_ids is not None or config.column_ids is not None:
             return {name: _given(config, name, layer) for name, layer in targets.items()}
@@ -151,7 +152,7 @@ class RowSFTModel(BaseTuner):
     def _create_and_replace(  # type: ignore[override]
         self, peft_config, adapter_name, target, target_name, parent, current_key, parameter_name=None
     ) -> None:
-        base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        base_layer: Any = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         # Injection from a state dict may select layers that the config does not.
         ids = self._planned.get(current_key)
         if ids is None:
@@ -197,7 +198,7 @@ def _check_ids_come_along(prefix: str, state_dict: dict, adapter_name: str) -> N
                 )
 
 
-def _may_choose(config: RowSFTConfig, targets: dict[str, nn.Module]) -> bool:
+def _may_choose(config: RowSFTConfig, targets: dict[str, LinearLayer]) -> bool:
     """Whether a saved adapter's config can choose rows as when it was new, of the same sizes.
 
     A model that is to be trained has them chosen: the config may be all that is used of the saved adapter, for a new
@@ -247,7 +248,7 @@ def _is_in_layers(config: RowSFTConfig, name: str) -> bool:
     return bool(check_target_module_exists(rules, name))
 
 
-def _take_sizes_from_ids(config: RowSFTConfig, targets: dict[str, nn.Module]) -> None:
+def _take_sizes_from_ids(config: RowSFTConfig, targets: dict[str, LinearLayer]) -> None:
     """Given ids settle the sizes where nothing else does: with no size, and where a size is none of a single layer."""
     channel = CHANNELS[config.channel]
     if not config.has_no_size and channel.split is not None and config.scope == "layer":
@@ -260,7 +261,7 @@ def _take_sizes_from_ids(config: RowSFTConfig, targets: dict[str, nn.Module]) ->
         config.columns_pattern = {name: len((config.column_ids or {}).get(name, ())) for name in targets}
 
 
-def _given(config: RowSFTConfig, name: str, layer: nn.Module) -> Chosen:
+def _given(config: RowSFTConfig, name: str, layer: LinearLayer) -> Chosen:
     shape = layer_shape(layer)
     rows, columns = config.sizes_of(name, *shape)
     return Chosen(
