@@ -188,7 +188,7 @@ def measured_bytes(case: Case) -> tuple[int, int]:
 
     step()
     step()
-    peak = phase_memory(step, case.device, model, optimizer)["peak_allocated_bytes"]
+    peak = phase_memory(step, case.device, model, optimizer).peak_allocated_bytes
     if case.device == "cuda":
         # The steps before have made them: they are in the peak.
         workspace = _workspace_bytes()

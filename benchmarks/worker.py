@@ -80,8 +80,8 @@ class Trial:
             "tokens_per_step": self.shape.batch * self.shape.length,
             "flops": flops.get_total_flops(),
             "step_peak_bytes": peak.new_peak_bytes,
-            "total_peak_bytes": total["peak_allocated_bytes"],
-            **({"total_peak_reserved_bytes": total["peak_reserved_bytes"]} if on_gpu else {}),
+            "total_peak_bytes": total.peak_allocated_bytes,
+            **({"total_peak_reserved_bytes": total.peak_reserved_bytes} if on_gpu else {}),
         }
 
     def _release(self) -> None:

@@ -1,6 +1,7 @@
 """What a run costs: seconds by phase and step, exact allocation peaks, resident set, energy, and where it ran.
 
-May import compat alone: it measures blocks of code and devices, and must not know runs or methods.
+May import compat, and record, whose parts it fills in: it measures blocks of code and devices, and must not know runs or
+methods.
 """
 
 from rowsft.measure.breakdown import record_breakdown
@@ -14,7 +15,8 @@ from rowsft.measure.memory import (
     profile_peak,
     resident_tensor_bytes,
 )
-from rowsft.measure.nvml import Gpu, energy_of, gpu_of
+from rowsft.measure.memory_log import MemoryLog
+from rowsft.measure.nvml import EnergyMeter, Gpu, gpu_of
 from rowsft.measure.phases import probe, watched
 from rowsft.measure.resident import ResidentPeak
 
@@ -22,13 +24,14 @@ __all__ = [
     "KINDS",
     "PHASES",
     "AllocationPeak",
+    "EnergyMeter",
     "Gpu",
+    "MemoryLog",
     "PhaseClock",
     "ResidentPeak",
     "StepClock",
     "record_breakdown",
     "collect",
-    "energy_of",
     "gpu_of",
     "peaks_by_phase",
     "phase_memory",

@@ -10,6 +10,8 @@ from torch import nn
 
 from rowsft.measure.device import device_kind
 from rowsft.measure.ledger import CUDA_BLOCK_BYTES, PARTS, Ledger, Moment
+from rowsft.measure.memory_log import MemoryLog
+from rowsft.record import LedgerMoment
 
 # Points of the picture: enough for its width in pixels.
 _POINTS = 600
@@ -18,15 +20,15 @@ _BEFORE_ATTACHING = ("load", "select")
 
 
 def record_breakdown(
-    memory: dict,
+    log: MemoryLog,
     phase: str,
     work: Callable[[Ledger], object],
     device: torch.device,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
-    measured: Mapping[str, int | None] = MappingProxyType({}),
+    measured: Mapping[str, float | None] = MappingProxyType({}),
 ) -> list[dict]:
-    """Enter into `memory["ledger"]` every phase of `work`, called with the ledger, whose phase it may set.
+    """Enter into the log's ledger every phase of `work`, called with the ledger, whose phase it may set.
 
     phase: the one that it begins with. measured: phase -> the peak in bytes that was measured of the same work without
     the ledger. Returns the picture's points: phase, and bytes by part.
@@ -41,7 +43,7 @@ def record_breakdown(
         ledger.begin()
         work(ledger)
     for name, moment in ledger.peaks().items():
-        memory.setdefault("ledger", {})[name] = entered(moment, measured.get(name))
+        log.enter_moment(name, entered(moment, measured.get(name)))
     return points(ledger.moments())
 
 
@@ -58,18 +60,14 @@ def _steady_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def entered(moment: Moment, measured_bytes: int | None) -> dict:
-    """A phase's peak as the record keeps it.
-
-    unattributed_bytes: what was measured beyond the parts, below 0 where the parts claim more than there was; None if
-    nothing was measured.
-    """
-    return {
-        "peak_bytes": moment.total,
-        "parts": dict(moment.parts),
-        "measured_peak_bytes": measured_bytes,
-        "unattributed_bytes": None if measured_bytes is None else measured_bytes - moment.total,
-    }
+def entered(moment: Moment, measured_bytes: float | None) -> LedgerMoment:
+    """Return a phase's peak as the record keeps it; unattributed_bytes is below 0 where the parts claim too much."""
+    return LedgerMoment(
+        peak_bytes=moment.total,
+        parts=dict(moment.parts),
+        measured_peak_bytes=measured_bytes,
+        unattributed_bytes=None if measured_bytes is None else measured_bytes - moment.total,
+    )
 
 
 def points(moments: Iterable[Moment]) -> list[dict]:

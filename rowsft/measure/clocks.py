@@ -3,13 +3,16 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
 
 from rowsft.measure.device import device_kind, synchronize
+from rowsft.record import DataSeconds, Seconds, StepSeconds
 
-PHASES = ("data", "load", "select", "attach", "train", "evaluate", "save", "measure")
+PHASES = tuple(field.name for field in fields(Seconds) if field.name != "total")
 
 
 class PhaseClock:
@@ -45,10 +48,9 @@ class PhaseClock:
             self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - begin
             self._running = False
 
-    def summary(self) -> dict[str, float | None]:
-        """Seconds of every phase in PHASES (None if it was not entered) and `total`, the seconds since creation."""
-        phases = {name: self._seconds.get(name) for name in PHASES}
-        return {**phases, "total": self._clock() - self._created}
+    def summary(self) -> Seconds:
+        """Return the seconds of every phase (None if it was not entered) and `total`, the seconds since creation."""
+        return Seconds(**self._seconds, total=self._clock() - self._created)
 
 
 class StepClock:
@@ -119,8 +121,8 @@ class StepClock:
         timed = len(self._steps) >= self.warmup_steps
         self._tokens[timed] = self._tokens[timed] + mask.sum(dtype=torch.int64)
 
-    def summary(self) -> dict:
-        """The record's step_seconds, data_seconds, tokens_per_second, train_tokens, train_examples and steps.
+    def summary(self) -> dict[str, Any]:
+        """Return the record's step_seconds, data_seconds, tokens_per_second, train_tokens, train_examples and steps.
 
         step_seconds and data_seconds hold median, p25, p75, p95 (linear interpolation), min, max and mean in seconds
         over the steps after warm-up, None if there are none; data_seconds has the `total` of all steps too, and is None
@@ -132,11 +134,9 @@ class StepClock:
         counted = self._batches_counted > 0
         tokens = {key: int(value) for key, value in self._tokens.items()} if counted and self._tokens_known else None
         return {
-            "step_seconds": {
-                **_statistics(seconds),
-                "warmup_steps": self.warmup_steps,
-                "timed_steps": len(seconds),
-            },
+            "step_seconds": StepSeconds(
+                **_statistics(seconds), warmup_steps=self.warmup_steps, timed_steps=len(seconds)
+            ),
             "data_seconds": self._waited(),
             "tokens_per_second": tokens[True] / sum(seconds) if tokens and timed else None,
             "train_tokens": tokens[False] + tokens[True] if tokens else None,
@@ -144,10 +144,10 @@ class StepClock:
             "steps": len(self._steps),
         }
 
-    def _waited(self) -> dict[str, float | None] | None:
+    def _waited(self) -> DataSeconds | None:
         if not self._data_seconds:
             return None
-        return {**_statistics(self._data_seconds[self.warmup_steps :]), "total": sum(self._data_seconds)}
+        return DataSeconds(**_statistics(self._data_seconds[self.warmup_steps :]), total=sum(self._data_seconds))
 
     def _mark(self) -> "float | torch.cuda.Event":
         if not self._cuda:

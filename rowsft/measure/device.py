@@ -10,9 +10,11 @@ from rowsft.errors import UserError
 def device_kind(device: str | torch.device) -> Literal["cpu", "cuda"]:
     """Return "cpu" or "cuda" for a torch device or its name. Raises UserError for a device that cannot be measured."""
     kind = torch.device(device).type
-    if kind not in ("cpu", "cuda"):
-        raise UserError(f"device {device}: time and memory are measured on cpu or cuda only; set trainer.device=cpu")
-    return kind
+    if kind == "cpu":
+        return "cpu"
+    if kind == "cuda":
+        return "cuda"
+    raise UserError(f"device {device}: time and memory are measured on cpu or cuda only; set trainer.device=cpu")
 
 
 def synchronize(device: str | torch.device) -> None:

@@ -101,13 +101,13 @@ class Ledger(TorchDispatchMode):
                 self.entries[entry].part = "saved_activations"
             self._left_by_forward.clear()
         for tensor in tensors_in(out):
-            entry = self._enter(tensor)
-            if entry is None:
+            made = self._enter(tensor)
+            if made is None:
                 continue
             if not in_backward:
-                self._left_by_forward.add(entry)
+                self._left_by_forward.add(made)
             elif torch.is_grad_enabled():
-                self.entries[entry].part = "saved_activations"
+                self.entries[made].part = "saved_activations"
         if func in _KEEPS_NUMBER and not isinstance(args[1], torch.Tensor) and self.block_bytes == 1:
             self._keep_number(args[0], in_backward)
         for entry in scratch:

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from rowsft.compat.torch import REGISTERED, is_cpu_allocation, profiled_nodes, storage_id
 from rowsft.measure.device import device_kind
+from rowsft.record import PhaseMemory
 
 KINDS = {"cpu": "cpu_profiler", "cuda": "cuda_allocator"}
 
@@ -49,12 +50,13 @@ class AllocationPeak:
         else:
             # Kineto prints a line to stderr at every start and stop unless this is set before its first use.
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-            self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+            self._profile: profile | None = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
             self._profile.__enter__()
         return self
 
     def __exit__(self, exc_type, exc_value, traceback) -> None:
         if self.kind == "cpu_profiler":
+            assert self._profile is not None, "blocks do not nest"
             self._profile.__exit__(exc_type, exc_value, traceback)
             if exc_type is None:
                 events = _cpu_memory_events(self._profile)
@@ -70,16 +72,11 @@ class AllocationPeak:
             self.new_peak_bytes = self.peak_allocated_bytes - self._before_bytes
 
 
-def profile_peak(fn: Callable[[], Any], device: str | torch.device) -> dict[str, Any]:
-    """Call `fn` under AllocationPeak: {"kind", "new_peak_bytes", "peak_allocated_bytes", "peak_reserved_bytes"}."""
+def profile_peak(fn: Callable[[], Any], device: str | torch.device) -> AllocationPeak:
+    """Call `fn` under an AllocationPeak and return that."""
     with AllocationPeak(device) as peak:
         fn()
-    return {
-        "kind": peak.kind,
-        "new_peak_bytes": peak.new_peak_bytes,
-        "peak_allocated_bytes": peak.peak_allocated_bytes,
-        "peak_reserved_bytes": peak.peak_reserved_bytes,
-    }
+    return peak
 
 
 def phase_memory(
@@ -87,27 +84,27 @@ def phase_memory(
     device: str | torch.device,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
-) -> dict[str, int | None]:
-    """Call `fn` and return the keys of one phase in the record's memory section, in bytes.
+) -> PhaseMemory:
+    """Call `fn` and return its memory as a phase of the record.
 
     On a CPU peak_allocated_bytes is what model and optimizer hold before `fn` plus the peak of its new allocations; on
     a GPU it is the allocator's own. For a training step call it warm (optimizer state exists) and without gradients,
-    as a step begins. resident_peak_bytes is None here: it is the process's resident set, which the profiler inflates,
-    so it comes from a ResidentPeak around the phase without one.
+    as a step begins. The process's resident set is not among it, for the profiler inflates that: it comes from a
+    ResidentPeak around the phase without one.
     """
     if device_kind(device) == "cuda":
         resident_bytes = torch.cuda.memory_allocated(device)
     else:
         resident_bytes = resident_tensor_bytes(model, optimizer)["total_bytes"]
     peak = profile_peak(fn, device)
-    allocated_bytes = peak["peak_allocated_bytes"]
-    return {
-        "peak_allocated_bytes": resident_bytes + peak["new_peak_bytes"] if allocated_bytes is None else allocated_bytes,
-        "peak_reserved_bytes": peak["peak_reserved_bytes"],
-        "resident_peak_bytes": None,
-        "resident_before_step_bytes": resident_bytes,
-        "step_peak_new_bytes": peak["new_peak_bytes"],
-    }
+    new_bytes, allocated_bytes = peak.new_peak_bytes, peak.peak_allocated_bytes
+    assert new_bytes is not None, "the block has not raised"
+    return PhaseMemory.of(
+        peak_allocated_bytes=resident_bytes + new_bytes if allocated_bytes is None else allocated_bytes,
+        peak_reserved_bytes=peak.peak_reserved_bytes,
+        resident_before_step_bytes=resident_bytes,
+        step_peak_new_bytes=new_bytes,
+    )
 
 
 def resident_tensor_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, int]:
@@ -158,7 +155,7 @@ def peaks_by_phase(
     phase's end. What happens before the first phase belongs to it.
     """
     if device_kind(device) == "cuda":
-        return _cuda_peaks_by_phase(work, device)
+        return _cuda_peaks_by_phase(work, torch.device(device))
     resident_bytes = resident_tensor_bytes(model, optimizer)["total_bytes"]
 
     def mark(phase: str) -> None:

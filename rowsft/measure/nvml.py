@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rowsft.measure.device import device_kind, synchronize
+from rowsft.record import Energy
 
 #: The counter is the board's: another process on the same GPU is in it too.
 ENERGY_KIND = "nvml_whole_gpu"
@@ -60,14 +61,24 @@ def gpu_of(device: str | torch.device) -> Gpu | None:
         return None
 
 
-@contextmanager
-def energy_of(energy: dict, phase: str, device: str | torch.device, gpu: Gpu | None) -> Iterator[None]:
-    """Enter the energy of the block as `energy["<phase>_joules"]`, and its kind; nothing where it cannot be had."""
-    synchronize(device)
-    before = gpu.energy_joules() if gpu else None
-    yield
-    synchronize(device)
-    after = gpu.energy_joules() if gpu else None
-    if before is not None and after is not None:
-        energy["kind"] = ENERGY_KIND
-        energy[f"{phase}_joules"] = energy.get(f"{phase}_joules", 0.0) + after - before
+class EnergyMeter:
+    """The energy of a run by phase: `record` is the record's `energy`, empty where the GPU does not count it."""
+
+    def __init__(self, device: str | torch.device, gpu: Gpu | None):
+        self.record = Energy.of()
+        self._device, self._gpu = device, gpu
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the joules of the block to those of the phase, one of select, train, evaluate."""
+        before = self._joules()
+        yield
+        after = self._joules()
+        if before is not None and after is not None:
+            key = f"{name}_joules"
+            so_far = getattr(self.record, key) or 0.0
+            self.record = self.record.changed(kind=ENERGY_KIND, **{key: so_far + after - before})
+
+    def _joules(self) -> float | None:
+        synchronize(self._device)
+        return self._gpu.energy_joules() if self._gpu else None

@@ -1,4 +1,4 @@
-"""The memory of one phase of a job, entered into the record's `memory` mapping."""
+"""The memory of one phase of a run, entered into its memory log."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -8,13 +8,15 @@ from torch import nn
 
 from rowsft.measure.device import device_kind
 from rowsft.measure.memory import AllocationPeak, phase_memory
+from rowsft.measure.memory_log import MemoryLog
 from rowsft.measure.nvml import Gpu
 from rowsft.measure.resident import ResidentPeak
+from rowsft.record import PhaseMemory, plain
 
 
 @contextmanager
-def watched(memory: dict, phase: str, device: torch.device, gpu: Gpu | None = None) -> Iterator[None]:
-    """Enter the peaks of the block, in bytes, as far as they can be had for free, as `memory[phase]`.
+def watched(log: MemoryLog, phase: str, device: torch.device, gpu: Gpu | None = None) -> Iterator[None]:
+    """Enter the peaks of the block, in bytes, as far as they can be had for free, as those of `phase`.
 
     A GPU's allocator keeps count at no cost; on a CPU the allocation peak is None here and comes later, from `probe`.
     gpu: the device as NVML sees it, for process_peak_bytes: all that the process holds there, its context and libraries
@@ -27,32 +29,35 @@ def watched(memory: dict, phase: str, device: torch.device, gpu: Gpu | None = No
         with resident, peak or nullcontext():
             yield
     finally:
-        memory[phase] = {
-            "peak_allocated_bytes": peak and peak.peak_allocated_bytes,
-            "peak_reserved_bytes": peak and peak.peak_reserved_bytes,
-            "process_peak_bytes": peak and _process_peak_bytes(gpu, device, peak.peak_reserved_bytes),
-            "resident_peak_bytes": resident.peak_bytes,
-            "resident_method": resident.method,
-        }
+        log.enter(
+            phase,
+            PhaseMemory.of(
+                peak_allocated_bytes=peak and peak.peak_allocated_bytes,
+                peak_reserved_bytes=peak and peak.peak_reserved_bytes,
+                process_peak_bytes=peak and _process_peak_bytes(gpu, device, peak),
+                resident_peak_bytes=resident.peak_bytes,
+                resident_method=resident.method,
+            ),
+        )
 
 
-def _process_peak_bytes(gpu: Gpu | None, device: torch.device, peak_reserved_bytes: int) -> int | None:
+def _process_peak_bytes(gpu: Gpu | None, device: torch.device, peak: AllocationPeak) -> int | None:
     """NVML gives the present alone: what the allocator has returned to the driver since its peak is added."""
     present_bytes = gpu.process_bytes() if gpu else None
-    if present_bytes is None:
+    if present_bytes is None or peak.peak_reserved_bytes is None:
         return None
-    return present_bytes + peak_reserved_bytes - torch.cuda.memory_reserved(device)
+    return present_bytes + peak.peak_reserved_bytes - torch.cuda.memory_reserved(device)
 
 
 def probe(
-    memory: dict,
+    log: MemoryLog,
     phase: str,
     work: Callable[[], object],
     device: torch.device,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Enter the exact allocation peak of `work` into `memory[phase]`, if it is the largest seen so far."""
-    seen = phase_memory(work, device, model, optimizer)
-    if seen["peak_allocated_bytes"] > (memory[phase]["peak_allocated_bytes"] or 0):
-        memory[phase] |= {key: value for key, value in seen.items() if key != "resident_peak_bytes"}
+    """Enter the exact allocation peak of `work` as that of `phase`, if it is the largest seen so far."""
+    peaks = phase_memory(work, device, model, optimizer)
+    if (peaks.peak_allocated_bytes or 0) > (log[phase].peak_allocated_bytes or 0):
+        log.enter(phase, log[phase].changed(**plain(peaks)))

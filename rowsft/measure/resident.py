@@ -63,4 +63,5 @@ def _reset_high_water() -> bool:
 def _high_water() -> tuple[int, int]:
     """VmHWM and VmRSS in bytes. Raises OSError or KeyError where the system does not report them."""
     lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
-    return tuple(int(lines[key].split()[0]) * 1024 for key in ("VmHWM", "VmRSS"))
+    high_water, resident = (int(lines[key].split()[0]) * 1024 for key in ("VmHWM", "VmRSS"))
+    return high_water, resident

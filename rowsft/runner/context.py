@@ -33,10 +33,10 @@ class Job:
     budget: Budget
     tracker: Tracker
     clock: measure.PhaseClock
-    memory: dict = field(default_factory=lambda: {"select": None, "train": None, "evaluate": None})
-    energy: dict = field(default_factory=dict)
     trainer: training.OrderedTrainer | None = None
     curve_written: bool = False
+    memory: measure.MemoryLog = field(init=False)
+    energy: measure.EnergyMeter = field(init=False)
     gpu: measure.Gpu | None = field(init=False)
     # The steps fill these in; nothing reads them before.
     loaded: Loaded = field(init=False)
@@ -49,8 +49,9 @@ class Job:
         if self.device.type == "cuda":
             # Events and whatever names no GPU are then of this one.
             torch.cuda.set_device(self.device)
-        self.memory["kind"] = measure.KINDS[self.device.type]
         self.gpu = measure.gpu_of(self.device)
+        self.memory = measure.MemoryLog(self.device)
+        self.energy = measure.EnergyMeter(self.device, self.gpu)
 
     @property
     def seed(self) -> int:
@@ -63,10 +64,7 @@ class Job:
     @contextmanager
     def metered(self, phase: str) -> Iterator[None]:
         """Enter the memory of the block, and its energy where a GPU counts it."""
-        with (
-            measure.watched(self.memory, phase, self.device, self.gpu),
-            measure.energy_of(self.energy, phase, self.device, self.gpu),
-        ):
+        with measure.watched(self.memory, phase, self.device, self.gpu), self.energy.phase(phase):
             yield
 
 

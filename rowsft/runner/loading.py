@@ -38,8 +38,8 @@ def load_all(job: Job) -> None:
             _check_tokens(job)
     # What loading leaves behind: the loader's own threads escape a ledger, and only the resident set shows them.
     if peak is not None:
-        job.memory["load"]["peak_allocated_bytes"] = peak.new_peak_bytes
-    measured = {"load": job.memory["load"]["peak_allocated_bytes"]}
+        job.memory.enter("load", job.memory["load"].changed(peak_allocated_bytes=peak.new_peak_bytes))
+    measured = {"load": job.memory["load"].peak_allocated_bytes}
     measure.record_breakdown(job.memory, "load", lambda ledger: None, job.device, job.model, measured=measured)
     about = job.task.about()
     job.attempt.update(

@@ -85,7 +85,7 @@ def _measure(
     optimizer: "torch.optim.Optimizer | None" = None,
 ) -> None:
     _peak(job, phase, lambda: work(lambda batch: None), optimizer)
-    measured = {phase: (job.memory[phase] or {}).get("peak_allocated_bytes")}
+    measured = {phase: job.memory[phase].peak_allocated_bytes}
 
     def entered(ledger: Ledger) -> None:
         work(_holding(ledger))

@@ -42,7 +42,7 @@ def run(spec: RunSpec, settings: TrainerSettings, rerun: bool, say: Callable[[st
     with Store(spec.store).open(spec.config) as folder:
         done = folder.record.result
         if done and not rerun:
-            return Outcome(spec.run_id, folder.path, "done", done["metrics"], "done already (--rerun repeats it)")
+            return Outcome(spec.run_id, folder.path, "done", done.metrics, "done already (--rerun repeats it)")
         attempt = folder.begin(
             environment=measure.collect({"seed": spec.config["seed"]}),
             concurrent_jobs=int(os.environ.get("ROWSFT_CONCURRENT_JOBS", 1)),
@@ -63,7 +63,7 @@ def run(spec: RunSpec, settings: TrainerSettings, rerun: bool, say: Callable[[st
             if mistake is not None:
                 raise mistake from error
             return Outcome(spec.run_id, folder.path, state, {}, f"{type(error).__name__}: {error}")
-        return Outcome(spec.run_id, folder.path, "done", folder.record.result["metrics"])
+        return Outcome(spec.run_id, folder.path, "done", attempt.fields.metrics)
 
 
 def _read_ahead(task: Task, clock: measure.PhaseClock) -> None:
@@ -86,7 +86,7 @@ def _perform(job: Job) -> None:
         for step in (load_all, select, _attach, _train, evaluate, _save, _probe_memory):
             step(job)
             # What kills a process for its memory lets it write nothing more.
-            job.attempt.update(memory=job.memory)
+            job.attempt.update(memory=job.memory.record)
         job.attempt.update(**_costs(job))
         job.tracker.summary(final_numbers(job.attempt.fields))
     job.attempt.finish("done")
@@ -103,9 +103,10 @@ def _build(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def _costs(job: Job) -> dict:
+def _costs(job: Job) -> dict[str, Any]:
     """The record's seconds and memory; its energy only where there is one."""
-    return {"seconds": job.clock.summary(), "memory": job.memory, **({"energy": job.energy} if job.energy else {})}
+    energy = {"energy": job.energy.record} if job.energy.record.kind else {}
+    return {"seconds": job.clock.summary(), "memory": job.memory.record, **energy}
 
 
 def _attach(job: Job) -> None:

@@ -8,6 +8,7 @@ from rowsft.importance.recomputing import recomputing
 from rowsft.methods.base import calibrating, selected
 from rowsft.models.loading import targets_of
 from rowsft.progress import bar
+from rowsft.record import PhaseMemory
 from rowsft.runner import memory_probe
 from rowsft.runner.calibration import TrainingBatches
 from rowsft.runner.context import Job
@@ -27,7 +28,7 @@ def select(job: Job) -> None:
         job.attempt.update(scores_from_cache=calibration.was_read)
         if calibration.was_read and not (memory_probe.wanted(job) and job.device.type == "cpu"):
             # Nothing was scored, so nothing was measured; on a CPU the probe below scores once more.
-            job.memory["select"] = None
+            job.memory.enter("select", PhaseMemory())
         if memory_probe.wanted(job):
             with job.clock.phase("measure"):
                 memory_probe.selection(job, sizes, calibration)

@@ -12,6 +12,7 @@ import stat
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from rowsft.errors import UserError, shortened
 from rowsft.output import escape
@@ -56,7 +57,7 @@ def read_regular(path: Path, largest: int = _LARGEST_BYTES) -> bytes:
     return Path(path).read_bytes()
 
 
-def read_json(path: Path, strict: bool = False) -> object:
+def read_json(path: Path, strict: bool = False) -> Any:
     """What a JSON file holds.
 
     Raises ValueError for what is no JSON, and for what no file of the suite holds: endless nesting, integers of
@@ -203,7 +204,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def jsonable(value, where: str = "") -> tuple[object, list[str]]:
+def jsonable(value: Any, where: str = "") -> tuple[Any, list[str]]:
     """`value` as plain JSON, and the keys whose number was nan, infinite or beyond LARGEST: they become null."""
     if isinstance(value, dict):
         pairs = {str(key): jsonable(item, f"{where}.{key}" if where else str(key)) for key, item in value.items()}

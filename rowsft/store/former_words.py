@@ -6,7 +6,7 @@ was a key of its own, `draws`.
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from rowsft.renamed import CHANNELS
 from rowsft.store.targets import recorded
@@ -49,7 +49,7 @@ def _with_former_class(group: Any) -> Any:
     return group
 
 
-def _is_row_sft(method: Any) -> bool:
+def _is_row_sft(method: Any) -> TypeGuard[dict[str, Any]]:
     return isinstance(method, dict) and recorded(method.get("_target_")) == _ROW_SFT
 
 

@@ -39,7 +39,9 @@ def check_rules(rules: object) -> Sequence[str]:
 
 def _applied(config: dict, rules: Iterable[str]) -> Iterable[str]:
     for rule in rules:
-        keys, when, values = _RULE.fullmatch(rule.strip()).group("keys", "when", "values")
+        match = _RULE.fullmatch(rule.strip())
+        assert match, "check_rules has read it"
+        keys, when, values = match.group("keys", "when", "values")
         if when is not None:
             value = _value(config, when)
             if value is None or (values and "".join(str(value).split()) not in values.replace(" ", "").split("|")):

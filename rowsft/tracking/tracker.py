@@ -5,13 +5,15 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from rowsft.errors import UserError
 from rowsft.output import redact
+from rowsft.record import Attempt, State, plain
 from rowsft.store.attempt import state_of
 
-MODES = ("online", "offline", "disabled")
+Mode = Literal["online", "offline", "disabled"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 # W&B's own default waits without end for the last upload, so a lost connection would stop a sweep; what was not sent
 # by then stays on disk for `wandb sync`.
 UPLOAD_SECONDS = 300.0
@@ -34,12 +36,12 @@ class Tracker(Protocol):
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set the run's final numbers."""
 
-    def finish(self, state: str) -> None:
+    def finish(self, state: State) -> None:
         """Close the run in one of the store's states ("done", "failed", ...). Calls after the first do nothing."""
 
 
-def final_numbers(attempt: Mapping[str, Any]) -> dict[str, int | float]:
-    """The numbers that a finished attempt ends in, under flat names such as metrics/test/accuracy."""
+def final_numbers(attempt: Attempt) -> dict[str, int | float]:
+    """Return the numbers that a finished attempt ends in, under flat names such as metrics/test/accuracy."""
     flat: dict[str, int | float] = {}
 
     def walk(name: str, node: Any) -> None:
@@ -51,7 +53,7 @@ def final_numbers(attempt: Mapping[str, Any]) -> dict[str, int | float]:
 
     costs = ("seconds", "step_seconds", "data_seconds", "tokens_per_second", "memory", "energy", "parameters")
     for name in ("metrics", *costs, "reference"):
-        walk(name, attempt.get(name))
+        walk(name, plain(getattr(attempt, name)))
     return flat
 
 
@@ -83,7 +85,7 @@ class NullTracker:
     def summary(self, values: Mapping[str, Any]) -> None:
         pass
 
-    def finish(self, state: str) -> None:
+    def finish(self, state: State) -> None:
         pass
 
 
@@ -99,7 +101,7 @@ class WandbTracker:
         self,
         project: str = "rowsft",
         entity: str | None = None,
-        mode: str | None = None,
+        mode: Mode | None = None,
         tags: Sequence[str] = (),
         dir: str | None = None,
     ):
@@ -128,7 +130,7 @@ class WandbTracker:
             with self._guard("summary"):
                 self._run.summary.update(dict(values))
 
-    def finish(self, state: str) -> None:
+    def finish(self, state: State) -> None:
         # Also after a failed log or summary: W&B shows a run that is never closed as running, later as crashed.
         run, self._run = self._run, None
         if run is not None:
@@ -209,5 +211,5 @@ def _default_mode() -> str:
         return settings.mode
     # W&B's internal reader of keys, because where it looks (variables, settings, netrc entries of several hosts) keeps
     # changing. With these arguments it neither asks, nor prints, nor uses the network. A key in a wrong form raises.
-    found = authenticate_session(host=settings.base_url, source="rowsft", prompt=False, update_session=False)
-    return "offline" if found is None else "online"
+    session = authenticate_session(host=settings.base_url, source="rowsft", prompt=False, update_session=False)
+    return "offline" if session is None else "online"

@@ -124,6 +124,6 @@ def test_what_follows_a_backward_pass_is_no_forwards():
 
 def test_parts_that_claim_more_than_there_was_are_seen():
     moment = Moment("load", {"base_weights": 100})
-    assert entered(moment, 90)["unattributed_bytes"] == -10
-    assert entered(moment, 130)["unattributed_bytes"] == 30
-    assert entered(moment, None)["unattributed_bytes"] is None
+    assert entered(moment, 90).unattributed_bytes == -10
+    assert entered(moment, 130).unattributed_bytes == 30
+    assert entered(moment, None).unattributed_bytes is None

@@ -8,7 +8,7 @@ from tiny import causal_batch, tiny_llama
 from torch import nn
 
 from rowsft.errors import UserError
-from rowsft.measure import AllocationPeak, phase_memory, profile_peak, resident_tensor_bytes, watched
+from rowsft.measure import AllocationPeak, MemoryLog, phase_memory, profile_peak, resident_tensor_bytes, watched
 from rowsft.measure.memory import peak_of
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: reads its allocator's counters")
@@ -16,7 +16,7 @@ FLOAT = 4
 
 
 def new_peak(fn) -> int:
-    return profile_peak(fn, "cpu")["new_peak_bytes"]
+    return profile_peak(fn, "cpu").new_peak_bytes
 
 
 def test_replay_counts_only_frees_of_its_own_allocations():
@@ -85,21 +85,21 @@ def test_block_that_raises_leaves_no_number_and_a_usable_profiler():
 
 
 def test_a_phase_that_died_of_memory_leaves_what_it_reached():
-    memory = {}
+    memory = MemoryLog("cpu")
     with pytest.raises(RuntimeError, match="can't allocate memory"), watched(memory, "train", torch.device("cpu")):
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert memory["train"]["resident_peak_bytes"] > 1 << 20
-    assert memory["train"]["peak_allocated_bytes"] is None, "not counted on a CPU: null, never 0"
+    assert memory["train"].resident_peak_bytes > 1 << 20
+    assert memory["train"].peak_allocated_bytes is None, "not counted on a CPU: null, never 0"
 
 
 @pytest.mark.gpu
 @GPU
 def test_a_gpu_phase_that_died_of_memory_leaves_its_peak():
-    memory, device = {}, torch.device("cuda")
+    memory, device = MemoryLog("cuda"), torch.device("cuda")
     with pytest.raises(torch.OutOfMemoryError), watched(memory, "train", device):
         kept = torch.empty(64 << 20, dtype=torch.uint8, device=device)
         torch.empty(1 << 50, dtype=torch.uint8, device=device)
-    assert memory["train"]["peak_allocated_bytes"] >= kept.numel()
+    assert memory["train"].peak_allocated_bytes >= kept.numel()
 
 
 BATCH, WIDTH, HIDDEN, OUT = 64, 32, 128, 16
@@ -204,11 +204,11 @@ def test_train_phase_is_resident_before_plus_new_peak():
 
     step()
     memory = phase_memory(step, "cpu", model, optimizer)
-    assert memory["resident_before_step_bytes"] == weights
-    assert memory["step_peak_new_bytes"] == new_peak(step)
-    assert memory["peak_allocated_bytes"] == weights + memory["step_peak_new_bytes"]
-    assert memory["peak_reserved_bytes"] is None
-    assert memory["resident_peak_bytes"] is None
+    assert memory.resident_before_step_bytes == weights
+    assert memory.step_peak_new_bytes == new_peak(step)
+    assert memory.peak_allocated_bytes == weights + memory.step_peak_new_bytes
+    assert memory.peak_reserved_bytes is None
+    assert memory.resident_peak_bytes is None
 
 
 def test_device_that_cannot_be_measured_is_named():
@@ -228,7 +228,7 @@ def test_gpu_peak_of_known_tensors():
         return second, torch.empty(1 << 18, device="cuda")
 
     peak = profile_peak(lifetimes, "cuda")
-    assert peak["kind"] == "cuda_allocator"
-    assert peak["new_peak_bytes"] == (3 << 19) * FLOAT
-    assert peak["peak_allocated_bytes"] >= peak["new_peak_bytes"] + old.numel() * FLOAT
-    assert peak["peak_reserved_bytes"] >= peak["peak_allocated_bytes"]
+    assert peak.kind == "cuda_allocator"
+    assert peak.new_peak_bytes == (3 << 19) * FLOAT
+    assert peak.peak_allocated_bytes >= peak.new_peak_bytes + old.numel() * FLOAT
+    assert peak.peak_reserved_bytes >= peak.peak_allocated_bytes

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rowsft.measure import Gpu, energy_of, gpu_of
+from rowsft.measure import EnergyMeter, Gpu, gpu_of
+from rowsft.record import plain
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU whose driver counts energy")
 
@@ -31,19 +32,20 @@ class Driver:
 
 
 def test_energy_is_the_difference_of_the_counter_in_joules():
-    driver, energy = Driver(millijoules=7_000_000), {}
+    driver = Driver(millijoules=7_000_000)
+    energy = EnergyMeter("cpu", Gpu(driver, "handle"))
     for phase, used in (("train", 1500), ("evaluate", 250), ("train", 500)):
-        with energy_of(energy, phase, "cpu", Gpu(driver, "handle")):
+        with energy.phase(phase):
             driver.millijoules += used
-    assert energy == {"kind": "nvml_whole_gpu", "train_joules": 2.0, "evaluate_joules": 0.25}
+    assert plain(energy.record) == {"kind": "nvml_whole_gpu", "train_joules": 2.0, "evaluate_joules": 0.25}
 
 
 @pytest.mark.parametrize("gpu", [None, Gpu(Driver(), "handle")])
 def test_where_energy_is_not_counted_nothing_is_entered(gpu):
-    energy = {}
-    with energy_of(energy, "train", "cpu", gpu):
+    energy = EnergyMeter("cpu", gpu)
+    with energy.phase("train"):
         pass
-    assert energy == {}
+    assert plain(energy.record) is None
 
 
 def test_the_process_is_found_among_others_or_unknown():
@@ -68,14 +70,15 @@ def test_the_names_that_are_asked_exist_in_the_library():
 @pytest.mark.gpu
 @GPU
 def test_a_gpu_that_works_takes_energy_and_memory():
-    gpu, energy = gpu_of("cuda"), {}
+    gpu = gpu_of("cuda")
     assert gpu is not None
+    energy = EnergyMeter("cuda", gpu)
     matrix = torch.randn(4096, 4096, device="cuda")
-    with energy_of(energy, "train", "cuda", gpu):
+    with energy.phase("train"):
         for _ in range(500):
             matrix @ matrix
     if gpu.energy_joules() is None:
         pytest.skip("this card does not count its energy")
-    assert energy["train_joules"] > 0
+    assert energy.record.train_joules > 0
     known = gpu.process_bytes()
     assert known is None or known >= torch.cuda.memory_reserved()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import PAD, tiny_bert
 
-from rowsft.measure import phase_memory
+from rowsft.measure import MemoryLog, phase_memory
 from rowsft.runner import memory_probe
 from rowsft.runner.extra_step import largest_micro_batch
 from rowsft.tasks.classification import ClassificationTask, pad_right
@@ -33,7 +33,7 @@ def job_on(model, autocast=None):
         model=model,
         trainer=None,
         device=torch.device("cpu"),
-        memory={phase: {"peak_allocated_bytes": None} for phase in ("select", "evaluate")},
+        memory=MemoryLog("cpu"),
     )
 
 
@@ -55,7 +55,7 @@ def test_the_probed_evaluation_has_the_peak_of_the_whole(autocast):
 
     memory_probe.evaluation(job, evaluate)
     whole = phase_memory(lambda: evaluate(job.splits["validation"]), "cpu", model)
-    assert job.memory["evaluate"]["peak_allocated_bytes"] == whole["peak_allocated_bytes"]
+    assert job.memory["evaluate"].peak_allocated_bytes == whole.peak_allocated_bytes
 
 
 def test_of_equal_batches_the_one_with_padding_is_probed():
