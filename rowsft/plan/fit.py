@@ -39,6 +39,8 @@ _SOLD_AS = {
     180: "B200",
     192: "B200",
 }
+# What nvidia-smi says of a card besides its name: how it is plugged in, its kind of memory. (NVL is another card.)
+_BESIDE_THE_NAME = re.compile(r"nvidia|geforce|tesla|sxm\d?|pcie|hbm\de?|generation")
 # Larger than any card: a number beyond it is the name of one that is not known here (3060), no size.
 _LARGEST_GIB = 1000
 # What a process holds on a GPU besides tensors: the CUDA context and the libraries' workspaces.
@@ -62,17 +64,19 @@ CARDS = [Card(name, mib * MIB) for name, mib in CARDS_MIB.items()]
 
 
 def card_of(text: str) -> Card:
-    """The card called `text` (H100, rtx-4090, A100 40), or sold as so many GB; a number that no card is sold as is GiB.
+    """The card called `text` (H100, rtx-4090, A100 40, or as nvidia-smi has it: NVIDIA A100-SXM4-80GB), or sold as so
+    many GB; a number that no card is sold as is GiB.
 
     Raises UserError for an unknown name, a name of two cards, and a size that no card has.
     """
-    plain = re.sub(r"(?<=\w)[\s_-]+(?=\w)", "", text.strip().lower())
+    words = re.split(r"(?<=\w)[\s_-]+(?=\w)", text.strip().lower())
+    plain = "".join(word for word in words if not _BESIDE_THE_NAME.fullmatch(word))
     plain = re.sub(r"^(nvidia)?(geforce|tesla)?(?=\w)", "", plain)
-    found = _BY_FORM.get(plain, [])
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UserError(f"--card {text}: is sold as {' and '.join(card.name for card in found)}; name one of them")
+    cards = _BY_FORM.get(plain, [])
+    if len(cards) == 1:
+        return cards[0]
+    if cards:
+        raise UserError(f"--card {text}: is sold as {' and '.join(card.name for card in cards)}; name one of them")
     number = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)(gb|gib)?", plain)
     size = float(number[1]) if number else 0.0
     if not 0 < size < _LARGEST_GIB:

@@ -33,7 +33,6 @@ def test_a_card_holds_tensors_margin_and_context():
         ("24.0", 24_564),
         ("80", 81_559),
         ("RTX 4090", 24_564),
-        ("rtx3090", 24_576),
         ("l4", 23_034),
         ("H200", 143_771),
         ("A100 40GB", 40_960),
@@ -43,6 +42,18 @@ def test_a_card_holds_tensors_margin_and_context():
         ("NVIDIA GeForce RTX 3090", 24_576),
         ("Tesla T4", 15_360),
         ("a10", 23_028),
+        # As nvidia-smi names them.
+        ("NVIDIA H100 80GB HBM3", 81_559),
+        ("NVIDIA H100 PCIe", 81_559),
+        ("NVIDIA A100-SXM4-80GB", 81_920),
+        ("NVIDIA A100-SXM4-40GB", 40_960),
+        ("NVIDIA A100 80GB PCIe", 81_920),
+        ("NVIDIA A100-PCIE-40GB", 40_960),
+        ("Tesla V100-SXM2-32GB", 32_768),
+        ("Tesla V100-PCIE-16GB", 16_384),
+        ("NVIDIA GeForce RTX 4090", 24_564),
+        ("NVIDIA RTX 6000 Ada Generation", 49_140),
+        ("NVIDIA L40S", 46_068),
         ("24GB", 24_564),
         ("24 GiB", 24_576),
         # No card is sold as that: GiB.
@@ -54,7 +65,7 @@ def test_a_card_has_what_it_reports(text, mib):
     assert card_of(text).memory_bytes == mib * MIB
 
 
-@pytest.mark.parametrize("text", ["0", "-3", "nan", "inf", "1e9", "RTX", "", "24GB x", "3060", "H1", "24,5"])
+@pytest.mark.parametrize("text", ["0", "-3", "nan", "inf", "1e9", "RTX", "", "24GB x", "3060", "H1", "24,5", "NVIDIA H100 NVL"])
 def test_a_card_of_no_size_is_refused(text):
     with pytest.raises(UserError, match=r"--card .*: expected the card's memory in GB, such as 24, or its name: T4, "):
         card_of(text)
