@@ -201,7 +201,7 @@ def _name(group: Any) -> str | None:
     return str(name) if name is not None else None
 
 
-def _default_mode() -> str:
+def _default_mode() -> Literal[Mode, "shared"]:
     """The mode that W&B's own settings ask for; where they ask for none, online only with credentials."""
     import wandb
     from wandb.sdk.lib.wbauth import authenticate_session
