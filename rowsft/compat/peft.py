@@ -1,5 +1,7 @@
 """What is used of PEFT beyond its published interface. Checked in PEFT 0.21.0 to 0.21.2."""
 
+from typing import Any
+
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.lora import LoraConfig
@@ -34,7 +36,7 @@ def register(name: str, prefix: str, config_cls: type, model_cls: type) -> None:
         model_cls: subclass of `peft.tuners.tuners_utils.BaseTuner`.
     """
     if name not in PeftType.__members__:
-        member = str.__new__(PeftType, name)
+        member: Any = str.__new__(PeftType, name)
         member._name_ = name
         member._value_ = name
         member._sort_order_ = len(PeftType)

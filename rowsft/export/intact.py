@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import cast
 
 import torch
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
@@ -26,7 +27,7 @@ def head_settings(source: Source, tensors: dict[str, Tensor]) -> dict:
     changed = (
         len(tensor) for name, tensor in tensors.items() if tensor.ndim and known.get(name, tensor.shape) != tensor.shape
     )
-    num_labels = next(changed, plain.config.num_labels)
+    num_labels = next(changed, cast(int, plain.config.num_labels))
     if source.record:
         return label_settings(num_labels)
     return {"num_labels": num_labels, "problem_type": plain.config.problem_type}

@@ -1,6 +1,6 @@
 """What a run costs: seconds by phase and step, exact allocation peaks, resident set, energy, and where it ran.
 
-May import compat, and record, whose parts it fills in. It measures blocks of code and devices, and must not know runs
+May import compat, and record, whose parts it fills in: it measures blocks of code and devices, and must not know runs
 or methods.
 """
 

@@ -52,20 +52,20 @@ def evaluation(job: Job, evaluate: Callable[[list[dict]], object]) -> None:
 
 def training_step(job: Job) -> None:
     """The memory of a training step on the largest batch. It changes the trained weights, so it comes last."""
-    if (trained := job.trainer) is None:
+    if (trainer := job.trainer) is None:
         return
-    batch, optimizer = largest_micro_batch(trained), trained.optimizer
+    batch, optimizer = largest_micro_batch(trainer), trainer.optimizer
     # Evaluating left the originals of the chosen rows, which training with dropout does without. A move, be it to where
     # the model is, drops them; a step of little memory makes those that training keeps.
     job.model.to(job.device)
-    extra_step(trained, batch[:1])
+    extra_step(trainer, batch[:1])
     for _ in range(job.settings.memory_probe_steps):
-        _peak(job, "train", lambda: extra_step(trained, batch), optimizer)
+        _peak(job, "train", lambda: extra_step(trainer, batch), optimizer)
 
-    measured = measure.peaks_by_phase(lambda enter: extra_step(trained, batch, enter), job.device, job.model, optimizer)
+    measured = measure.peaks_by_phase(lambda enter: extra_step(trainer, batch, enter), job.device, job.model, optimizer)
 
     def step(ledger: Ledger) -> None:
-        extra_step(trained, batch, lambda phase: setattr(ledger, "phase", phase), _holding(ledger))
+        extra_step(trainer, batch, lambda phase: setattr(ledger, "phase", phase), _holding(ledger))
 
     points = measure.record_breakdown(job.memory, "forward", step, job.device, job.model, optimizer, measured)
     job.attempt.write_memory(points)

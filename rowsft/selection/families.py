@@ -76,7 +76,7 @@ FAMILIES: list[Family] = [
 
 
 def register_family(family: Family) -> Family:
-    """Make the roles of a family's layers known, for channel=neuronss and attention=grouped.
+    """Make the roles of a family's layers known, for channel=neurons and attention=grouped.
 
     Raises ValueError for a model type that another family has.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -38,7 +40,8 @@ class BaseTensors:
     )
 
     def __init__(self, layer: nn.Module):
-        self.weight, self.bias = layer.weight, layer.bias
+        self.weight = cast(nn.Parameter, layer.weight)
+        self.bias = cast(nn.Parameter | None, layer.bias)
         bias = {} if self.bias is None else {"bias": self.bias}
         self.parameters: dict[str, nn.Parameter] = {"weight": self.weight, **bias}
         self.is_ordinary = all(map(is_ordinary, self.parameters.values()))

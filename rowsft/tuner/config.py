@@ -82,7 +82,7 @@ class RowSFTConfig(PeftConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.peft_type = PeftType.ROW_SFT  # type: ignore[attr-defined]  # register.py adds it to PEFT's enumeration
+        self.peft_type = PeftType.ROW_SFT  # type: ignore[attr-defined]  # compat/peft.py adds it to PEFT's enumeration
         self.channel = renamed.channel(self.channel)
         self._check_types()
         for name in ("target_modules", "exclude_modules"):

@@ -149,7 +149,7 @@ class RowSFTModel(BaseTuner):
             config.rows = config.ratio = None
         return chosen
 
-    def _create_and_replace(  # type: ignore[override]
+    def _create_and_replace(
         self, peft_config, adapter_name, target, target_name, parent, current_key, parameter_name=None
     ) -> None:
         base_layer: Any = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target

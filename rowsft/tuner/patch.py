@@ -65,7 +65,7 @@ class Patch:
         return (
             None if self.rows is None else matrix.index_select(0, self.rows),
             None if self.columns is None else matrix[self._column_index()],
-            tensors["bias"].index_select(0, self.rows) if self.has_bias else None,
+            tensors["bias"].index_select(0, self.rows) if self.has_bias and self.rows is not None else None,
         )
 
     def values(self, updates: list[Update]) -> Blocks:
@@ -77,21 +77,18 @@ class Patch:
         for update, at_rows, at_columns, crossing in zip(
             updates, self.row_positions, self.column_positions, self.crossings, strict=True
         ):
-            if update.rows is not None:
-                rows.index_add_(0, at_rows, update.delta.detach().to(rows.dtype))
-            if update.bias is not None:
-                bias.index_add_(0, at_rows, update.bias.detach().to(bias.dtype))
-            if update.columns is not None:
+            _add(rows, at_rows, update.delta)
+            _add(bias, at_rows, update.bias)
+            if columns is not None and update.columns is not None and update.column_delta is not None:
                 delta = update.column_delta.detach().to(columns.dtype)
-                if crossing is not None:
+                if crossing is not None and rows is not None:
                     met, own, others = crossing
                     rows.index_put_((met[:, None], update.columns), delta[own], accumulate=True)
                     delta = delta[others]
-                columns.index_add_(1, at_columns, delta)
-        return tuple(
-            None if original is None else total.to(original.dtype)
-            for total, original in zip((rows, columns, bias), self.originals, strict=True)
-        )
+                _add(columns, at_columns, delta, axis=1)
+        totals = zip((rows, columns, bias), self.originals, strict=True)
+        rows, columns, bias = (total if total is None else total.to(own.dtype) for total, own in totals)
+        return rows, columns, bias
 
     def write(self, tensors: dict[str, torch.Tensor], updates: list[Update]) -> None:
         """Keep the originals and write the updates over them; the tensors hold the originals before."""
@@ -108,14 +105,14 @@ class Patch:
             return
         rows, columns, bias = self.originals
         matrix = as_matrix(self.layer, tensors["weight"])
-        if rows is not None:
+        if rows is not None and self.rows is not None:
             wide, wide_rows = _in_words(matrix, rows)
             torch.index_select(wide, 0, self.rows, out=wide_rows)
-        if columns is not None and self.others is None:
+        if columns is not None and self.columns is not None and self.others is None:
             torch.index_select(matrix, 1, self.columns, out=columns)
         elif columns is not None:
             columns.copy_(matrix[self._column_index()])
-        if bias is not None:
+        if bias is not None and self.rows is not None:
             torch.index_select(tensors["bias"], 0, self.rows, out=bias)
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -126,15 +123,15 @@ class Patch:
         """Write blocks into the entries."""
         rows, columns, bias = blocks
         matrix = as_matrix(self.layer, tensors["weight"])
-        if columns is not None and self.others is None:
+        if columns is not None and self.columns is not None and self.others is None:
             # Half the time of the same as an indexed assignment.
             matrix.scatter_(1, self.columns.expand_as(columns), columns)
         elif columns is not None:
             matrix[self._column_index()] = columns
-        if rows is not None:
+        if rows is not None and self.rows is not None:
             wide, wide_rows = _in_words(matrix, rows)
             wide.index_copy_(0, self.rows, wide_rows)
-        if bias is not None:
+        if bias is not None and self.rows is not None:
             tensors["bias"].index_copy_(0, self.rows, bias)
 
 
@@ -143,7 +140,9 @@ def _in_words(matrix: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, t
 
     Its kernels for indexed copies spend their time on entries, not on bytes; a CPU copies a row at once.
     """
-    return words(matrix, rows) if matrix.is_cuda else (matrix, rows)
+    if matrix.is_cuda:
+        matrix, rows = words(matrix, rows)
+    return matrix, rows
 
 
 def words(*matrices: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -169,9 +168,15 @@ def _union(ids: list[torch.Tensor | None]) -> tuple[torch.Tensor | None, list[to
     return union, [None if each is None else torch.searchsorted(union, each) for each in ids]
 
 
+def _add(block: torch.Tensor | None, places: torch.Tensor | None, values: torch.Tensor | None, axis: int = 0) -> None:
+    """Add values, in the block's dtype, to the block's rows or columns in those places; nothing where one is None."""
+    if block is not None and places is not None and values is not None:
+        block.index_add_(axis, places, values.detach().to(block.dtype))
+
+
 def _sum(original: torch.Tensor | None, update: torch.Tensor | None) -> torch.Tensor | None:
     """original + update, computed in the wider dtype and rounded once to the original's."""
-    if original is None:
+    if original is None or update is None:
         return None
     if original.dtype is update.dtype:
         return original + update.detach()
