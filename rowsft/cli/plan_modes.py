@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 
-from rowsft.cli.plan_text import as_json, show
+from rowsft.cli.plan_text import show_plan, show_side_by_side
+from rowsft.cli.terminal import console
 from rowsft.config.compose import compose
 from rowsft.config.instantiate import instantiated
 from rowsft.config.settings import TrainerSettings, trainer_settings
@@ -19,6 +19,7 @@ from rowsft.errors import UserError
 from rowsft.plan import Plan, page, plan
 from rowsft.plan.advice import lighter_evaluation, memory_suggestions, too_large
 from rowsft.plan.comparison import compare_methods
+from rowsft.plan.description import Description, as_json, of_comparison, of_plan, of_sweep
 from rowsft.plan.fit import CARDS, Card, card_of
 from rowsft.plan.lengths import Lengths, of_data, stated
 from rowsft.plan.sweep import sweep
@@ -26,6 +27,8 @@ from rowsft.tasks import Task
 
 # The card of a comparison that names none: a common data-centre size.
 USUAL_CARD = "H100 80GB"
+# Where nobody watches, lines are as long as the widest table.
+_COLUMNS = 200
 
 
 def print_plan(parsed: argparse.Namespace) -> int:
@@ -39,15 +42,14 @@ def print_plan(parsed: argparse.Namespace) -> int:
     drawn = (parsed.compare or parsed.sweep) and not parsed.json
     if parsed.out and not drawn:
         raise UserError(f"--out {parsed.out}: a page is drawn of --compare or --sweep, without --json; leave it out")
-    console = Console(width=None if sys.stdout.isatty() else 200)
     if parsed.compare:
-        return _compare(parsed, console, card or card_of(USUAL_CARD))
+        return _compare(parsed, card or card_of(USUAL_CARD))
     if parsed.sweep:
-        return _sweep(parsed, console)
-    return _one(parsed, console, card)
+        return _sweep(parsed)
+    return _one(parsed, card)
 
 
-def _one(parsed: argparse.Namespace, console: Console, card: Card | None) -> int:
+def _one(parsed: argparse.Namespace, card: Card | None) -> int:
     config = compose(parsed.overrides)
     settings = trainer_settings(config)
     lengths = _lengths(parsed, config)
@@ -60,15 +62,15 @@ def _one(parsed: argparse.Namespace, console: Console, card: Card | None) -> int
     def again(changes: Mapping[str, Any]) -> Plan:
         return plan(config, settings, changes, lengths=lengths)
 
-    advice = []
-    held = card or CARDS[-1]
+    advice: list[str] = []
+    largest = card or CARDS[-1]
     if planned.run.gpu:
         advice = [line for line in [lighter_evaluation(planned, again)] if line]
-        if not planned.demand.fits(held):
-            advice += [f"{too_large(planned, held)}. To fit it:", *memory_suggestions(planned, again, held)]
+        if not planned.demand.fits(largest):
+            advice += [f"{too_large(planned, largest)}. To fit it:", *memory_suggestions(planned, again, largest)]
         elif card is not None:
             advice.append(f"{card} holds it.")
-    show(planned, console, advice, beside)
+    show_plan(of_plan(planned, beside), console(_COLUMNS), advice)
     return 0
 
 
@@ -80,15 +82,15 @@ def _lengths(parsed: argparse.Namespace, config: DictConfig) -> Lengths:
 
 def _beside(config: DictConfig, settings: TrainerSettings, lengths: Lengths) -> dict[str, Plan]:
     """Training planned for examples as long as most of the data are: the plan's own are as long as the longest."""
-    found = {}
+    plans = {}
     for name, tokens in lengths.spread.get("tokens", {}).items():
         if tokens < lengths.tokens:
             shorter = lengths.at(tokens, lengths.spread.get("answer", {}).get(name))
-            found[name] = plan(config, settings, training_only=True, lengths=shorter)
-    return found
+            plans[name] = plan(config, settings, training_only=True, lengths=shorter)
+    return plans
 
 
-def _compare(parsed: argparse.Namespace, console: Console, card: Card) -> int:
+def _compare(parsed: argparse.Namespace, card: Card) -> int:
     if named := [text for text in parsed.overrides if text.startswith("method")]:
         raise UserError(
             f"--compare {named[0]}: the methods are its own; leave the override out, or leave --compare out"
@@ -98,39 +100,32 @@ def _compare(parsed: argparse.Namespace, console: Console, card: Card) -> int:
         entries.append(entry)
         print(f"planned {entry.title}", file=sys.stderr, flush=True)
     if parsed.json:
-        found = [
+        methods = [
             {"title": e.title, "largest_batch": e.largest_batch, "longest_tokens": e.longest_tokens, **as_json(e.plan)}
             for e in entries
         ]
-        print(json.dumps({"card": card.name, "card_bytes": card.memory_bytes, "methods": found}, indent=1))
+        print(json.dumps({"card": card.name, "card_bytes": card.memory_bytes, "methods": methods}, indent=1))
         return 0
-    plans = {entry.title: entry.plan for entry in entries}
-    name = entries[0].plan.run.config.model.name
-    said = [*page.notes(entries[0].plan), page.SEARCHED]
-    return _show(parsed, console, page.compared(entries, card), plans, f"{name}: methods at equal budget", said)
+    return _show(parsed, of_comparison(entries, card))
 
 
-def _sweep(parsed: argparse.Namespace, console: Console) -> int:
+def _sweep(parsed: argparse.Namespace) -> int:
     plans = sweep(parsed.overrides, parsed.sweep, lambda config: _lengths(parsed, config))
     if parsed.json:
         print(json.dumps({name: as_json(planned) for name, planned in plans.items()}, indent=1))
         return 0
-    run = next(iter(plans.values())).run
-    title = f"{run.config.model.name}: {run.method.name}, swept"
-    return _show(parsed, console, page.swept(plans), plans, title, page.notes(next(iter(plans.values()))))
+    return _show(parsed, of_sweep(plans))
 
 
-def _show(parsed: argparse.Namespace, console: Console, table: tuple, plans: dict, title: str, said: list[str]) -> int:
-    console.print(page.terminal(*table))
-    for note in said:
-        console.print(f"  {note}", style="dim")
+def _show(parsed: argparse.Namespace, plans: Description) -> int:
+    show_side_by_side(plans, console(_COLUMNS))
     # A plan alone draws nothing and need not wait for what draws.
     from rowsft.plan.picture import bars
 
     folder = parsed.out or Path("reports") / "plan"
     command = shlex.join(["rowsft", *sys.argv[1:]])
     try:
-        written = page.write(folder, title, *table, said, bars(plans, title), command)
+        written = page.write(folder, plans, bars(plans), command)
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written ({error}); choose another folder") from error
     print(f"page: {written}   picture: {folder / 'memory.png'}")

@@ -2,14 +2,15 @@
 
 import math
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 from torch import nn
 
 from rowsft.compat.torch import FakeTensor, TorchDispatchMode, backward_pass, storage_id
+from rowsft.measure import cpu_kernels
 from rowsft.measure.memory import resident_groups
 
 PARTS = (
@@ -22,8 +23,6 @@ PARTS = (
 )
 # A GPU's caching allocator hands out multiples of this many bytes.
 CUDA_BLOCK_BYTES = 512
-_KEEPS_NUMBER = (torch.ops.aten.mul.Tensor, torch.ops.aten.div.Tensor)
-_NUMBER_BYTES = 8
 # Fake tensors are asked for their device time and again, through every mode.
 _ASKS_DEVICE = torch.ops.prim.device.default
 
@@ -75,7 +74,9 @@ class Ledger(TorchDispatchMode):
         self._live: dict[int, tuple[int, weakref.ref]] = {}
         self._left_by_forward: set[int] = set()
         self._numbers: list[int] = []
-        self._hooks: list = []
+        # Whether the kernels are a CPU's, whose sizes are not rounded up.
+        self._on_cpu = block_bytes == 1
+        self._around = ExitStack()
         self._closed = False
         self._first = 0
 
@@ -93,7 +94,7 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is _ASKS_DEVICE:
             return func(*args)
-        scratch = self._begin_casts(func, args) + self._begin_logsumexp(func, args)
+        scratch = [self._begin(size) for size in self._scratch(func, args)]
         out = func(*args, **(kwargs or {}))
         in_backward = _in_backward()
         if in_backward and self._left_by_forward:
@@ -108,24 +109,19 @@ class Ledger(TorchDispatchMode):
                 self._left_by_forward.add(made)
             elif torch.is_grad_enabled():
                 self.entries[made].part = "saved_activations"
-        if func in _KEEPS_NUMBER and not isinstance(args[1], torch.Tensor) and self.block_bytes == 1:
+        if self._on_cpu and cpu_kernels.keeps_number(func, args):
             self._keep_number(args[0], in_backward)
         for entry in scratch:
-            self._events.append((entry, -1, self._phase_now()))
+            self._end(entry)
         return out
 
     def __enter__(self):
-        # Checkpointing keeps the random state of every block in a tensor that no operator makes.
-        self._get_state = torch.get_rng_state
-        if self.block_bytes == 1:
-            torch.get_rng_state = self._entered_state
+        if self._on_cpu:
+            self._around.enter_context(cpu_kernels.random_states_entered(self._enter_random_state))
         return super().__enter__()
 
     def __exit__(self, *raised):
-        torch.get_rng_state = self._get_state
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self._around.close()
         self._closed = True
         return super().__exit__(*raised)
 
@@ -153,7 +149,7 @@ class Ledger(TorchDispatchMode):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 hook = parameter.register_post_accumulate_grad_hook(lambda p: self.hold("gradients", [p.grad]))
-                self._hooks.append(hook)
+                self._around.callback(hook.remove)
 
     def moments(self) -> Iterator[Moment]:
         """The bytes by part after every event since `begin`, oldest first. The parts are those known now."""
@@ -190,57 +186,39 @@ class Ledger(TorchDispatchMode):
         address = storage_id(storage)
         if address in self._live:
             return None
-        size = -(-storage.nbytes() // self.block_bytes) * self.block_bytes
-        entry = len(self.entries)
-        self.entries.append(Entry(size))
+        entry = self._begin(storage.nbytes())
         self._live[address] = entry, weakref.ref(storage, lambda _: self._leave(address, entry))
-        self._events.append((entry, 1, self._phase_now()))
         return entry
 
-    def _entered_state(self) -> torch.Tensor:
-        state = self._get_state()
+    def _enter_random_state(self, state: torch.Tensor) -> None:
         entry = self._enter(state)
         if entry is not None and not _in_backward():
             self._left_by_forward.add(entry)
-        return state
 
-    def _begin_casts(self, func, args: tuple) -> list[int]:
-        """Entries of what a CPU's elementwise operator converts to the common dtype first, for as long as it runs."""
-        if self.block_bytes != 1 or torch.Tag.pointwise not in func.tags:
-            return []
-        tensors = [argument for argument in args if isinstance(argument, torch.Tensor) and argument.ndim]
-        if len({tensor.dtype for tensor in tensors}) < 2:
-            return []
-        common = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
-        begun = []
-        for tensor in tensors:
-            if tensor.dtype != common:
-                begun.append(len(self.entries))
-                self._events.append((len(self.entries), 1, self._phase_now()))
-                self.entries.append(Entry(tensor.numel() * common.itemsize))
-        return begun
+    def _begin(self, size: int, part: str = "temporary") -> int:
+        """The new entry of `size` bytes, rounded up to blocks, that no operator returns."""
+        entry = len(self.entries)
+        self.entries.append(Entry(-(-size // self.block_bytes) * self.block_bytes, part))
+        self._events.append((entry, 1, self._phase_now()))
+        return entry
 
-    def _begin_logsumexp(self, func, args: tuple) -> list[int]:
-        """Entries of logsumexp's largest values and of the differences from them, on any device, while it runs."""
-        if func is not torch.ops.aten.logsumexp.default or not self._counts(args[0]):
-            return []
-        summed = math.prod(args[0].shape[dim] for dim in args[1])
-        begun = []
-        for count in (args[0].numel() // max(1, summed), args[0].numel()):
-            size = count * args[0].element_size()
-            begun.append(len(self.entries))
-            self._events.append((len(self.entries), 1, self._phase_now()))
-            self.entries.append(Entry(-(-size // self.block_bytes) * self.block_bytes))
-        return begun
+    def _end(self, entry: int) -> None:
+        self._events.append((entry, -1, self._phase_now()))
+
+    def _scratch(self, func, args: Sequence) -> list[int]:
+        """Sizes of the known large buffers that an operator allocates and frees inside itself."""
+        if func is torch.ops.aten.logsumexp.default and self._counts(args[0]):
+            # Its largest values and the differences from them, on any device.
+            summed = math.prod(args[0].shape[dim] for dim in args[1])
+            values = args[0].numel() // max(1, summed), args[0].numel()
+            return [count * args[0].element_size() for count in values]
+        return cpu_kernels.converted_bytes(func, args) if self._on_cpu else []
 
     def _keep_number(self, factor: torch.Tensor, in_backward: bool) -> None:
-        """A number in a product is kept for the backward pass as a tensor that no operator makes, on the CPU."""
         if not in_backward and factor.requires_grad:
-            self._numbers.append(len(self.entries))
-            self._events.append((len(self.entries), 1, self._phase_now()))
-            self.entries.append(Entry(_NUMBER_BYTES, "saved_activations"))
+            self._numbers.append(self._begin(cpu_kernels.NUMBER_BYTES, "saved_activations"))
         elif in_backward and self._numbers:
-            self._events.append((self._numbers.pop(), -1, self._phase_now()))
+            self._end(self._numbers.pop())
 
     def _counts(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor takes memory of the device: a GPU's ledger leaves out batches and counters on the host.
@@ -250,14 +228,14 @@ class Ledger(TorchDispatchMode):
         if isinstance(tensor, FakeTensor):
             # Of these, which claim to be on a CPU, a plan under autocast is made. All of them count.
             return True
-        on_host = tensor.device.type == "cpu" and self.block_bytes != 1
+        on_host = tensor.device.type == "cpu" and not self._on_cpu
         return not on_host and tensor.layout is torch.strided
 
     def _leave(self, address: int, entry: int) -> None:
         if not self._closed:
             self._left_by_forward.discard(entry)
             del self._live[address]
-            self._events.append((entry, -1, self._phase_now()))
+            self._end(entry)
 
     def _phase_now(self) -> str:
         # A backward pass leaves gradients: what comes after it is no forward's, until the next one is announced.

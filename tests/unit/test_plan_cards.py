@@ -65,7 +65,9 @@ def test_a_card_has_what_it_reports(text, mib):
     assert card_of(text).memory_bytes == mib * MIB
 
 
-@pytest.mark.parametrize("text", ["0", "-3", "nan", "inf", "1e9", "RTX", "", "24GB x", "3060", "H1", "24,5", "NVIDIA H100 NVL"])
+@pytest.mark.parametrize(
+    "text", ["0", "-3", "nan", "inf", "1e9", "RTX", "", "24GB x", "3060", "H1", "24,5", "NVIDIA H100 NVL"]
+)
 def test_a_card_of_no_size_is_refused(text):
     with pytest.raises(UserError, match=r"--card .*: expected the card's memory in GB, such as 24, or its name: T4, "):
         card_of(text)

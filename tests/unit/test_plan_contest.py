@@ -5,14 +5,14 @@ from argparse import Namespace
 
 import pytest
 
-from rowsft.cli import plan as command
+from rowsft.cli.plan_modes import print_plan
 from rowsft.config.compose import compose
 from rowsft.config.settings import trainer_settings
 from rowsft.errors import UserError
 from rowsft.plan import plan
 from rowsft.plan.comparison import largest
+from rowsft.plan.description import of_comparison, of_sweep
 from rowsft.plan.fit import Card
-from rowsft.plan.page import compared
 from rowsft.plan.picture import bars
 from rowsft.plan.sweep import sweep
 
@@ -55,7 +55,7 @@ def test_a_sweep_plans_every_value():
     assert list(plans) == ["budget.rows=2", "budget.rows=8"]
     assert large.trainable.total() - large.head_parameters > 3 * (small.trainable.total() - small.head_parameters)
     assert large.peak_bytes > small.peak_bytes
-    assert bars(plans, "two budgets").startswith(b"\x89PNG")
+    assert bars(of_sweep(plans)).startswith(b"\x89PNG")
     with pytest.raises(UserError, match="expected a key with values"):
         sweep(SMALL, "budget.rows")
 
@@ -67,8 +67,8 @@ def test_what_a_card_holds_of_a_small_model(monkeypatch):
     monkeypatch.setattr(comparison, "MOST_TOKENS", 16)
     card = Card("small", 1250 * 2**20)
     entry = comparison.entry_of("LoRA", [*SMALL, "method=lora"], card)
-    header, [row] = compared([entry], card)
-    assert len(header) == len(row)
+    [table] = of_comparison([entry], card).tables
+    assert [len(row) for row in table.rows] == [len(table.header)]
     config = compose([*SMALL, "method=lora"])
 
     def needs(**changes):
@@ -97,16 +97,16 @@ def asked(**changes):
 @pytest.mark.parametrize("card", [0.0, -3.0, math.nan, math.inf])
 def test_a_card_of_no_size_is_refused(card):
     with pytest.raises(UserError, match=r"--card .*: expected the card's memory in GB"):
-        command.run(asked(card=card))
+        print_plan(asked(card=card))
 
 
 @pytest.mark.parametrize("others", [{}, {"sweep": "budget.rows=2", "json": True}])
 def test_a_folder_that_would_stay_empty_is_refused(tmp_path, others):
     with pytest.raises(UserError, match=r"--out .*: a page is drawn of --compare or --sweep, without --json"):
-        command.run(asked(out=tmp_path, **others))
+        print_plan(asked(out=tmp_path, **others))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--out .*file: cannot be written"):
-        command.run(asked(out=tmp_path / "file", sweep="budget.rows=2"))
+        print_plan(asked(out=tmp_path / "file", sweep="budget.rows=2"))
