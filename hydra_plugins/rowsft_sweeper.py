@@ -18,6 +18,7 @@ from hydra.plugins.sweeper import Sweeper as HydraSweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from rowsft.config.typed import plain
 from rowsft.errors import UserError
 from rowsft.output import redact
 
@@ -40,8 +41,8 @@ class Sweeper(HydraSweeper):
         self.max_batch_size, self.params = max_batch_size, params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context = hydra_context
-        self.launcher = Plugins.instance().instantiate_launcher(
+        self.parser = OverridesParser.create(config_loader=hydra_context.config_loader)
+        self.jobs_launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
         self.folder, self.config = Path(config.hydra.sweep.dir), without_secrets(config)
@@ -51,15 +52,14 @@ class Sweeper(HydraSweeper):
         """Check every job, then hand all of them to the launcher; returns what it returns, batch by batch."""
         from rowsft.sweep import launcher
 
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        jobs = _combinations(parser.parse_overrides(given))
+        jobs = _combinations(self.parser.parse_overrides(given))
         launcher.check(jobs)
         self.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
         size = self.max_batch_size or len(jobs)
         return [
-            self.launcher.launch(jobs[first : first + size], initial_job_idx=first)
+            self.jobs_launcher.launch(jobs[first : first + size], initial_job_idx=first)
             for first in range(0, len(jobs), size)
         ]
 
@@ -80,13 +80,13 @@ def _combinations(overrides: Sequence[Override]) -> list[list[str]]:
 
 def without_secrets(config: DictConfig) -> DictConfig:
     """A sweep's configuration with Hydra's part, as it may be written down. Interpolations stay unresolved."""
-    plain = redact.config(OmegaConf.to_container(config, resolve=False))
-    hydra = plain["hydra"]
+    whole = redact.config(plain(config, resolve=False))
+    hydra = whole["hydra"]
     for group, settings in hydra["overrides"].items():
         hydra["overrides"][group] = [redact.override(text) for text in settings]
     # The same overrides in one text.
     hydra["job"]["override_dirname"] = ",".join(hydra["overrides"]["task"])
-    return OmegaConf.create(plain)
+    return OmegaConf.create(whole)
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="rowsft", node=SweeperConfig, provider="rowsft")

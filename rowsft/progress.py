@@ -29,7 +29,7 @@ def each(title: str, items: Sequence) -> Iterator:
 
 
 @contextmanager
-def steps(title: str, total: int) -> Iterator[Callable[[], None]]:
+def steps(title: str, total: int) -> Iterator[Callable[[], object]]:
     """Give a function to call after each of `total` steps.
 
     From two seconds on a bar shows them; where nobody watches, one line says how far it is.
@@ -38,15 +38,15 @@ def steps(title: str, total: int) -> Iterator[Callable[[], None]]:
         from tqdm import tqdm
 
         with tqdm(desc=title, total=total, delay=_PATIENCE_SECONDS, leave=False) as progress:
-            yield lambda: progress.update() and None
+            yield progress.update
         return
-    begun, taken, said = monotonic(), 0, False
+    begun, taken, printed = monotonic(), 0, False
 
     def step() -> None:
-        nonlocal taken, said
+        nonlocal taken, printed
         taken += 1
-        if not said and monotonic() - begun > _PATIENCE_SECONDS:
-            said = True
+        if not printed and monotonic() - begun > _PATIENCE_SECONDS:
+            printed = True
             print(f"{title}: {taken:,} of {total:,}", file=sys.stderr, flush=True)
 
     yield step

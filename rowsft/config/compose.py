@@ -28,9 +28,9 @@ def compose(overrides: list[str]) -> DictConfig:
         OmegaConf.set_struct(config, False)
         config.pop("hydra", None)
         _use_tuned_learning_rate(config, overrides)
-        raw = OmegaConf.to_container(config, resolve=False)
+        raw = typed.plain(config, resolve=False)
         OmegaConf.resolve(config)
-        redact.learn(raw, OmegaConf.to_container(config))
+        redact.learn(raw, typed.plain(config))
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise UserError(f"{', '.join(missing)}: no value given; add {missing[0]}=... to the command")
@@ -75,8 +75,9 @@ def _errors_in_one_line(overrides: list[str]) -> Iterator[None]:
         yield
     except MissingConfigException as error:
         # A defaults list names it; what the command names has been looked up.
-        named, blamed = error.missing_cfg_file, shortened(" ".join(overrides), 200)
-        raise UserError(f"{named}: no such file; known: {', '.join(error.options or [])}; look at {blamed}") from error
+        named, known = error.missing_cfg_file, ", ".join(error.options or [])
+        command = shortened(" ".join(overrides), 200)
+        raise UserError(f"{named}: no such file; known: {known}; look at {command}") from error
     except (UserError, OSError):
         raise
     except RecursionError as error:
@@ -122,7 +123,7 @@ def _use_tuned_learning_rate(config: DictConfig, overrides: list[str]) -> None:
     if not isinstance(rates, DictConfig):
         raise UserError(f"tuned={shortened(table)}: expected {{learning_rate: {{<method>: <rate>, ...}}}} or null")
     for name, rate in rates.items():
-        typed.check(f"tuned.learning_rate.{name}", rate, float, "conf/config.yaml")
+        typed.check(f"tuned.learning_rate.{name!s}", rate, float, "conf/config.yaml")
     name = config.get("method", {}).get("name")
     if not given and name in rates:
         config.trainer.learning_rate = rates[name]

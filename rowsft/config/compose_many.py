@@ -14,9 +14,9 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rowsft.config import typed
 from rowsft.config.compose import compose, composed_unresolved
 from rowsft.config.names import group_names
 from rowsft.config.overrides import quoted
@@ -55,7 +55,7 @@ class ManyComposer:
             self._templates[rest] = _template(rest, self._groups)
         template = self._templates[rest]
         try:
-            return template and template.filled(plain)
+            return None if template is None else template.filled(plain)
         except (_Beyond, UserError):
             return None
 
@@ -149,7 +149,7 @@ def _template(rest: tuple[str, ...], groups: set[str]) -> _Template | None:
             # Whether anything reads an added key is looked up there.
             compose(list(rest))
         config = composed_unresolved(list(rest))
-        return _Template(OmegaConf.to_container(config, resolve=False), rest, groups)
+        return _Template(typed.plain(config, resolve=False), rest, groups)
     except (UserError, HydraException, OmegaConfBaseException, _Beyond):
         return None
 

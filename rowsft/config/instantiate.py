@@ -5,11 +5,11 @@ import logging
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from typing_extensions import get_protocol_members
 
 from rowsft.config import typed
@@ -49,7 +49,7 @@ def check_protocol(made: object, protocol: type, noun: str, setting: str) -> Non
 def check_target(group: str, config: DictConfig) -> None:
     """Raise UserError for keys that the target of a method, task or tracker does not take, and for values of other
     types than it says. Imports the target."""
-    settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    settings = typed.plain(config)
     page, name = f"conf/{group}/", settings["_target_"]
     target = _target(group, name)
     parameters, takes_more = _parameters(target)

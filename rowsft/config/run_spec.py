@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from rowsft.config import typed
 from rowsft.errors import UserError, shortened
 from rowsft.output import redact
 from rowsft.store.files import sha256
@@ -33,7 +34,7 @@ def run_spec(config: DictConfig | dict, places: Places | None = None) -> RunSpec
     The folder is that of the run's id, or, where an older version recorded the same run under an id of its own, that.
     places: the listed store, for a caller who asks for many runs.
     """
-    plain = config if isinstance(config, dict) else OmegaConf.to_container(config, resolve=True)
+    plain = config if isinstance(config, dict) else typed.plain(config)
     plain["revisions"] = {"model": _model_revision(plain["model"]), "data": _data_revisions(plain["task"])}
     store = Path(plain["store"])
     folder = (places or Places(store)).place(plain)

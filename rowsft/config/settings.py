@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from rowsft.config import typed
 from rowsft.config.devices import DEVICE
@@ -95,7 +95,7 @@ def check_settings(config: DictConfig | dict[str, Any]) -> None:
 
     Of the groups that a class reads (`BUILT`) only the outline is checked. Raises UserError naming the key.
     """
-    plain: dict[str, Any] = dict(config) if isinstance(config, dict) else OmegaConf.to_container(config)
+    plain = dict(config) if isinstance(config, dict) else typed.plain(config, resolve=False)
     groups = {key: plain.pop(key, None) for key in (*BUILT, "model", "budget", "trainer")}
     for group, settings in groups.items():
         if not isinstance(settings, dict) or not settings:
@@ -121,7 +121,7 @@ def check_settings(config: DictConfig | dict[str, Any]) -> None:
 
 def trainer_settings(config: DictConfig) -> TrainerSettings:
     """Check `config.trainer` and return it typed. Raises UserError naming the key and the value."""
-    settings = _trainer(OmegaConf.to_container(config.trainer))
+    settings = _trainer(typed.plain(config.trainer, resolve=False))
     _check(settings)
     return settings
 

@@ -5,9 +5,11 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+
+from omegaconf import DictConfig, OmegaConf
 
 from rowsft import renamed
 from rowsft.errors import UserError, shortened
@@ -19,7 +21,12 @@ _T = TypeVar("_T")
 _WORDS = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", type(None): "null"}
 
 
-def read(kind: type[_T], values: Mapping[str, Any], group: str, page: str) -> _T:
+def plain(config: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    """The configuration as plain data."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=resolve))
+
+
+def read(kind: Callable[..., _T], values: Mapping[str, Any], group: str, page: str) -> _T:
     """The dataclass `kind` made of `values`, the settings of `group` ("" for the root), each of its field's type.
 
     Raises UserError for a key that is unknown or missing, and for a value of another type, naming the key. `page` is

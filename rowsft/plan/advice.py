@@ -24,7 +24,7 @@ def lighter_evaluation(plan: Plan, again: Callable[[Mapping[str, Any]], Plan]) -
     if evaluating is None or evaluating.tensor_bytes <= training.tensor_bytes or count == 1:
         return None
     one = again({"eval_batch_size": 1})
-    least = one.evaluation_bytes
+    least = one.demands["evaluating"].tensor_bytes
     # Along a straight line, down to a power of two.
     each = (evaluating.tensor_bytes - least) / (count - 1)
     most = 1 + int(max(0, training.tensor_bytes - least) / each)
@@ -49,7 +49,7 @@ def memory_suggestions(plan: Plan, again: Callable[[Mapping[str, Any]], Plan], c
     settings = plan.run.settings
     changes: dict[str, Any] = {}
     lines = []
-    steps = []
+    steps: list[dict[str, Any]] = []
     if not settings.gradient_checkpointing:
         steps.append({"gradient_checkpointing": True})
     size = settings.batch_size
@@ -65,13 +65,13 @@ def memory_suggestions(plan: Plan, again: Callable[[Mapping[str, Any]], Plan], c
     for step in steps:
         changes |= step
         planned = again(changes)
-        said = " ".join(f"trainer.{name}={str(value).lower()}" for name, value in changes.items())
+        settings_changed = " ".join(f"trainer.{name}={str(value).lower()}" for name, value in changes.items())
         needs = planned.demand.card_bytes / MIB
         fits = planned.demand.fits(card)
-        lines.append(f"{said}: needs {needs:,.0f} MiB" + (f", fits {card.name}" if fits else ""))
+        lines.append(f"{settings_changed}: needs {needs:,.0f} MiB" + (f", fits {card.name}" if fits else ""))
         if fits:
             return lines
-    biggest = max(planned.step.peak.parts, key=planned.step.peak.parts.get) if steps else None
+    biggest = max(parts := planned.step.peak.parts, key=lambda part: parts[part]) if steps else None
     if biggest in ("gradients", "optimizer_state", "trainable_weights"):
         lines.append(
             "what is left is the trained weights and their optimizer state: train fewer (method=row_sft, lora)"

@@ -224,8 +224,8 @@ def _header(first: str) -> list[str]:
 
 
 def _sizes(plan: Plan) -> list[str]:
-    sizes = [*(plan.step.peak.parts[part] for part in PARTS), plan.peak_bytes]
-    sizes += [plan.selection_bytes, plan.evaluation_bytes, plan.demand.card_bytes]
+    peaks = plan.peak_bytes, plan.selection_bytes, plan.evaluation_bytes, plan.demand.card_bytes
+    sizes = [*(plan.step.peak.parts[part] for part in PARTS), *peaks]
     return [f"{plan.trainable.total() - plan.head_parameters:,}", *map(_brief, sizes)]
 
 

@@ -78,12 +78,12 @@ def card_of(text: str) -> Card:
     if cards:
         raise UserError(f"--card {text}: is sold as {' and '.join(card.name for card in cards)}; name one of them")
     number = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)(gb|gib)?", plain)
-    size = float(number[1]) if number else 0.0
+    size, unit = (float(number[1]), number[2]) if number else (0.0, None)
     if not 0 < size < _LARGEST_GIB:
         raise UserError(
             f"--card {text}: expected the card's memory in GB, such as 24, or its name: {', '.join(CARDS_MIB)}"
         )
-    if size in _SOLD_AS and number[2] != "gib":
+    if size in _SOLD_AS and unit != "gib":
         return next(card for card in CARDS if card.name == _SOLD_AS[int(size)])
     return Card(f"{size:g} GiB", int(size * 2**30))
 

@@ -130,6 +130,7 @@ def _made(out: Any, given: set[int]) -> Any:
 
 def _again(known: Any, first: Tensor) -> Any:
     if isinstance(known, _Made) and known.offset is not None:
+        assert isinstance(first, FakeTensor), "views of other tensors are not kept"
         blank = _blank((0,), (1,), known.dtype)
         with in_kernel_invocation_manager(first.fake_mode):
             blank.set_(first.untyped_storage(), known.offset, known.shape, known.stride)

@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rowsft.config.instantiate import instantiated
 from rowsft.config.settings import TrainerSettings
+from rowsft.config.typed import plain
 from rowsft.errors import UserError
 from rowsft.methods.base import Method, ResolvedMethod, method_of
 from rowsft.models.blueprint import blueprint
@@ -53,7 +54,7 @@ class PlannedRun:
 
     def sizes(self, model: nn.Module) -> ResolvedMethod:
         """The budget, solved for the method on `model`."""
-        budget = Budget(**cast(dict[str, Any], OmegaConf.to_container(self.config.budget)))
+        budget = Budget(**plain(self.config.budget))
         return self.method.solve(budget, model, targets_of(self.config.model, self.task.head))
 
     def attached(self, resolved: ResolvedMethod) -> nn.Module:

@@ -2,7 +2,7 @@
 
 import signal
 
-_MEANING = {
+_MEANING: dict[int, str] = {
     signal.SIGKILL: "out of memory?",
     signal.SIGSEGV: "a fault in native code",
     signal.SIGABRT: "a fault in native code",

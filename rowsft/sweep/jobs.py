@@ -1,9 +1,11 @@
 """A sweep's jobs before the first starts: what tells them apart, which are the same run, which are done already."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from rowsft.config.compose import compose
 from rowsft.config.compose_many import ManyComposer
@@ -36,9 +38,12 @@ class JobResolver:
 
     def __init__(self, say: Callable[[str], None]):
         self.say = say
-        self._composer: ManyComposer | None = None
         self._places: dict[str, Places] = {}
         self._composed_by_hydra: set[str] = set()
+
+    @cached_property
+    def _composer(self) -> ManyComposer:
+        return ManyComposer()
 
     def resolve(self, jobs: Sequence[Sequence[str]], rerun: bool) -> list[SweepJob]:
         """The jobs in their order. Raises UserError for the first whose configuration is wrong.
@@ -46,7 +51,6 @@ class JobResolver:
         A job with values that no earlier one had is composed by Hydra, checks and all, unless it is done: a wrong value
         is found before the first job has cost an hour.
         """
-        self._composer = self._composer or ManyComposer()
         # Every batch sees what the ones before have recorded.
         self._places.clear()
         labels, told = _labels(jobs), time.monotonic()
@@ -68,7 +72,7 @@ class JobResolver:
         return self._places[str(job.spec.store)].finished.get(job.spec.run_id)
 
     def _one(self, overrides: list[str], rerun: bool) -> tuple[RunSpec, bool]:
-        config = self._composer.compose(overrides)
+        config: Any = self._composer.compose(overrides)
         if config is not None:
             try:
                 spec = run_spec(config, self._place(config))
@@ -83,7 +87,7 @@ class JobResolver:
         spec = run_spec(config, self._place(config))
         return spec, spec.run_id in self._places[str(spec.store)].finished
 
-    def _place(self, config: dict) -> Places:
+    def _place(self, config: Mapping[str, Any]) -> Places:
         store = str(Path(config["store"]))
         if store not in self._places:
             self._places[store] = Places(store, listed=True)
