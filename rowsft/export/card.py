@@ -10,6 +10,7 @@ import yaml
 from rowsft.export.command import command
 from rowsft.export.source import Source
 from rowsft.output import escape, redact
+from rowsft.record import Attempt
 from rowsft.report.settings import flatten, named
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -44,7 +45,7 @@ def text(source: Source, to: str, run: str) -> str:
     front = {"library_name": "peft" if to == "lora" else "transformers", "tags": ["row-sft"]}
     if _HUB_ID.fullmatch(str(base)):
         front["base_model"] = str(base)
-    classes = source.result.get("task_about", {}).get("classes")
+    classes = source.result.task_about.classes
     labels = f", num_labels={len(classes)}" if classes else ""
     loading = _LOADING[to].format(auto=source.head.model_class, base=json.dumps(redact.text(str(base))), labels=labels)
     parts = [
@@ -72,11 +73,11 @@ def _numbers(source: Source) -> list[str]:
         return []
     made = {key: record.config.get(key) for key in _SETTINGS}
     settings = {key: value for key, value in flatten(made).items() if value is not None}
-    versions = (result.get("environment") or {}).get("packages") or {}
+    versions = result.environment.packages
     rows = {
         **{escape.code(key, cell=True): value for key, value in settings.items()},
-        "revision of the base": (result.get("model_facts") or {}).get("revision"),
-        "commit of rowsft": (result.get("environment") or {}).get("git_commit"),
+        "revision of the base": result.model_facts.revision,
+        "commit of rowsft": result.environment.git_commit,
         **{name: versions.get(name) for name in ("torch", "transformers", "peft")},
     }
     line = command(record.config)
@@ -90,28 +91,25 @@ def _numbers(source: Source) -> list[str]:
     ]
 
 
-def _measured(config: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    seconds, parameters = result.get("seconds") or {}, result.get("parameters") or {}
-    peak = ((result.get("memory") or {}).get("train") or {}).get("peak_allocated_bytes")
-    step = (result.get("step_seconds") or {}).get("median")
-    about = result.get("task_about") or {}
+def _measured(config: dict[str, Any], result: Attempt) -> dict[str, Any]:
+    peak, step = result.memory.train.peak_allocated_bytes, result.step_seconds.median
     return {
         "task": named(config, "task"),
-        "data": about.get("source"),
-        "licence of the data": about.get("licence"),
-        "primary metric": result.get("primary_metric"),
+        "data": result.task_about.source,
+        "licence of the data": result.task_about.licence,
+        "primary metric": result.primary_metric,
         **{
             escape.markdown(f"{split} {name}"): f"{value:.4f}" if isinstance(value, float) else value
-            for split, metrics in (result.get("metrics") or {}).items()
+            for split, metrics in result.metrics.items()
             for name, value in (metrics or {}).items()
         },
-        "trainable parameters, task head apart": parameters.get("adapter"),
-        "parameters of the task head": parameters.get("head"),
+        "trainable parameters, task head apart": result.parameters.adapter,
+        "parameters of the task head": result.parameters.head,
         "peak memory of training, MiB": None if peak is None else f"{peak / _MIB:.1f}",
-        "seconds of selection": _rounded(seconds.get("select")),
-        "seconds of training": _rounded(seconds.get("train")),
+        "seconds of selection": _rounded(result.seconds.select),
+        "seconds of training": _rounded(result.seconds.train),
         "median step, ms": None if step is None else f"{1000 * step:.1f}",
-        "steps": result.get("steps"),
+        "steps": result.steps,
     }
 
 

@@ -22,7 +22,7 @@ def write_merged(source: Source, folder: Path) -> None:
     if not needs_weights(source):
         check_intact(source, tensors)
     head = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    classes = (source.result.get("task_about") or {}).get("classes")
+    classes = source.result.task_about.classes
     loaded = load(source.model, source.head, head_settings(source, tensors))
     _check_base(source, loaded, head)
     if needs_weights(source):
@@ -32,7 +32,7 @@ def write_merged(source: Source, folder: Path) -> None:
 
 
 def _check_base(source: Source, loaded: Loaded, head: dict[str, Tensor]) -> None:
-    recorded = (source.result.get("model_facts") or {}).get("revision")
+    recorded = source.result.model_facts.revision
     if recorded not in (None, loaded.revision):
         raise UserError(
             f"{source.name} was trained on revision {recorded} of {source.model['source']}, which is now "

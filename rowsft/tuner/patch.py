@@ -87,7 +87,7 @@ class Patch:
                     delta = delta[others]
                 _add(columns, at_columns, delta, axis=1)
         totals = zip((rows, columns, bias), self.originals, strict=True)
-        rows, columns, bias = (total if total is None else total.to(own.dtype) for total, own in totals)
+        rows, columns, bias = (None if total is None or own is None else total.to(own.dtype) for total, own in totals)
         return rows, columns, bias
 
     def write(self, tensors: dict[str, torch.Tensor], updates: list[Update]) -> None:
