@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rowsft.errors import UserError, shortened
+from rowsft.record import plain
 from rowsft.selection.targets import HEAD_NAMES
 from rowsft.store import Record
 from rowsft.store.finding import finished_run
@@ -36,7 +37,8 @@ class Source:
     @property
     def result(self) -> dict[str, Any]:
         """What the run's record says of its latest finished attempt; empty for a bare folder."""
-        return (self.record.result if self.record else None) or {}
+        result = self.record.result if self.record else None
+        return plain(result) if result else {}
 
     def tensors(self) -> dict[str, Tensor]:
         """The adapter's tensors under their saved names. Raises UserError for a missing or damaged file."""

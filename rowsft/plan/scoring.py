@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from rowsft.importance.calibration import Rehearsal
 from rowsft.importance.recomputing import recomputing
@@ -26,7 +26,7 @@ class _Enough(Exception):
     """The passes that set the peak are through."""
 
 
-def selection_peak(run: "PlannedRun", method: CalibratedMethod, base: nn.Module, resolved: ResolvedMethod) -> int:
+def selection_peak(run: "PlannedRun", method: CalibratedMethod, base: PreTrainedModel, resolved: ResolvedMethod) -> int:
     """Bytes of tensors at the largest moment of the first passes that score `base`, on a batch of the training size."""
     # Made anew, as a run measures it: of a view, what it shows.
     batch = {
@@ -46,7 +46,7 @@ def selection_peak(run: "PlannedRun", method: CalibratedMethod, base: nn.Module,
     return max(moment.total for moment in ledger.peaks().values())
 
 
-def _first_block(base: nn.Module) -> Callable[..., Iterator]:
+def _first_block(base: PreTrainedModel) -> Callable[..., Iterator]:
     """Progress that ends with the passes of the first block of `base`, and the one that may reach over its end."""
     blocks = base.config.get_text_config().num_hidden_layers
 

@@ -8,6 +8,7 @@ import torch
 from tiny import PAD, tiny_bert
 
 from rowsft.measure import MemoryLog, phase_memory
+from rowsft.methods.row_sft import RowSFT
 from rowsft.runner import memory_probe
 from rowsft.runner.extra_step import largest_micro_batch
 from rowsft.tasks.classification import ClassificationTask, pad_right
@@ -66,6 +67,7 @@ def test_of_equal_batches_the_one_with_padding_is_probed():
 
     batches = [pad_right(examples[first : first + SIZE], PAD, torch.long) for first in range(0, len(examples), SIZE)]
     seen = []
-    job.method = SimpleNamespace(select=lambda model, sizes, calibration: seen.extend(calibration))
+    job.method = RowSFT()
+    job.method.select = lambda model, sizes, calibration: seen.extend(calibration)
     memory_probe.selection(job, None, batches)
     assert all(batch["input_ids"].equal(batches[1]["input_ids"]) for batch in seen) and seen
