@@ -3,6 +3,8 @@
 import pytest
 from planned_runs import both
 
+from rowsft.tracking.tracker import NullTracker
+
 STEP = ("forward", "backward", "optimizer_step")
 SETTINGS = [
     ("bert", ["method=full"]),
@@ -34,3 +36,11 @@ def test_a_phase_holds_the_same_parts_in_both(workshop, long_data, family, overr
     assert gradients["optimizer_step"] == trained
     load = memory["ledger"]["load"]
     assert load["measured_peak_bytes"] >= load["parts"]["base_weights"] > 0
+
+
+def test_the_tracker_is_told_the_numbers_of_the_record(workshop, long_data, monkeypatch):
+    summary = {}
+    monkeypatch.setattr(NullTracker, "summary", lambda self, values: summary.update(values))
+    _, memory = both(workshop, long_data, "bert", "method=lora")
+    assert summary["memory/train/peak_allocated_bytes"] == memory["train"]["peak_allocated_bytes"]
+    assert {"metrics/test/accuracy", "seconds/train", "step_seconds/median", "parameters/adapter"} <= set(summary)
