@@ -20,12 +20,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 from tiny_workshop import Workshop, build_workshop
 
+from rowsft.record import plain
 from rowsft.store import Store
 from rowsft.store.files import sha256
 
@@ -67,12 +69,14 @@ def table(root: Path) -> list[tuple]:
     """What a report shows of a store and no clock can change: a line a run."""
     lines = []
     for record in Store(root).runs():
-        result = record.result or {}
-        files = {
-            name: entry["sha256"] for name, entry in sorted((result.get("files") or {}).items()) if name != "memory"
-        }
-        shown = {key: result.get(key) for key in ("metrics", "parameters", "resolved", "train_loss_final", "steps")}
-        lines.append((record.id, bool(result), json.dumps(shown, sort_keys=True), json.dumps(files, sort_keys=True)))
+        result = record.result
+        if result is None:
+            lines.append((record.id, False))
+            continue
+        files = {name: entry.sha256 for name, entry in sorted(result.files.items()) if name != "memory"}
+        names = ("metrics", "parameters", "resolved", "train_loss_final", "steps")
+        shown = {name: plain(getattr(result, name)) for name in names}
+        lines.append((record.id, True, json.dumps(shown, sort_keys=True), json.dumps(files, sort_keys=True)))
     return lines
 
 
@@ -83,8 +87,8 @@ def check(root: Path, done: set[str]) -> None:
         if record.result is None:
             continue
         found.add(record.id)
-        for name, entry in (record.result.get("files") or {}).items():
-            if sha256(record.folder / entry["path"]) != entry["sha256"]:
+        for name, entry in record.result.files.items():
+            if sha256(record.folder / entry.path) != entry.sha256:
                 raise Damage(f"run {record.id}: {name} is not the file that was recorded")
     if done - found:
         raise Damage(f"finished runs are gone: {', '.join(sorted(done - found))}")
@@ -119,10 +123,10 @@ class KillTest:
             raise Damage(f"the sweep in {store} ended with status {status}")
         return table(self.folder / store)
 
-    def kill_sweeps(self, until: float) -> None:
+    def kill_sweeps(self, going: Callable[[], bool]) -> None:
         """Start a sweep, let it live for a moment, kill a part of it or all."""
         done: set[str] = set()
-        while time.monotonic() < until:
+        while going():
             process = self.sweep("killed", at_once=self.draw.choice([1, 2]))
             kind = self.draw.choice(["group", "parent", "child"])
             with suppress(subprocess.TimeoutExpired):
@@ -145,10 +149,10 @@ class KillTest:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(self.draw.uniform(0, 3))
 
-    def kill_writers(self, root: Path, until: float) -> None:
+    def kill_writers(self, root: Path, going: Callable[[], bool]) -> None:
         """Two writers on the same runs, killed at any moment of their work."""
         done: set[str] = set()
-        while time.monotonic() < until:
+        while going():
             writers = [self.writer(root) for _ in range(2)]
             time.sleep(self.draw.uniform(0.05, 0.8))
             for writer in writers:
@@ -177,7 +181,7 @@ class KillTest:
         command = [sys.executable, "-c", WRITER, str(root), str(first), str(last)]
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
-    def fill_disks(self, until: float) -> str | None:
+    def fill_disks(self, going: Callable[[], bool]) -> str | None:
         """Writers on a disk that fills up at any moment; returns why not, where no file system may be mounted."""
         disk = self.folder / "disk"
         disk.mkdir()
@@ -188,7 +192,7 @@ class KillTest:
             return mount.stderr.strip()
         try:
             done: set[str] = set()
-            while time.monotonic() < until:
+            while going():
                 fill = disk / "fill"
                 with suppress(OSError):
                     fill.write_bytes(bytes(self.draw.randrange(600_000, 1_100_000)))
@@ -208,25 +212,38 @@ class KillTest:
         if found != expected:
             raise Damage(f"{where} the table differs: {sorted({*found} ^ {*expected})}")
 
-    def run(self, minutes: float) -> str:
-        """All of it: half of the time for sweeps, half for writers. Returns the last line. Raises Damage."""
+    def for_minutes(self, minutes: float) -> Callable[[], bool]:
+        """Return what says whether that much time is left from now on."""
+        end = time.monotonic() + 60 * minutes
+        return lambda: time.monotonic() < end
+
+    def for_kills(self, kills: float) -> Callable[[], bool]:
+        """Return what says whether fewer kills came from now on."""
+        before = self.counts.total()
+        return lambda: self.counts.total() - before < kills
+
+    def run(self, share: Callable[[float], Callable[[], bool]]) -> str:
+        """All of it: half for sweeps, a third for writers, the rest for full disks. Returns the last line.
+
+        share: `for_minutes` or `for_kills` of this fraction. Raises Damage.
+        """
         watch = Watch(logging.WARNING)
         logging.getLogger("rowsft.store").addHandler(watch)
         try:
             expected = self.undisturbed("quiet-sweep")
-            self.kill_sweeps(time.monotonic() + 30 * minutes)
+            self.kill_sweeps(share(1 / 2))
             self._same("after the kills", self.undisturbed("killed"), expected)
-            self.kill_writers(self.folder / "writers", time.monotonic() + 20 * minutes)
+            self.kill_writers(self.folder / "writers", share(1 / 3))
             self._same("of killed writers", self.written(self.folder / "writers"), self.written(self.folder / "quiet"))
-            skipped = self.fill_disks(time.monotonic() + 10 * minutes)
+            skipped = self.fill_disks(share(1 / 6))
         finally:
             logging.getLogger("rowsft.store").removeHandler(watch)
             for group in self.groups:
                 with suppress(ProcessLookupError):
                     os.killpg(group, signal.SIGKILL)
-        told = ", ".join(f"{number} {kind}" for kind, number in sorted(self.counts.items()))
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(self.counts.items()))
         without = f"; no full disk: {skipped}" if skipped else ""
-        return f"{sum(self.counts.values())} kills ({told}){without}; same table"
+        return f"{self.counts.total()} kills ({kinds}){without}; same table"
 
 
 def main() -> None:
@@ -238,7 +255,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         workshop = build_workshop(Path(folder))
         try:
-            print(KillTest(Path(folder), jobs(workshop, 2), given.seed).run(given.minutes))
+            test = KillTest(Path(folder), jobs(workshop, 2), given.seed)
+            print(test.run(lambda share: test.for_minutes(share * given.minutes)))
         except Damage as damage:
             sys.exit(f"seed {given.seed}: {damage}")
 

@@ -151,7 +151,7 @@ class WandbTracker:
         return wandb.init(
             project=self.project,
             entity=self.entity,
-            mode=self.mode or _default_mode(),
+            mode=self.mode or _default_mode(),  # type: ignore[arg-type]  # W&B's settings have modes that init's type lacks
             tags=[redact.text(tag) for tag in self.tags],
             dir=self.dir,
             id=run_id,
@@ -201,7 +201,7 @@ def _name(group: Any) -> str | None:
     return str(name) if name is not None else None
 
 
-def _default_mode() -> Literal[Mode, "shared"]:
+def _default_mode() -> str:
     """The mode that W&B's own settings ask for; where they ask for none, online only with credentials."""
     import wandb
     from wandb.sdk.lib.wbauth import authenticate_session

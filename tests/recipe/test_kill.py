@@ -9,9 +9,9 @@ from rowsft.store import Store
 
 
 def test_a_killed_sweep_ends_with_the_table_of_an_undisturbed_one(workshop, tmp_path):
-    said = KillTest(tmp_path, jobs(workshop, 1), seed=1).run(minutes=0.3)
-    found = re.match(r"(\d+) kills \(.*same table$", said)
-    assert found and int(found[1]) >= 5, said
+    test = KillTest(tmp_path, jobs(workshop, 1), seed=1)
+    line = test.run(lambda share: test.for_kills(6 * share))
+    assert re.match(r"\d+ kills \(.*same table$", line) and test.counts["writer"] >= 2
 
 
 def test_the_kill_test_sees_damage(tmp_path):
