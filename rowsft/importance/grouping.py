@@ -130,7 +130,7 @@ def kept_inputs(layers: Mapping[str, LinearLayer], context: Context) -> Kept:
         return numbers[tensor]
 
     # Nothing is kept, and no backward asks for it.
-    counted = torch.autograd.graph.saved_tensors_hooks(count, lambda number: number)  # type: ignore[arg-type, return-value]
+    counted = torch.autograd.graph.saved_tensors_hooks(count, lambda number: number)
     with untouched(context.model), at_once(context.model), hooked(layers, note), counted:
         output = context.model(**on_device(largest_batch(context.calibration), device_of(context.model)))
     loss = getattr(output, "loss", None)

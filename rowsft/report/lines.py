@@ -134,7 +134,7 @@ class Rate:
     chosen: bool
 
 
-def lines(table: Table, step: Callable[[], None] = lambda: None) -> list[Line]:
+def lines(table: Table, step: Callable[[], object] = lambda: None) -> list[Line]:
     """Return one line for each shown row that has a finished run; `step` is called after each."""
     finished = [row for row in table.rows if row.done]
     differs = differs_in(finished)

@@ -25,7 +25,7 @@ class Section:
     remarks: list[str]
 
 
-def section(table: Table, grids: Grids, step: Callable[[], None] = lambda: None) -> Section:
+def section(table: Table, grids: Grids, step: Callable[[], object] = lambda: None) -> Section:
     """Compute a table's section. `grids` are the whole store's learning rates; `step` is called after each row."""
     return Section(
         table,
