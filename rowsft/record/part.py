@@ -98,26 +98,6 @@ class Part:
         )
         return core_schema.no_info_after_validator_function(cls._of, mapping)
 
-    # Until every reader uses attributes.
-    def get(self, key: Any, default: Any = None) -> Any:
-        value = vars(self).get(key, default)
-        return default if isinstance(value, Part) and plain(value) is None else value
-
-    def __getitem__(self, key: str) -> Any:
-        return vars(self)[key]
-
-    def __contains__(self, key: object) -> bool:
-        return key in vars(self)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(vars(self))
-
-    def keys(self) -> Any:
-        return vars(self).keys()
-
-    def items(self) -> Any:
-        return vars(self).items()
-
 
 def plain(value: Any) -> Any:
     """Return a part, or a mapping or list of parts, as JSON; a part of which nothing is known is null."""

@@ -39,7 +39,7 @@ def test_a_method_of_ones_own_trains_and_saves_what_it_says(own):
     record = recorded(own)
     with safe_open(record.file("adapter") / "bitfit.safetensors", "pt") as saved:
         sizes = {name: saved.get_tensor(name).numel() for name in saved.keys()}  # noqa: SIM118
-    parts = record.result["parameters"]
+    parts = record.result.parameters
     biases = {name: size for name, size in sizes.items() if name.endswith("bias") and "bert.encoder" in name}
     assert biases and set(sizes) - set(biases) >= {"classifier.weight", "classifier.bias"}
     assert (parts["budget_asked"], parts["total_trainable"]) == (None, sum(sizes.values()))
@@ -69,4 +69,4 @@ def test_it_can_be_planned(own):
     planned = json.loads(done.stdout)
     assert planned["method"] == "bitfit" and planned["peak_bytes"] > 0
     record = recorded(own)
-    assert planned["trainable_parameters"] == record.result["parameters"]["budget_achieved"]
+    assert planned["trainable_parameters"] == record.result.parameters.budget_achieved

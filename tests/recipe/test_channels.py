@@ -6,6 +6,7 @@ import json
 import pytest
 from safetensors.torch import load_file
 
+from rowsft.record import WarmHead
 from rowsft.store import Store
 
 
@@ -22,7 +23,7 @@ def test_a_channel_end_to_end(workshop, family, settings):
     done = workshop.rowsft("run", *overrides)
     assert done.returncode == 0, done.stderr
     (record,) = Store(workshop.folder / "runs").runs(f"channel_{channel}")
-    resolved, parameters = record.result["resolved"], record.result["parameters"]
+    resolved, parameters = record.result.resolved, record.result.parameters
     assert parameters["adapter"] == parameters["budget_achieved"]
     if channel == "columns":
         assert parameters["budget_asked"] == parameters["budget_achieved"]
@@ -41,8 +42,8 @@ def test_a_warm_head_changes_what_is_chosen_and_not_where_training_starts(worksh
         assert done.returncode == 0, done.stderr
     records = Store(workshop.folder / "runs").runs("warm")
     cold, warm = sorted(records, key=lambda record: record.config["trainer"]["warm_head"])
-    assert "warm_head" not in cold.result
-    assert warm.result["warm_head"]["steps"] == 8
+    assert cold.result.warm_head == WarmHead()
+    assert warm.result.warm_head.steps == 8
     first = [next(csv.DictReader(record.file("curve").open()))["loss"] for record in (cold, warm)]
     assert first[0] == first[1]
     chosen = [load_file(record.file("adapter") / "adapter_model.safetensors") for record in (cold, warm)]

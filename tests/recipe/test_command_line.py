@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tiny_workshop import last_line, only_run
 from wandb_files import items, read_records
 
+from rowsft.record import plain, unknown_keys
 from rowsft.store import Store
 
 # What may differ between two attempts of one run: when, how long, how much the process held, under which id.
@@ -54,24 +55,25 @@ def test_record_holds_what_the_report_needs(workshop):
     assert done.returncode == 0, done.stderr
     record = only_run(workshop, name)
     attempt = record.result
-    assert {"validation", "test"} == set(attempt["metrics"])
+    assert {"validation", "test"} == set(attempt.metrics)
     for phase in ("data", "load", "select", "attach", "train", "evaluate", "save", "measure", "total"):
-        assert attempt["seconds"][phase] > 0, phase
-    assert attempt["memory"]["kind"] == "cpu_profiler"
-    for phase in ("select", "train", "evaluate"):
-        assert attempt["memory"][phase]["peak_allocated_bytes"] > attempt["memory"][phase]["step_peak_new_bytes"] > 0
-        assert attempt["memory"][phase]["peak_reserved_bytes"] is None, "a CPU has no reserved memory; null, never 0"
-    assert attempt["step_seconds"]["timed_steps"] == 5
-    assert 0 < attempt["data_seconds"]["total"] < attempt["seconds"]["train"]
+        assert getattr(attempt.seconds, phase) > 0, phase
+    assert attempt.memory.kind == "cpu_profiler"
+    for phase in (attempt.memory.select, attempt.memory.train, attempt.memory.evaluate):
+        assert phase.peak_allocated_bytes > phase.step_peak_new_bytes > 0
+        assert phase.peak_reserved_bytes is None, "a CPU has no reserved memory; null, never 0"
+    assert list(unknown_keys(attempt)) == [], "the published schema names all that a run records"
+    assert attempt.step_seconds.timed_steps == 5
+    assert 0 < attempt.data_seconds.total < attempt.seconds.train
     assert "energy" not in attempt, "no GPU counts it here: absent, never 0"
-    assert attempt["tokens_per_second"] > 0
+    assert attempt.tokens_per_second > 0
     rows = [json.loads(line) for line in record.file("predictions").read_text().splitlines()]
-    assert [row["split"] for row in rows].count("test") == attempt["task_about"]["sizes"]["test"]
+    assert [row["split"] for row in rows].count("test") == attempt.task_about.sizes["test"]
     hits = [row["prediction"] == row["label"] for row in rows if row["split"] == "test"]
-    assert sum(hits) / len(hits) == pytest.approx(attempt["metrics"]["test"]["accuracy"])
+    assert sum(hits) / len(hits) == pytest.approx(attempt.metrics["test"]["accuracy"])
     saved = load_file(record.file("adapter") / "adapter_model.safetensors")
     trained = sum(tensor.numel() for tensor in saved.values() if tensor.dtype != torch.int64)
-    assert trained == attempt["parameters"]["total_trainable"]
+    assert trained == attempt.parameters.total_trainable
 
 
 def test_how_inputs_were_had_is_in_the_record(workshop):
@@ -83,11 +85,11 @@ def test_how_inputs_were_had_is_in_the_record(workshop):
         assert done.returncode == 0, done.stderr
     records = Store(workshop.folder / "runs").runs(name)
     found = {record.config["method"].get("recompute_inputs"): record.result for record in records}
-    layers = len(found[True]["resolved"]["target_modules"])
+    layers = len(found[True].resolved["target_modules"])
     # What q, k and v of the first layer read has no history: nothing before it is trained.
-    assert found[True]["inputs"] == {"rebuilt": layers - 3, "kept": 3}
-    assert found[False]["inputs"] == {"rebuilt": 0, "kept": layers}
-    assert "inputs" not in found[None]
+    assert plain(found[True].inputs) == {"rebuilt": layers - 3, "kept": 3}
+    assert plain(found[False].inputs) == {"rebuilt": 0, "kept": layers}
+    assert plain(found[None].inputs) is None
 
     reported = workshop.rowsft("report", "--store", "runs", "--experiment", name, "--out", "reports/inputs")
     assert reported.returncode == 0, reported.stderr
@@ -100,19 +102,19 @@ def test_the_memory_ledger_adds_up_to_what_was_measured(workshop):
     done = workshop.rowsft("run", *workshop.overrides("llama"), "method=row_sft", f"experiment_name={name}")
     assert done.returncode == 0, done.stderr
     record = only_run(workshop, name)
-    memory = record.result["memory"]
-    assert list(memory["ledger"]) == ["load", "select", "evaluate", "forward", "backward", "optimizer_step"]
-    for phase, entry in memory["ledger"].items():
-        assert entry["peak_bytes"] == sum(entry["parts"].values()), phase
-    step = max((memory["ledger"][phase] for phase in ("forward", "backward", "optimizer_step")), key=measured)
-    assert step["measured_peak_bytes"] == memory["train"]["peak_allocated_bytes"]
-    for entry in (step, memory["ledger"]["select"], memory["ledger"]["evaluate"]):
-        assert 0 <= entry["unattributed_bytes"] <= 0.01 * entry["measured_peak_bytes"]
-        assert abs(entry["peak_bytes"] - entry["measured_peak_bytes"]) <= 0.01 * entry["measured_peak_bytes"]
+    memory = record.result.memory
+    assert list(memory.ledger) == ["load", "select", "evaluate", "forward", "backward", "optimizer_step"]
+    for phase, entry in memory.ledger.items():
+        assert entry.peak_bytes == sum(entry.parts.values()), phase
+    step = max((memory.ledger[phase] for phase in ("forward", "backward", "optimizer_step")), key=measured)
+    assert step.measured_peak_bytes == memory.train.peak_allocated_bytes
+    for entry in (step, memory.ledger["select"], memory.ledger["evaluate"]):
+        assert 0 <= entry.unattributed_bytes <= 0.01 * entry.measured_peak_bytes
+        assert abs(entry.peak_bytes - entry.measured_peak_bytes) <= 0.01 * entry.measured_peak_bytes
     for phase in ("load", "select"):
-        assert memory["ledger"][phase]["parts"]["trainable_weights"] == 0
-    trained = record.result["parameters"]["total_trainable"]
-    assert memory["ledger"]["backward"]["parts"]["trainable_weights"] == 4 * trained
+        assert memory.ledger[phase].parts["trainable_weights"] == 0
+    trained = record.result.parameters.total_trainable
+    assert memory.ledger["backward"].parts["trainable_weights"] == 4 * trained
     shown = workshop.rowsft("report", "memory", record.id[:6], "--out", "memory.png")
     assert shown.returncode == 0, shown.stderr
     assert "saved activations" in shown.stdout
@@ -120,7 +122,7 @@ def test_the_memory_ledger_adds_up_to_what_was_measured(workshop):
 
 
 def measured(entry):
-    return entry["measured_peak_bytes"] or 0
+    return entry.measured_peak_bytes or 0
 
 
 def test_data_order_and_start_are_shared_by_all_methods(workshop):
@@ -163,6 +165,6 @@ def test_offline_wandb_mirrors_the_record(workshop):
     for entry in records:
         if entry.HasField("summary"):
             summary |= items(entry.summary.update)
-    assert summary["metrics/test/accuracy"] == record.result["metrics"]["test"]["accuracy"]
-    assert summary["memory/train/peak_allocated_bytes"] == record.result["memory"]["train"]["peak_allocated_bytes"]
+    assert summary["metrics/test/accuracy"] == record.result.metrics["test"]["accuracy"]
+    assert summary["memory/train/peak_allocated_bytes"] == record.result.memory.train.peak_allocated_bytes
     assert [entry.exit.exit_code for entry in records if entry.HasField("exit")] == [0]

@@ -80,5 +80,5 @@ def test_diverged_run_is_recorded_as_failed(workshop):
     assert done.returncode == 1
     record = only_run(workshop, "diverged")
     assert record.state == "failed"
-    assert "lower trainer.learning_rate" in record.latest["error"]["message"]
+    assert "lower trainer.learning_rate" in record.latest.error.message
     assert (Path(record.folder) / "attempt-1" / "curve.csv").exists()

@@ -12,6 +12,7 @@ import pytest
 from tiny import tiny_bert
 from tiny_workshop import last_line, only_run
 
+from rowsft.record import PhaseMemory
 from rowsft.store import Store
 
 
@@ -25,7 +26,7 @@ def test_sweep_uses_fresh_processes_and_survives_a_failure(workshop):
     records = Store(workshop.folder / "runs").runs("swept")
     states = sorted((record.config["method"]["name"], record.state) for record in records)
     assert states == [("head", "done"), ("lora", "done")]
-    pids = {record.latest["pid"] for record in records}
+    pids = {record.latest.pid for record in records}
     assert len(pids) == 2
     again = workshop.rowsft(*command, *sizes)
     assert again.stdout.count("done already") == 3
@@ -53,8 +54,8 @@ def test_a_stopped_run_says_so_and_starts_again(workshop, number, state):
     assert status == (-9 if number == signal.SIGKILL else 130)
     record = only_run(workshop, name)
     assert record.state == state
-    assert record.latest["error"]["message"]
-    assert "load" in record.latest["memory"]["ledger"], "even what is killed keeps what it had measured"
+    assert record.latest.error.message
+    assert "load" in record.latest.memory.ledger, "even what is killed keeps what it had measured"
 
     listed = json.loads(workshop.rowsft("runs", "--store", "runs", "--experiment", name, "--json").stdout)
     assert [row["state"] for row in listed] == [state]
@@ -95,7 +96,7 @@ def test_a_stopped_sweep_stops_its_jobs(workshop, at_once):
     assert process.wait(timeout=60) == 130
     records = store.runs(name)
     assert [record.state for record in records] == ["interrupted"] * at_once
-    assert all("SIGTERM" in record.latest["error"]["message"] for record in records)
+    assert all("SIGTERM" in record.latest.error.message for record in records)
 
 
 def test_a_sweep_says_of_a_job_that_was_interrupted_alone_that_it_is_not_done(workshop):
@@ -116,7 +117,7 @@ def test_a_sweep_says_of_a_job_that_was_interrupted_alone_that_it_is_not_done(wo
         assert process.poll() is None and time.monotonic() < deadline, "no job started"
         time.sleep(0.2)
     (record,) = store.runs(name)
-    os.kill(record.latest["pid"], signal.SIGINT)
+    os.kill(record.latest.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     listed = output[output.index("not done:") :]
@@ -170,18 +171,18 @@ def test_a_run_that_dies_of_memory_keeps_what_it_measured(workshop):
     assert done.returncode == 1, done.stderr
     record = only_run(workshop, "oom")
     assert last_line(done) == f"oom: run {record.id} in {record.folder}"
-    assert (record.state, record.latest["error"]["phase"]) == ("oom", "train")
+    assert (record.state, record.latest.error.phase) == ("oom", "train")
     curve = (record.folder / "attempt-1" / "curve.csv").read_text().splitlines()
     assert len(curve) == 2, "the step before is on the curve, below its heading"
 
-    memory = record.latest["memory"]
-    assert list(memory["ledger"]) == ["load", "select"]
-    for phase, entry in memory["ledger"].items():
-        assert 0 < entry["peak_bytes"] == sum(entry["parts"].values()), phase
-    measured_bytes = memory["select"]["peak_allocated_bytes"]
-    assert memory["ledger"]["select"]["peak_bytes"] == pytest.approx(measured_bytes, rel=0.01)
-    assert memory["train"]["resident_peak_bytes"] > 0 and memory["train"]["peak_allocated_bytes"] is None
-    assert memory["evaluate"] is None
+    memory = record.latest.memory
+    assert list(memory.ledger) == ["load", "select"]
+    for phase, entry in memory.ledger.items():
+        assert 0 < entry.peak_bytes == sum(entry.parts.values()), phase
+    measured_bytes = memory.select.peak_allocated_bytes
+    assert memory.ledger["select"].peak_bytes == pytest.approx(measured_bytes, rel=0.01)
+    assert memory.train.resident_peak_bytes > 0 and memory.train.peak_allocated_bytes is None
+    assert memory.evaluate == PhaseMemory()
 
     reported = workshop.rowsft("report", "--store", "runs", "--experiment", "oom", "--out", "reports/oom")
     assert reported.returncode == 0, reported.stderr

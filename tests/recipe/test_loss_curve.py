@@ -85,7 +85,7 @@ def bare_losses(folder: Path, family: str, method: str, record, examples: list[d
 
 def prepare(model, family: str, method: str, record) -> dict:
     """Freeze and wrap by hand; for row-SFT return {parameter: mask of what may move}."""
-    resolved, head = record.result["resolved"], ("classifier", "pooler")
+    resolved, head = record.result.resolved, ("classifier", "pooler")
     if method == "full":
         return {}
     for name, parameter in model.named_parameters():

@@ -40,11 +40,11 @@ def test_repeated_texts_are_said_and_recorded(workshop, tmp_path):
     done = workshop.rowsft("run", *workshop.overrides("bert"), "method=head", *data)
     assert done.returncode == 0, done.stderr
     (record,) = Store(tmp_path / "store").runs()
-    counts = record.result["task_about"]["counts"]
+    counts = record.result.task_about.counts
     across = counts["rows_repeated_across_splits"]
     assert across["test in train"] + across["test in validation"] == 60 and counts["labels_stripped"] == 60
     warned = [line for line in done.stderr.splitlines() if line.startswith("rowsft: warning: ")]
-    assert [line.removeprefix("rowsft: warning: ") for line in warned] == record.result["task_about"]["warnings"]
+    assert [line.removeprefix("rowsft: warning: ") for line in warned] == record.result.task_about.warnings
     assert any("test rows have a text that train holds too" in line for line in warned)
 
 
@@ -70,7 +70,7 @@ def test_the_loss_of_responses_is_computed_again_from_the_predictions(workshop, 
         rows = [json.loads(line) for line in record.file("predictions").read_text().splitlines()]
         test = [row for row in rows if row["split"] == "test"]
         tokens = sum(row["tokens"] for row in test)
-        metrics = record.result["metrics"]["test"]
+        metrics = record.result.metrics["test"]
         loss = sum(row["negative_log_likelihood"] for row in test) / tokens
         assert metrics["loss"] == pytest.approx(loss, rel=1e-12)
         for name in ("loss", "perplexity", "token_accuracy"):
@@ -78,5 +78,5 @@ def test_the_loss_of_responses_is_computed_again_from_the_predictions(workshop, 
             assert found.metric(list(range(len(test)))) == pytest.approx(metrics[name], rel=1e-9)
     first, second = ({2023: scored(record, "test")} for record in runs)
     gap = difference(first, second)
-    expected = runs[0].result["metrics"]["test"]["loss"] - runs[1].result["metrics"]["test"]["loss"]
+    expected = runs[0].result.metrics["test"]["loss"] - runs[1].result.metrics["test"]["loss"]
     assert gap.value == pytest.approx(expected) and gap.low <= gap.value <= gap.high

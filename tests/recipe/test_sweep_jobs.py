@@ -42,7 +42,7 @@ def test_a_job_that_is_killed_before_it_can_record_anything_leaves_a_record(work
     assert not any("trainer.batch_size" in line for line in lines)
     records = {record.config["seed"]: record for record in Store(tmp_path / "runs").runs("killed")}
     assert [records[seed].state for seed in (12, 13, 14)] == ["done", "interrupted", "interrupted"]
-    assert records[13].latest["error"]["message"] == said
+    assert records[13].latest.error.message == said
     shown = json.loads(workshop.rowsft("runs", "--store", str(tmp_path / "runs"), "--json").stdout)
     assert sorted((row["seed"], said in str(row["reason"])) for row in shown) == [(12, False), (13, True), (14, True)]
 

@@ -84,7 +84,7 @@ def test_a_run_goes_out_as_lora_and_merged(workshop, capsys, family):
             in card
         )
         assert f"| trainable parameters, task head apart | {attempt['parameters']['adapter']} |" in card
-        for split, metrics in attempt["metrics"].items():
+        for split, metrics in attempt.metrics.items():
             for metric, value in metrics.items():
                 assert f"| {split} {metric} | {value:.4f} |" in card
     if family == "bert":

@@ -290,7 +290,7 @@ def test_nothing_that_the_store_writes_holds_a_secret(monkeypatch, tmp_path):
     for path in files:
         assert b"planted" not in path.read_bytes(), path
     record = Store(tmp_path).get(run.id)
-    assert record.latest["state"] == "failed" and "401 at https://hub.example/m" in record.latest["error"]["message"]
+    assert record.latest.state == "failed" and "401 at https://hub.example/m" in record.latest.error.message
     assert yaml.safe_load((run.path / "config.yaml").read_text()) == record.config
     adapter = run.path / "attempt-1" / "adapter"
     assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 8

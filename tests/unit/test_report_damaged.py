@@ -6,6 +6,7 @@ from report_factory import finish, outcomes, status
 from safetensors.numpy import save_file
 
 from rowsft import report
+from rowsft.record import plain
 from rowsft.report import overlap
 from rowsft.store import Store
 
@@ -31,7 +32,8 @@ def test_an_adapter_without_lists_of_ids_has_no_selection(tmp_path, ids):
     for record in store.runs():
         with store._reopen(record.id) as run:
             attempt = run.begin()
-            attempt.update(**{key: value for key, value in record.result.items() if key not in ("attempt", "state")})
+            fields = plain(record.result)
+            attempt.update(**{key: value for key, value in fields.items() if key not in ("attempt", "state")})
             attempt.write_folder("adapter", lambda path: save_file({"a.row_sft_ids": ids}, path / overlap.WEIGHTS))
             attempt.finish("done")
     (section,) = report.sections(tmp_path, "demo")

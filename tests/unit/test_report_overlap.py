@@ -6,6 +6,7 @@ from report_factory import classification, config, finish
 from safetensors.numpy import save_file
 
 from rowsft import report
+from rowsft.record import plain
 from rowsft.report import overlap
 from rowsft.report.markdown import markdown
 from rowsft.store import Store
@@ -36,7 +37,7 @@ def sections(tmp_path):
         }
         with store._reopen(record.id) as run:
             attempt = run.begin()
-            result = {**record.result, "files": {}}
+            result = plain(record.result.changed(files={}))
             attempt.update(**{key: value for key, value in result.items() if key not in ("attempt", "state")})
             attempt.write_folder("adapter", lambda folder, held=tensors: save_adapter(folder, held))
             attempt.finish("done")

@@ -71,7 +71,7 @@ def test_both_accuracies_of_multiple_choice_have_intervals(tmp_path, name, colum
     rows = [{**line, "prediction_sum": line["label"]} for line in classification("lora", 1)]
     record = scores_of(tmp_path, rows, task="sentiment")
     right = sum(line[column] == line["label"] for line in rows)
-    record.result["metrics"]["test"][name] = right / 400
+    record.result.metrics["test"][name] = right / 400
     found = pred.over_examples(right / 400, pred.scored(record, "test", name))
     assert (found.low, found.high) == wilson(right, 400) and found.covers == OVER_EXAMPLES
 

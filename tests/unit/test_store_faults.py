@@ -182,7 +182,7 @@ with Store(sys.argv[1]).open({"seed": 1, "method": {"name": "lora"}}) as run, ru
 def test_why_a_process_died_before_it_could_begin_is_entered(tmp_path):
     Store(tmp_path).record_death(CONFIG, 4242, "killed by signal 9")
     (record,) = Store(tmp_path).runs()
-    assert (record.state, record.latest["error"]["message"], record.latest["pid"]) == (
+    assert (record.state, record.latest.error.message, record.latest.pid) == (
         "interrupted",
         "killed by signal 9",
         4242,

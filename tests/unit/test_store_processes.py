@@ -66,7 +66,7 @@ def test_two_processes_racing_for_a_run_make_one_attempt(tmp_path):
     said = sorted(racer.communicate(timeout=60)[0] for racer in racers)
     assert said[1] == "won\n" and said[0].startswith("lost: run ") and "is being worked on by process" in said[0]
     (record,) = Store(tmp_path).runs()
-    assert [attempt["state"] for attempt in record.attempts] == ["done"]
+    assert [attempt.state for attempt in record.attempts] == ["done"]
 
 
 def test_a_killed_run_reads_as_interrupted_and_the_next_attempt_starts(tmp_path):
@@ -80,12 +80,12 @@ def test_a_killed_run_reads_as_interrupted_and_the_next_attempt_starts(tmp_path)
     holder.communicate()
     before = (tmp_path / run / "record.json").read_bytes()
     record = store.get(run)
-    assert record.state == record.latest["state"] == "interrupted"
-    assert record.latest["error"]["message"] == "process gone"
+    assert record.state == record.latest.state == "interrupted"
+    assert record.latest.error.message == "process gone"
     assert (tmp_path / run / "record.json").read_bytes() == before, "a reader rewrote the record"
     with store.open(CONFIG) as folder:
         folder.begin().finish("done", metrics={})
-    assert [attempt["state"] for attempt in store.get(run).attempts] == ["interrupted", "done"]
+    assert [attempt.state for attempt in store.get(run).attempts] == ["interrupted", "done"]
     assert json.loads((tmp_path / run / "record.json").read_text())["attempts"][0]["state"] == "interrupted"
 
 
@@ -128,7 +128,7 @@ except UserError as error:
     ).stdout
     assert "no space is left there" in said and str(tmp_path) in said and "store=FOLDER" in said
     (record,) = Store(tmp_path).runs()
-    assert record.state == "interrupted" and "resolved" not in record.latest
+    assert record.state == "interrupted" and record.latest.resolved == {}
     assert not [path for path in record.folder.iterdir() if path.suffix == ".tmp"]
 
 
