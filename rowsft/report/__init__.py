@@ -8,107 +8,20 @@ The same records give the same files.
 May import store, output and selection's rule of when a budget is met. Must not write into the store.
 """
 
-import io
-from dataclasses import dataclass
-from pathlib import Path
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.text import Text
-
-from rowsft.errors import UserError
-from rowsft.output import escape
-from rowsft.progress import steps
-from rowsft.report import flat, terminal
-from rowsft.report.grids import Grids
-from rowsft.report.markdown import markdown
-from rowsft.report.rows import gather
-from rowsft.report.section import Section, section
-from rowsft.store import Store
-from rowsft.store.files import explained, write_atomic, write_csv
+if TYPE_CHECKING:
+    from rowsft.report.build import ReportFiles, build, print_tables, sections, text
+    from rowsft.report.section import Section
 
 __all__ = ["ReportFiles", "Section", "build", "print_tables", "sections", "text"]
 
 
-@dataclass(frozen=True)
-class ReportFiles:
-    """What `build` wrote (`picture` is None when there was nothing to draw) and what it was made from."""
-
-    markdown: Path
-    runs: Path
-    table: Path
-    picture: Path | None
-    page: Path
-    sections: list[Section]
-
-
-def sections(store_root: str | Path, experiment: str | None = None) -> list[Section]:
-    """Return the computed tables of one experiment, or of all. Raises UserError when the store has no such run."""
-    store = Store(store_root)
-    everything = store.runs()
-    known = sorted({name for record in everything for name in record.experiments})
-    if experiment is not None and experiment not in known:
-        raise UserError(
-            f"experiment {experiment!r}: no runs in store {store.root}; "
-            + (f"it has: {', '.join(known)}" if known else "it has no experiment; run one with `rowsft sweep`")
-        )
-    if not everything:
-        raise UserError(f"store {store.root}: no runs; make some with `rowsft run` or name another with --store FOLDER")
-    wanted: list[str | None] = [experiment] if experiment is not None else [*known, None]
-    tables = gather(everything, wanted)
-    grids = Grids(everything)
-    with steps("computing tables", sum(bool(row.done) for table in tables for row in table.rows)) as step:
-        return [section(table, grids, step) for table in tables]
-
-
-def build(store_root: str | Path, experiment: str | None = None, out: str | Path = "reports") -> ReportFiles:
-    """Write report.md, runs.csv, table.csv, accuracy_vs_memory.png and index.html into `out`.
-
-    Raises UserError when there is nothing to report or `out` cannot be written.
-    """
-    # Listing runs imports this package too, and does without matplotlib.
-    from rowsft.report import plots
-    from rowsft.report.page import page
-
-    out = Path(out)
-    computed = sections(store_root, experiment)
-    with explained(out):
-        out.mkdir(parents=True, exist_ok=True)
-    records = {record.id: record for part in computed for record in part.table.records}
-    picture = out / "accuracy_vs_memory.png"
-    light, dark = (plots.accuracy_vs_memory(computed, theme) for theme in (plots.LIGHT, plots.DARK))
-    files = ReportFiles(
-        out / "report.md",
-        out / "runs.csv",
-        out / "table.csv",
-        picture if light else None,
-        out / "index.html",
-        computed,
-    )
-    title = f"rowsft report: {experiment}" if experiment else "rowsft report"
-    parts = [f"# {escape.markdown(title)}\n"]
-    if light:
-        parts.append("![primary metric against peak memory of training](accuracy_vs_memory.png)\n")
-        write_atomic(picture, light)
-    write_atomic(files.markdown, "\n".join([*parts, *(markdown(part) for part in computed)]).encode())
-    write_csv(files.runs, flat.run_rows([records[key] for key in sorted(records)]))
-    write_csv(files.table, flat.table_rows(computed))
-    write_atomic(files.page, page(title, computed, light, dark).encode())
-    return files
-
-
-def print_tables(files: ReportFiles, console: Console | None = None) -> None:
-    """Print the tables and where the files are."""
-    console = console or Console()
-    for part in files.sections:
-        terminal.show(part, console)
-    where = f"page: {files.page}   tables: {files.markdown}   numbers: {files.table}, {files.runs}"
-    console.print(Text(escape.terminal(where), style="dim"))
-
-
-def text(parts: list[Section], width: int = 160) -> str:
-    """Return the terminal's tables as plain text."""
-    stream = io.StringIO()
-    console = Console(width=width, no_color=True, force_terminal=False, file=stream)
-    for part in parts:
-        terminal.show(part, console)
-    return stream.getvalue()
+def __getattr__(name: str) -> Any:
+    # On demand: `rowsft runs` and `rowsft tune` need none of what a report is computed with.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module("rowsft.report.build"), name)
+    globals()[name] = value
+    return value

@@ -9,10 +9,10 @@ from rich.text import Text
 from rowsft.output import escape
 from rowsft.output.quantities import NONE, text
 from rowsft.report.columns import Column, Sheet, words
+from rowsft.report.grid import STATE_COLOURS, grid
 from rowsft.report.groups import compared, labels, model_label
 from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, failure, named, primary, short_names
 from rowsft.report.settings import text_of as key_of
-from rowsft.report.terminal import STATE_COLOURS, grid
 from rowsft.store import Record, Store
 
 #: A line shows as many differing settings; --json has all.

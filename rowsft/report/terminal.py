@@ -1,12 +1,12 @@
 """A section in the terminal: the main table cut to what fits, states, and the contract's open points."""
 
 from rich.console import Console
-from rich.table import Table as Grid
 from rich.text import Text
 
 from rowsft.output import escape
 from rowsft.report.columns import Sheet
 from rowsft.report.fairness import MET, STATED, Condition
+from rowsft.report.grid import grid, line
 from rowsft.report.lines import Line
 from rowsft.report.notes import demonstration, notes
 from rowsft.report.section import Section
@@ -14,14 +14,6 @@ from rowsft.report.tables import blocks, heading, terminal_main
 
 #: More rows than these say nothing on a terminal: the best are shown, and where the others are.
 _MOST_ROWS = 40
-STATE_COLOURS = {
-    "done": "green",
-    "running": "cyan",
-    "pending": "dim",
-    "failed": "red",
-    "oom": "red",
-    "interrupted": "yellow",
-}
 
 
 def show(section: Section, console: Console) -> None:
@@ -70,31 +62,6 @@ def _print_main(console: Console, sheet: Sheet[Line]) -> None:
         return
     console.print(grid(sheet.of("setting", "result")))
     console.print(grid(sheet.of("cost")))
-
-
-def grid(sheet: Sheet, **options) -> Grid:
-    """Return a sheet for rich, without its title; `options` are those of rich's table."""
-    table = Grid(box=None, header_style="bold", pad_edge=False, **options)
-    for column in sheet.columns:
-        table.add_column(
-            line(column.heading),
-            justify="right" if column.kind == "number" else "left",
-            no_wrap=column.kind != "words",
-            overflow="fold",
-        )
-    for row in sheet.rows:
-        table.add_row(
-            *(
-                line(cell, STATE_COLOURS.get(cell, "") if column.key == "state" else "")
-                for column, cell in zip(sheet.columns, row, strict=True)
-            )
-        )
-    return table
-
-
-def line(text: str, style: str = "") -> Text:
-    """Return a text for rich, as it is: names may hold square brackets, which rich would take for markup."""
-    return Text(escape.terminal(text), style=style)
 
 
 def _contract(conditions: list[Condition], remarks: list[str]) -> Text:

@@ -5,12 +5,12 @@ import json
 from rich.console import Console
 
 from rowsft.output.quantities import NONE
-from rowsft.report import terminal
 from rowsft.report.columns import Column, Sheet, words
 from rowsft.report.compare import Comparison
 from rowsft.report.compare.limits import WITHIN
 from rowsft.report.compare.number import Number
 from rowsft.report.compare.units import amounts, change, percent
+from rowsft.report.grid import grid, line
 
 _DIFFERING: list[Column[tuple[str, dict]]] = [
     Column("name", "name", lambda pair: pair[0], kind="words"),
@@ -47,7 +47,7 @@ def _print_differing(console: Console, title: str, differing: dict[str, dict[str
         _line(console, f"\n{title}: no difference", "bold")
         return
     _line(console, f"\n{title} that differ{'s' * (not title.endswith('s'))}", "bold")
-    console.print(terminal.grid(Sheet(title, _DIFFERING, list(differing.items()))))
+    console.print(grid(Sheet(title, _DIFFERING, list(differing.items()))))
 
 
 def _value(sides: dict[str, object], side: str) -> str:
@@ -59,7 +59,7 @@ def _print_numbers(console: Console, numbers: list[Number]) -> None:
     # What neither side measured says nothing, though a limit may name it.
     shown = [number for number in numbers if number.a is not None or number.b is not None]
     _line(console, "\nnumbers", "bold")
-    console.print(terminal.grid(Sheet("numbers", _NUMBERS, shown)))
+    console.print(grid(Sheet("numbers", _NUMBERS, shown)))
     for number in shown:
         pair = number.paired
         if pair is not None and pair.low is not None:
@@ -82,4 +82,4 @@ def _line(console: Console, text: str, style: str = "") -> None:
     # One line stays one line, however narrow: a log is searched by line.
     if text.startswith("\n"):
         console.print()
-    console.print(terminal.line(text.removeprefix("\n"), style), soft_wrap=True)
+    console.print(line(text.removeprefix("\n"), style), soft_wrap=True)
