@@ -16,7 +16,6 @@ from rowsft.config.settings import TrainerSettings
 from rowsft.method_info import info_of, to_record
 from rowsft.methods.base import method_of
 from rowsft.models.checkpoint import write_checkpoint
-from rowsft.record import plain
 from rowsft.runner import memory_probe
 from rowsft.runner import trainer as training
 from rowsft.runner.context import Job, Outcome
@@ -89,7 +88,7 @@ def _perform(job: Job) -> None:
             # What kills a process for its memory lets it write nothing more.
             job.attempt.update(memory=job.memory.record)
         job.attempt.update(**_costs(job))
-        job.tracker.summary(final_numbers(plain(job.attempt.fields)))
+        job.tracker.summary(final_numbers(job.attempt.fields))
     job.attempt.finish("done")
 
 
