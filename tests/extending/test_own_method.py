@@ -42,7 +42,7 @@ def test_a_method_of_ones_own_trains_and_saves_what_it_says(own):
     parts = record.result.parameters
     biases = {name: size for name, size in sizes.items() if name.endswith("bias") and "bert.encoder" in name}
     assert biases and set(sizes) - set(biases) >= {"classifier.weight", "classifier.bias"}
-    assert (parts["budget_asked"], parts["total_trainable"]) == (None, sum(sizes.values()))
+    assert (parts.budget_asked, parts.total_trainable) == (None, sum(sizes.values()))
     assert not any(name.endswith("weight") for name in sizes if "bert.encoder" in name)
 
 

@@ -24,9 +24,9 @@ def test_a_channel_end_to_end(workshop, family, settings):
     assert done.returncode == 0, done.stderr
     (record,) = Store(workshop.folder / "runs").runs(f"channel_{channel}")
     resolved, parameters = record.result.resolved, record.result.parameters
-    assert parameters["adapter"] == parameters["budget_achieved"]
+    assert parameters.adapter == parameters.budget_achieved
     if channel == "columns":
-        assert parameters["budget_asked"] == parameters["budget_achieved"]
+        assert parameters.budget_asked == parameters.budget_achieved
         assert set(resolved["columns_pattern"].values()) == {8}
         assert resolved["rows_pattern"] == {}
     else:
