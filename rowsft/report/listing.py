@@ -9,7 +9,7 @@ from rich.text import Text
 from rowsft.output import escape
 from rowsft.output.quantities import NONE, text
 from rowsft.report.columns import Column, Sheet, words
-from rowsft.report.grid import STATE_COLOURS, grid
+from rowsft.report.grid import STATE_COLOURS, grid, unfolded
 from rowsft.report.groups import compared, labels, model_label
 from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, failure, named, primary, short_names
 from rowsft.report.settings import text_of as key_of
@@ -102,7 +102,7 @@ def _rank(key: str) -> tuple[int, str]:
     return first.index(True), key
 
 
-def runs_table(store: Store, experiment: str | None = None, width: int = 160) -> Table:
+def runs_table(store: Store, experiment: str | None = None, width: int = 160) -> Table | Text:
     """Return the same as a table for a terminal of `width` characters. What all runs share stands beneath it."""
     runs = runs_list(store, experiment)
     names = short_names({key for run in runs for key in run.differs if key != "seed"})
@@ -128,9 +128,9 @@ def runs_table(store: Store, experiment: str | None = None, width: int = 160) ->
     if not any(key in names for run in runs for key in run.differs):
         hidden.add("differs in")
     shown = [column for column in columns if not hidden & {column.key, column.heading}]
-    return grid(
-        Sheet("", shown, runs), caption=Text(escape.terminal(_caption(store, runs, shared))), caption_justify="left"
-    )
+    sheet, caption = Sheet("", shown, runs), _caption(store, runs, shared)
+    as_text = unfolded(sheet, width, caption)
+    return as_text or grid(sheet, caption=Text(escape.terminal(caption)), caption_justify="left")
 
 
 def page_sheet(records: list[Record]) -> Sheet[Run]:
