@@ -157,8 +157,8 @@ def _template(rest: tuple[str, ...], groups: set[str]) -> _Template | None:
 def _use_tuned(config: dict, overrides: Sequence[str]) -> None:
     """As compose does: a tuned table decides the learning rate unless the command line does."""
     table = config.pop("tuned", None)
-    said = any(text.lstrip("+").startswith("trainer.learning_rate=") for text in overrides)
-    if table is None or said:
+    given = any(text.lstrip("+").startswith("trainer.learning_rate=") for text in overrides)
+    if table is None or given:
         return
     rates, name = table.get("learning_rate"), config["method"].get("name")
     if not isinstance(rates, dict) or set(table) != {"learning_rate"} or not isinstance(name, str):

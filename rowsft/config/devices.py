@@ -65,11 +65,11 @@ def _only(device: str, index: int, listed: list[str] | None) -> dict[str, str]:
 
 def _listed(environment: Mapping[str, str]) -> list[str] | None:
     """What the environment makes visible; None where it says nothing, so that all are."""
-    said = environment.get(VISIBLE)
-    if said is None:
+    visible = environment.get(VISIBLE)
+    if visible is None:
         return None
     names: list[str] = []
-    for name in (part.strip() for part in said.split(",")):
+    for name in (part.strip() for part in visible.split(",")):
         # CUDA takes no notice of what follows a name that it does not know.
         if not name or name.startswith("-") or name == "NoDevFiles":
             break

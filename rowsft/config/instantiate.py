@@ -101,15 +101,15 @@ def _check_inner(own: Any, known: Any, path: str, group: str) -> None:
 def _target(group: str, name: str) -> Callable:
     try:
         with _quiet(logging.getLogger("hydra.utils")):
-            found = get_object(importable(name))
+            target = get_object(importable(name))
     except Exception as error:
         reason = shortened(error.__cause__ or error, 300)
         raise UserError(
             f"{group}._target_={shortened(name)}: cannot be imported ({reason}); expected package.module.Class"
         ) from error
-    if not callable(found):
+    if not callable(target):
         raise UserError(f"{group}._target_={shortened(name)}: is no class or function; expected package.module.Class")
-    return found
+    return target
 
 
 @contextmanager

@@ -71,12 +71,12 @@ def check_names(hydra: Hydra, overrides: list[str]) -> DictConfig | None:
 def _groups(hydra: Hydra) -> list[str]:
     own = config_folders.own()
     if own not in _known_groups:
-        found, pending = [], hydra.config_loader.list_groups("")
+        groups, pending = [], hydra.config_loader.list_groups("")
         while pending:
             group = pending.pop()
-            found.append(group)
+            groups.append(group)
             pending += [f"{group}/{child}" for child in hydra.config_loader.list_groups(group)]
-        _known_groups[own] = sorted(found)
+        _known_groups[own] = sorted(groups)
     return _known_groups[own]
 
 

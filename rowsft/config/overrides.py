@@ -109,13 +109,13 @@ def kept_as_text(parser: OverridesParser, text: str) -> str:
 @cache
 def text_keys() -> frozenset[str]:
     """The keys whose values are text, or lists of text."""
-    found = {
+    keys = {
         f"{group}.{name}".lstrip(".")
         for group, kind in _SETTINGS.items()
         for name, hint in typing.get_type_hints(kind).items()
         if fits("text", hint) or (fits(["text"], hint) and not fits([1], hint))
     }
-    return frozenset(found | _MORE_TEXT)
+    return frozenset(keys | _MORE_TEXT)
 
 
 def _is_number_or_bool(parser: OverridesParser, bare: str) -> bool:

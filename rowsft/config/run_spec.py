@@ -57,13 +57,13 @@ def _model_revision(model: dict) -> str:
 
 def _data_revisions(task: dict) -> dict[str, str]:
     """The sha256 of the content of every local data file or folder that the task names: edited data are another run."""
-    found = {}
+    digests = {}
     for key, value in sorted(_leaves(task)):
         if isinstance(value, str) and value and _may_be_path(key, value):
             digest = _digest(value, folders=key.rsplit(".", 1)[-1].endswith("path"))
             if digest:
-                found[key] = digest
-    return found
+                digests[key] = digest
+    return digests
 
 
 def _may_be_path(key: str, value: str) -> bool:

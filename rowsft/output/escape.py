@@ -119,8 +119,8 @@ def file_name(text: str) -> str:
     return f"{name or '_'}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
-def _escaped_start(found: re.Match) -> str:
-    return "\\" + found[1] if found[1] else f"{found[2]}\\{found[3]}"
+def _escaped_start(match: re.Match) -> str:
+    return "\\" + match[1] if match[1] else f"{match[2]}\\{match[3]}"
 
 
 def _longest_run(text: str) -> int:

@@ -114,7 +114,7 @@ class _Known:
 
     def __init__(self, more: Iterable[str] = ()):
         values = {value.strip() for name, value in os.environ.items() if variable_is_secret(name)}
-        values.update(found for value in os.environ.values() for found in _passwords(value))
+        values.update(match for value in os.environ.values() for match in _passwords(value))
         # A password may be any word; with one of the suite's own masked, a record would tell nothing.
         self.values = {
             value
@@ -204,20 +204,20 @@ def _credentials_in(node: Any) -> Iterator[str]:
 def _passwords(value: str) -> tuple[str, ...]:
     """Those in the value of any variable: of a proxy's or database's URL, of a connection string."""
     of_urls = _of_users(URL_CREDENTIALS.finditer(value)) if "@" in value else ()
-    assigned = (found[2] for found in CONNECTION_SECRET.finditer(value)) if "=" in value else ()
+    assigned = (match[2] for match in CONNECTION_SECRET.finditer(value)) if "=" in value else ()
     return (*of_urls, *(secret for secret in assigned if len(secret) >= _SHORTEST_PART))
 
 
 def _of_users(credentials: Iterable[re.Match]) -> Iterator[str]:
-    for found in credentials:
-        user, _, password = found[2].rstrip("@").partition(":")
+    for match in credentials:
+        user, _, password = match[2].rstrip("@").partition(":")
         secret = password or (user if len(user) >= 16 else "")
         if len(secret) >= _SHORTEST_PART:
             yield secret
 
 
-def _masked_entry(found: re.Match) -> str:
-    return f"{found[1]}{found[2]}{MASK}" if names_secret(found[1]) else found[0]
+def _masked_entry(match: re.Match) -> str:
+    return f"{match[1]}{match[2]}{MASK}" if names_secret(match[1]) else match[0]
 
 
 def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

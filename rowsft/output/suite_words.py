@@ -18,13 +18,13 @@ def _words() -> frozenset[str]:
     # Late, for only a password that looks like a word asks: the record's types bring a library along.
     from rowsft.record import parts
 
-    found = {word for kind in vars(parts).values() for word in getattr(kind, "__annotations__", ())}
+    words = {word for kind in vars(parts).values() for word in getattr(kind, "__annotations__", ())}
     for path in SHIPPED.glob("**/*.yaml"):
-        found.update((path.stem, path.parent.name))
+        words.update((path.stem, path.parent.name))
         text = path.read_text(encoding="utf-8")
         # Comments are plain English, which passwords may be made of; those of a method name its metrics.
         kept = text if path.parent.name == "method" else re.sub(r"(?:^|\s)#.*", "", text)
         # A file that others build on is no value of a setting.
         kept = re.sub(r"^ *- _\w+$", "", kept, flags=re.MULTILINE)
-        found.update(re.findall(r"[a-z][\w.\-]*\w", kept))
-    return frozenset(found)
+        words.update(re.findall(r"[a-z][\w.\-]*\w", kept))
+    return frozenset(words)

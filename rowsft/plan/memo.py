@@ -62,9 +62,9 @@ class Memo:
         if known is not None:
             return _again(known, first)
         out = compute()
-        found = _meta_of(out, args, kind, key)
-        if found is not None:
-            self._results[key] = found
+        meta = _meta_of(out, args, kind, key)
+        if meta is not None:
+            self._results[key] = meta
         return out
 
     def _kind(self, func) -> str | None:

@@ -86,13 +86,13 @@ class Store:
 
     def get(self, prefix: str) -> Record:
         """The one run whose id starts with `prefix`. Raises UserError when there is none, several or it is damaged."""
-        found = [folder for folder in self._folders() if folder.name.startswith(prefix)]
-        exact = [folder for folder in found if folder.name == prefix]
-        if len(exact or found) != 1 or not prefix:
-            seen = f"matches {', '.join(folder.name for folder in found)}" if found else "is not in it"
+        candidates = [folder for folder in self._folders() if folder.name.startswith(prefix)]
+        exact = [folder for folder in candidates if folder.name == prefix]
+        if len(exact or candidates) != 1 or not prefix:
+            seen = f"matches {', '.join(folder.name for folder in candidates)}" if candidates else "is not in it"
             raise UserError(f"run {prefix!r}: {seen} (store {self.root}); give one id that `rowsft runs` lists")
         try:
-            return read_record((exact or found)[0])
+            return read_record((exact or candidates)[0])
         except UnreadableRecord as reason:
             raise UserError(f"{reason}; {_MEND}") from reason
 

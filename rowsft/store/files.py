@@ -67,15 +67,15 @@ def read_json(path: Path, strict: bool = False) -> Any:
     too_deep = ValueError(f"nested more than {_DEEPEST} deep")
     content = read_regular(path)
     try:
-        found = json.loads(content, **(_strict_hooks(content) if strict else {"parse_int": _integer}))
+        value = json.loads(content, **(_strict_hooks(content) if strict else {"parse_int": _integer}))
     except RecursionError:
         raise too_deep from None
-    if _nests_deep(found):
+    if _nests_deep(value):
         raise too_deep
     if strict and b"\\ud" in content.lower():
         # Half of a surrogate pair is read without a complaint and cannot be written to any file.
-        json.dumps(found, ensure_ascii=False).encode()
-    return found
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _strict_hooks(content: bytes) -> dict:
@@ -86,8 +86,8 @@ def _strict_hooks(content: bytes) -> dict:
     return hooks
 
 
-def _nests_deep(found: object) -> bool:
-    level = [found] if isinstance(found, dict | list) else []
+def _nests_deep(value: object) -> bool:
+    level = [value] if isinstance(value, dict | list) else []
     for _ in range(_DEEPEST):
         inner = (node.values() if type(node) is dict else node for node in level)
         level = [item for items in inner for item in items if type(item) is dict or type(item) is list]
@@ -118,12 +118,12 @@ def _finite(text: str) -> float:
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {shortened(repr(twice))} stands twice in one mapping")
-    return found
+    return value
 
 
 def write_atomic(path: Path, content: bytes) -> str:

@@ -78,14 +78,14 @@ class Places:
 
     def _read_older(self, mark: bytes) -> dict[str, list[str]]:
         """The id that a run would have today -> the folders of runs recorded before there was `ignores`."""
-        found: dict[str, list[str]] = {}
+        names_by_id: dict[str, list[str]] = {}
         for name in sorted(self._names if self._names is not None else self._list()):
             path = self.root / name / "record.json"
             try:
                 text = read_regular(path)
                 if _TODAYS not in text and mark in text:
                     recorded = redact.config(read_json(path, strict=True)["config"])
-                    found.setdefault(run_id(recorded), []).append(name)
+                    names_by_id.setdefault(run_id(recorded), []).append(name)
             except (OSError, ValueError, TypeError, KeyError, AttributeError, UserError):
                 continue
-        return found
+        return names_by_id

@@ -53,12 +53,12 @@ class JobResolver:
         """
         # Every batch sees what the ones before have recorded.
         self._places.clear()
-        labels, told = _labels(jobs), time.monotonic()
+        labels, reported = _labels(jobs), time.monotonic()
         planned: list[SweepJob] = []
         first_of: dict[str, int] = {}
         for number, overrides in enumerate(jobs, start=1):
-            if time.monotonic() - told > _EVERY_SECONDS:
-                told = time.monotonic()
+            if time.monotonic() - reported > _EVERY_SECONDS:
+                reported = time.monotonic()
                 self.say(f"{number - 1} of {len(jobs)} jobs looked up")
             spec, done = self._one(list(overrides), rerun)
             earlier = first_of.setdefault(str(spec.folder), number)
