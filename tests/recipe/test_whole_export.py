@@ -79,11 +79,8 @@ def test_a_run_goes_out_as_lora_and_merged(workshop, capsys, family):
     for folder, library in ((adapter, "peft"), (merged, "transformers")):
         card = (folder / "README.md").read_text()
         assert f"library_name: {library}" in card
-        assert (
-            f"| peak memory of training, MiB | {attempt['memory']['train']['peak_allocated_bytes'] / 2**20:.1f} |"
-            in card
-        )
-        assert f"| trainable parameters, task head apart | {attempt['parameters']['adapter']} |" in card
+        assert f"| peak memory of training, MiB | {attempt.memory.train.peak_allocated_bytes / 2**20:.1f} |" in card
+        assert f"| trainable parameters, task head apart | {attempt.parameters.adapter} |" in card
         for split, metrics in attempt.metrics.items():
             for metric, value in metrics.items():
                 assert f"| {split} {metric} | {value:.4f} |" in card
