@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from omegaconf import DictConfig
 from torch import nn
 
-from rowsft.config.instantiate import check_protocol, instantiated
 from rowsft.errors import UserError
 from rowsft.selection.budget import Budget
 from rowsft.selection.groups import Scores
 from rowsft.selection.ids import Chosen
 from rowsft.selection.targets import Targets
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,15 @@ class CalibratedMethod(Method, Protocol):
         """Return the scores that `select` would choose by. progress: wraps the passes; None shows a bar."""
 
 
-def method_of(config: DictConfig) -> Method:
+def method_of(config: "DictConfig") -> Method:
     """Make the method that a configuration's `method` group describes.
 
     Raises UserError for wrong settings, and for a class that has not all of Method or, where it selects, of
     CalibratedMethod.
     """
+    # Late: benchmarks make methods on machines without Hydra.
+    from rowsft.config.instantiate import check_protocol, instantiated
+
     method: Method = instantiated("method", config, Method)
     if hasattr(method, "select"):
         check_protocol(method, CalibratedMethod, "method that selects", f"method._target_={config._target_}")
