@@ -7,12 +7,13 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar, cast
-
-from omegaconf import DictConfig, OmegaConf
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rowsft import renamed
 from rowsft.errors import UserError, shortened
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # Integers beyond this cannot be held by the tensors and the files that they end up in.
 LARGEST = 2**63 - 1
@@ -21,8 +22,11 @@ _T = TypeVar("_T")
 _WORDS = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", type(None): "null"}
 
 
-def plain(config: DictConfig, resolve: bool = True) -> dict[str, Any]:
+def plain(config: "DictConfig", resolve: bool = True) -> dict[str, Any]:
     """The configuration as plain data."""
+    # Late: values are checked on machines without Hydra, too.
+    from omegaconf import OmegaConf
+
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=resolve))
 
 
