@@ -10,6 +10,7 @@ from rowsft.config import typed
 from rowsft.config.devices import DEVICE
 from rowsft.config.experiment_names import check_experiment_name
 from rowsft.errors import UserError, shortened
+from rowsft.store.identity import BUDGET_KEYS
 
 SCHEDULERS = ("constant", "linear", "cosine", "step_epoch")
 SPLITS = ("train", "validation", "test")
@@ -17,7 +18,6 @@ SPLITS = ("train", "validation", "test")
 BUILT = ("method", "task", "tracker")
 # More examples than that, repetitions counted, no training goes through; their order is held in memory.
 MOST_EXAMPLES = 10**9
-_DIALS = ("rows", "ratio", "params", "like")
 
 
 @dataclass
@@ -131,9 +131,9 @@ def _trainer(values: Mapping[str, Any]) -> TrainerSettings:
 
 
 def _check_budget(budget: BudgetSettings) -> None:
-    if len(budget.default) != 1 or next(iter(budget.default)) not in _DIALS:
+    if len(budget.default) != 1 or next(iter(budget.default)) not in BUDGET_KEYS:
         shown = shortened(dict(budget.default))
-        raise UserError(f"budget.default={shown}: expected one of {', '.join(_DIALS)} with its value")
+        raise UserError(f"budget.default={shown}: expected one of {', '.join(BUDGET_KEYS)} with its value")
 
 
 def _is_text(value: Any) -> bool:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rowsft.measure.ledger import PARTS
+from rowsft.methods.base import calibrating
 from rowsft.output.quantities import NONE, mib
 from rowsft.plan import Plan
 from rowsft.plan.comparison import Entry
@@ -168,10 +169,10 @@ def _memory(plan: Plan) -> Table:
 
 def _stages(plan: Plan) -> Table:
     """The peak of every stage of the run, and what a card has to have for it."""
-    settings = plan.run.settings
+    settings, method = plan.run.settings, calibrating(plan.run.method)
     examples = {
         "training": f"{settings.batch_size} at a time",
-        "scoring": f"{settings.batch_size} at a time, {getattr(plan.run.method, 'importance', '')}",
+        "scoring": f"{settings.batch_size} at a time, {method.importance if method else ''}",
         "evaluating": f"{settings.eval_batch_size} at a time",
     }
     return Table(

@@ -10,9 +10,10 @@ from rich.text import Text
 from rowsft.errors import UserError
 from rowsft.output import escape
 from rowsft.progress import steps
-from rowsft.report import flat, terminal
+from rowsft.report import flat, plots, terminal
 from rowsft.report.grids import Grids
 from rowsft.report.markdown import markdown
+from rowsft.report.page import page
 from rowsft.report.rows import gather
 from rowsft.report.section import Section, section
 from rowsft.store import Store
@@ -55,10 +56,6 @@ def build(store_root: str | Path, experiment: str | None = None, out: str | Path
 
     Raises UserError when there is nothing to report or `out` cannot be written.
     """
-    # Listing runs imports this package too, and does without matplotlib.
-    from rowsft.report import plots
-    from rowsft.report.page import page
-
     out = Path(out)
     computed = sections(store_root, experiment)
     with explained(out):

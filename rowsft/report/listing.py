@@ -53,6 +53,10 @@ class Run:
         return (self.started_at or "")[:16].replace("T", " ")
 
 
+_STATE, _METHOD, _MODEL, _TASK = (words(name, name) for name in ("state", "method", "model", "task"))
+_SEED: Column[Run] = Column("seed", "seed", lambda run: "" if run.seed is None else str(run.seed))
+
+
 def runs_list(store: Store, experiment: str | None = None) -> list[Run]:
     """Return the runs of the store (of one experiment), oldest first."""
     records = store.runs(experiment)
@@ -108,11 +112,7 @@ def runs_table(store: Store, experiment: str | None = None, width: int = 160) ->
     names = short_names({key for run in runs for key in run.differs if key != "seed"})
     columns: list[Column[Run]] = [
         Column("id", "id", lambda run: run.id, kind="name"),
-        words("state", "state"),
-        words("method", "method"),
-        words("model", "model"),
-        words("task", "task"),
-        Column("seed", "seed", lambda run: "" if run.seed is None else str(run.seed)),
+        *(_STATE, _METHOD, _MODEL, _TASK, _SEED),
         Column("differs", "differs in", lambda run: _differs(run.differs, names), kind="words"),
         Column("experiments", "experiment", lambda run: ", ".join(run.experiments), kind="words"),
         Column("value", "metric", _metric, kind="words"),
@@ -137,11 +137,7 @@ def page_sheet(records: list[Record]) -> Sheet[Run]:
     """Return the runs as a report's page lists them, by id."""
     columns: list[Column[Run]] = [
         Column("id", "run", lambda run: run.id, kind="name"),
-        words("state", "state"),
-        words("method", "method"),
-        words("task", "task"),
-        words("model", "model"),
-        Column("seed", "seed", lambda run: "" if run.seed is None else str(run.seed)),
+        *(_STATE, _METHOD, _TASK, _MODEL, _SEED),
         Column(
             "value", "metric", lambda run: NONE if run.value is None else f"{run.split} {run.metric} {run.value:.4f}"
         ),

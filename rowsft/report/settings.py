@@ -7,6 +7,7 @@ from typing import Any
 from rowsft.method_info import MethodInfo, from_record
 from rowsft.record import Attempt
 from rowsft.store import Record
+from rowsft.store.identity import BUDGET_KEYS
 
 LEARNING_RATE = "trainer.learning_rate"
 
@@ -16,7 +17,7 @@ WATCHING = frozenset(
     for name in ("evaluate", "eval_batch_size", "memory_probe_steps", "timing_warmup_steps", "logging_steps")
 )
 #: The settings of the budget that say how much is trained.
-BUDGET_KEYS = ("budget.rows", "budget.ratio", "budget.params", "budget.like", "budget.default")
+BUDGET_SETTINGS = tuple(f"budget.{key}" for key in (*BUDGET_KEYS, "default"))
 
 
 def flatten(node, prefix: str = "") -> dict[str, object]:

@@ -6,7 +6,7 @@ from functools import cached_property
 from rowsft.output.quantities import text
 from rowsft.report.groups import compared
 from rowsft.report.settings import (
-    BUDGET_KEYS,
+    BUDGET_SETTINGS,
     LEARNING_RATE,
     WATCHING,
     differing,
@@ -39,7 +39,7 @@ def conditions(rows: Sequence) -> dict[int, dict[str, object]]:
     budgeted = [row for row in rows if row.info.budgeted]
     sizes = _clusters(row.size for row in budgeted if row.size)
     for row in budgeted:
-        others = {key: value for key, value in kept[id(row)].items() if not under(key, BUDGET_KEYS)}
+        others = {key: value for key, value in kept[id(row)].items() if not under(key, BUDGET_SETTINGS)}
         kept[id(row)] = {**others, SIZE: sizes.get(row.size)}
     return kept
 

@@ -59,7 +59,7 @@ class Job:
 
     @property
     def device(self) -> torch.device:
-        return training.device_of(self.settings)
+        return training.run_device(self.settings)
 
     @contextmanager
     def metered(self, phase: str) -> Iterator[None]:

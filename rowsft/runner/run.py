@@ -36,7 +36,7 @@ def run(spec: RunSpec, settings: TrainerSettings, rerun: bool, say: Callable[[st
     Bad input is raised as UserError: before training it leaves no trace in the store, later a failure.
     """
     parts = _build(spec)
-    clock = measure.PhaseClock(training.device_of(settings))
+    clock = measure.PhaseClock(training.run_device(settings))
     if rerun or not Store(spec.store).is_done(spec.run_id):
         _read_ahead(parts["task"], clock)
     with Store(spec.store).open(spec.config) as folder:

@@ -132,7 +132,7 @@ def build_trainer(
     ordered = [encoded[i] for i in data_order(len(encoded), steps * per_step, seed)]
     if settings.gradient_checkpointing:
         recompute_activations(model)
-    device = device_of(settings)
+    device = run_device(settings)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     arguments = OneDeviceArguments(
@@ -170,7 +170,7 @@ def build_trainer(
     return trainer
 
 
-def device_of(settings: TrainerSettings) -> torch.device:
+def run_device(settings: TrainerSettings) -> torch.device:
     """Return the one device that a run with these settings computes on: `auto` takes a GPU when there is one.
 
     Raises UserError where a GPU is asked for and it is not visible.

@@ -32,8 +32,8 @@ PRESENTATION = frozenset(
 #: The same, wherever they stand: where files are cached and whether a bar is drawn.
 PRESENTATION_ANYWHERE = frozenset({"cache_dir", "progress"})
 
-# The keys of a budget: with one of them set, the budget's default is not read.
-_DIALS = ("rows", "ratio", "params", "like")
+#: The keys of a budget: with one of them set, the budget's default is not read.
+BUDGET_KEYS = ("rows", "ratio", "params", "like")
 
 
 # Endings that say how a file is packed, not what it holds.
@@ -57,7 +57,7 @@ def identity(config: dict) -> dict:
         # A metric that reads no data draws no perturbations; ids of such runs were made without.
         _drop(whole, "method.draws")
     budget = whole.get("budget")
-    if isinstance(budget, dict) and any(budget.get(spec) is not None for spec in _DIALS):
+    if isinstance(budget, dict) and any(budget.get(spec) is not None for spec in BUDGET_KEYS):
         budget.pop("default", None)
     _by_content(whole)
     return whole

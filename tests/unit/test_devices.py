@@ -11,7 +11,7 @@ from rowsft.compat.trainer import OneDeviceArguments
 from rowsft.config.devices import CHOSEN, VISIBLE, devices_for, index_of, see_one
 from rowsft.config.settings import TrainerSettings
 from rowsft.errors import UserError
-from rowsft.runner.trainer import device_of
+from rowsft.runner.trainer import run_device
 from rowsft.sweep import launcher
 
 
@@ -105,25 +105,25 @@ def test_the_trainer_gets_one_of_several_gpus(four_gpus, tmp_path):
     plain = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=16, report_to=[])
     assert plain.n_gpu == 4 and plain.train_batch_size == 64
     for number in (0, 2):
-        torch.cuda.set_device(device_of(settings(f"cuda:{number}")))
+        torch.cuda.set_device(run_device(settings(f"cuda:{number}")))
         ours = OneDeviceArguments(output_dir=str(tmp_path), per_device_train_batch_size=16, report_to=[])
         assert ours.n_gpu == 1 and ours.train_batch_size == 16
         assert ours.device == torch.device("cuda", number) and torch.cuda.current_device() == number
 
 
 def test_the_device_of_a_run(four_gpus):
-    assert device_of(settings("cpu")) == torch.device("cpu")
-    assert device_of(settings("auto")) == device_of(settings("cuda")) == torch.device("cuda", 0)
-    assert device_of(settings("cuda:3")) == torch.device("cuda", 3)
+    assert run_device(settings("cpu")) == torch.device("cpu")
+    assert run_device(settings("auto")) == run_device(settings("cuda")) == torch.device("cuda", 0)
+    assert run_device(settings("cuda:3")) == torch.device("cuda", 3)
     with pytest.raises(UserError, match="trainer.device=cuda:4: 4 CUDA devices are visible, counted from 0"):
-        device_of(settings("cuda:4"))
+        run_device(settings("cuda:4"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_gpu_that_is_not_there_is_refused(device):
     with pytest.raises(UserError, match=f"trainer.device={device}: no CUDA device is visible"):
-        device_of(settings(device))
+        run_device(settings(device))
 
 
 JOB = """#!/bin/sh
