@@ -77,7 +77,7 @@ def _done_already(spec: "RunSpec") -> bool:
     if not store.is_done(spec.run_id):
         return False
     store.add_experiment(spec.run_id, spec.experiment, experiment_notes(spec.config))
-    print(spec.label)
+    print(shown(spec.label))
     print("rowsft: done already (--rerun repeats it)", file=sys.stderr)
-    print(f"done: run {spec.run_id} in {spec.folder}")
+    print(shown(f"done: run {spec.run_id} in {spec.folder}"))
     return True
