@@ -94,7 +94,7 @@ def test_how_inputs_were_had_is_in_the_record(workshop):
     reported = workshop.rowsft("report", "--store", "runs", "--experiment", name, "--out", "reports/inputs")
     assert reported.returncode == 0, reported.stderr
     text = (workshop.folder / "reports" / "inputs" / "report.md").read_text()
-    assert "row-SFT (recompute_inputs=True)" in text and "row-SFT (recompute_inputs=False)" in text
+    assert "row-SFT (recompute_inputs=true)" in text and "row-SFT (recompute_inputs=false)" in text
 
 
 def test_the_memory_ledger_adds_up_to_what_was_measured(workshop):

@@ -106,9 +106,9 @@ def test_a_sweep_says_of_a_job_that_was_interrupted_alone_that_it_is_not_done(wo
     process = subprocess.Popen(
         [sys.executable, "-m", "rowsft.cli", "sweep", *command, "seed=31"],
         cwd=workshop.folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONFAULTHANDLER": "1"},
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
         text=True,
     )
     store = Store(workshop.folder / "runs")
@@ -118,7 +118,13 @@ def test_a_sweep_says_of_a_job_that_was_interrupted_alone_that_it_is_not_done(wo
         time.sleep(0.2)
     (record,) = store.runs(name)
     os.kill(record.latest.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    try:
+        output, _ = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        # What the job was at when it did not hear the signal.
+        os.kill(record.latest.pid, signal.SIGABRT)
+        output, _ = process.communicate(timeout=60)
+        pytest.fail(output)
     assert process.returncode == 1
     listed = output[output.index("not done:") :]
     assert "[1/2] method=full: interrupted: KeyboardInterrupt: stopped by SIGINT" in listed
@@ -194,5 +200,5 @@ def test_a_run_that_dies_of_memory_keeps_what_it_measured(workshop):
     heading, *rest = shown.stdout.splitlines()[1:]
     assert [name for name in ("load", "select", "train", "forward") if name in heading] == ["load", "select"]
     assert f"run {record.id} ended as oom in train: RuntimeError: " in shown.stdout
-    assert f"by then: {memory['train']['resident_peak_bytes'] / 2**20:,.1f} MiB resident" in rest
+    assert f"by then: {memory.train.resident_peak_bytes / 2**20:,.1f} MiB resident" in rest
     assert rest[-1] == "no picture: a training step is entered once all else is done"
