@@ -243,7 +243,9 @@ class KillTest:
                     os.killpg(group, signal.SIGKILL)
         kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(self.counts.items()))
         without = f"; no full disk: {skipped}" if skipped else ""
-        return f"{self.counts.total()} kills ({kinds}){without}; same table"
+        attempts = [attempt for record in Store(self.folder / "killed").runs() for attempt in record.attempts]
+        resumed = sum(attempt.resumed.times is not None for attempt in attempts)
+        return f"{self.counts.total()} kills ({kinds}), {resumed} times gone on from a checkpoint{without}; same table"
 
 
 def main() -> None:
@@ -262,11 +264,12 @@ def main() -> None:
 
 
 def jobs(workshop: Workshop, seeds: int) -> list[str]:
-    """The cheapest sweep there is: methods that train nothing or the head alone, on a tiny model."""
+    """The cheapest sweep there is: a method that trains nothing, and one that goes on from checkpoints."""
     left_out = ("store=", "trainer.memory_probe_steps", "trainer.steps", "budget.")
     rest = [text for text in workshop.overrides("bert") if not text.startswith(left_out)]
     listed = ",".join(str(seed) for seed in range(1, seeds + 1))
-    return [*rest, "trainer.steps=2", "trainer.memory_probe_steps=0", "method=none,head", f"seed={listed}"]
+    training = ["trainer.steps=40", "trainer.checkpoint_steps=2", "trainer.memory_probe_steps=0"]
+    return [*rest, *training, "method=none,row_sft", f"seed={listed}"]
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def _guarded(arguments: list[str]) -> int:
         print(f"rowsft: error: {shown(one_line(str(error)))}", file=sys.stderr)
         return HELD if isinstance(error, RunHeld) else 2
     except KeyboardInterrupt:
-        signals.off()
+        signals.arrived()
         print("rowsft: interrupted; finished runs are untouched", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:

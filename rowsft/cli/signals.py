@@ -1,17 +1,22 @@
 """One way to stop: Ctrl-C and a scheduler's SIGTERM."""
 
+import os
 import signal
 import sys
 
+from rowsft.errors import INTERRUPTED
+
 #: Seconds between two looks at whether a stop has been lost.
 LOOK_SECONDS = 0.5
+#: Seconds that the interpreter has for ending, once the stop has arrived and all is recorded.
+END_SECONDS = 10.0
 
 
 def on_signals() -> None:
     """Let SIGINT and SIGTERM raise KeyboardInterrupt with the signal's name, which the record then keeps.
 
     Python drops what is raised inside a weak reference's callback or a __del__, and some libraries catch everything. A
-    stop that was lost so is raised again, until `off` is called.
+    stop that was lost so is raised again, until `arrived` is called.
     """
 
     def interrupt(number, frame):
@@ -28,10 +33,14 @@ def on_signals() -> None:
         signal.signal(number, interrupt)
 
 
-def off() -> None:
-    """The stop has arrived, or nothing is left to be stopped."""
+def arrived() -> None:
+    """Look no more for a lost stop: it has arrived, and all is recorded. The process ends soon, whatever keeps it.
+
+    A thread pool that was stopped while it started a thread leaves that one waiting for ever, and Python for it.
+    """
     if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(INTERRUPTED))
+        signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
 
 
 def _again(stop: KeyboardInterrupt) -> None:

@@ -3,12 +3,15 @@
 Checked in transformers 5.4 to 5.23 with accelerate 1.10 to 1.15.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
@@ -44,6 +47,39 @@ def watched(trainer: Trainer, on_inputs: Callable[[dict], None], before: Callabl
     finally:
         # What the classes define shows again.
         del trainer._prepare_inputs, trainer.accelerator.backward
+
+
+class OwnCheckpoints(Trainer):
+    """A Trainer whose subclass says what of the model a checkpoint holds; optimizer and random streams are Trainer's.
+
+    A checkpoint that cannot be written ends no training.
+    """
+
+    def write_trained(self, folder: Path) -> None:
+        """Write into a checkpoint's folder, which may not exist yet, what of the model is not made again by loading."""
+        raise NotImplementedError
+
+    def read_trained(self, folder: Path) -> None:
+        """Put what `write_trained` has written into the model."""
+        raise NotImplementedError
+
+    def not_written(self, error: Exception) -> None:
+        """Told why a checkpoint could not be written."""
+        raise NotImplementedError
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self.write_trained(Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.read_trained(Path(resume_from_checkpoint))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        # A full disk is a RuntimeError of torch's writer and an error of its own in safetensors.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", ignore_errors=True)
+            self.not_written(error)
 
 
 class OneDeviceArguments(TrainingArguments):

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from rowsft.config import typed
 from rowsft.config.devices import DEVICE
 from rowsft.config.experiment_names import check_experiment_name
+from rowsft.config.retrying import retry_policy
 from rowsft.errors import UserError, shortened
 from rowsft.store.identity import BUDGET_KEYS
 
@@ -43,6 +44,8 @@ class TrainerSettings:
     timing_warmup_steps: int = 10
     memory_probe_steps: int = 2
     logging_steps: int = 1
+    checkpoint_minutes: float | None = 15
+    checkpoint_steps: int | None = None
     device: str = "auto"
 
 
@@ -86,6 +89,11 @@ class RootSettings:
     store: str
     demonstration: Mapping[str, Any] | None
     fairness: Mapping[str, Any] | None
+    # What another call does with a run that ended without a result: rowsft/config/retrying.py reads them.
+    retry: str | list[str]
+    resume_unfinished: bool
+    resume_errored: bool
+    restart_errored: bool
     # Of the method, as `ignores` in its YAML declares it.
     ignores: list[str]
 
@@ -111,6 +119,7 @@ def check_settings(config: DictConfig | dict[str, Any]) -> None:
     check_experiment_name(plain.get("experiment_name"))
     root = typed.read(RootSettings, plain, "", "conf/config.yaml")
     _require_text("store", root.store)
+    retry_policy(plain)
     if not 0 <= root.seed < 2**32:
         raise UserError(f"seed={root.seed}: expected a whole number from 0 to 2**32 - 1")
     _require_text("model.name", typed.read(ModelSettings, groups["model"], "model", "conf/model/").name)
@@ -149,6 +158,9 @@ def _check(settings: TrainerSettings) -> None:
     counts = "batch_size gradient_accumulation eval_batch_size calibration_batches logging_steps"
     for name in f"learning_rate scheduler_gamma {counts}".split():
         _require(getattr(settings, name) > 0, name, settings, "a number above 0")
+    for name in ["checkpoint_minutes", "checkpoint_steps"]:
+        value = getattr(settings, name)
+        _require(value is None or value > 0, name, settings, "a number above 0, or null for none")
     for name in ["weight_decay", "max_grad_norm", "warm_head", "timing_warmup_steps", "memory_probe_steps"]:
         _require(getattr(settings, name) >= 0, name, settings, "0 or more")
     if settings.steps is None:

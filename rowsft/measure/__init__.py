@@ -17,7 +17,7 @@ from rowsft.measure.memory import (
 )
 from rowsft.measure.memory_log import MemoryLog
 from rowsft.measure.nvml import EnergyMeter, Gpu, gpu_of
-from rowsft.measure.phases import probe, watched
+from rowsft.measure.phases import peaks_so_far, probe, watched
 from rowsft.measure.resident import ResidentPeak
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "collect",
     "gpu_of",
     "peaks_by_phase",
+    "peaks_so_far",
     "phase_memory",
     "probe",
     "profile_peak",

@@ -28,7 +28,15 @@ class PhaseClock:
         self._clock = clock
         self._running = False
         self._seconds: dict[str, float] = {}
-        self._created = clock()
+        self._begin = self._created = clock()
+        self._earlier_total = 0.0
+
+    def add(self, earlier: Seconds) -> None:
+        """Count the seconds of an earlier process along, whose run this one goes on with."""
+        for name in PHASES:
+            if (seconds := getattr(earlier, name)) is not None:
+                self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+        self._earlier_total += earlier.total or 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -39,18 +47,24 @@ class PhaseClock:
             raise RuntimeError(f"phase {name!r} started inside phase {self.phase_name!r}; phases do not nest")
         synchronize(self.device)
         self.phase_name, self._running = name, True
-        begin = self._clock()
+        self._begin = self._clock()
         try:
             yield
             # Not in `finally`: after a CUDA error it would raise a second one and hide the first.
             synchronize(self.device)
         finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - begin
+            self._seconds = self._until_now()
             self._running = False
 
     def summary(self) -> Seconds:
-        """Return the seconds of every phase (None if it was not entered) and `total`, the seconds since creation."""
-        return Seconds(**self._seconds, total=self._clock() - self._created)
+        """Return the seconds of every phase (None if it was not entered) and `total`, those since creation."""
+        return Seconds(**self._until_now(), total=self._earlier_total + self._clock() - self._created)
+
+    def _until_now(self) -> dict[str, float]:
+        if not self._running or self.phase_name is None:
+            return self._seconds
+        running = self._clock() - self._begin
+        return {**self._seconds, self.phase_name: self._seconds.get(self.phase_name, 0.0) + running}
 
 
 class StepClock:
@@ -59,8 +73,8 @@ class StepClock:
     Call `start` and `stop` around a step (Trainer's on_step_begin and on_step_end: data loading and logging fall
     outside), `count` for every batch inside it, and get its batches inside `loading_data`, before it. On a GPU a step
     is a pair of events on the current stream, resolved in `summary`: nothing waits for the device inside the loop. The
-    first `warmup_steps` steps are left out of the statistics. `clock` returns monotonic seconds; on a GPU it times the
-    data alone, which the host gets ready.
+    first `warmup_steps` steps are left out of the statistics, also those after a restart (`resume`). `clock` returns
+    monotonic seconds; on a GPU it times the data alone, which the host gets ready.
     """
 
     def __init__(
@@ -81,6 +95,33 @@ class StepClock:
         self._batches_counted = 0
         self._tokens_known = True
         self._examples = 0
+        # Of earlier processes: steps in all, and the seconds of those that count.
+        self._steps_before = 0
+        self._seconds_before: list[float] = []
+        self._data_before: list[float] = []
+        self._data_total_before = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """Return all that was counted, as JSON, for the `resume` of another process. Not inside a step."""
+        return {
+            "steps": self._steps_before + len(self._steps),
+            "seconds": self._timed_seconds(),
+            "data_seconds": self._timed_data(),
+            "data_total": self._data_total_before + sum(self._data_seconds),
+            "tokens": [int(self._tokens[False]), int(self._tokens[True])],
+            "tokens_known": self._tokens_known,
+            "examples": self._examples,
+            "batches": self._batches_counted,
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Count on from the `state` of an earlier process. Before the first step."""
+        self._steps_before = state["steps"]
+        self._seconds_before, self._data_before = list(state["seconds"]), list(state["data_seconds"])
+        self._data_total_before = state["data_total"]
+        self._tokens = dict(zip((False, True), state["tokens"], strict=True))
+        self._tokens_known = state["tokens_known"]
+        self._examples, self._batches_counted = state["examples"], state["batches"]
 
     def start(self) -> None:
         """Begin a step. Raises RuntimeError if one is running."""
@@ -129,7 +170,7 @@ class StepClock:
         if no data were loaded under the clock. tokens_per_second counts unpadded tokens of the steps after warm-up over
         their summed seconds, train_tokens and train_examples those of all steps.
         """
-        seconds = self._seconds()[self.warmup_steps :]
+        seconds = self._timed_seconds()
         timed = len(seconds) > 0
         counted = self._batches_counted > 0
         tokens = {key: int(value) for key, value in self._tokens.items()} if counted and self._tokens_known else None
@@ -141,13 +182,20 @@ class StepClock:
             "tokens_per_second": tokens[True] / sum(seconds) if tokens and timed else None,
             "train_tokens": tokens[False] + tokens[True] if tokens else None,
             "train_examples": self._examples if counted else None,
-            "steps": len(self._steps),
+            "steps": self._steps_before + len(self._steps),
         }
 
     def _waited(self) -> DataSeconds | None:
-        if not self._data_seconds:
+        total = self._data_total_before + sum(self._data_seconds)
+        if not self._data_seconds and not self._data_total_before:
             return None
-        return DataSeconds(**_statistics(self._data_seconds[self.warmup_steps :]), total=sum(self._data_seconds))
+        return DataSeconds(**_statistics(self._timed_data()), total=total)
+
+    def _timed_seconds(self) -> list[float]:
+        return self._seconds_before + self._seconds()[self.warmup_steps :]
+
+    def _timed_data(self) -> list[float]:
+        return self._data_before + self._data_seconds[self.warmup_steps :]
 
     def _mark(self) -> "float | torch.cuda.Event":
         if not self._cuda:

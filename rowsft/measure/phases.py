@@ -41,6 +41,16 @@ def watched(log: MemoryLog, phase: str, device: torch.device, gpu: Gpu | None = 
         )
 
 
+def peaks_so_far(device: torch.device) -> dict[str, int]:
+    """Return what a GPU's allocator has reached inside the present block of `watched`, in bytes; nothing on a CPU."""
+    if device_kind(device) != "cuda":
+        return {}
+    return {
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated(device),
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved(device),
+    }
+
+
 def _process_peak_bytes(gpu: Gpu | None, device: torch.device, peak: AllocationPeak) -> int | None:
     """NVML gives the present alone: what the allocator has returned to the driver since its peak is added."""
     present_bytes = gpu.process_bytes() if gpu else None

@@ -155,6 +155,18 @@ class Inputs(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resumed(Part):
+    """Where an attempt went on: after optimizer step `step` of an earlier one; `times` counts all its restarts.
+
+    Its seconds, steps, tokens and curve are those of all its pieces, each up to the checkpoint that the next came from.
+    """
+
+    attempt: Count | None = None
+    step: Count | None = None
+    times: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class File(Part):
     """A file or folder of the attempt: its path in the run's folder, and its sha256."""
 
@@ -216,6 +228,7 @@ class Attempt(Part):
     scores_from_cache: Truth | None = None
     warm_head: WarmHead = WarmHead()
     inputs: Inputs = Inputs()
+    resumed: Resumed = Resumed()
     steps: Number | None = None
     train_tokens: Number | None = None
     train_examples: Number | None = None
@@ -226,6 +239,8 @@ class Attempt(Part):
     seconds: Seconds = Seconds()
     step_seconds: StepSeconds = StepSeconds()
     data_seconds: DataSeconds = DataSeconds()
+    # Part of seconds.train, and of no step's.
+    checkpoint_seconds: Number | None = None
     energy: Energy = Energy()
     memory: Memory = Memory()
     files: dict[Text, File] = NOTHING

@@ -14,6 +14,7 @@ from rowsft.config.settings import TrainerSettings
 from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.models.loading import Loaded
 from rowsft.runner import trainer as training
+from rowsft.runner.resuming import Resumption
 from rowsft.selection.budget import Budget
 from rowsft.store import OpenAttempt
 from rowsft.tasks import Task
@@ -35,6 +36,8 @@ class Job:
     clock: measure.PhaseClock
     trainer: training.OrderedTrainer | None = None
     curve_written: bool = False
+    # Where the run goes on from, if a process before this one was stopped.
+    resumption: Resumption | None = None
     memory: measure.MemoryLog = field(init=False)
     energy: measure.EnergyMeter = field(init=False)
     gpu: measure.Gpu | None = field(init=False)

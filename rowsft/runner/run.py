@@ -11,19 +11,21 @@ from omegaconf import OmegaConf
 
 from rowsft import measure
 from rowsft.config.instantiate import bad_input, instantiated
+from rowsft.config.retrying import retry_policy
 from rowsft.config.run_spec import RunSpec
 from rowsft.config.settings import TrainerSettings
 from rowsft.method_info import info_of, to_record
 from rowsft.methods.base import method_of
 from rowsft.models.checkpoint import write_checkpoint
-from rowsft.runner import memory_probe
-from rowsft.runner import trainer as training
+from rowsft.runner import memory_probe, resuming
 from rowsft.runner.context import Job, Outcome
 from rowsft.runner.evaluation import evaluate, evaluate_examples
 from rowsft.runner.loading import load_all
 from rowsft.runner.selection import select
+from rowsft.runner.trainer import run_device
+from rowsft.runner.training import train
 from rowsft.selection.budget import Budget
-from rowsft.store import Store
+from rowsft.store import Store, checkpoints
 from rowsft.store.attempt import error_fields, state_of
 from rowsft.tasks import Task
 from rowsft.tracking.tracker import Tracker, final_numbers, tracking
@@ -36,13 +38,19 @@ def run(spec: RunSpec, settings: TrainerSettings, rerun: bool, say: Callable[[st
     Bad input is raised as UserError: before training it leaves no trace in the store, later a failure.
     """
     parts = _build(spec)
-    clock = measure.PhaseClock(training.run_device(settings))
+    clock = measure.PhaseClock(run_device(settings))
     if rerun or not Store(spec.store).is_done(spec.run_id):
         _read_ahead(parts["task"], clock)
     with Store(spec.store).open(spec.config) as folder:
         done = folder.record.result
         if done and not rerun:
             return Outcome(spec.run_id, folder.path, "done", done.metrics, "done already (--rerun repeats it)")
+        retry = retry_policy(spec.config)
+        action = "start" if rerun else retry.action(folder.record.state)
+        if action == "leave":
+            state = folder.record.state
+            return Outcome(spec.run_id, folder.path, state, {}, retry.left(state))
+        resumption = resuming.last_checkpoint(folder.record) if action == "resume" else None
         attempt = folder.begin(
             environment=measure.collect({"seed": spec.config["seed"]}),
             concurrent_jobs=int(os.environ.get("ROWSFT_CONCURRENT_JOBS", 1)),
@@ -50,6 +58,8 @@ def run(spec: RunSpec, settings: TrainerSettings, rerun: bool, say: Callable[[st
         )
         job = Job(spec, settings, attempt, say, clock=clock, **parts)
         try:
+            if resumption is not None:
+                resuming.begin(job, resumption)
             _perform(job)
         except BaseException as error:
             mistake = bad_input(error)
@@ -63,6 +73,7 @@ def run(spec: RunSpec, settings: TrainerSettings, rerun: bool, say: Callable[[st
             if mistake is not None:
                 raise mistake from error
             return Outcome(spec.run_id, folder.path, state, {}, f"{type(error).__name__}: {error}")
+        checkpoints.remove_all(folder.path)
         return Outcome(spec.run_id, folder.path, "done", attempt.fields.metrics)
 
 
@@ -83,7 +94,7 @@ def _read_ahead(task: Task, clock: measure.PhaseClock) -> None:
 def _perform(job: Job) -> None:
     run_id = f"{job.spec.run_id}-{job.attempt.number}"
     with tracking(job.tracker, run_id, job.spec.config, job.spec.experiment):
-        for step in (load_all, select, _attach, _train, evaluate, _save, _probe_memory):
+        for step in (load_all, select, _attach, train, evaluate, _save, _probe_memory):
             step(job)
             # What kills a process for its memory lets it write nothing more.
             job.attempt.update(memory=job.memory.record)
@@ -133,42 +144,6 @@ def _adapter_dtype(model: torch.nn.Module) -> str | None:
     """The types of what is trained, e.g. "float32"; None where nothing is."""
     kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad}
     return "+".join(sorted(kinds)) or None
-
-
-def _train(job: Job) -> None:
-    if not job.method.trains:
-        return
-    clock = measure.StepClock(job.settings.timing_warmup_steps, job.device)
-    with job.attempt.scratch() as scratch, job.clock.phase("train"):
-        job.trainer = training.build_trainer(
-            job.model,
-            job.encoded,
-            job.task.collator(job.loaded.processor, job.model),
-            job.settings,
-            job.seed,
-            clock,
-            lambda point: job.tracker.log(point["step"], {f"train/{k}": v for k, v in point.items() if k != "step"}),
-            scratch,
-            normalises_by_tokens=job.task.head.normalises_by_tokens,
-        )
-        per_step = job.settings.batch_size * job.settings.gradient_accumulation
-        job.say(f"  training for {job.trainer.args.max_steps} steps of {per_step}")
-        with job.metered("train"):
-            job.trainer.train()
-    curve = job.trainer.curve
-    job.attempt.update(**clock.summary(), train_loss_final=curve[-1]["loss"], **_inputs(job.model))
-    job.attempt.write_curve(curve)
-    job.curve_written = True
-
-
-def _inputs(model: torch.nn.Module) -> dict:
-    """How many layers had their input computed again in backward, and how many kept it; of a method that says so."""
-    sources = getattr(model.base_model, "input_sources", None)
-    if sources is None:
-        return {}
-    layers = list(sources().values())
-    rebuilt = sum(source.startswith("rebuilt") for source in layers)
-    return {"inputs": {"rebuilt": rebuilt, "kept": len(layers) - rebuilt}}
 
 
 def _save(job: Job) -> None:

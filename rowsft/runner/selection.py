@@ -9,7 +9,7 @@ from rowsft.methods.base import calibrating, selected
 from rowsft.models.loading import targets_of
 from rowsft.progress import bar
 from rowsft.record import PhaseMemory
-from rowsft.runner import memory_probe
+from rowsft.runner import memory_probe, resuming
 from rowsft.runner.calibration import TrainingBatches
 from rowsft.runner.context import Job
 from rowsft.runner.head_warmup import warmed_head
@@ -29,7 +29,9 @@ def select(job: Job) -> None:
         if calibration.was_read and not (memory_probe.wanted(job) and job.device.type == "cpu"):
             # Nothing was scored, so nothing was measured; on a CPU the probe below scores once more.
             job.memory.enter("select", PhaseMemory())
-        if memory_probe.wanted(job):
+        if job.resumption is not None:
+            resuming.selected(job, job.resumption)
+        elif memory_probe.wanted(job):
             with job.clock.phase("measure"):
                 memory_probe.selection(job, sizes, calibration)
     _say_budget(job)
@@ -38,8 +40,8 @@ def select(job: Job) -> None:
 def _calibration(job: Job) -> Calibration:
     collate = job.task.collator(job.loaded.processor, job.model)
     batches = TrainingBatches(job.encoded, collate, job.settings, job.seed, job.device)
-    # A repetition measures what the first attempt did, scoring too.
-    again, revision = job.attempt.number > 1, job.loaded.revision
+    # A repetition measures what the first attempt did, scoring too; one that goes on has been through that.
+    again, revision = job.attempt.number > 1 and job.resumption is None, job.loaded.revision
     return batches.calibration(job.spec.store, job.spec.config, revision, again, lambda: _warmed(job, batches))
 
 

@@ -8,14 +8,15 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
-from rowsft.compat.trainer import OneDeviceArguments
+from rowsft.compat.trainer import OneDeviceArguments, OwnCheckpoints
 from rowsft.config.devices import index_of
 from rowsft.config.settings import TrainerSettings
 from rowsft.errors import UserError
 from rowsft.measure import StepClock
 from rowsft.models.loading import recompute_activations
+from rowsft.runner.checkpoints import Changes, CheckpointCallback
 from rowsft.runner.schedule import data_order, learning_rate_factor, total_steps
 
 
@@ -23,8 +24,11 @@ class TrainingDiverged(Exception):
     """The loss or a gradient stopped being a number."""
 
 
-class OrderedTrainer(Trainer):
-    """A Trainer whose data come in the order given, whose optimizer is plain AdamW, and which keeps its own curve."""
+class OrderedTrainer(OwnCheckpoints):
+    """A Trainer whose data come in the order given, whose optimizer is plain AdamW, and which keeps its own curve.
+
+    Its checkpoints hold what is trained and never the frozen base.
+    """
 
     def __init__(
         self,
@@ -40,7 +44,24 @@ class OrderedTrainer(Trainer):
         self.on_point = on_point
         # One dict a logged step: step, loss, grad_norm, learning_rate, examples seen so far.
         self.curve: list[dict] = []
+        self.checkpoints: CheckpointCallback | None = None
         super().__init__(**kwargs)
+        self.changes = Changes(cast(nn.Module, self.model))
+
+    def write_trained(self, folder: Path) -> None:
+        self.changes.write(folder)
+
+    def read_trained(self, folder: Path) -> None:
+        self.changes.read(folder)
+
+    def not_written(self, error: Exception) -> None:
+        assert self.checkpoints is not None, "they ask for checkpoints"
+        self.checkpoints.failed(error)
+
+    def checkpointing(self, callback: CheckpointCallback) -> None:
+        """Write the checkpoints that `callback` asks for."""
+        self.checkpoints = callback
+        self.add_callback(callback)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:

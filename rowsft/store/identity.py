@@ -26,8 +26,15 @@ PRESENTATION = frozenset(
         "assets",
         "hydra",
         "ignores",
+        "retry",
+        "resume_unfinished",
+        "resume_errored",
+        "restart_errored",
     }
 )
+
+#: How often a run that may be stopped writes down how far it is: what it computes, and what it is timed at, stays.
+_CHECKPOINTS = ("trainer.checkpoint_steps", "trainer.checkpoint_minutes")
 
 #: The same, wherever they stand: where files are cached and whether a bar is drawn.
 PRESENTATION_ANYWHERE = frozenset({"cache_dir", "progress"})
@@ -66,7 +73,10 @@ def identity(config: dict) -> dict:
 def old_identity(config: dict) -> dict:
     """What `identity` was before it left anything out: ids of older runs are made of it."""
     kept = {str(key): value for key, value in as_recorded(config).items() if str(key) not in PRESENTATION}
-    return {"results_version": RESULTS_VERSION, **_plain(kept, "")}
+    settings = _plain(kept, "")
+    for key in _CHECKPOINTS:
+        _drop(settings, key)
+    return {"results_version": RESULTS_VERSION, **settings}
 
 
 def run_id(config: dict) -> str:

@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from rich.console import Console
 
 from rowsft.config.devices import devices_for
+from rowsft.config.retrying import Retry, retry_policy
 from rowsft.errors import HELD, INTERRUPTED, UserError, shortened
 from rowsft.output import escape, redact
 from rowsft.record import Error
@@ -133,6 +134,9 @@ def _run_job(job: SweepJob, of: int, at_once: int, threads: int | None, live: _L
             store.add_experiment(spec.run_id, spec.experiment, experiment_notes(spec.config))
             _say(f"{label}: done already ({spec.folder})", "dim")
             return 0
+        if (why := None if rerun else _left(job)) is not None:
+            _fail(job, of, why)
+            return 1
         _say(f"{label}: started", "bold")
         process, errors = _start(job, rerun, at_once, threads, live)
         code = process.returncode
@@ -145,6 +149,18 @@ def _run_job(job: SweepJob, of: int, at_once: int, threads: int | None, live: _L
         elif at_once > 1 and not code:
             _say(f"{label}: done", "green")
         return code
+
+
+def _left(job: SweepJob) -> str | None:
+    """Why the job is not tried again, though it is not done; None where it is."""
+    retry = retry_policy(job.spec.config)
+    if retry == Retry():
+        return None
+    try:
+        state = Store(job.spec.store).get(job.spec.run_id).state
+    except UserError:
+        return None
+    return retry.left(state) if retry.action(state) == "leave" else None
 
 
 def _why(job: SweepJob, process: subprocess.Popen, errors: str | None) -> str:

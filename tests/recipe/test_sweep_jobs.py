@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from rowsft.config.compose import compose
+from rowsft.config.run_spec import run_spec
 from rowsft.store import Store
 
 # Dies as it starts, before any record exists, as a job does whose memory the system takes back.
@@ -81,3 +83,22 @@ def test_a_finished_run_is_told_without_torch(workshop, tmp_path):
 
 def test_help_tells_how_many_jobs_at_once(workshop):
     assert "hydra.launcher.jobs=2" in workshop.rowsft("sweep", "--help").stdout
+
+
+def test_a_sweep_leaves_what_it_is_told_to_leave(workshop, tmp_path):
+    """Of a failed, an interrupted and a new run `retry=interrupted` starts two; the third is listed as not done."""
+    given = [*cheap(workshop, tmp_path / "runs"), "method=none"]
+    for seed, state in ((1, "failed"), (2, "interrupted")):
+        with Store(tmp_path / "runs").open(run_spec(compose([*given, f"seed={seed}"])).config) as run:
+            run.begin().finish(state)
+    done = workshop.rowsft("sweep", *given, "seed=1,2,3", "retry=interrupted")
+    assert done.returncode == 1, done.stderr
+    why = "left as it is: it ended as failed, and retry=interrupted; retry=all tries it again"
+    assert done.stdout.splitlines()[-3:] == ["not done:", f"  [1/3] seed=1: {why}", "3 jobs: 2 done, 1 not"]
+    one = workshop.rowsft("run", *given, "seed=1", "retry=[interrupted,oom]")
+    assert one.returncode == 1 and "retry=interrupted,oom; retry=all tries it again" in one.stderr
+    wrong = workshop.rowsft("run", *given, "seed=1", "retry=broken")
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
+    assert "retry=broken: expected all, interrupted, failed, oom, or a list" in wrong.stderr
+    again = workshop.rowsft("sweep", *given, "seed=1,2,3")
+    assert again.returncode == 0, again.stdout

@@ -1,12 +1,14 @@
 """Clocks against hand-computed seconds: durations are injected, nothing sleeps."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from tiny import causal_batch
 
 from rowsft.measure import PHASES, PhaseClock, StepClock
-from rowsft.record import plain
+from rowsft.record import Seconds, plain
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: steps are timed by its events")
 
@@ -199,3 +201,34 @@ def test_gpu_steps_are_timed_on_the_device_not_on_the_host():
     summary = clock.summary()
     assert summary["step_seconds"].p95 > summary["step_seconds"].median / 2 > 0
     assert summary["train_tokens"] == 3 * 16
+
+
+def test_a_clock_that_goes_on_counts_all_pieces_and_leaves_out_each_start():
+    """Three steps, a restart after the second, three more: the warm-up step of both pieces is out of the statistics."""
+    fake = FakeClock()
+    first = StepClock(1, clock=fake)
+    run_steps(first, fake, [9.0, 2.0], [batch([3, 2], 4)] * 2)
+    state = json.loads(json.dumps(first.state()))
+    run_steps(first, fake, [50.0], [batch([1, 1], 4)])
+
+    second = StepClock(1, clock=fake)
+    second.resume(state)
+    run_steps(second, fake, [8.0, 4.0, 6.0], [batch([4, 4], 4)] * 3)
+    summary = second.summary()
+    assert (summary["steps"], summary["train_examples"], summary["train_tokens"]) == (5, 10, 34)
+    assert summary["step_seconds"].timed_steps == 3
+    assert (summary["step_seconds"].median, summary["step_seconds"].max) == (4.0, 6.0)
+    assert summary["tokens_per_second"] == (5 + 16) / 12.0
+
+
+def test_phases_go_on_from_an_earlier_process():
+    fake = FakeClock()
+    clock = PhaseClock(clock=fake)
+    clock.add(Seconds(load=2.0, train=30.0, total=40.0))
+    fake.now += 1.0
+    with clock.phase("train"):
+        fake.now += 5.0
+        # Asked for inside a phase: a checkpoint holds the seconds up to it.
+        assert (clock.summary().train, clock.summary().total) == (35.0, 46.0)
+        fake.now += 5.0
+    assert (clock.summary().load, clock.summary().train, clock.summary().total) == (2.0, 40.0, 51.0)

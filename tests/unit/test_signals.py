@@ -43,7 +43,7 @@ try:
         print("cleaned up", flush=True)
 except KeyboardInterrupt as error:
     time.sleep(1.2)
-    signals.off()
+    signals.arrived()
     print(error, flush=True)
 time.sleep(1.2)
 print("ended", flush=True)
@@ -61,3 +61,27 @@ def test_a_stop_arrives_once_wherever_it_was_lost(place):
     out, _ = process.communicate(timeout=25)
     assert out.splitlines() == ["cleaned up", "stopped by SIGTERM", "ended"]
     assert process.returncode == 0
+
+
+# Stopped between the start of a pool's thread and its entry among those that Python wakes when it ends.
+POOL = """
+import concurrent.futures.thread as pools, os, signal, weakref
+from rowsft.cli import main, signals
+class Entry(weakref.WeakKeyDictionary):
+    def __setitem__(self, thread, queue):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.sigtimedwait([], 5)
+pools._threads_queues = Entry()
+signals.END_SECONDS = 1.0
+def dispatch(arguments):
+    signals.on_signals()
+    pool = pools.ThreadPoolExecutor(1)
+    pool.submit(len, "")
+main._dispatch = dispatch
+main.main([])
+"""
+
+
+def test_a_thread_that_nobody_wakes_keeps_no_stopped_process():
+    done = subprocess.run([sys.executable, "-c", POOL], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, "rowsft: interrupted; finished runs are untouched\n")

@@ -1,0 +1,89 @@
+"""A run's training: the trainer set up with its clock and its checkpoints, run, and recorded."""
+
+from functools import partial
+
+import torch
+
+from rowsft import measure
+from rowsft.runner import resuming
+from rowsft.runner.checkpoints import CheckpointCallback, Progress
+from rowsft.runner.context import Job
+from rowsft.runner.trainer import OrderedTrainer, build_trainer
+from rowsft.store import checkpoints
+
+
+def train(job: Job) -> None:
+    """Train what the method trains, from the start or from a checkpoint; record curve, clocks and memory."""
+    if not job.method.trains:
+        return
+    clock = measure.StepClock(job.settings.timing_warmup_steps, job.device)
+    with job.attempt.scratch() as scratch, job.clock.phase("train"):
+        job.trainer = build_trainer(
+            job.model,
+            job.encoded,
+            job.task.collator(job.loaded.processor, job.model),
+            job.settings,
+            job.seed,
+            clock,
+            lambda point: job.tracker.log(point["step"], {f"train/{k}": v for k, v in point.items() if k != "step"}),
+            scratch,
+            normalises_by_tokens=job.task.head.normalises_by_tokens,
+        )
+        _checkpoint(job, job.trainer, clock)
+        per_step = job.settings.batch_size * job.settings.gradient_accumulation
+        job.say(f"  training for {job.trainer.args.max_steps} steps of {per_step}")
+        resumption = _go_on(job, job.trainer, clock)
+        with job.metered("train"):
+            job.trainer.train(resume_from_checkpoint=str(resumption.folder) if resumption else None)
+        if resumption:
+            job.memory.enter("train", resuming.larger(job.memory["train"], resumption.progress.peaks))
+    curve = job.trainer.curve
+    assert job.trainer.checkpoints is not None, "set above"
+    seconds = {"checkpoint_seconds": job.trainer.checkpoints.seconds} if job.trainer.checkpoints.seconds else {}
+    job.attempt.update(**clock.summary(), train_loss_final=curve[-1]["loss"], **seconds, **_inputs(job.model))
+    job.attempt.write_curve(curve)
+    job.curve_written = True
+
+
+def _checkpoint(job: Job, trainer: OrderedTrainer, clock: measure.StepClock) -> None:
+    """Have the trainer's checkpoints written into the attempt, with what this suite keeps of a training beside it."""
+
+    def progress(checkpoint_seconds: float) -> Progress:
+        return Progress(
+            step=trainer.state.global_step,
+            digest=trainer.changes.digest,
+            curve=trainer.curve,
+            steps=clock.state(),
+            seconds=resuming.as_json(job.clock.summary()),
+            checkpoint_seconds=checkpoint_seconds,
+            peaks=measure.peaks_so_far(job.device),
+        )
+
+    keep = partial(checkpoints.keep, attempt=job.attempt.path)
+    trainer.checkpointing(CheckpointCallback(job.settings, progress, keep, job.say))
+
+
+def _go_on(job: Job, trainer: OrderedTrainer, clock: measure.StepClock) -> resuming.Resumption | None:
+    """Set curve and clocks to where the run goes on, if it does; the dashboard of the new attempt gets all of it."""
+    resumption = job.resumption
+    if resumption is None:
+        return None
+    resuming.check_same(job, resumption, trainer.changes.digest)
+    progress = resumption.progress
+    clock.resume(progress.steps)
+    for point in progress.curve:
+        trainer.curve.append(point)
+        trainer.on_point(point)
+    assert trainer.checkpoints is not None, "set before"
+    trainer.checkpoints.seconds = progress.checkpoint_seconds
+    return resumption
+
+
+def _inputs(model: torch.nn.Module) -> dict:
+    """How many layers had their input computed again in backward, and how many kept it; of a method that says so."""
+    sources = getattr(model.base_model, "input_sources", None)
+    if sources is None:
+        return {}
+    layers = list(sources().values())
+    rebuilt = sum(source.startswith("rebuilt") for source in layers)
+    return {"inputs": {"rebuilt": rebuilt, "kept": len(layers) - rebuilt}}
