@@ -68,7 +68,7 @@ class OwnCheckpoints(Trainer):
         raise NotImplementedError
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        self.write_trained(Path(output_dir or self.args.output_dir))
+        self.write_trained(Path(output_dir or self.args.output_dir or "."))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.read_trained(Path(resume_from_checkpoint))
@@ -78,7 +78,7 @@ class OwnCheckpoints(Trainer):
             super()._save_checkpoint(model, trial)
         # A full disk is a RuntimeError of torch's writer and an error of its own in safetensors.
         except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", ignore_errors=True)
+            shutil.rmtree(Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}", ignore_errors=True)
             self.not_written(error)
 
 

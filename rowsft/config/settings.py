@@ -40,6 +40,7 @@ class TrainerSettings:
     eval_batch_size: int = 64
     evaluate: list[str] = field(default_factory=lambda: ["validation", "test"])
     calibration_batches: int = 50
+    calibration_overlap: float | None = None
     warm_head: int = 0
     timing_warmup_steps: int = 10
     memory_probe_steps: int = 2
@@ -178,6 +179,10 @@ def _check(settings: TrainerSettings) -> None:
     _require(settings.scheduler in SCHEDULERS, "scheduler", settings, f"one of {', '.join(SCHEDULERS)}")
     _require(settings.autocast in (None, "bf16", "fp16"), "autocast", settings, "null, bf16 or fp16")
     _require(DEVICE.fullmatch(settings.device) is not None, "device", settings, "auto, cpu, cuda or cuda:NUMBER")
+    overlap = settings.calibration_overlap
+    _require(
+        overlap is None or 0 < overlap <= 1, "calibration_overlap", settings, "a share above 0 and up to 1, or null"
+    )
     once = len(settings.evaluate) == len(set(settings.evaluate)) > 0
     _require(once, "evaluate", settings, f"at least one of {', '.join(SPLITS)}, each once")
     for split in settings.evaluate:

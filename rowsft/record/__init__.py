@@ -12,6 +12,7 @@ from rowsft.record.migration import SCHEMA_VERSION, migrated
 from rowsft.record.part import LARGEST, Part, plain, unknown_keys
 from rowsft.record.parts import (
     Attempt,
+    Calibrated,
     DataSeconds,
     Energy,
     Environment,
@@ -36,6 +37,7 @@ __all__ = [
     "LARGEST",
     "SCHEMA_VERSION",
     "Attempt",
+    "Calibrated",
     "DataSeconds",
     "Energy",
     "Environment",

@@ -146,6 +146,15 @@ class WarmHead(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibrated(Part):
+    """Under trainer.calibration_overlap: the batches that the choice is made from, and what it had in common with that
+    from half as many."""
+
+    batches: Count | None = None
+    overlap: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inputs(Part):
     """Layers by how backward had their input in the last training step: computed again, or kept."""
 
@@ -226,6 +235,7 @@ class Attempt(Part):
     resolved: dict[Text, Any] = NOTHING
     parameters: Parameters = Parameters()
     scores_from_cache: Truth | None = None
+    calibrated: Calibrated = Calibrated()
     warm_head: WarmHead = WarmHead()
     inputs: Inputs = Inputs()
     resumed: Resumed = Resumed()

@@ -44,21 +44,23 @@ class TrainingBatches:
         revision: str | None,
         anew: bool,
         warmed: Callable[[], AbstractContextManager],
+        count: int | None = None,
     ) -> Calibration:
-        """The first `calibration_batches`; their scores are kept in `store` unless they are made `anew`.
+        """The first `calibration_batches`, or `count` of them; their scores are kept in `store`, unless made `anew`.
 
         config: the run's, resolved. revision: the base model's, as loaded. warmed: makes the context in which the
         task head is warm, entered where trainer.warm_head asks for it and there is something to score.
         """
+        batches = count or self.settings.calibration_batches
         kept_by = {
             **{key: config[key] for key in ("model", "task", "revisions", "seed")},
             "loaded_revision": revision,
             "batch_size": self.settings.batch_size,
-            "calibration_batches": self.settings.calibration_batches,
+            "calibration_batches": batches,
             "device": self.device.type,
         }
         around: Callable[[], AbstractContextManager] = nullcontext
         if self.settings.warm_head:
             kept_by |= {"warm_head": self.settings.warm_head, "learning_rate": self.settings.learning_rate}
             around = warmed
-        return Calibration(self.first(self.settings.calibration_batches), ScoreCache(store), kept_by, anew, around)
+        return Calibration(self.first(batches), ScoreCache(store), kept_by, anew, around)

@@ -48,8 +48,8 @@ def run(spec: RunSpec, settings: TrainerSettings, rerun: bool, say: Callable[[st
         retry = retry_policy(spec.config)
         action = "start" if rerun else retry.action(folder.record.state)
         if action == "leave":
-            state = folder.record.state
-            return Outcome(spec.run_id, folder.path, state, {}, retry.left(state))
+            ended = folder.record.state
+            return Outcome(spec.run_id, folder.path, ended, {}, retry.left(ended))
         resumption = resuming.last_checkpoint(folder.record) if action == "resume" else None
         attempt = folder.begin(
             environment=measure.collect({"seed": spec.config["seed"]}),

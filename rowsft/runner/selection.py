@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rowsft.importance.calibration import Calibration
 from rowsft.importance.recomputing import recomputing
-from rowsft.methods.base import calibrating, selected
+from rowsft.methods.base import ResolvedMethod, calibrating, selected
 from rowsft.models.loading import targets_of
 from rowsft.progress import bar
 from rowsft.record import PhaseMemory
@@ -13,6 +14,7 @@ from rowsft.runner import memory_probe, resuming
 from rowsft.runner.calibration import TrainingBatches
 from rowsft.runner.context import Job
 from rowsft.runner.head_warmup import warmed_head
+from rowsft.selection.ids import overlap
 
 
 def select(job: Job) -> None:
@@ -20,10 +22,11 @@ def select(job: Job) -> None:
     targets = targets_of(job.spec.config["model"], job.task.head)
     with job.clock.phase("select"):
         job.resolved = job.method.solve(job.budget, job.model, targets)
-        calibration = _calibration(job) if calibrating(job.method) else None
-        sizes, recompute = job.resolved, job.settings.gradient_checkpointing and bool(calibration)
+        calibrations = _calibrations(job) if calibrating(job.method) else iter([None])
+        sizes = job.resolved
+        recompute = job.settings.gradient_checkpointing and calibrating(job.method) is not None
         with job.metered("select"), recomputing(job.model, recompute):
-            job.resolved = selected(job.method, job.model, sizes, calibration or ())
+            calibration = _choose(job, sizes, calibrations)
     if calibration:
         job.attempt.update(scores_from_cache=calibration.was_read)
         if calibration.was_read and not (memory_probe.wanted(job) and job.device.type == "cpu"):
@@ -37,12 +40,40 @@ def select(job: Job) -> None:
     _say_budget(job)
 
 
-def _calibration(job: Job) -> Calibration:
+def _choose(job: Job, sizes: ResolvedMethod, calibrations: Iterator[Calibration | None]) -> Calibration | None:
+    """Choose from one calibration after the other until two choices agree as asked; returns the last one's."""
+    wanted, before, calibration = job.settings.calibration_overlap, None, None
+    for calibration in calibrations:
+        job.resolved = selected(job.method, job.model, sizes, calibration or ())
+        if wanted is None or calibration is None or job.resolved.chosen is None:
+            break
+        share = overlap(before, job.resolved.chosen) if before is not None else None
+        job.attempt.update(calibrated={"batches": len(calibration), "overlap": share})
+        if share is not None:
+            job.say(f"  {len(calibration)} calibration batches: {100 * share:.1f} % of the choice from half of them")
+            if share >= wanted:
+                break
+        before = job.resolved.chosen
+    return calibration
+
+
+def _calibrations(job: Job) -> Iterator[Calibration]:
+    """Yield the batches to score on: all at once, or 2, 4, 8, ... where it may end early."""
+    most = job.settings.calibration_batches
+    count = 2 if job.settings.calibration_overlap is not None else most
+    while count < most:
+        yield _calibration(job, count)
+        count *= 2
+    yield _calibration(job, most)
+
+
+def _calibration(job: Job, count: int) -> Calibration:
     collate = job.task.collator(job.loaded.processor, job.model)
     batches = TrainingBatches(job.encoded, collate, job.settings, job.seed, job.device)
     # A repetition measures what the first attempt did, scoring too; one that goes on has been through that.
     again, revision = job.attempt.number > 1 and job.resumption is None, job.loaded.revision
-    return batches.calibration(job.spec.store, job.spec.config, revision, again, lambda: _warmed(job, batches))
+    warmed = partial(_warmed, job, batches)
+    return batches.calibration(job.spec.store, job.spec.config, revision, again, warmed, count)
 
 
 @contextmanager

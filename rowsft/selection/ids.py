@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,16 @@ class Chosen(NamedTuple):
 
     rows: torch.Tensor
     columns: torch.Tensor
+
+
+def overlap(first: Mapping[str, Chosen], second: Mapping[str, Chosen]) -> float:
+    """Return the share of the smaller choice, rows and columns of all layers, that the other one has too."""
+    both = sizes = others = 0
+    for name in first.keys() | second.keys():
+        for axis in range(2):
+            ids, other = (set(choice[name][axis].tolist()) if name in choice else set() for choice in (first, second))
+            both, sizes, others = both + len(ids & other), sizes + len(ids), others + len(other)
+    return both / max(1, min(sizes, others))
 
 
 def placeholders(count: int) -> torch.Tensor:

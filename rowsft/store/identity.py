@@ -60,6 +60,8 @@ def identity(config: dict) -> dict:
     unread = ignored(config)
     for key in unread:
         _drop(whole, key)
+    if "trainer.calibration_batches" in unread:
+        _drop(whole, "trainer.calibration_overlap")
     if "method.group_bytes" in unread:
         # A metric that reads no data draws no perturbations; ids of such runs were made without.
         _drop(whole, "method.draws")
@@ -76,6 +78,10 @@ def old_identity(config: dict) -> dict:
     settings = _plain(kept, "")
     for key in _CHECKPOINTS:
         _drop(settings, key)
+    trainer = settings.get("trainer")
+    if isinstance(trainer, dict) and trainer.get("calibration_overlap") is None:
+        # Younger than many records: where it is off it is in no id.
+        trainer.pop("calibration_overlap", None)
     return {"results_version": RESULTS_VERSION, **settings}
 
 
