@@ -78,7 +78,8 @@ class OwnCheckpoints(Trainer):
             super()._save_checkpoint(model, trial)
         # A full disk is a RuntimeError of torch's writer and an error of its own in safetensors.
         except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}", ignore_errors=True)
+            half = Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}"
+            shutil.rmtree(half, ignore_errors=True)
             self.not_written(error)
 
 
