@@ -26,7 +26,8 @@ from rowsft.selection.budget import Budget
 from rowsft.store import Store
 from rowsft.store.attempt import error_fields, state_of
 from rowsft.tasks import Task
-from rowsft.tracking.tracker import Tracker, final_numbers, tracking
+from rowsft.tracking.content import final_numbers, point
+from rowsft.tracking.tracker import Tracker, tracking
 
 
 def run(spec: RunSpec, settings: TrainerSettings, rerun: bool, say: Callable[[str], None]) -> Outcome:
@@ -88,6 +89,7 @@ def _perform(job: Job) -> None:
             # What kills a process for its memory lets it write nothing more.
             job.attempt.update(memory=job.memory.record)
         job.attempt.update(**_costs(job))
+        job.tracker.show(job.attempt.fields, job.attempt.path.parent)
         job.tracker.summary(final_numbers(job.attempt.fields))
     job.attempt.finish("done")
 
@@ -147,7 +149,7 @@ def _train(job: Job) -> None:
             job.settings,
             job.seed,
             clock,
-            lambda point: job.tracker.log(point["step"], {f"train/{k}": v for k, v in point.items() if k != "step"}),
+            lambda row: job.tracker.log(*point(row)),
             scratch,
             normalises_by_tokens=job.task.head.normalises_by_tokens,
         )
