@@ -42,10 +42,19 @@ def items(entries) -> dict:
 
 def run_python(code: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
     """Run `code` in a fresh process (W&B keeps one set of settings per process) without any credentials of the user."""
+    return _run(["-c", code], folder, variables)
+
+
+def rowsft(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """Run the command `rowsft` in the same way."""
+    return _run(["-m", "rowsft.cli", *arguments], folder, variables)
+
+
+def _run(arguments: list[str], folder: Path, variables: dict[str, str]) -> subprocess.CompletedProcess:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     environment |= {"HOME": str(folder), "NETRC": str(folder / "netrc"), "WANDB_CONFIG_DIR": str(folder), **variables}
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
     )
 
 

@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 
 from rowsft import config_folders
-from rowsft.cli import compare, export, fetch, init, plan, report, run, runs, signals, sweep, tune
+from rowsft.cli import compare, export, fetch, init, plan, report, run, runs, signals, sweep, track, tune
 from rowsft.cli.arguments import Parser, group_help, parsed_arguments
 from rowsft.cli.terminal import shown
 from rowsft.errors import HELD, INTERRUPTED, RunHeld, UserError, one_line, shortened
@@ -21,6 +21,7 @@ COMMANDS: dict[str, ModuleType] = {
     "runs": runs,
     "compare": compare,
     "export": export,
+    "track": track,
     "init": init,
     "fetch": fetch,
 }

@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal, get_args
 
 from rowsft.compat.wandb import analytics_off, usual_mode
@@ -25,8 +26,8 @@ class WandbTracker:
     `mode` is one of MODES, or None: what WANDB_MODE or `wandb offline` says, else online if credentials are found and
     offline if not; it never asks. `dir` is where W&B writes its `wandb` folder (None: the working directory).
     `log_adapter` uploads the adapter as an artifact. `wait_seconds` is the longest that W&B may hold up a run at its
-    start, and again at its end. After an error of W&B one warning is logged, nothing more is sent, and the job goes
-    on. Raises UserError for other values.
+    start, and at its end for tables and artifacts and again for the last upload. After an error of W&B one warning is
+    logged, nothing more is sent, and the job goes on. Raises UserError for other values.
     """
 
     def __init__(
@@ -79,14 +80,20 @@ class WandbTracker:
                 if len(curve) != self._points:
                     self._open_again(curve)
                 self._show_memory(content.memory_step(attempt, folder))
-                self._show_tables(attempt, folder)
-                self._show_adapter(attempt, folder)
+                # Tables and artifacts ask the server before they are sent.
+                self._bounded(lambda: (self._show_tables(attempt, folder), self._show_adapter(attempt, folder)))
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set the run's final numbers."""
         if self.working:
             with self._guard("summary"):
                 self._run.summary.update(dict(values))
+
+    def table(self, name: str, columns: Sequence[str], rows: list[list[Any]]) -> None:
+        """Add a table."""
+        if self.working:
+            with self._guard("table"):
+                self._bounded(lambda: self._log_tables({name: (columns, rows)}))
 
     def finish(self, state: State) -> None:
         """Close the run."""
@@ -117,15 +124,17 @@ class WandbTracker:
             self._run.log(event, step=self._step)
 
     def _show_tables(self, attempt: Attempt, folder: Path) -> None:
+        self._log_tables(
+            {
+                names.LEDGER: (names.LEDGER_COLUMNS, content.ledger_rows(attempt)),
+                names.SELECTION: (names.SELECTION_COLUMNS, content.selection_rows(attempt, folder)),
+            }
+        )
+
+    def _log_tables(self, tables: Mapping[str, tuple[Sequence[str], list[list[Any]]]]) -> None:
         import wandb
 
-        tables = {
-            names.LEDGER: (names.LEDGER_COLUMNS, content.ledger_rows(attempt)),
-            names.SELECTION: (names.SELECTION_COLUMNS, content.selection_rows(attempt, folder)),
-        }
-        shown = {
-            name: wandb.Table(columns=list(columns), data=rows) for name, (columns, rows) in tables.items() if rows
-        }
+        shown = {name: wandb.Table(list(columns), rows) for name, (columns, rows) in tables.items() if rows}
         if shown:
             self._step += 1
             self._run.log(shown, step=self._step)
@@ -177,6 +186,28 @@ class WandbTracker:
                 finish_timeout_raises=True,
             ),
         )
+
+    def _bounded(self, work: Callable[[], object]) -> None:
+        """Do what may wait for the server. Raises TimeoutError after `wait_seconds`, and leaves it to itself."""
+        if self._run.offline:
+            work()
+            return
+        errors: list[Exception] = []
+
+        def caught() -> None:
+            try:
+                work()
+            except Exception as error:
+                errors.append(error)
+
+        # A daemon, so that one that waits for ever does not keep the process.
+        thread = Thread(target=caught, daemon=True)
+        thread.start()
+        thread.join(self.wait_seconds)
+        if thread.is_alive():
+            raise TimeoutError(f"no answer within {self.wait_seconds:g} seconds")
+        if errors:
+            raise errors[0]
 
     @contextmanager
     def _guard(self, action: str) -> Iterator[None]:
