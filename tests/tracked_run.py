@@ -45,7 +45,8 @@ def record_run(root, state="done", **settings) -> Record:
             primary_metric="accuracy",
             metrics={"validation": {"accuracy": 0.8, "loss": 0.5}, "test": {"accuracy": 0.75, "loss": 0.6}},
             parameters={"adapter": 221, "head": 10, "total_trainable": 231},
-            seconds={"train": 12.5},
+            seconds={"select": 1.5, "train": 12.5},
+            step_seconds={"median": 0.25},
             memory={
                 "kind": "cpu_profiler",
                 "train": {"peak_allocated_bytes": 16 * MIB},
@@ -55,7 +56,9 @@ def record_run(root, state="done", **settings) -> Record:
                 },
             },
         )
-        attempt.write_curve([{"step": s, "loss": loss, "grad_norm": norm} for s, loss, norm in POINTS])
+        attempt.write_curve(
+            [{"step": step, "loss": loss, "grad_norm": norm, "learning_rate": 1e-3} for step, loss, norm in POINTS]
+        )
         attempt.write_memory(
             [
                 {"event": event, "phase": phase, **{f"{part}_bytes": size * share for part, size in PARTS.items()}}

@@ -11,7 +11,7 @@ KEY = "0123456789" * 4
 
 
 class Server:
-    """What was uploaded is in `runs` and `history`, by id, and in `artifacts`.
+    """What was uploaded is in `runs` and `history`, by id, and in `artifacts`, `views` and `charts`.
 
     how: "answers", "hangs", "drops", "refuses" (nobody listens), "sticks" (answers until data come, then hangs for
     good), or the HTTP status of every answer, such as "429".
@@ -22,6 +22,8 @@ class Server:
         self.runs: dict[str, dict] = {}
         self.history: dict[str, list[dict]] = {}
         self.artifacts: list[str] = []
+        self.views: list[dict] = []
+        self.charts: list[dict] = []
         self.requests: list[str] = []
         self._ended = threading.Event()
         if how == "refuses":
@@ -93,11 +95,17 @@ class Server:
         if name == "CreateRunFiles":
             files = [{"name": file, "uploadUrl": f"http://127.0.0.1:{self.port}/up/{file}"} for file in given["files"]]
             return {"createRunFiles": {"runID": "x", "uploadHeaders": [], "files": files}}
-        if name == "Viewer":
+        if name in ("Viewer", "GetDefaultEntity"):
             user = {"id": "u", "entity": "lab", "username": "u", "email": "", "flags": "{}", "teams": {"edges": []}}
             return {"viewer": user}
         if name == "ArtifactType":
             return {"project": None}
+        if name == "UpsertView2":
+            self.views.append(given)
+            return {"upsertView": {"view": {"id": "v", "name": given["name"]}, "inserted": True}}
+        if name == "CreateCustomChart":
+            self.charts.append(given)
+            return {"createCustomChart": {"chart": {"id": f"{given['entity']}/{given['chartName']}"}}}
         if name == "CreateArtifact":
             self.artifacts.append(given["input"]["artifactCollectionName"])
             # One that the server has already: no file of it need be sent.

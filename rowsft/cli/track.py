@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from rowsft.cli.arguments import add_store, path
 from rowsft.cli.terminal import shown
@@ -34,17 +35,13 @@ def run(parsed: argparse.Namespace) -> int:
 
 def _add_sync(parser: argparse.ArgumentParser) -> None:
     _add_folder(parser)
-    parser.add_argument(
-        "--wait", type=float, default=300.0, metavar="SECONDS", help="give up where nothing comes for so long (300)"
-    )
+    _add_wait(parser, 300)
 
 
 def _sync(parsed: argparse.Namespace) -> int:
     from rowsft.tracking.sync import sync
 
-    if not 0 < parsed.wait < 1e9:
-        raise UserError(f"--wait {parsed.wait:g}: expected a number of seconds above 0")
-    done = sync(parsed.dir, parsed.wait, say=lambda name: print(shown(f"uploaded {name}"), flush=True))
+    done = sync(parsed.dir, _wait(parsed), say=lambda name: print(shown(f"uploaded {name}"), flush=True))
     for name, reason in done.failed.items():
         print(shown(f"rowsft: not uploaded: {name}: {reason}"), file=sys.stderr)
     print(f"{len(done.uploaded)} uploaded, {len(done.before)} were there, {len(done.failed)} failed")
@@ -103,6 +100,42 @@ def _table(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _add_workspace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=path, metavar="FILE", help="write it here (default: to W&B; reports/workspace.json without a key)"
+    )
+    parser.add_argument("--experiment", help="show only this experiment's runs (default: the project's)")
+    _add_project(parser)
+    _add_wait(parser, 60)
+
+
+def _workspace(parsed: argparse.Namespace) -> int:
+    from rowsft.tracking import workspace
+    from rowsft.tracking.account import has_account
+
+    project = parsed.project or "rowsft"
+    out = parsed.out or (None if has_account() else Path("reports") / "workspace.json")
+    if out is None:
+        address = workspace.save(project, parsed.entity, parsed.experiment, _wait(parsed))
+        print(shown(f"workspace: {address}"))
+        return 0
+    workspace.write(workspace.workspace(project, parsed.entity or "", parsed.experiment), out)
+    print(shown(f"written {out}; after `wandb login`, `rowsft track workspace` makes it on W&B"))
+    return 0
+
+
+def _add_wait(parser: argparse.ArgumentParser, seconds: int) -> None:
+    parser.add_argument(
+        "--wait", type=float, default=seconds, metavar="SECONDS", help=f"how long to wait for the server ({seconds})"
+    )
+
+
+def _wait(parsed: argparse.Namespace) -> float:
+    if not 0 < parsed.wait < 1e9:
+        raise UserError(f"--wait {parsed.wait:g}: expected a number of seconds above 0")
+    return parsed.wait
+
+
 def _add_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dir", type=path, metavar="DIR", help="where W&B's folder `wandb` lies (default: WANDB_DIR, else here)"
@@ -120,4 +153,5 @@ ACTIONS: dict[str, Action] = {
     "sync": (_sync, "upload what offline runs wrote", _add_sync),
     "replay": (_replay, "write recorded runs as fresh offline runs", _add_replay),
     "table": (_table, "write the comparison of an experiment as a W&B table", _add_table),
+    "workspace": (_workspace, "lay out the dashboard, on W&B or as a file", _add_workspace),
 }

@@ -12,6 +12,8 @@ from rowsft.store.chosen import chosen_ids
 from rowsft.store.confined import confined
 from rowsft.tracking import names
 
+#: What reading a file of the wrong content raises.
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error)
 Row = list[Any]
 #: Phases of a training step in the ledger.
 _STEP = ("forward", "backward", "optimizer_step")
@@ -32,7 +34,7 @@ def _curve(column: str) -> str:
 
 
 def curve(attempt: Attempt, folder: Path) -> list[tuple[int, dict[str, float]]]:
-    """Return the recorded curves as `point` gives them. Raises ValueError for a damaged file."""
+    """Return the recorded curves as `point` gives them. Raises one of DAMAGED for a damaged file."""
     return [point(row) for row in _rows(attempt, folder, "curve")]
 
 
@@ -80,7 +82,7 @@ def _parts(moment: LedgerMoment | None) -> dict[str, float]:
 def memory_step(attempt: Attempt, folder: Path) -> list[dict[str, float]]:
     """Return one dict an event of the recorded training step: the event's number, and MiB by part.
 
-    Raises ValueError for a damaged file.
+    Raises one of DAMAGED for a damaged file.
     """
     series = {f"{part}_bytes": names.memory_step(part) for part in names.PARTS}
     return [

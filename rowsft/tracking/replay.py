@@ -6,16 +6,15 @@ from typing import Any
 
 from rowsft.errors import UserError, shortened
 from rowsft.store import Record
+from rowsft.store.record import FINAL_STATES
 from rowsft.tracking import content, offline
 from rowsft.tracking.wandb_tracker import WandbTracker
-
-_FINAL = ("done", "failed", "oom", "interrupted")
 
 
 def wandb_id(record: Record) -> str | None:
     """Return the id on W&B of the attempt that a run reports, else of its latest; None where none has ended."""
     attempt = record.result or record.latest
-    return f"{record.id}-{attempt.attempt}" if attempt is not None and attempt.state in _FINAL else None
+    return f"{record.id}-{attempt.attempt}" if attempt is not None and attempt.state in FINAL_STATES else None
 
 
 def replay(record: Record, folder: str | Path | None, **settings: Any) -> str:
@@ -31,7 +30,7 @@ def replay(record: Record, folder: str | Path | None, **settings: Any) -> str:
     try:
         curve = content.curve(attempt, record.folder)
         content.memory_step(attempt, record.folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except content.DAMAGED as error:
         raise UserError(
             f"run {record.id}: its curve or memory is damaged ({type(error).__name__}: {shortened(error)}); "
             "run it again with --rerun"

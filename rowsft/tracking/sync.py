@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 
-from rowsft.compat.wandb import has_credentials
 from rowsft.errors import UserError, shortened
 from rowsft.output import redact
+from rowsft.tracking.account import has_account
 from rowsft.tracking.offline import OfflineRun, offline_runs, wandb_folder
 
 _POLL_SECONDS = 0.2
@@ -58,20 +58,12 @@ def sync(folder: str | Path | None, wait_seconds: float, say: Callable[[str], No
         )
     waiting = [run for run in runs if not run.uploaded and run.id not in done.failed]
     if waiting:
-        _check_account()
+        if not has_account():
+            raise UserError(
+                "W&B: no API key; `wandb login` (or WANDB_API_KEY=...) and this command again: the offline runs stay"
+            )
         _upload(waiting, done, wait_seconds, say)
     return done
-
-
-def _check_account() -> None:
-    try:
-        known = has_credentials()
-    except Exception as error:
-        raise UserError(f"W&B: its API key cannot be used ({shortened(error, 200)}); `wandb login` anew") from error
-    if not known:
-        raise UserError(
-            "W&B: no API key; `wandb login` (or WANDB_API_KEY=...) and this command again: the offline runs stay"
-        )
 
 
 def _upload(waiting: list[OfflineRun], done: Synced, wait_seconds: float, say: Callable[[str], None]) -> None:

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 from typing import Any, Literal, get_args
 
 from rowsft.compat.wandb import analytics_off, usual_mode
@@ -13,6 +12,7 @@ from rowsft.errors import UserError
 from rowsft.output import redact
 from rowsft.record import Attempt, State
 from rowsft.tracking import content, names, offline
+from rowsft.tracking.bounded import bounded
 
 Mode = Literal["online", "offline", "disabled"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -81,7 +81,7 @@ class WandbTracker:
                     self._open_again(curve)
                 self._show_memory(content.memory_step(attempt, folder))
                 # Tables and artifacts ask the server before they are sent.
-                self._bounded(lambda: (self._show_tables(attempt, folder), self._show_adapter(attempt, folder)))
+                self._bounded(lambda: self._show_files(attempt, folder))
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set the run's final numbers."""
@@ -89,7 +89,7 @@ class WandbTracker:
             with self._guard("summary"):
                 self._run.summary.update(dict(values))
 
-    def table(self, name: str, columns: Sequence[str], rows: list[list[Any]]) -> None:
+    def table(self, name: str, columns: Sequence[str], rows: list[Any]) -> None:
         """Add a table."""
         if self.working:
             with self._guard("table"):
@@ -123,15 +123,18 @@ class WandbTracker:
             self._step += 1
             self._run.log(event, step=self._step)
 
-    def _show_tables(self, attempt: Attempt, folder: Path) -> None:
+    def _show_files(self, attempt: Attempt, folder: Path) -> None:
         self._log_tables(
             {
                 names.LEDGER: (names.LEDGER_COLUMNS, content.ledger_rows(attempt)),
                 names.SELECTION: (names.SELECTION_COLUMNS, content.selection_rows(attempt, folder)),
             }
         )
+        adapter = content.file_of(attempt, folder, "adapter") if self.log_adapter else None
+        if adapter is not None:
+            self._log_adapter(adapter, attempt.files["adapter"].sha256)
 
-    def _log_tables(self, tables: Mapping[str, tuple[Sequence[str], list[list[Any]]]]) -> None:
+    def _log_tables(self, tables: Mapping[str, tuple[Sequence[str], list[Any]]]) -> None:
         import wandb
 
         shown = {name: wandb.Table(list(columns), rows) for name, (columns, rows) in tables.items() if rows}
@@ -139,16 +142,13 @@ class WandbTracker:
             self._step += 1
             self._run.log(shown, step=self._step)
 
-    def _show_adapter(self, attempt: Attempt, folder: Path) -> None:
+    def _log_adapter(self, adapter: Path, sha256: str | None) -> None:
         import wandb
 
-        adapter = content.file_of(attempt, folder, "adapter") if self.log_adapter else None
-        if adapter is not None:
-            metadata = {"sha256": attempt.files["adapter"].sha256}
-            artifact = wandb.Artifact(f"adapter-{self._run.id}", "adapter", metadata=metadata)
-            # The store changes no file, so that none need be copied.
-            artifact.add_dir(str(adapter), policy="immutable")
-            self._run.log_artifact(artifact)
+        artifact = wandb.Artifact(f"adapter-{self._run.id}", "adapter", metadata={"sha256": sha256})
+        # The store changes no file, so that none need be copied.
+        artifact.add_dir(str(adapter), policy="immutable")
+        self._run.log_artifact(artifact)
 
     def _open(self) -> None:
         import wandb
@@ -188,26 +188,8 @@ class WandbTracker:
         )
 
     def _bounded(self, work: Callable[[], object]) -> None:
-        """Do what may wait for the server. Raises TimeoutError after `wait_seconds`, and leaves it to itself."""
-        if self._run.offline:
-            work()
-            return
-        errors: list[Exception] = []
-
-        def caught() -> None:
-            try:
-                work()
-            except Exception as error:
-                errors.append(error)
-
-        # A daemon, so that one that waits for ever does not keep the process.
-        thread = Thread(target=caught, daemon=True)
-        thread.start()
-        thread.join(self.wait_seconds)
-        if thread.is_alive():
-            raise TimeoutError(f"no answer within {self.wait_seconds:g} seconds")
-        if errors:
-            raise errors[0]
+        # Offline nothing waits for a server, and a large adapter may take its time.
+        work() if self._run.offline else bounded(work, self.wait_seconds)
 
     @contextmanager
     def _guard(self, action: str) -> Iterator[None]:

@@ -15,9 +15,9 @@ def record(tmp_path_factory):
 
 def test_curves_are_the_recorded_points_without_what_was_not_measured(record):
     assert content.curve(record.result, record.folder) == [
-        (1, {"train/loss": 0.9, "train/grad_norm": 1.5}),
-        (2, {"train/loss": 0.7}),
-        (3, {"train/loss": 0.4, "train/grad_norm": 1.0}),
+        (1, {"train/loss": 0.9, "train/grad_norm": 1.5, "train/learning_rate": 1e-3}),
+        (2, {"train/loss": 0.7, "train/learning_rate": 1e-3}),
+        (3, {"train/loss": 0.4, "train/grad_norm": 1.0, "train/learning_rate": 1e-3}),
     ]
 
 

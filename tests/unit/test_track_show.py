@@ -136,9 +136,10 @@ def test_the_adapter_is_an_artifact_where_it_is_asked_for(tmp_path):
     assert json.loads(artifact.metadata) == {"sha256": record.result.files["adapter"].sha256}
 
 
-def test_a_damaged_curve_is_said_in_one_line(tmp_path):
+@pytest.mark.parametrize("text", ["step,loss\none,two\n", "loss\n1\n", "step,loss\n1,2,3\n", "step\n\x00\n", "\udcff"])
+def test_a_damaged_curve_is_said_in_one_line(tmp_path, text):
     record = record_run(tmp_path / "runs")
-    record.file("curve").write_text("step,loss\none,two\n")
+    record.file("curve").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=f"^run {record.id}: its curve or memory is damaged .*--rerun$"):
         replay(record, tmp_path / "logs")
 
