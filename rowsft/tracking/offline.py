@@ -26,7 +26,8 @@ class OfflineRun:
 
 def wandb_folder(folder: str | Path | None) -> Path:
     """Return where W&B writes below `folder` (None: where its own settings say, or the working directory)."""
-    return Path(folder or os.environ.get("WANDB_DIR") or ".") / "wandb"
+    root = Path(folder or os.environ.get("WANDB_DIR") or ".")
+    return root / (".wandb" if (root / ".wandb").exists() else "wandb")
 
 
 def offline_runs(folder: Path) -> list[OfflineRun]:

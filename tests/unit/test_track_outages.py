@@ -9,8 +9,9 @@ from wandb_server import KEY, Server
 
 from rowsft.tracking.offline import offline_runs
 
-# The bound: what W&B may hold up a run at one place, and what Python and W&B's own process take beside it.
-WAIT, BESIDE = 2, 30
+# What W&B may hold up a run at one place (its own bounds are 90 seconds at the start and none at the end), and what
+# Python and W&B's own process take beside it.
+WAIT, BESIDE = 2, 60
 JOB = """
 import logging, time
 logging.basicConfig(format="%(message)s")

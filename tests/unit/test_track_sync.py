@@ -5,13 +5,14 @@ import shutil
 import time
 
 import pytest
-from report_factory import fill
+from report_factory import fail, finish, outcomes
 from tracked_run import POINTS, record_run
 from wandb_files import read_records, rowsft, summary
 from wandb_server import KEY, Server
 
 from rowsft import report
 from rowsft.report.flat import table_rows
+from rowsft.store import Store
 from rowsft.tracking import names
 from rowsft.tracking.offline import offline_runs
 
@@ -57,12 +58,12 @@ def test_runs_are_uploaded_once_with_all_their_history(folder):
 def test_a_server_that_does_not_take_them_is_given_up_in_bounded_time(folder, how):
     begun = time.monotonic()
     with Server(how) as server:
-        done = rowsft(folder, "track", "sync", "--wait", "4", **server.variables)
+        done = rowsft(folder, "track", "sync", "--wait", "2", **server.variables)
     assert done.returncode == 1 and done.stdout == "0 uploaded, 0 were there, 2 failed\n", done.stderr
     lines = done.stderr.splitlines()
     assert [line.split(": ")[2] for line in lines] == ids(folder)
-    assert all("no answer within 4 seconds" in line for line in lines) and KEY not in done.stderr
-    assert time.monotonic() - begun < 45
+    assert all("no answer within 2 seconds" in line for line in lines) and KEY not in done.stderr
+    assert time.monotonic() - begun < 90, "`wandb sync` alone waits without end"
 
 
 def test_a_server_that_says_no_is_quoted(folder):
@@ -102,7 +103,10 @@ def test_two_folders_of_one_run_are_not_uploaded_until_a_replay_makes_one_of_the
 
 
 def test_the_comparison_is_the_reports_rows(tmp_path):
-    fill(tmp_path / "runs")
+    store = Store(tmp_path / "runs")
+    for method in ("head", "lora"):
+        finish(store, outcomes(60), method=method, task="sentiment")
+    fail(store, "failed", {"type": "TrainingDiverged", "message": "loss is nan"}, method="full", task="sentiment")
     done = rowsft(tmp_path, "track", "table", "--experiment", "demo", "--project", "rows")
     assert (done.returncode, done.stderr) == (0, "")
     (run,) = offline_runs(tmp_path / "wandb")
@@ -111,7 +115,7 @@ def test_the_comparison_is_the_reports_rows(tmp_path):
     table = json.loads((run.path / "files" / held).read_text())
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     wanted = table_rows(report.sections(tmp_path / "runs", "demo"))
-    assert len(rows) == len(wanted) > 5
+    assert len(rows) == len(wanted) == 3
     for row, want in zip(rows, wanted, strict=True):
         assert {key: value for key, value in row.items() if value is not None} == pytest.approx(
             {key: value for key, value in want.items() if value is not None}
