@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets quickstart demo test test-peft-versions test-oldest lint types docs bench tune-quickstart tune-demo importance plan-8b \
+.PHONY: help setup assets quickstart demo wandb-demo test test-peft-versions test-oldest lint types docs bench tune-quickstart tune-demo importance plan-8b \
 	plan-accuracy gpu gpu-wheels fuzz kill-test bench-store clean
 
 help: ## list the targets
@@ -70,6 +70,15 @@ docs: $(VENV)/installed-docs ## build the pages of docs/ as a site in site/; a b
 tune-quickstart: assets ## the learning-rate grid behind the quickstart, on the validation split
 	@$(BIN)/rowsft sweep experiment=quickstart_grid
 	@$(BIN)/rowsft tune quickstart_grid
+
+wandb-demo: setup ## a short W&B mirror of quickstart, offline: runs, comparison and dashboard, and how to upload them
+	@$(BIN)/rowsft fetch minilm movie_reviews
+	@$(BIN)/rowsft sweep experiment=quickstart method=head,row_sft trainer.steps=20 experiment_name=wandb_demo \
+		tracker=wandb tracker.mode=offline tracker.dir=reports/wandb-demo
+	@$(BIN)/rowsft track table --experiment wandb_demo --dir reports/wandb-demo
+	@$(BIN)/rowsft track workspace --experiment wandb_demo --out reports/wandb-demo/workspace.json
+	@echo "to see it: $(BIN)/wandb login, then $(BIN)/rowsft track sync --dir reports/wandb-demo"
+	@echo "and        $(BIN)/rowsft track workspace --experiment wandb_demo"
 
 tune-demo: assets ## the learning-rate grids behind the demo, on the validation split (about an hour and a half)
 	@$(BIN)/rowsft sweep experiment=demo_stsb_grid

@@ -1,21 +1,16 @@
 """How much the selections of importance metrics have in common, read from the saved adapters."""
 
 import json
-import re
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 
-from safetensors import SafetensorError, safe_open
-
 from rowsft.report.rows import Row, Table
 from rowsft.report.settings import differing
 from rowsft.store import Record
+from rowsft.store.chosen import Selection, chosen_ids
 
 IMPORTANCE = "method.importance"
-WEIGHTS = "adapter_model.safetensors"
-_IDS = re.compile(r"(.+)\.row_sft_((?:column_)?ids)")
-Selection = dict[tuple[str, str], set[int]]
 
 
 @dataclass(frozen=True)
@@ -58,19 +53,7 @@ def overlaps(table: Table) -> list[Overlap]:
 def selected(record: Record) -> Selection | None:
     """Return {(layer, kind of ids): ids} of a run's saved adapter; None when there is no readable row-SFT adapter."""
     folder = record.file("adapter")
-    if folder is None:
-        return None
-    try:
-        with safe_open(folder / WEIGHTS, framework="numpy") as tensors:
-            ids = {
-                (match[1], match[2]): set(tensors.get_tensor(match[0]).tolist())
-                for match in map(_IDS.fullmatch, tensors.keys())
-                if match
-            }
-    # TypeError: ids that are no list.
-    except (OSError, SafetensorError, TypeError):
-        return None
-    return ids if any(ids.values()) else None
+    return None if folder is None else chosen_ids(folder)
 
 
 def share(one: Selection, other: Selection) -> float:

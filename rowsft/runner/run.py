@@ -28,7 +28,8 @@ from rowsft.selection.budget import Budget
 from rowsft.store import Store, checkpoints
 from rowsft.store.attempt import error_fields, state_of
 from rowsft.tasks import Task
-from rowsft.tracking.tracker import Tracker, final_numbers, tracking
+from rowsft.tracking.content import final_numbers
+from rowsft.tracking.tracker import Tracker, tracking
 
 
 def run(spec: RunSpec, settings: TrainerSettings, rerun: bool, say: Callable[[str], None]) -> Outcome:
@@ -99,6 +100,7 @@ def _perform(job: Job) -> None:
             # What kills a process for its memory lets it write nothing more.
             job.attempt.update(memory=job.memory.record)
         job.attempt.update(**_costs(job))
+        job.tracker.show(job.attempt.fields, job.attempt.path.parent)
         job.tracker.summary(final_numbers(job.attempt.fields))
     job.attempt.finish("done")
 

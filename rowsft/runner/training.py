@@ -10,6 +10,7 @@ from rowsft.runner.checkpoints import CheckpointCallback, Progress
 from rowsft.runner.context import Job
 from rowsft.runner.trainer import OrderedTrainer, build_trainer
 from rowsft.store import checkpoints
+from rowsft.tracking.content import point
 
 
 def train(job: Job) -> None:
@@ -25,7 +26,7 @@ def train(job: Job) -> None:
             job.settings,
             job.seed,
             clock,
-            lambda point: job.tracker.log(point["step"], {f"train/{k}": v for k, v in point.items() if k != "step"}),
+            lambda row: job.tracker.log(*point(row)),
             scratch,
             normalises_by_tokens=job.task.head.normalises_by_tokens,
         )

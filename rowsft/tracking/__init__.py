@@ -1,4 +1,5 @@
-"""Trackers: W&B and the one that does nothing, behind one small protocol.
+"""Dashboards: runs mirrored on W&B as they go, or from their records; uploads; the workspace that shows them.
 
-May import record, store and output. Must not import torch, and never ends a run: what a tracker cannot do is a warning.
+May import record, store, output and compat. Must not import torch, and never ends a run: what a tracker cannot do is a
+warning.
 """

@@ -45,13 +45,16 @@ def test_no_file_and_no_line_holds_a_planted_secret(workshop, tmp_path):
     assert again.stdout.count("done already") == 2, "a run's id does not depend on a token"
     reported = workshop.rowsft("report", "--store", str(store), "--out", str(report), **PLANTED)
     assert reported.returncode == 0, reported.stderr
+    where = ("--store", str(store), "--dir", str(dashboard))
+    mirrored = [workshop.rowsft("track", action, *where, **PLANTED) for action in ("replay", "table")]
+    assert [done.returncode for done in mirrored] == [0, 0], [done.stderr for done in mirrored]
 
     records = Store(store).runs()
     assert len(records) == 2 and {record.config["task"]["name"] for record in records} == {"***"}
     assert all(record.config["model"]["source"].endswith("https:/hub.example/bert") for record in records)
     adapter = json.loads((records[0].file("adapter") / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"].endswith("https:/hub.example/bert")
-    said = "".join(done.stdout + done.stderr for done in (swept, again, reported))
+    said = "".join(done.stdout + done.stderr for done in (swept, again, reported, *mirrored))
     files = [path for folder in (store, dashboard, report) for path in folder.rglob("*") if path.is_file()]
     assert (store / "multirun.yaml") in files and any(path.suffix == ".wandb" for path in files)
     for secret in [*FOUND, "another-planted-one"]:

@@ -7,8 +7,8 @@ from safetensors.numpy import save_file
 
 from rowsft import report
 from rowsft.record import plain
-from rowsft.report import overlap
 from rowsft.store import Store
+from rowsft.store.chosen import WEIGHTS
 
 
 @pytest.mark.parametrize("step", ["0", "-3", "9" * 400])
@@ -34,7 +34,7 @@ def test_an_adapter_without_lists_of_ids_has_no_selection(tmp_path, ids):
             attempt = run.begin()
             fields = plain(record.result)
             attempt.update(**{key: value for key, value in fields.items() if key not in ("attempt", "state")})
-            attempt.write_folder("adapter", lambda path: save_file({"a.row_sft_ids": ids}, path / overlap.WEIGHTS))
+            attempt.write_folder("adapter", lambda path: save_file({"a.row_sft_ids": ids}, path / WEIGHTS))
             attempt.finish("done")
     (section,) = report.sections(tmp_path, "demo")
     assert section.overlaps == [] and len(section.lines) == 2

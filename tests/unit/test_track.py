@@ -1,29 +1,18 @@
 """Trackers: what an offline W&B run leaves on disk, and that no W&B error reaches the job."""
 
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from wandb_files import items, read_records
+from wandb_files import items, read_records, run_python
 
 from rowsft.errors import UserError
-from rowsft.tracking.tracker import NullTracker, WandbTracker, readable_name, tracking
+from rowsft.tracking.tracker import NullTracker, WandbTracker, tracking
+from rowsft.tracking.wandb_tracker import readable_name
 
 CONF = Path(__file__).parents[2] / "conf"
-
-
-def run_python(code: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
-    """Run `code` in a fresh process (W&B keeps one set of settings per process) without any credentials of the user."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    environment |= {"HOME": str(folder), "NETRC": str(folder / "netrc"), "WANDB_CONFIG_DIR": str(folder), **variables}
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
-    )
 
 
 JOB = """
@@ -103,7 +92,7 @@ for number in (1, 2):
 
 
 KEY = "0123456789" * 4
-ASK = "from rowsft.tracking.tracker import _default_mode; print(_default_mode())"
+ASK = "from rowsft.compat.wandb import usual_mode; print(usual_mode())"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +134,7 @@ def test_unwritable_folder_warns_once_and_the_job_goes_on(tmp_path, caplog):
             steps.append(step)
         tracker.summary({"accuracy": 1.0})
     assert steps == [1, 2]
-    (warning,) = [record.getMessage() for record in caplog.records if record.name == "rowsft.tracking.tracker"]
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "rowsft.tracking.wandb_tracker"]
     assert warning.startswith("W&B start failed (NotADirectoryError")
 
 
@@ -199,3 +188,22 @@ def test_readable_name_leaves_out_what_the_config_lacks():
     assert (
         readable_name({"method": {"name": "none"}, "task": {}, "model": {"name": "bert"}}, "ab-2") == "none bert ab-2"
     )
+
+
+def test_wandbs_reports_about_itself_are_off(tmp_path):
+    """They wait for the server when the process ends, and print of each try."""
+    code = """
+from wandb.analytics.opentelemetry.opentelemetry_proxy import get_open_telemetry_proxy
+print(get_open_telemetry_proxy() is None)
+from rowsft.compat.wandb import analytics_off
+analytics_off()
+print(get_open_telemetry_proxy() is None)
+"""
+    done = run_python(code, tmp_path, WANDB_API_KEY=KEY)
+    assert done.stdout.split() == ["False", "True"], done.stderr
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+def test_a_wait_without_end_is_refused(seconds):
+    with pytest.raises(UserError, match=r"^tracker\.wait_seconds=.*: expected a number of seconds above 0"):
+        WandbTracker(wait_seconds=seconds)
