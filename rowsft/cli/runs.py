@@ -1,33 +1,35 @@
-"""`rowsft runs`: what the store holds."""
+"""`rowsft runs`: what the store holds, and what can be asked of a single run."""
 
 import argparse
 import json
+from pathlib import Path
 
-from rowsft.cli.arguments import add_store
-from rowsft.cli.terminal import console
+from rowsft.cli.arguments import add_store, path
+from rowsft.cli.terminal import console, shown
 from rowsft.errors import UserError
 
-HELP = "list what the store holds"
+HELP = "list what the store holds, or explain a run"
 
 
 def add_arguments(parser: argparse.ArgumentParser, groups: str | None) -> None:
-    """Add the arguments of `rowsft runs`."""
+    """Add the arguments of `rowsft runs` and its subcommands."""
     add_store(parser)
     parser.add_argument("--experiment", help="only this experiment's runs")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    parser.set_defaults(act=_list)
+    subparsers = parser.add_subparsers(metavar="COMMAND", help="without one, list the runs")
+    _add_explain(subparsers)
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Print a line for each run. Raises UserError for a store or an experiment that is not there."""
-    from rowsft.report import listing
-    from rowsft.store import Store
-    from rowsft.store.files import explained
+    """Do what was asked. Raises UserError for a store, an experiment or a run that is not there."""
+    return parsed.act(parsed)
 
-    store = Store(parsed.store)
-    with explained(parsed.store):
-        is_folder = parsed.store.is_dir()
-    if not is_folder:
-        raise UserError(f"--store {parsed.store}: no such folder; give one that runs were recorded in")
+
+def _list(parsed: argparse.Namespace) -> int:
+    from rowsft.report import listing
+
+    store = _store(parsed.store)
     if parsed.experiment is not None and parsed.experiment not in (known := store.experiments()):
         text = ", ".join(known) or "none"
         raise UserError(f"--experiment {parsed.experiment}: no runs in store {parsed.store}; it has: {text}")
@@ -36,4 +38,42 @@ def run(parsed: argparse.Namespace) -> int:
     else:
         output = console()
         output.print(listing.runs_table(store, parsed.experiment, output.width))
+    return 0
+
+
+def _store(folder: Path):
+    from rowsft.store import Store
+    from rowsft.store.files import explained
+
+    with explained(folder):
+        is_folder = folder.is_dir()
+    if not is_folder:
+        raise UserError(f"--store {folder}: no such folder; give one that runs were recorded in")
+    return Store(folder)
+
+
+def _subcommand(subparsers, name: str, act, text: str, **options) -> argparse.ArgumentParser:
+    """Add a subcommand. --store may stand before its name or after it, so here it has no default of its own."""
+    parser = subparsers.add_parser(name, help=text, **options)
+    parser.set_defaults(act=act)
+    parser.add_argument("--store", type=path, default=argparse.SUPPRESS, help="the store to read (default: runs)")
+    return parser
+
+
+def _add_explain(subparsers) -> None:
+    about = "Say what a run's id is made of, what was left out and why, and what the nearest run has otherwise."
+    parser = _subcommand(subparsers, "explain", _explain, "what a run's id is made of", description=about)
+    parser.add_argument("id", metavar="ID", help="a run's id or its beginning, or its folder")
+    parser.add_argument("other", metavar="OTHER", nargs="?", help="what to hold it against (default: the nearest run)")
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON for programs")
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    from rowsft.report.explain import explain
+
+    explanation = explain(parsed.store, parsed.id, parsed.other)
+    if parsed.json:
+        print(json.dumps(explanation.as_dict(), indent=1))
+    else:
+        print("\n".join(shown(line) for line in explanation.lines()))
     return 0

@@ -75,6 +75,15 @@ def differing(all_settings: Iterable[Mapping[str, object]], absent: bool = False
     return sorted(key for key, values in seen.items() if len(values | (null if count[key] < total else set())) > 1)
 
 
+def two_sided(a: Mapping[str, object], b: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """Return {key: {"a": value, "b": value}} of what differs, a side that does not have the key left out."""
+    return {
+        key: {name: side[key] for name, side in (("a", a), ("b", b)) if key in side}
+        for key in dict.fromkeys([*a, *b])
+        if key not in a or key not in b or text_of(a[key]) != text_of(b[key])
+    }
+
+
 def text_of(value: object) -> str:
     """Return a value as a key: equal values have equal texts."""
     # Nearly all values are numbers, and json.dumps is slow.
