@@ -9,13 +9,28 @@ from rowsft.cli.terminal import console, shown
 from rowsft.errors import UserError
 
 HELP = "list what the store holds, or explain a run"
+EPILOG = """\
+conditions:
+  --where "method=lora state=failed"                 both hold
+  --where "value>0.8 learning_rate<=1e-3"            the metric's value; a setting by its short name
+  --where "model~llama budget.rows!=null"            ~ contains; null is what is not set or does not apply
+  --where "started>=2026-11-26 task='my task'"       UTC; quotes around what has blanks
+  --sort -value                                      the largest first
+
+keys: id, state, method, model, task, seed, experiment, metric, split, value, started, seconds, attempts, reason,
+folder, and every setting (trainer.learning_rate, budget.rows), for short where that is one alone.
+
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser, groups: str | None) -> None:
     """Add the arguments of `rowsft runs` and its subcommands."""
     add_store(parser)
     parser.add_argument("--experiment", help="only this experiment's runs")
+    _add_where(parser, "only runs that this holds for")
+    parser.add_argument("--sort", metavar="KEY", help="by this key, as in --where; -KEY from the largest down")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    parser.epilog = EPILOG
     parser.set_defaults(act=_list)
     subparsers = parser.add_subparsers(metavar="COMMAND", help="without one, list the runs")
     _add_explain(subparsers)
@@ -26,6 +41,10 @@ def run(parsed: argparse.Namespace) -> int:
     return parsed.act(parsed)
 
 
+def _add_where(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--where", action="append", default=[], metavar="CONDITIONS", help=f"{text}; may be repeated")
+
+
 def _list(parsed: argparse.Namespace) -> int:
     from rowsft.report import listing
 
@@ -33,11 +52,12 @@ def _list(parsed: argparse.Namespace) -> int:
     if parsed.experiment is not None and parsed.experiment not in (known := store.experiments()):
         text = ", ".join(known) or "none"
         raise UserError(f"--experiment {parsed.experiment}: no runs in store {parsed.store}; it has: {text}")
+    query = listing.Query(parsed.experiment, parsed.where, parsed.sort)
     if parsed.json:
-        print(json.dumps([vars(run) for run in listing.runs_list(store, parsed.experiment)], indent=1))
+        print(json.dumps([vars(run) for run in listing.runs_list(store, query)], indent=1))
     else:
         output = console()
-        output.print(listing.runs_table(store, parsed.experiment, output.width))
+        output.print(listing.runs_table(store, query, output.width))
     return 0
 
 

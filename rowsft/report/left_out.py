@@ -32,8 +32,7 @@ def left_out(record: Record) -> list[LeftOut]:
     found = []
     for key, value in sorted(flatten(record.config).items()):
         rule = next((rule for name, rule in rules.items() if under(key, (name,))), None)
-        parts = key.split(".")
-        if parts[0] in PRESENTATION or not PRESENTATION_ANYWHERE.isdisjoint(parts):
+        if _presentation(key):
             found.append(LeftOut(key, value, "presentation"))
         elif rule is not None:
             found.append(LeftOut(key, value, "ignored", rule))
@@ -43,3 +42,14 @@ def left_out(record: Record) -> list[LeftOut]:
         elif identity[key] not in (value, recorded(value)):
             found.append(LeftOut(key, value, "content", instead=identity[key]))
     return found
+
+
+def configured(record: Record) -> dict[str, object]:
+    """Return the settings as they were configured, flat, without those that the run does not read."""
+    identity = flatten(record.identity)
+    return {key: value for key, value in flatten(record.config).items() if key in identity or _presentation(key)}
+
+
+def _presentation(key: str) -> bool:
+    parts = key.split(".")
+    return parts[0] in PRESENTATION or not PRESENTATION_ANYWHERE.isdisjoint(parts)

@@ -1,6 +1,7 @@
 """What the store holds, one line a run: for `rowsft runs`."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.table import Table
@@ -9,8 +10,10 @@ from rich.text import Text
 from rowsft.output import escape
 from rowsft.output.quantities import NONE, text
 from rowsft.report.columns import Column, Sheet, words
+from rowsft.report.filtering import matching, ordered
 from rowsft.report.grid import STATE_COLOURS, grid, unfolded
 from rowsft.report.groups import compared, labels, model_label
+from rowsft.report.left_out import configured
 from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, failure, named, primary, short_names
 from rowsft.report.settings import text_of as key_of
 from rowsft.store import Record, Store
@@ -57,17 +60,65 @@ _STATE, _METHOD, _MODEL, _TASK = (words(name, name) for name in ("state", "metho
 _SEED: Column[Run] = Column("seed", "seed", lambda run: "" if run.seed is None else str(run.seed))
 
 
-def runs_list(store: Store, experiment: str | None = None) -> list[Run]:
-    """Return the runs of the store (of one experiment), oldest first."""
-    records = store.runs(experiment)
-    differs, labelled = differing_settings(records), labels(records)
-    runs = []
-    for record in records:
-        run = entry(record)
+@dataclass(frozen=True)
+class Query:
+    """What is listed: of one experiment, where all conditions hold, in the order of a key (see filtering)."""
+
+    experiment: str | None = None
+    where: Sequence[str] = ()
+    sort: str | None = None
+
+
+def runs_list(store: Store, query: Query = Query()) -> list[Run]:
+    """Return the runs of the store that `query` asks for, oldest first unless it says otherwise.
+
+    Raises UserError for conditions and keys that cannot be read or that no run has.
+    """
+    return _found(store.runs(query.experiment), query)
+
+
+def chosen(records: list[Record], where: Sequence[str], sort: str | None = None) -> list[Record]:
+    """Return the records that every condition holds for, by `sort`. Raises UserError as `runs_list` does."""
+    rows = {record.id: _values(record, run) for record, run in _listed(records)} if where or sort else {}
+    if where:
+        kept = set(matching(rows, where))
+        records = [record for record in records if record.id in kept]
+    if sort is not None:
+        place = {name: number for number, name in enumerate(ordered(rows, sort))}
+        records = sorted(records, key=lambda record: place[record.id])
+    return records
+
+
+def _found(records: list[Record], query: Query) -> list[Run]:
+    oldest_first = sorted(
+        records, key=lambda record: (record.latest.started_at or "" if record.latest else "", record.id)
+    )
+    # Labels are no longer than it takes among the runs that are shown.
+    listed = _listed(chosen(oldest_first, query.where, query.sort))
+    differs = differing_settings([record for record, _ in listed])
+    for _, run in listed:
+        run.differs = differs[run.id]
+    return [run for _, run in listed]
+
+
+def _listed(records: list[Record]) -> list[tuple[Record, Run]]:
+    labelled = labels(records)
+    listed = [(record, entry(record)) for record in records]
+    for record, run in listed:
         run.task, run.model = labelled[record.id]
-        run.differs = differs[record.id]
-        runs.append(run)
-    return sorted(runs, key=lambda run: (run.started_at or "", run.id))
+    return listed
+
+
+def _values(record: Record, run: Run) -> dict[str, object]:
+    """Return what conditions and orders are about: the settings that the run reads, and what is listed of it."""
+    own = {name: value for name, value in vars(run).items() if name != "differs"}
+    several = {
+        "experiment": tuple(run.experiments),
+        "experiments": tuple(run.experiments),
+        "model": tuple({model_label(record): 0, run.model: 0}),
+        "task": tuple({named(record.config, "task"): 0, run.task: 0}),
+    }
+    return {**configured(record), **own, "started": run.started_at, **several}
 
 
 def differing_settings(records: list[Record]) -> dict[str, dict[str, object]]:
@@ -106,9 +157,10 @@ def _rank(key: str) -> tuple[int, str]:
     return first.index(True), key
 
 
-def runs_table(store: Store, experiment: str | None = None, width: int = 160) -> Table | Text:
+def runs_table(store: Store, query: Query = Query(), width: int = 160) -> Table | Text:
     """Return the same as a table for a terminal of `width` characters. What all runs share stands beneath it."""
-    runs = runs_list(store, experiment)
+    records = store.runs(query.experiment)
+    runs = _found(records, query)
     names = short_names({key for run in runs for key in run.differs if key != "seed"})
     columns: list[Column[Run]] = [
         Column("id", "id", lambda run: run.id, kind="name"),
@@ -128,7 +180,7 @@ def runs_table(store: Store, experiment: str | None = None, width: int = 160) ->
     if not any(key in names for run in runs for key in run.differs):
         hidden.add("differs in")
     shown = [column for column in columns if not hidden & {column.key, column.heading}]
-    sheet, caption = Sheet("", shown, runs), _caption(store, runs, shared)
+    sheet, caption = Sheet("", shown, runs), _caption(store, runs, len(records), shared)
     as_text = unfolded(sheet, width, caption)
     return as_text or grid(sheet, caption=Text(escape.terminal(caption)), caption_justify="left")
 
@@ -158,11 +210,12 @@ def _differs(differs: dict[str, object], names: dict[str, str]) -> str:
     return ", ".join([*texts[:_MOST_SETTINGS], *more])
 
 
-def _caption(store: Store, runs: list[Run], shared: dict[str, str]) -> str:
+def _caption(store: Store, runs: list[Run], of: int, shared: dict[str, str]) -> str:
     counts = Counter(run.state for run in runs)
     states = ", ".join(f"{counts[state]} {state}" for state in STATE_COLOURS if counts[state]) or "none"
     same = "; all: " + ", ".join(f"{name} {value}" for name, value in shared.items()) if shared else ""
-    return f"{len(runs)} runs in {store.root}: {states}{same}"
+    number = f"{len(runs)}{f' of {of}' if of != len(runs) else ''}"
+    return f"{number} runs in {store.root}: {states}{same}"
 
 
 def entry(record: Record) -> Run:

@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from difflib import SequenceMatcher
 from typing import Any
 
 from rowsft.method_info import MethodInfo, from_record
 from rowsft.record import Attempt
 from rowsft.store import Record
 from rowsft.store.identity import BUDGET_KEYS
+
+#: An error about a name shows as many that are like it.
+_NEAREST = 8
 
 LEARNING_RATE = "trainer.learning_rate"
 
@@ -107,6 +111,24 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
     keys = list(keys)
     names = [short(key) for key in keys]
     return {key: key if names.count(name) > 1 else name for key, name in zip(keys, names, strict=True)}
+
+
+def endings(key: str) -> list[str]:
+    """Return what a dotted name may be called for short: "a.b.c", "b.c" and "c"."""
+    parts = key.split(".")
+    return [".".join(parts[first:]) for first in range(len(parts))]
+
+
+def nearest(wanted: str, keys: Iterable[str]) -> list[str]:
+    """Return the few keys that are the most like `wanted`, whole or by their endings; `.` and `_` count alike."""
+
+    def plain(text: str) -> str:
+        return text.lower().replace("_", ".")
+
+    def likeness(key: str) -> float:
+        return max(SequenceMatcher(None, plain(wanted), plain(ending)).ratio() for ending in endings(key))
+
+    return sorted(keys, key=likeness, reverse=True)[:_NEAREST]
 
 
 def dig(node: Any, *path: str) -> Any:
