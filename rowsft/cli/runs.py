@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from rowsft.cli.arguments import add_store, path
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser, groups: str | None) -> None:
     parser.set_defaults(act=_list)
     subparsers = parser.add_subparsers(metavar="COMMAND", help="without one, list the runs")
     _add_explain(subparsers)
+    _add_tail(subparsers)
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -97,3 +99,29 @@ def _explain(parsed: argparse.Namespace) -> int:
     else:
         print("\n".join(shown(line) for line in explanation.lines()))
     return 0
+
+
+def _add_tail(subparsers) -> None:
+    about = "Print the end of what a run has said, and what it says from then on until it is over."
+    parser = _subcommand(subparsers, "tail", _tail, "follow the log of a run", description=about)
+    parser.add_argument("id", metavar="ID", help="a run's id or its beginning, or its folder")
+    parser.add_argument("-n", type=_count, default=10, metavar="N", help="begin with the last N lines (default: 10)")
+    parser.add_argument("--no-follow", action="store_true", help="stop at the end of what is there")
+
+
+def _tail(parsed: argparse.Namespace) -> int:
+    from rowsft.store.finding import find_run
+    from rowsft.store.following import log_lines
+
+    record = find_run(parsed.id, parsed.store)
+    for line in log_lines(record, parsed.n, not parsed.no_follow):
+        print(shown(line), flush=True)
+    if record.state == "running" and not parsed.no_follow:
+        print(f"rowsft: run {record.id} is {find_run(str(record.folder), parsed.store).state}", file=sys.stderr)
+    return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of lines, 0 or more")
+    return int(text)
