@@ -9,7 +9,7 @@ from rowsft.cli.arguments import add_store, path
 from rowsft.cli.terminal import console, shown
 from rowsft.errors import UserError
 
-HELP = "list what the store holds, or explain a run"
+HELP = "list what the store holds; explain, follow or remove runs"
 EPILOG = """\
 conditions:
   --where "method=lora state=failed"                 both hold
@@ -36,15 +36,21 @@ def add_arguments(parser: argparse.ArgumentParser, groups: str | None) -> None:
     subparsers = parser.add_subparsers(metavar="COMMAND", help="without one, list the runs")
     _add_explain(subparsers)
     _add_tail(subparsers)
+    _add_rm(subparsers)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Do what was asked. Raises UserError for a store, an experiment or a run that is not there."""
+    if parsed.act is not _list and (parsed.experiment is not None or parsed.where or parsed.sort is not None):
+        raise UserError(
+            "--experiment, --where and --sort before a subcommand are of the list; give options after its name"
+        )
     return parsed.act(parsed)
 
 
-def _add_where(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("--where", action="append", default=[], metavar="CONDITIONS", help=f"{text}; may be repeated")
+def _add_where(parser: argparse.ArgumentParser, text: str, name: str = "where") -> None:
+    about = f"{text}; may be repeated"
+    parser.add_argument("--where", dest=name, action="append", default=[], metavar="CONDITIONS", help=about)
 
 
 def _list(parsed: argparse.Namespace) -> int:
@@ -125,3 +131,53 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of lines, 0 or more")
     return int(text)
+
+
+def _add_rm(subparsers) -> None:
+    about = "List runs with their sizes and remove them, if the answer is yes. Scores of the store stay."
+    parser = _subcommand(subparsers, "rm", _rm, "remove runs", description=about)
+    parser.add_argument("ids", metavar="ID", nargs="*", help="a run's id or its beginning, or its folder")
+    _add_where(parser, "the runs that this holds for; of the named ones if there are any", "meant")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _rm(parsed: argparse.Namespace) -> int:
+    from rowsft.output.quantities import MIB
+    from rowsft.report import listing
+    from rowsft.store import removal
+    from rowsft.store.finding import find_run
+
+    if not parsed.ids and not parsed.meant:
+        raise UserError("runs rm: no run is named; give ids, or --where with what holds for the runs to remove")
+    named = [find_run(run, parsed.store) for run in parsed.ids]
+    records = list({record.folder: record for record in named or _store(parsed.store).runs()}.values())
+    records = listing.chosen(records, parsed.meant)
+    removal.check_free(records)
+    sizes = {record.id: removal.size_bytes(record) for record in records}
+    number, size = f"{len(records)} run{'s' * (len(records) != 1)}", f"{sum(sizes.values()) / MIB:,.1f} MiB"
+    if not records:
+        print("no run is meant; nothing was removed")
+        return 0
+    if not parsed.yes:
+        console().print(listing.sized_table(records, sizes))
+        if not sys.stdin.isatty():
+            raise UserError(
+                f"{number} ({size}): nothing was removed, for nobody can be asked here; add --yes to remove"
+            )
+        if not _agreed(f"remove {number} ({size})? [y/N] "):
+            print("nothing was removed")
+            return 0
+    for record in records:
+        whole = removal.remove(record)
+        print(shown(f"removed: run {record.id} ({sizes[record.id] / MIB:,.1f} MiB)"))
+        if not whole:
+            aside = record.folder.parent / removal.ASIDE
+            print(f"rowsft: warning: not all of it could be deleted; the rest is in {shown(aside)}", file=sys.stderr)
+    return 0
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

@@ -79,17 +79,19 @@ def ordered(rows: Rows, sort: str) -> list[str]:
 
 def _words(text: str) -> list[str]:
     try:
-        return shlex.split(text)
+        words = shlex.split(text)
     except ValueError as error:
         raise UserError(f"--where {shortened(text)}: {error}; close the quotation") from error
+    # An empty variable of a script must not mean every run.
+    return words or [""]
 
 
 def _condition(text: str, rows: Rows) -> Condition:
     match = _CONDITION.fullmatch(text)
     if not match or not match[3]:
         raise UserError(
-            f"--where {shortened(text)}: expected KEY=VALUE, or !=, <, <=, >, >= or ~ (contains) in place of =, "
-            "several with blanks between them"
+            f"--where {shortened(text) or repr(text)}: expected KEY=VALUE, or !=, <, <=, >, >= or ~ (contains) in "
+            "place of =, several with blanks between them"
         )
     key, sign, value = match.groups()
     key = _resolved(key, rows, f"--where {shortened(text)}")

@@ -1,14 +1,14 @@
 """What the store holds, one line a run: for `rowsft runs`."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.table import Table
 from rich.text import Text
 
 from rowsft.output import escape
-from rowsft.output.quantities import NONE, text
+from rowsft.output.quantities import NONE, mib, text
 from rowsft.report.columns import Column, Sheet, words
 from rowsft.report.filtering import matching, ordered
 from rowsft.report.grid import STATE_COLOURS, grid, unfolded
@@ -183,6 +183,18 @@ def runs_table(store: Store, query: Query = Query(), width: int = 160) -> Table 
     sheet, caption = Sheet("", shown, runs), _caption(store, runs, len(records), shared)
     as_text = unfolded(sheet, width, caption)
     return as_text or grid(sheet, caption=Text(escape.terminal(caption)), caption_justify="left")
+
+
+def sized_table(records: list[Record], sizes: Mapping[str, int]) -> Table:
+    """Return runs as a table with the size of their folders. sizes: bytes by run id."""
+    columns: list[Column[Run]] = [
+        Column("id", "id", lambda run: run.id, kind="name"),
+        *(_STATE, _METHOD, _MODEL, _TASK, _SEED),
+        Column("experiments", "experiment", lambda run: ", ".join(run.experiments), kind="words"),
+        Column("value", "metric", _metric, kind="words"),
+        Column("size", "MiB", lambda run: mib(sizes[run.id])),
+    ]
+    return grid(Sheet("", columns, [run for _, run in _listed(records)]))
 
 
 def page_sheet(records: list[Record]) -> Sheet[Run]:

@@ -45,3 +45,7 @@ def test_a_run_and_the_jobs_of_a_sweep_keep_what_they_say(workshop, tmp_path):
     assert explained["differs"] == {"trainer.learning_rate": {"a": 0.001, "b": 1e30}}
     again = workshop.rowsft("run", *cheap(workshop, store), "method=head")
     assert "done already" in again.stderr and not (record.folder / "attempt-2").exists()
+
+    assert runs("rm", "--where", "state=failed").returncode == 2, "nobody can be asked"
+    assert runs("rm", "--where", "state=failed", "--yes").returncode == 0
+    assert {run["id"] for run in json.loads(runs("--json").stdout)} == {record.id, full["id"]}
