@@ -19,7 +19,8 @@ conditions:
   --sort -value                                      the largest first
 
 keys: id, state, method, model, task, seed, experiment, metric, split, value, started, seconds, attempts, reason,
-folder, and every setting (trainer.learning_rate, budget.rows), for short where that is one alone.
+folder; phase, step and steps of what runs; and every setting (trainer.learning_rate, budget.rows), whose group may be
+left out where one key alone ends so.
 
 """
 

@@ -10,7 +10,7 @@ from rowsft.measure.device import device_kind
 from rowsft.measure.memory import AllocationPeak, phase_memory
 from rowsft.measure.memory_log import MemoryLog
 from rowsft.measure.nvml import Gpu
-from rowsft.measure.resident import ResidentPeak
+from rowsft.measure.resident import ResidentPeak, high_water_bytes
 from rowsft.record import PhaseMemory, plain
 
 
@@ -39,6 +39,16 @@ def watched(log: MemoryLog, phase: str, device: torch.device, gpu: Gpu | None = 
                 resident_method=resident.method,
             ),
         )
+
+
+def peak_so_far(device: torch.device) -> tuple[int | None, str]:
+    """Return the largest number of bytes since a block was last `watched`, and their kind: allocated or resident.
+
+    A GPU counts what is allocated. It waits for nothing and changes nothing.
+    """
+    if device_kind(device) == "cuda":
+        return torch.cuda.max_memory_allocated(device), "allocated"
+    return high_water_bytes(), "resident"
 
 
 def _process_peak_bytes(gpu: Gpu | None, device: torch.device, peak: AllocationPeak) -> int | None:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rowsft.output import escape
-from rowsft.output.quantities import NONE, mib, text
+from rowsft.output.quantities import NONE, duration, mib, number, text
 from rowsft.report.columns import Column, Sheet, words
 from rowsft.report.filtering import matching, ordered
 from rowsft.report.grid import STATE_COLOURS, grid, unfolded
@@ -16,7 +16,8 @@ from rowsft.report.groups import compared, labels, model_label
 from rowsft.report.left_out import configured
 from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, failure, named, primary, short_names
 from rowsft.report.settings import text_of as key_of
-from rowsft.store import Record, Store
+from rowsft.store import Record, Store, progress
+from rowsft.store.progress import Progress
 
 #: A line shows as many differing settings; --json has all.
 _MOST_SETTINGS = 5
@@ -30,7 +31,8 @@ class Run:
 
     A run with a finished attempt is done, whatever became of later ones. metric, split, value: of the latest finished
     attempt. started_at, seconds: of the latest attempt. reason: of a failure, or what became of a repetition. differs:
-    {setting: value} of what differs between the listed runs, the seed too.
+    {setting: value} of what differs between the listed runs, the seed too. progress: the fields of
+    `rowsft.store.progress.Progress` of a running run.
     """
 
     id: str
@@ -48,6 +50,7 @@ class Run:
     attempts: int
     reason: str | None
     folder: str
+    progress: dict[str, object] | None = None
     differs: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -111,13 +114,15 @@ def _listed(records: list[Record]) -> list[tuple[Record, Run]]:
 
 def _values(record: Record, run: Run) -> dict[str, object]:
     """Return what conditions and orders are about: the settings that the run reads, and what is listed of it."""
-    own = {name: value for name, value in vars(run).items() if name != "differs"}
+    own = {name: value for name, value in vars(run).items() if name not in ("differs", "progress")}
+    far = run.progress or dict.fromkeys(("phase", "step", "steps"))
     several = {
         "experiment": tuple(run.experiments),
         "experiments": tuple(run.experiments),
         "model": tuple({model_label(record): 0, run.model: 0}),
         "task": tuple({named(record.config, "task"): 0, run.task: 0}),
     }
+    own |= {name: far[name] for name in ("phase", "step", "steps")}
     return {**configured(record), **own, "started": run.started_at, **several}
 
 
@@ -213,7 +218,18 @@ def page_sheet(records: list[Record]) -> Sheet[Run]:
 
 def _metric(run: Run) -> str:
     result = "" if run.value is None else f"{run.metric} {run.value:.4f}"
-    return "; ".join(filter(None, [result, run.reason]))
+    return "; ".join(filter(None, [result, run.reason, _progress(run)]))
+
+
+def _progress(run: Run) -> str:
+    """Return the phase and step of a running run, in words."""
+    if run.progress is None:
+        return ""
+    far = Progress(**run.progress)  # type: ignore[arg-type]
+    steps = f" {number(far.step, ',')}/{far.steps:,}" if far.steps is not None else ""
+    loss = "" if far.loss is None else f", loss {far.loss:.4f}"
+    left = "" if far.left_seconds is None else f", {duration(far.left_seconds)} left"
+    return f"{far.phase}{steps}{loss}{left}"
 
 
 def _differs(differs: dict[str, object], names: dict[str, str]) -> str:
@@ -235,6 +251,7 @@ def entry(record: Record) -> Run:
     latest, result = record.latest, record.result
     values = {split: primary(result, split) for split in ("test", "validation")} if result else {}
     split = next((split for split, value in values.items() if value is not None), None)
+    far = progress.read(record.folder) if record.state == "running" else None
     repeated = bool(result) and record.state not in ("done", "running")
     return Run(
         id=record.id,
@@ -253,4 +270,5 @@ def entry(record: Record) -> Run:
         attempts=len(record.attempts),
         reason=f"attempt {latest.attempt} {record.state}" if latest and repeated else failure(record),
         folder=str(record.folder),
+        progress=None if far is None else vars(far),
     )

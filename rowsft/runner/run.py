@@ -21,6 +21,7 @@ from rowsft.runner import trainer as training
 from rowsft.runner.context import Job, Outcome
 from rowsft.runner.evaluation import evaluate, evaluate_examples
 from rowsft.runner.loading import load_all
+from rowsft.runner.progress import StepProgress
 from rowsft.runner.selection import select
 from rowsft.selection.budget import Budget
 from rowsft.store import Store
@@ -157,6 +158,7 @@ def _train(job: Job) -> None:
             scratch,
             normalises_by_tokens=job.task.head.normalises_by_tokens,
         )
+        job.trainer.add_callback(StepProgress(job.progress, job.trainer))
         per_step = job.settings.batch_size * job.settings.gradient_accumulation
         job.say(f"  training for {job.trainer.args.max_steps} steps of {per_step}")
         with job.metered("train"):

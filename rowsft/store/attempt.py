@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rowsft.output import redact
 from rowsft.record import Attempt, Error, State, plain, read_attempt, unknown_keys
-from rowsft.store import files, run_log
+from rowsft.store import files, progress, run_log
 from rowsft.store.record import FINAL_STATES, now
 from rowsft.store.run_log import RunLog
 
@@ -128,6 +128,7 @@ class OpenAttempt:
         merged["error"] = error and {key: text and redact.text(text) for key, text in plain(error).items()}
         merged["seconds"] = {"total": time.monotonic() - self._started, **(merged.get("seconds") or {})}
         self._run._open = None
+        progress.remove(self.path)
         # Before the record says that it is over: whoever follows the log then has all of it.
         cause = (merged["error"] or {}).get("traceback")
         self.close_log(f"{cause.rstrip()}\n{state}" if cause else state)
