@@ -39,13 +39,14 @@ class Sweep:
 class _Live:
     """What a sweep must stop when it is stopped: its processes, and threads that wait for other sweeps.
 
-    places: the numbers of the free ones among the places for jobs that run at once.
+    places: the numbers of the free ones among the places for jobs that run at once. warned: the warnings said so far.
     """
 
     board: Board
     places: SimpleQueue[int] = field(default_factory=SimpleQueue)
     processes: set[subprocess.Popen] = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
+    warned: set[str] = field(default_factory=set)
 
 
 current = Sweep()
@@ -145,8 +146,18 @@ def _run_job(job: SweepJob, of: int, at_once: int, threads: int | None, live: _L
         if code and not live.stopping.is_set():
             _fail(job, of, _why(job, process, errors), "; the sweep goes on" * (job.number < of))
         elif _quiet(at_once) and not code:
+            if is_watched(console):
+                _pass_on(label, errors or "", live)
             _say(f"{label}: done", "green")
         return code
+
+
+def _pass_on(label: str, errors: str, live: _Live) -> None:
+    """Say what a job that is done has warned of, once a sweep: the table stands where it would have been read."""
+    for line in errors.splitlines():
+        if line.startswith("rowsft: warning: ") and line not in live.warned:
+            live.warned.add(line)
+            _say(f"{label}: {line.removeprefix('rowsft: ')}", "yellow")
 
 
 def _why(job: SweepJob, process: subprocess.Popen, errors: str | None) -> str:

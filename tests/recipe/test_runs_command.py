@@ -78,9 +78,14 @@ def in_terminal(command, until=None, typed=b""):
 
 def test_a_sweep_in_a_terminal_draws_how_far_its_jobs_are(workshop, tmp_path):
     store = tmp_path / "runs"
-    sweep = [sys.executable, "-m", "rowsft.cli", "sweep", *cheap(workshop, store), "seed=1,2"]
+    # Texts that are repeated are warned of, by every job.
+    (tmp_path / "repeated.jsonl").write_text((workshop.folder / "data" / "texts.jsonl").read_text() * 2)
+    data = f"task.data.path={tmp_path / 'repeated.jsonl'}"
+    sweep = [sys.executable, "-m", "rowsft.cli", "sweep", *cheap(workshop, store), data, "seed=1,2"]
     printed, _, status = in_terminal([*sweep, "method=head", "trainer.steps=2000"])
     assert status == 0, printed
+    warned = {text for record in Store(store).runs() for text in record.result.task_about.warnings}
+    assert warned and all(printed.count(f"warning: {text}") == 1 for text in warned), printed
     assert re.search(r"^\[1/2\] seed=1 +running +(load|train|evaluate|measure|save)\b", printed, re.MULTILINE), printed
     assert re.search(r"^\[1/2\] seed=1 +done +[\d,]+/2,000 +\d", printed, re.MULTILINE), printed
     assert "[1/2] seed=1: started" in printed and printed.rstrip().endswith("2 jobs: 2 done, 0 not")
