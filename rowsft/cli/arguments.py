@@ -1,6 +1,8 @@
 """What the subcommands' arguments share: one-line errors, overrides between options, paths, the store."""
 
 import argparse
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,12 +22,25 @@ class Parser(argparse.ArgumentParser):
 
 def parsed_arguments(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     """The arguments as `parser` reads them; options may stand between overrides, which argparse takes for the end."""
-    parsed, rest = parser.parse_known_args(arguments)
+    parsed, rest = parser.parse_known_args(list(_joined(arguments)))
     if rest and (not hasattr(parsed, "overrides") or any(text.startswith("-") for text in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         parsed.overrides += rest
     return parsed
+
+
+def _joined(arguments: list[str]) -> Iterator[str]:
+    """The arguments with `--sort -KEY` as one: argparse takes a value that begins with a minus sign for an option."""
+    words = iter(arguments)
+    for word in words:
+        key = next(words, None) if word == "--sort" else None
+        if key is None:
+            yield word
+        elif re.fullmatch(r"-\w.*", key):
+            yield f"{word}={key}"
+        else:
+            yield from (word, key)
 
 
 def path(text: str) -> Path:

@@ -35,6 +35,7 @@ def run(parsed: argparse.Namespace) -> int:
     from rowsft.config.devices import see_one
     from rowsft.config.run_spec import run_spec
     from rowsft.config.settings import trainer_settings
+    from rowsft.store.run_log import RunLog
 
     config = compose(parsed.overrides)
     if parsed.show_config:
@@ -51,7 +52,7 @@ def run(parsed: argparse.Namespace) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Renamings announced by transformers concern its callers in PEFT, not the user.
-    with without_warnings(FutureWarning, "transformers"):
+    with RunLog() as log, without_warnings(FutureWarning, "transformers"):
         # torch and transformers are imported only once the configuration is known to be good.
         import transformers
 
@@ -61,7 +62,7 @@ def run(parsed: argparse.Namespace) -> int:
             transformers.utils.logging.disable_progress_bar()
         signals.on_signals()
         print(shown(spec.label), flush=True)
-        outcome = runner.run(spec, settings, parsed.rerun, say=lambda text: print(shown(text), flush=True))
+        outcome = runner.run(spec, settings, parsed.rerun, lambda text: print(shown(text), flush=True), log)
     if outcome.message:
         print(f"rowsft: {shown(outcome.message)}", file=sys.stderr)
     print(shown(f"{outcome.state}: run {outcome.run_id} in {outcome.folder}"))

@@ -17,7 +17,7 @@ from rowsft.measure.memory import (
 )
 from rowsft.measure.memory_log import MemoryLog
 from rowsft.measure.nvml import EnergyMeter, Gpu, gpu_of
-from rowsft.measure.phases import peaks_so_far, probe, watched
+from rowsft.measure.phases import peak_so_far, peaks_so_far, probe, watched
 from rowsft.measure.resident import ResidentPeak
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "record_breakdown",
     "collect",
     "gpu_of",
+    "peak_so_far",
     "peaks_by_phase",
     "peaks_so_far",
     "phase_memory",

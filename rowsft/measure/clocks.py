@@ -18,13 +18,14 @@ PHASES = tuple(field.name for field in fields(Seconds) if field.name != "total")
 class PhaseClock:
     """Wall-clock seconds of each phase of a job. Phases do not nest; entering one again adds to its seconds.
 
-    `phase_name` is the phase last entered: after an exception, the phase that raised it.
-    `clock` returns monotonic seconds.
+    `phase_name` is the phase last entered: after an exception, the phase that raised it. `on_phase`, where it is set,
+    is called with the name of every phase before its time begins. `clock` returns monotonic seconds.
     """
 
     def __init__(self, device: str | torch.device = "cpu", clock: Callable[[], float] = time.perf_counter):
         self.device = device
         self.phase_name: str | None = None
+        self.on_phase: Callable[[str], object] | None = None
         self._clock = clock
         self._running = False
         self._seconds: dict[str, float] = {}
@@ -45,6 +46,8 @@ class PhaseClock:
             raise ValueError(f"phase {name!r} is not one of {', '.join(PHASES)}")
         if self._running:
             raise RuntimeError(f"phase {name!r} started inside phase {self.phase_name!r}; phases do not nest")
+        if self.on_phase is not None:
+            self.on_phase(name)
         synchronize(self.device)
         self.phase_name, self._running = name, True
         self._begin = self._clock()

@@ -10,7 +10,7 @@ from rowsft.measure.device import device_kind
 from rowsft.measure.memory import AllocationPeak, phase_memory
 from rowsft.measure.memory_log import MemoryLog
 from rowsft.measure.nvml import Gpu
-from rowsft.measure.resident import ResidentPeak
+from rowsft.measure.resident import ResidentPeak, high_water_bytes
 from rowsft.record import PhaseMemory, plain
 
 
@@ -49,6 +49,16 @@ def peaks_so_far(device: torch.device) -> dict[str, int]:
         "peak_allocated_bytes": torch.cuda.max_memory_allocated(device),
         "peak_reserved_bytes": torch.cuda.max_memory_reserved(device),
     }
+
+
+def peak_so_far(device: torch.device) -> tuple[int | None, str]:
+    """Return the largest number of bytes since a block was last `watched`, and their kind: allocated or resident.
+
+    A GPU counts what is allocated. It waits for nothing and changes nothing.
+    """
+    if device_kind(device) == "cuda":
+        return torch.cuda.max_memory_allocated(device), "allocated"
+    return high_water_bytes(), "resident"
 
 
 def _process_peak_bytes(gpu: Gpu | None, device: torch.device, peak: AllocationPeak) -> int | None:

@@ -49,6 +49,14 @@ class ResidentPeak:
             self._largest_bytes = max(self._largest_bytes, self._process.memory_info().rss)
 
 
+def high_water_bytes() -> int | None:
+    """Return the largest resident set since the mark was last reset; None where the system does not report it."""
+    try:
+        return _high_water()[0]
+    except (OSError, KeyError):
+        return None
+
+
 def _reset_high_water() -> bool:
     """Reset VmHWM; False where that is refused or, as under some sandboxes, accepted without effect."""
     try:

@@ -17,6 +17,15 @@ def mib(size: float | None, form: str = ",.1f") -> str:
     return number(size, form, scale=1 / MIB)
 
 
+def duration(seconds: float | None) -> str:
+    """Return seconds as a clock shows them, 0:07 or 1:02:09, or a dash for None."""
+    if seconds is None:
+        return NONE
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def text(value: object) -> str:
     """Return a setting's value as it is typed, different values in different words: 0.001, null, true."""
     if isinstance(value, float):

@@ -1,19 +1,23 @@
 """What the store holds, one line a run: for `rowsft runs`."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.table import Table
 from rich.text import Text
 
 from rowsft.output import escape
-from rowsft.output.quantities import NONE, text
+from rowsft.output.quantities import NONE, duration, mib, number, text
 from rowsft.report.columns import Column, Sheet, words
+from rowsft.report.filtering import matching, ordered
 from rowsft.report.grid import STATE_COLOURS, grid, unfolded
 from rowsft.report.groups import compared, labels, model_label
+from rowsft.report.left_out import configured
 from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, failure, named, primary, short_names
 from rowsft.report.settings import text_of as key_of
-from rowsft.store import Record, Store
+from rowsft.store import Record, Store, progress
+from rowsft.store.progress import Progress
 
 #: A line shows as many differing settings; --json has all.
 _MOST_SETTINGS = 5
@@ -27,7 +31,8 @@ class Run:
 
     A run with a finished attempt is done, whatever became of later ones. metric, split, value: of the latest finished
     attempt. started_at, seconds: of the latest attempt. reason: of a failure, or what became of a repetition. differs:
-    {setting: value} of what differs between the listed runs, the seed too.
+    {setting: value} of what differs between the listed runs, the seed too. progress: the fields of
+    `rowsft.store.progress.Progress` of a running run.
     """
 
     id: str
@@ -45,6 +50,7 @@ class Run:
     attempts: int
     reason: str | None
     folder: str
+    progress: dict[str, object] | None = None
     differs: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -57,17 +63,67 @@ _STATE, _METHOD, _MODEL, _TASK = (words(name, name) for name in ("state", "metho
 _SEED: Column[Run] = Column("seed", "seed", lambda run: "" if run.seed is None else str(run.seed))
 
 
-def runs_list(store: Store, experiment: str | None = None) -> list[Run]:
-    """Return the runs of the store (of one experiment), oldest first."""
-    records = store.runs(experiment)
-    differs, labelled = differing_settings(records), labels(records)
-    runs = []
-    for record in records:
-        run = entry(record)
+@dataclass(frozen=True)
+class Query:
+    """What is listed: of one experiment, where all conditions hold, in the order of a key (see filtering)."""
+
+    experiment: str | None = None
+    where: Sequence[str] = ()
+    sort: str | None = None
+
+
+def runs_list(store: Store, query: Query = Query()) -> list[Run]:
+    """Return the runs of the store that `query` asks for, oldest first unless it says otherwise.
+
+    Raises UserError for conditions and keys that cannot be read or that no run has.
+    """
+    return _found(store.runs(query.experiment), query)
+
+
+def chosen(records: list[Record], where: Sequence[str], sort: str | None = None) -> list[Record]:
+    """Return the records that every condition holds for, by `sort`. Raises UserError as `runs_list` does."""
+    rows = {record.id: _values(record, run) for record, run in _listed(records)} if where or sort else {}
+    if where:
+        kept = set(matching(rows, where))
+        records = [record for record in records if record.id in kept]
+    if sort is not None:
+        place = {name: number for number, name in enumerate(ordered(rows, sort))}
+        records = sorted(records, key=lambda record: place[record.id])
+    return records
+
+
+def _found(records: list[Record], query: Query) -> list[Run]:
+    oldest_first = sorted(
+        records, key=lambda record: (record.latest.started_at or "" if record.latest else "", record.id)
+    )
+    # Labels are no longer than it takes among the runs that are shown.
+    listed = _listed(chosen(oldest_first, query.where, query.sort))
+    differs = differing_settings([record for record, _ in listed])
+    for _, run in listed:
+        run.differs = differs[run.id]
+    return [run for _, run in listed]
+
+
+def _listed(records: list[Record]) -> list[tuple[Record, Run]]:
+    labelled = labels(records)
+    listed = [(record, entry(record)) for record in records]
+    for record, run in listed:
         run.task, run.model = labelled[record.id]
-        run.differs = differs[record.id]
-        runs.append(run)
-    return sorted(runs, key=lambda run: (run.started_at or "", run.id))
+    return listed
+
+
+def _values(record: Record, run: Run) -> dict[str, object]:
+    """Return what conditions and orders are about: the settings that the run reads, and what is listed of it."""
+    own = {name: value for name, value in vars(run).items() if name not in ("differs", "progress")}
+    far = run.progress or dict.fromkeys(("phase", "step", "steps"))
+    several = {
+        "experiment": tuple(run.experiments),
+        "experiments": tuple(run.experiments),
+        "model": tuple({model_label(record): 0, run.model: 0}),
+        "task": tuple({named(record.config, "task"): 0, run.task: 0}),
+    }
+    own |= {name: far[name] for name in ("phase", "step", "steps")}
+    return {**configured(record), **own, "started": run.started_at, **several}
 
 
 def differing_settings(records: list[Record]) -> dict[str, dict[str, object]]:
@@ -106,9 +162,10 @@ def _rank(key: str) -> tuple[int, str]:
     return first.index(True), key
 
 
-def runs_table(store: Store, experiment: str | None = None, width: int = 160) -> Table | Text:
+def runs_table(store: Store, query: Query = Query(), width: int = 160) -> Table | Text:
     """Return the same as a table for a terminal of `width` characters. What all runs share stands beneath it."""
-    runs = runs_list(store, experiment)
+    records = store.runs(query.experiment)
+    runs = _found(records, query)
     names = short_names({key for run in runs for key in run.differs if key != "seed"})
     columns: list[Column[Run]] = [
         Column("id", "id", lambda run: run.id, kind="name"),
@@ -128,9 +185,21 @@ def runs_table(store: Store, experiment: str | None = None, width: int = 160) ->
     if not any(key in names for run in runs for key in run.differs):
         hidden.add("differs in")
     shown = [column for column in columns if not hidden & {column.key, column.heading}]
-    sheet, caption = Sheet("", shown, runs), _caption(store, runs, shared)
+    sheet, caption = Sheet("", shown, runs), _caption(store, runs, len(records), shared)
     as_text = unfolded(sheet, width, caption)
     return as_text or grid(sheet, caption=Text(escape.terminal(caption)), caption_justify="left")
+
+
+def sized_table(records: list[Record], sizes: Mapping[str, int]) -> Table:
+    """Return runs as a table with the size of their folders. sizes: bytes by run id."""
+    columns: list[Column[Run]] = [
+        Column("id", "id", lambda run: run.id, kind="name"),
+        *(_STATE, _METHOD, _MODEL, _TASK, _SEED),
+        Column("experiments", "experiment", lambda run: ", ".join(run.experiments), kind="words"),
+        Column("value", "metric", _metric, kind="words"),
+        Column("size", "MiB", lambda run: mib(sizes[run.id])),
+    ]
+    return grid(Sheet("", columns, [run for _, run in _listed(records)]))
 
 
 def page_sheet(records: list[Record]) -> Sheet[Run]:
@@ -149,7 +218,18 @@ def page_sheet(records: list[Record]) -> Sheet[Run]:
 
 def _metric(run: Run) -> str:
     result = "" if run.value is None else f"{run.metric} {run.value:.4f}"
-    return "; ".join(filter(None, [result, run.reason]))
+    return "; ".join(filter(None, [result, run.reason, _progress(run)]))
+
+
+def _progress(run: Run) -> str:
+    """Return the phase and step of a running run, in words."""
+    if run.progress is None:
+        return ""
+    far = Progress(**run.progress)  # type: ignore[arg-type]
+    steps = f" {number(far.step, ',')}/{far.steps:,}" if far.steps is not None else ""
+    loss = "" if far.loss is None else f", loss {far.loss:.4f}"
+    left = "" if far.left_seconds is None else f", {duration(far.left_seconds)} left"
+    return f"{far.phase}{steps}{loss}{left}"
 
 
 def _differs(differs: dict[str, object], names: dict[str, str]) -> str:
@@ -158,11 +238,12 @@ def _differs(differs: dict[str, object], names: dict[str, str]) -> str:
     return ", ".join([*texts[:_MOST_SETTINGS], *more])
 
 
-def _caption(store: Store, runs: list[Run], shared: dict[str, str]) -> str:
+def _caption(store: Store, runs: list[Run], of: int, shared: dict[str, str]) -> str:
     counts = Counter(run.state for run in runs)
     states = ", ".join(f"{counts[state]} {state}" for state in STATE_COLOURS if counts[state]) or "none"
     same = "; all: " + ", ".join(f"{name} {value}" for name, value in shared.items()) if shared else ""
-    return f"{len(runs)} runs in {store.root}: {states}{same}"
+    number = f"{len(runs)}{f' of {of}' if of != len(runs) else ''}"
+    return f"{number} runs in {store.root}: {states}{same}"
 
 
 def entry(record: Record) -> Run:
@@ -170,6 +251,7 @@ def entry(record: Record) -> Run:
     latest, result = record.latest, record.result
     values = {split: primary(result, split) for split in ("test", "validation")} if result else {}
     split = next((split for split, value in values.items() if value is not None), None)
+    far = progress.read(record.folder) if record.state == "running" else None
     repeated = bool(result) and record.state not in ("done", "running")
     return Run(
         id=record.id,
@@ -188,4 +270,5 @@ def entry(record: Record) -> Run:
         attempts=len(record.attempts),
         reason=f"attempt {latest.attempt} {record.state}" if latest and repeated else failure(record),
         folder=str(record.folder),
+        progress=None if far is None else vars(far),
     )

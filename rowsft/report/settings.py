@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from difflib import SequenceMatcher
 from typing import Any
 
 from rowsft.method_info import MethodInfo, from_record
 from rowsft.record import Attempt
 from rowsft.store import Record
 from rowsft.store.identity import BUDGET_KEYS
+
+#: An error about a name shows as many that are like it.
+_NEAREST = 8
 
 LEARNING_RATE = "trainer.learning_rate"
 
@@ -75,6 +79,15 @@ def differing(all_settings: Iterable[Mapping[str, object]], absent: bool = False
     return sorted(key for key, values in seen.items() if len(values | (null if count[key] < total else set())) > 1)
 
 
+def two_sided(a: Mapping[str, object], b: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """Return {key: {"a": value, "b": value}} of what differs, a side that does not have the key left out."""
+    return {
+        key: {name: side[key] for name, side in (("a", a), ("b", b)) if key in side}
+        for key in dict.fromkeys([*a, *b])
+        if key not in a or key not in b or text_of(a[key]) != text_of(b[key])
+    }
+
+
 def text_of(value: object) -> str:
     """Return a value as a key: equal values have equal texts."""
     # Nearly all values are numbers, and json.dumps is slow.
@@ -98,6 +111,24 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
     keys = list(keys)
     names = [short(key) for key in keys]
     return {key: key if names.count(name) > 1 else name for key, name in zip(keys, names, strict=True)}
+
+
+def endings(key: str) -> list[str]:
+    """Return what a dotted name may be called for short: "a.b.c", "b.c" and "c"."""
+    parts = key.split(".")
+    return [".".join(parts[first:]) for first in range(len(parts))]
+
+
+def nearest(wanted: str, keys: Iterable[str]) -> list[str]:
+    """Return the few keys that are the most like `wanted`, whole or by their endings; `.` and `_` count alike."""
+
+    def plain(text: str) -> str:
+        return text.lower().replace("_", ".")
+
+    def likeness(key: str) -> float:
+        return max(SequenceMatcher(None, plain(wanted), plain(ending)).ratio() for ending in endings(key))
+
+    return sorted(keys, key=likeness, reverse=True)[:_NEAREST]
 
 
 def dig(node: Any, *path: str) -> Any:

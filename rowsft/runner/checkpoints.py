@@ -20,7 +20,7 @@ from rowsft.errors import UserError
 _MOST = 2**20
 
 TRAINED = "trained.safetensors"
-PROGRESS = "progress.json"
+RUN_STATE = "run_state.json"
 
 
 class Changes:
@@ -97,7 +97,7 @@ def _digest(model: nn.Module) -> str:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunState:
     """How far a run was, beside what Trainer keeps itself: its curve, its clocks, and what it trains.
 
     step: optimizer steps done. peaks: the training phase's memory so far, as `PhaseMemory` names it.
@@ -114,13 +114,13 @@ class Progress:
     def write(self, folder: Path) -> None:
         """Write it into a checkpoint, with the sizes of what is there already."""
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-        (folder / PROGRESS).write_text(json.dumps({**vars(self), "sizes": sizes}), encoding="utf-8")
+        (folder / RUN_STATE).write_text(json.dumps({**vars(self), "sizes": sizes}), encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: Path) -> "Progress | None":
+    def read(cls, folder: Path) -> "RunState | None":
         """Return that of a checkpoint, None where it is damaged or incomplete."""
         try:
-            held = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+            held = json.loads((folder / RUN_STATE).read_text(encoding="utf-8"))
             sizes = held.pop("sizes")
             whole = {TRAINED} <= sizes.keys() and all((folder / n).stat().st_size == size for n, size in sizes.items())
             return cls(**held) if whole else None
@@ -132,17 +132,17 @@ class CheckpointCallback(TrainerCallback):
     """Has the Trainer write a checkpoint when one is due, and hands it on once it is whole.
 
     Due at steps on the curve alone: Trainer forgets what was lost between two of them. keep: takes the written folder;
-    may raise UserError, which is said. progress: what to write beside it.
+    may raise UserError, which is said. state: what to write beside it.
     """
 
     def __init__(
         self,
         settings: TrainerSettings,
-        progress: Callable[[float], Progress],
+        state: Callable[[float], RunState],
         keep: Callable[[Path], object],
         say: Callable[[str], None],
     ):
-        self._settings, self._progress, self._keep, self._say = settings, progress, keep, say
+        self._settings, self._state, self._keep, self._say = settings, state, keep, say
         self._kept = False
         self._last_step, self._last = 0, time.monotonic()
         self._begun = 0.0
@@ -166,7 +166,7 @@ class CheckpointCallback(TrainerCallback):
         if not folder.exists():
             return
         try:
-            self._progress(self.seconds + self._last - self._begun).write(folder)
+            self._state(self.seconds + self._last - self._begun).write(folder)
             self._keep(folder)
             self._kept = True
         except (OSError, UserError) as error:

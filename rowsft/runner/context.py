@@ -14,6 +14,7 @@ from rowsft.config.settings import TrainerSettings
 from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.models.loading import Loaded
 from rowsft.runner import trainer as training
+from rowsft.runner.progress import ProgressFile
 from rowsft.runner.resuming import Resumption
 from rowsft.selection.budget import Budget
 from rowsft.store import OpenAttempt
@@ -41,6 +42,7 @@ class Job:
     memory: measure.MemoryLog = field(init=False)
     energy: measure.EnergyMeter = field(init=False)
     gpu: measure.Gpu | None = field(init=False)
+    progress: ProgressFile = field(init=False)
     # The steps fill these in; nothing reads them before.
     loaded: Loaded = field(init=False)
     model: Any = field(init=False)
@@ -52,6 +54,8 @@ class Job:
         if self.device.type == "cuda":
             # Events and whatever names no GPU are then of this one.
             torch.cuda.set_device(self.device)
+        self.progress = ProgressFile(self.attempt.path, self.device)
+        self.clock.on_phase = self.progress.enter
         self.gpu = measure.gpu_of(self.device)
         self.memory = measure.MemoryLog(self.device)
         self.energy = measure.EnergyMeter(self.device, self.gpu)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rowsft.errors import UserError
 from rowsft.record import Attempt, PhaseMemory, Resumed, Seconds, plain
-from rowsft.runner.checkpoints import Progress
+from rowsft.runner.checkpoints import RunState
 from rowsft.store import Record
 from rowsft.store.checkpoints import of_run
 
@@ -23,14 +23,14 @@ class Resumption:
     """The checkpoint that a run goes on from, and the attempt that wrote it, as it is recorded."""
 
     folder: Path
-    progress: Progress
+    state: RunState
     attempt: Attempt
 
     @property
     def note(self) -> Resumed:
         """What the record says of it."""
         times = (self.attempt.resumed.times or 0) + 1
-        return Resumed(attempt=self.attempt.attempt, step=self.progress.step, times=times)
+        return Resumed(attempt=self.attempt.attempt, step=self.state.step, times=times)
 
 
 def last_checkpoint(record: Record) -> Resumption | None:
@@ -41,19 +41,19 @@ def last_checkpoint(record: Record) -> Resumption | None:
         attempt = attempts.get(folder.parent.name)
         if attempt is None or attempt.attempt <= done:
             continue
-        if (progress := Progress.read(folder)) is not None:
-            return Resumption(folder, progress, attempt)
+        if (state := RunState.read(folder)) is not None:
+            return Resumption(folder, state, attempt)
         print(f"rowsft: warning: {folder} is damaged; an earlier checkpoint or none is taken", file=sys.stderr)
     return None
 
 
 def begin(job: "Job", resumption: Resumption) -> None:
     """Enter in the new attempt that it goes on from a checkpoint, and the seconds that the earlier process has used."""
-    earlier, progress = resumption.attempt, resumption.progress
+    earlier, state = resumption.attempt, resumption.state
     job.resumption = resumption
-    job.clock.add(_seconds(progress.seconds))
+    job.clock.add(_seconds(state.seconds))
     job.attempt.update(resumed=resumption.note)
-    job.say(f"going on from step {progress.step} of attempt {earlier.attempt}")
+    job.say(f"going on from step {state.step} of attempt {earlier.attempt}")
     then, now = earlier.environment.packages, job.attempt.fields.environment.packages
     for name in _PACKAGES:
         if then.get(name) != now.get(name):
@@ -75,7 +75,7 @@ def selected(job: "Job", resumption: Resumption) -> None:
 
 def check_same(job: "Job", resumption: Resumption, digest: str) -> None:
     """Raise UserError where this process trains other parameters, or other rows, than the checkpoint's did."""
-    if resumption.progress.digest != digest:
+    if resumption.state.digest != digest:
         raise UserError(
             f"{resumption.folder}: this process would train other rows or parameters than the run did at its start, so "
             "it cannot go on from there; the same command again starts it anew"

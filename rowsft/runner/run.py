@@ -27,14 +27,18 @@ from rowsft.runner.training import train
 from rowsft.selection.budget import Budget
 from rowsft.store import Store, checkpoints
 from rowsft.store.attempt import error_fields, state_of
+from rowsft.store.run_log import RunLog
 from rowsft.tasks import Task
 from rowsft.tracking.content import final_numbers
 from rowsft.tracking.tracker import Tracker, tracking
 
 
-def run(spec: RunSpec, settings: TrainerSettings, rerun: bool, say: Callable[[str], None]) -> Outcome:
+def run(
+    spec: RunSpec, settings: TrainerSettings, rerun: bool, say: Callable[[str], None], log: RunLog | None = None
+) -> Outcome:
     """Run what `spec` describes, or return the recorded outcome if it was done before and `rerun` is false.
 
+    log: what the run prints, to be kept with its attempt.
     A run that fails, runs out of memory or is interrupted leaves a record that says so; the outcome carries its state.
     Bad input is raised as UserError: before training it leaves no trace in the store, later a failure.
     """
@@ -57,6 +61,8 @@ def run(spec: RunSpec, settings: TrainerSettings, rerun: bool, say: Callable[[st
             concurrent_jobs=int(os.environ.get("ROWSFT_CONCURRENT_JOBS", 1)),
             method_info=to_record(info_of(parts["method"])),
         )
+        if log is not None:
+            attempt.keep_log(log)
         job = Job(spec, settings, attempt, say, clock=clock, **parts)
         try:
             if resumption is not None:

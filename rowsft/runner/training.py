@@ -6,8 +6,9 @@ import torch
 
 from rowsft import measure
 from rowsft.runner import resuming
-from rowsft.runner.checkpoints import CheckpointCallback, Progress
+from rowsft.runner.checkpoints import CheckpointCallback, RunState
 from rowsft.runner.context import Job
+from rowsft.runner.progress import StepProgress
 from rowsft.runner.trainer import OrderedTrainer, build_trainer
 from rowsft.store import checkpoints
 from rowsft.tracking.content import point
@@ -30,6 +31,7 @@ def train(job: Job) -> None:
             scratch,
             normalises_by_tokens=job.task.head.normalises_by_tokens,
         )
+        job.trainer.add_callback(StepProgress(job.progress, job.trainer))
         _checkpoint(job, job.trainer, clock)
         per_step = job.settings.batch_size * job.settings.gradient_accumulation
         job.say(f"  training for {job.trainer.args.max_steps} steps of {per_step}")
@@ -37,7 +39,7 @@ def train(job: Job) -> None:
         with job.metered("train"):
             job.trainer.train(resume_from_checkpoint=str(resumption.folder) if resumption else None)
         if resumption:
-            job.memory.enter("train", resuming.larger(job.memory["train"], resumption.progress.peaks))
+            job.memory.enter("train", resuming.larger(job.memory["train"], resumption.state.peaks))
     curve = job.trainer.curve
     assert job.trainer.checkpoints is not None, "set above"
     seconds = {"checkpoint_seconds": job.trainer.checkpoints.seconds} if job.trainer.checkpoints.seconds else {}
@@ -49,8 +51,8 @@ def train(job: Job) -> None:
 def _checkpoint(job: Job, trainer: OrderedTrainer, clock: measure.StepClock) -> None:
     """Have the trainer's checkpoints written into the attempt, with what this suite keeps of a training beside it."""
 
-    def progress(checkpoint_seconds: float) -> Progress:
-        return Progress(
+    def state(checkpoint_seconds: float) -> RunState:
+        return RunState(
             step=trainer.state.global_step,
             digest=trainer.changes.digest,
             curve=trainer.curve,
@@ -61,7 +63,7 @@ def _checkpoint(job: Job, trainer: OrderedTrainer, clock: measure.StepClock) -> 
         )
 
     keep = partial(checkpoints.keep, attempt=job.attempt.path)
-    trainer.checkpointing(CheckpointCallback(job.settings, progress, keep, job.say))
+    trainer.checkpointing(CheckpointCallback(job.settings, state, keep, job.say))
 
 
 def _go_on(job: Job, trainer: OrderedTrainer, clock: measure.StepClock) -> resuming.Resumption | None:
@@ -70,13 +72,13 @@ def _go_on(job: Job, trainer: OrderedTrainer, clock: measure.StepClock) -> resum
     if resumption is None:
         return None
     resuming.check_same(job, resumption, trainer.changes.digest)
-    progress = resumption.progress
-    clock.resume(progress.steps)
-    for point in progress.curve:
-        trainer.curve.append(point)
-        trainer.on_point(point)
+    state = resumption.state
+    clock.resume(state.steps)
+    for row in state.curve:
+        trainer.curve.append(row)
+        trainer.on_point(row)
     assert trainer.checkpoints is not None, "set before"
-    trainer.checkpoints.seconds = progress.checkpoint_seconds
+    trainer.checkpoints.seconds = state.checkpoint_seconds
     return resumption
 
 

@@ -21,7 +21,7 @@ from rowsft.errors import UserError
 from rowsft.output import escape, redact
 from rowsft.progress import each
 from rowsft.record import SCHEMA_VERSION, Attempt, Error
-from rowsft.store import files
+from rowsft.store import files, removal
 from rowsft.store.attempt import OpenAttempt
 from rowsft.store.files import explained, write_csv, write_jsonl
 from rowsft.store.folder import RunFolder
@@ -65,6 +65,7 @@ class Store:
         its record was written by a newer version.
         """
         files.remove_leftovers(self.root / "scores")
+        removal.clear(self.root)
         recorded = redact.config(config)
         return RunFolder(Places(self.root).place(recorded), recorded)
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from rowsft.output import redact
 from rowsft.record import Attempt, Error, State, plain, read_attempt, unknown_keys
-from rowsft.store import files
+from rowsft.store import files, progress, run_log
 from rowsft.store.record import FINAL_STATES, now
+from rowsft.store.run_log import RunLog
 
 if TYPE_CHECKING:
     from rowsft.store.folder import RunFolder
@@ -34,6 +35,18 @@ class OpenAttempt:
         self._started = time.monotonic()
         self.number = number
         self.path: Path = run.path / f"attempt-{number}"
+        self._log: RunLog | None = None
+
+    def keep_log(self, log: RunLog) -> None:
+        """Keep what the run prints as log.txt until the attempt ends. It is not entered under `files`: it grows."""
+        self._log = log
+        log.begin(self.path / run_log.NAME)
+
+    def close_log(self, last: str | None = None) -> None:
+        """End the log, where there is one, after a last text."""
+        log, self._log = self._log, None
+        if log is not None:
+            log.close(last)
 
     @property
     def fields(self) -> Attempt:
@@ -115,6 +128,10 @@ class OpenAttempt:
         merged["error"] = error and {key: text and redact.text(text) for key, text in plain(error).items()}
         merged["seconds"] = {"total": time.monotonic() - self._started, **(merged.get("seconds") or {})}
         self._run._open = None
+        progress.remove(self.path)
+        # Before the record says that it is over: whoever follows the log then has all of it.
+        cause = (merged["error"] or {}).get("traceback")
+        self.close_log(f"{cause.rstrip()}\n{state}" if cause else state)
         self._run.put(_checked(merged), state)
 
     def _enter(self, name: str, relative: str, digest: str) -> None:

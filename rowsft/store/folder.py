@@ -102,6 +102,7 @@ class RunFolder:
         attempt, self._open = self._open, None
         if attempt is None:
             raise RuntimeError(f"run {self.id}: no attempt is open")
+        attempt.close_log()
         shutil.rmtree(attempt.path, ignore_errors=True)
         if self._made_run:
             self._remove()

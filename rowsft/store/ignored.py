@@ -21,10 +21,15 @@ def ignored(config: dict) -> list[str]:
 
     Raises UserError for a rule that does not read KEY[, KEY ...] [if KEY[=VALUE|VALUE ...]].
     """
+    return list(ignored_by_rule(config))
+
+
+def ignored_by_rule(config: dict) -> dict[str, str]:
+    """The same keys, each with the rule that says so. Raises UserError as `ignored` does."""
     rules = config.get("ignores")
     if rules is None:
         rules = _declared(config.get("method"))
-    return list(_applied(config, check_rules(rules)))
+    return dict(_applied(config, check_rules(rules)))
 
 
 def check_rules(rules: object) -> Sequence[str]:
@@ -37,7 +42,7 @@ def check_rules(rules: object) -> Sequence[str]:
     return rules
 
 
-def _applied(config: dict, rules: Iterable[str]) -> Iterable[str]:
+def _applied(config: dict, rules: Iterable[str]) -> Iterable[tuple[str, str]]:
     for rule in rules:
         match = _RULE.fullmatch(rule.strip())
         assert match, "check_rules has read it"
@@ -46,7 +51,7 @@ def _applied(config: dict, rules: Iterable[str]) -> Iterable[str]:
             value = _value(config, when)
             if value is None or (values and "".join(str(value).split()) not in values.replace(" ", "").split("|")):
                 continue
-        yield from (key.strip() for key in keys.split(","))
+        yield from ((key.strip(), rule.strip()) for key in keys.split(","))
 
 
 def _value(config: dict, key: str) -> object:

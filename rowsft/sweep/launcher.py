@@ -18,6 +18,7 @@ from rowsft.record import Error
 from rowsft.store import Store
 from rowsft.store.identity import experiment_notes
 from rowsft.store.lock import is_held
+from rowsft.sweep.board import DONE, FAILED, RUNNING, Board, is_watched
 from rowsft.sweep.ending import in_words, signal_of
 from rowsft.sweep.jobs import JobResolver, SweepJob
 
@@ -39,12 +40,14 @@ class Sweep:
 class _Live:
     """What a sweep must stop when it is stopped: its processes, and threads that wait for other sweeps.
 
-    places: the numbers of the free ones among the places for jobs that run at once.
+    places: the numbers of the free ones among the places for jobs that run at once. warned: the warnings said so far.
     """
 
+    board: Board
     places: SimpleQueue[int] = field(default_factory=SimpleQueue)
     processes: set[subprocess.Popen] = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
+    warned: set[str] = field(default_factory=set)
 
 
 current = Sweep()
@@ -65,15 +68,12 @@ def run_jobs(jobs: list[list[str]], at_once: int, threads: int | None) -> list[i
     how many there were.
     """
     planned = check(jobs)
-    live = _Live()
+    started = [job for job in planned if job.same_as is None and not _skipped(job, len(jobs))]
+    live = _Live(Board(started, len(jobs)))
     for place in range(max(1, at_once)):
         live.places.put(place)
-    with ThreadPoolExecutor(max(1, at_once)) as pool:
-        work = {
-            job.number: pool.submit(_run_job, job, len(jobs), at_once, threads, live)
-            for job in planned
-            if job.same_as is None and not _skipped(job, len(jobs))
-        }
+    with live.board.drawn(console), ThreadPoolExecutor(max(1, at_once)) as pool:
+        work = {job.number: pool.submit(_run_job, job, len(jobs), at_once, threads, live) for job in started}
         try:
             codes = {number: job.result() for number, job in work.items()}
         except KeyboardInterrupt:
@@ -132,21 +132,27 @@ def _run_job(job: SweepJob, of: int, at_once: int, threads: int | None, live: _L
             rerun = False
         if not rerun and store.is_done(spec.run_id):
             store.add_experiment(spec.run_id, spec.experiment, experiment_notes(spec.config))
+            live.board.tell(job, DONE)
             _say(f"{label}: done already ({spec.folder})", "dim")
             return 0
         if (why := None if rerun else _left(job)) is not None:
+            live.board.tell(job, FAILED)
             _fail(job, of, why)
             return 1
+        live.board.tell(job, RUNNING)
         _say(f"{label}: started", "bold")
         process, errors = _start(job, rerun, at_once, threads, live)
         code = process.returncode
         if code == HELD:
             # Two processes started at the same moment and the other one got the run.
             continue
+        live.board.tell(job, FAILED if code else DONE)
         # A sweep that is stopped stops its jobs: that they are not done is no news then.
         if code and not live.stopping.is_set():
             _fail(job, of, _why(job, process, errors), "; the sweep goes on" * (job.number < of))
-        elif at_once > 1 and not code:
+        elif _quiet(at_once) and not code:
+            if is_watched(console):
+                _pass_on(label, errors or "", live)
             _say(f"{label}: done", "green")
         return code
 
@@ -161,6 +167,14 @@ def _left(job: SweepJob) -> str | None:
     except UserError:
         return None
     return retry.left(state) if retry.action(state) == "leave" else None
+
+
+def _pass_on(label: str, errors: str, live: _Live) -> None:
+    """Say what a job that is done has warned of, once a sweep: the table stands where it would have been read."""
+    for line in errors.splitlines():
+        if line.startswith("rowsft: warning: ") and line not in live.warned:
+            live.warned.add(line)
+            _say(f"{label}: {line.removeprefix('rowsft: ')}", "yellow")
 
 
 def _why(job: SweepJob, process: subprocess.Popen, errors: str | None) -> str:
@@ -188,12 +202,12 @@ def _why(job: SweepJob, process: subprocess.Popen, errors: str | None) -> str:
 def _start(
     job: SweepJob, rerun: bool, at_once: int, threads: int | None, live: _Live
 ) -> tuple[subprocess.Popen, str | None]:
-    """Run one process to its end; its stderr is kept where jobs run side by side and would print across each other."""
+    """Run one process to its end; its stderr is kept where it would print across the table or jobs beside it."""
     command = [sys.executable, "-m", "rowsft.cli", "run", *(["--rerun"] if rerun else []), *job.overrides]
     environment = {**os.environ, "ROWSFT_CONCURRENT_JOBS": str(at_once)}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    quiet = subprocess.PIPE if at_once > 1 else None
+    quiet = subprocess.PIPE if _quiet(at_once) else None
     place = live.places.get()
     try:
         environment |= devices_for(place, job.spec.config["trainer"]["device"])
@@ -204,6 +218,10 @@ def _start(
     finally:
         live.places.put(place)
     return process, errors
+
+
+def _quiet(at_once: int) -> bool:
+    return at_once > 1 or is_watched(console)
 
 
 def _fail(job: SweepJob, of: int, why: str, then: str = "") -> None:

@@ -103,7 +103,7 @@ def test_seconds_are_those_of_all_pieces_up_to_the_checkpoints(workshop, tmp_pat
         stopped_at(6, patch)
         go(spec, settings)
     (folder,) = of_run(spec.folder)
-    held = json.loads((folder / "progress.json").read_text())
+    held = json.loads((folder / "run_state.json").read_text())
     assert held["step"] == 4
     go(spec, settings)
     record = Store(tmp_path).get(spec.run_id)
@@ -138,8 +138,8 @@ def test_a_choice_of_other_rows_is_refused(workshop, tmp_path, monkeypatch):
         stopped_at(3, patch)
         go(spec, settings)
     (folder,) = of_run(spec.folder)
-    held = json.loads((folder / "progress.json").read_text())
-    (folder / "progress.json").write_text(json.dumps({**held, "digest": "0" * 64}))
+    held = json.loads((folder / "run_state.json").read_text())
+    (folder / "run_state.json").write_text(json.dumps({**held, "digest": "0" * 64}))
     with pytest.raises(ValueError, match="would train other rows or parameters"):
         go(spec, settings)
     outcome, said = go(spec, settings)
@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_is_not_taken(workshop, tmp_path, monkeypatch, dama
     elif damage == "gone":
         (folder / "trained.safetensors").unlink()
     else:
-        (folder / "progress.json").write_text("")
+        (folder / "run_state.json").write_text("")
     outcome, said = go(spec, settings)
     assert outcome.state == "done"
     assert not any("going on" in text for text in said)

@@ -62,6 +62,21 @@ def test_phase_that_raises_is_timed_and_named():
     assert clock.phase_name == "train"
 
 
+def test_whoever_is_told_of_a_phase_costs_it_no_time():
+    fake, told = FakeClock(), []
+    clock = PhaseClock(clock=fake)
+
+    def tell(name):
+        told.append(name)
+        fake.now += 9.0
+
+    clock.on_phase = tell
+    for name in ("load", "train"):
+        with clock.phase(name):
+            fake.now += 2.0
+    assert told == ["load", "train"] and (clock.summary().load, clock.summary().train) == (2.0, 2.0)
+
+
 def test_phases_neither_nest_nor_take_unknown_names():
     clock = PhaseClock()
     nested = "'save' started inside phase 'train'"

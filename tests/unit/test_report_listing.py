@@ -21,7 +21,7 @@ def sweep(store):
 
 def shown(store, width):
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(listing.runs_table(store, None, width))
+    console.print(listing.runs_table(store, width=width))
     return console.export_text()
 
 
@@ -87,7 +87,7 @@ def test_another_base_is_listed_by_its_folder(tmp_path):
 
 def test_the_list_of_runs(tmp_path):
     store = fill(tmp_path)
-    listed = listing.runs_list(store, "demo")
+    listed = listing.runs_list(store, listing.Query("demo"))
     assert len(listed) == len(store.runs()) and [json.loads(json.dumps(vars(run))) for run in listed] == list(
         map(vars, listed)
     )
@@ -97,7 +97,7 @@ def test_the_list_of_runs(tmp_path):
     console.print(listing.runs_table(store))
     shown = console.export_text()
     assert oom.id in shown and "19 done, 1 failed, 1 oom" in shown and "[" not in shown.replace("[bold]", "")
-    assert listing.runs_list(store, "other") == []
+    assert listing.runs_list(store, listing.Query("other")) == []
 
 
 def test_a_repetition_that_did_not_finish_leaves_the_run_done(tmp_path):

@@ -7,7 +7,6 @@ whether that is within limits. Reads records and files alone, never imports torc
 May import report and store, like the rest of this room.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from rowsft.report.compare.inputs import Side
 from rowsft.report.compare.limits import WITHIN, Verdict, judge, parse
 from rowsft.report.compare.number import Number, paired_up
 from rowsft.report.compare.paired import paired_differences
+from rowsft.report.settings import two_sided
 from rowsft.store.files import jsonable
 from rowsft.store.finding import finished_run
 
@@ -79,8 +79,8 @@ def compare(a: str, b: str, store: str | Path = "runs", limits: list[str] | None
     return Comparison(
         first,
         second,
-        _differing(first.settings, second.settings),
-        _differing(first.environment, second.environment),
+        two_sided(first.settings, second.settings),
+        two_sided(first.environment, second.environment),
         numbers,
         [verdict for limit in read for verdict in judge(limit, numbers)],
     )
@@ -108,20 +108,6 @@ def _check_common(a: Side, b: Side) -> None:
             f"{a.name} and {b.name} have no measured method in common (A: {has[0]}; B: {has[1]}); "
             "give two files of one benchmark and one shape"
         )
-
-
-def _differing(a: dict[str, object], b: dict[str, object]) -> dict[str, dict[str, object]]:
-    names = dict.fromkeys([*a, *b])
-    return {
-        name: {key: side[name] for key, side in (("a", a), ("b", b)) if name in side}
-        for name in names
-        if name not in a or name not in b or _text(a[name]) != _text(b[name])
-    }
-
-
-def _text(value: object) -> str:
-    """Return a value as a key: True and 1 are equal to Python, not to a reader."""
-    return json.dumps(value, sort_keys=True)
 
 
 def _number_fields(number: Number) -> dict:

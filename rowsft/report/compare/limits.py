@@ -9,18 +9,17 @@ test.accuracy=-0.01                       fails if B is more than 0.01 below A
 import re
 from dataclasses import dataclass
 from decimal import Decimal
-from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 
 from rowsft.errors import UserError, shortened
 from rowsft.report.compare import units
 from rowsft.report.compare.number import Number, exact
+from rowsft.report.settings import endings, nearest
 
 WITHIN, OVER, MISSING = "within", "over", "missing"
 
 _AMOUNT = r"(?P<amount>(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?)"
 _FORM = re.compile(rf"(?P<name>.+)=(?P<sign>[+-]?){_AMOUNT}(?P<percent>%?)", re.I)
-_NEAREST = 8
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,9 @@ def _named(limit: Limit, numbers: list[Number]) -> list[Number]:
     else:
         # The whole name before its endings: `seconds.train` is not ambiguous because something.seconds.train exists.
         matching = [number for number in numbers if _normal(number.name) == wanted]
-        matching = matching or [number for number in numbers if wanted in _endings(number.name)]
+        matching = matching or [
+            number for number in numbers if wanted in {_normal(ending) for ending in endings(number.name)}
+        ]
         if len(matching) > 1:
             names = ", ".join(number.name for number in matching)
             raise UserError(
@@ -98,7 +99,7 @@ def _named(limit: Limit, numbers: list[Number]) -> list[Number]:
     if not matching:
         raise UserError(
             f"--max-change {shortened(limit.text)}: no number is called {shortened(limit.name)}; the nearest: "
-            + ", ".join(_nearest(wanted, [number.name for number in numbers]))
+            + ", ".join(nearest(limit.name, [number.name for number in numbers]))
         )
     return matching
 
@@ -106,15 +107,3 @@ def _named(limit: Limit, numbers: list[Number]) -> list[Number]:
 def _normal(name: str) -> str:
     """Return the name with points for underscores: a run's step_seconds.median is step_seconds_median elsewhere."""
     return name.lower().replace("_", ".")
-
-
-def _endings(name: str) -> set[str]:
-    parts = name.split(".")
-    return {_normal(".".join(parts[first:])) for first in range(len(parts))}
-
-
-def _nearest(wanted: str, names: list[str]) -> list[str]:
-    def likeness(name: str) -> float:
-        return max(SequenceMatcher(None, wanted, ending).ratio() for ending in _endings(name))
-
-    return sorted(names, key=likeness, reverse=True)[:_NEAREST]
