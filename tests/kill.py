@@ -268,7 +268,7 @@ def jobs(workshop: Workshop, seeds: int) -> list[str]:
     left_out = ("store=", "trainer.memory_probe_steps", "trainer.steps", "budget.")
     rest = [text for text in workshop.overrides("bert") if not text.startswith(left_out)]
     listed = ",".join(str(seed) for seed in range(1, seeds + 1))
-    training = ["trainer.steps=40", "trainer.checkpoint_steps=2", "trainer.memory_probe_steps=0"]
+    training = ["trainer.steps=300", "trainer.checkpoint_steps=10", "trainer.memory_probe_steps=0"]
     return [*rest, *training, "method=none,row_sft", f"seed={listed}"]
 
 

@@ -47,7 +47,7 @@ def _choose(job: Job, sizes: ResolvedMethod, calibrations: Iterator[Calibration 
         job.resolved = selected(job.method, job.model, sizes, calibration or ())
         if wanted is None or calibration is None or job.resolved.chosen is None:
             break
-        share = overlap(before, job.resolved.chosen) if before is not None else None
+        share: float | None = overlap(before, job.resolved.chosen) if before is not None else None
         job.attempt.update(calibrated={"batches": len(calibration), "overlap": share})
         if share is not None:
             job.say(f"  {len(calibration)} calibration batches: {100 * share:.1f} % of the choice from half of them")
