@@ -63,7 +63,7 @@ def check_target(group: str, config: DictConfig) -> None:
         typed.check(f"{group}.{key}", value, parameters.get(key, Any), page)
 
 
-def check_added(config: Mapping[str, Any], base: Mapping[str, Any] | None) -> None:
+def check_added(config: Mapping[str, Any], base: DictConfig | None) -> None:
     """Raise UserError for keys of method, task and tracker that their files do not have and that nothing reads.
 
     base: what the group choices alone compose to. A target is imported only where it may read a key that its file does
@@ -72,7 +72,8 @@ def check_added(config: Mapping[str, Any], base: Mapping[str, Any] | None) -> No
     if base is None:
         return
     for group in BUILT:
-        own, known = config[group], base.get(group) or {}
+        # As plain data, for what the file leaves open (???) is a key of it too.
+        own, known = config[group], typed.plain(base[group], resolve=False) if base.get(group) else {}
         if set(own) - set(known) or own["_target_"] != known.get("_target_"):
             check_target(group, own)
         for key in set(own) & set(known):

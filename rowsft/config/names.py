@@ -123,7 +123,8 @@ def _check_key(key: str, base: DictConfig, groups: list[str]) -> None:
     for part in key.split("."):
         if not isinstance(node, DictConfig):
             return
-        if part not in node:
+        # Not "in": a key with ??? is none to it.
+        if part not in node.keys():  # noqa: SIM118
             known = sorted(str(name) for name in node if not str(name).startswith("_"))
             if not walked:
                 known = sorted({*known, *(group for group in groups if "/" not in group)})

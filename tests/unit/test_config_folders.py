@@ -151,6 +151,23 @@ def test_a_broken_file_of_ones_own_is_one_line_that_names_it(project, name, text
     assert said in message
 
 
+def test_a_value_that_a_file_of_ones_own_leaves_open_is_given_on_the_command_line(project, monkeypatch):
+    monkeypatch.delenv("A_VARIABLE_OF_NOBODY", raising=False)
+    files = {
+        "method/open": METHOD.replace("r: 2", "r: ???"),
+        "task/open": "defaults: [text_classification, _self_]\ndata:\n  path: ???\n",
+        "model/open": "defaults: [bert_base, _self_]\nname: open\nsource: ${oc.env:A_VARIABLE_OF_NOBODY}\n",
+    }
+    write(project / "conf", files)
+    assert refusal(compose, ["method=open"]).startswith("method.r: no value given")
+    config = compose(["method=open", "method.r=3", "task=open", "task.data.path=mine.csv", "model=open", "model.source=x"])
+    assert (config.method.r, config.task.data.path, config.model.source) == (3, "mine.csv", "x")
+    assert "no such key in method; did you mean method.r?" in refusal(compose, ["method=open", "method.rr=3"])
+    assert "nothing reads this key" in refusal(compose, ["task=open", "task.data.path=x", "+task.data.pth=x"])
+    many = ManyComposer().compose(["method=open", "method.r=3", "seed=4"]) or {}
+    assert many in ({}, OmegaConf.to_container(compose(["method=open", "method.r=3", "seed=4"])))
+
+
 def test_a_sweeps_templates_see_them(project):
     composer = ManyComposer()
     for overrides in (["experiment=own", "seed=3", "method.r=4"], ["experiment=own", "method=high", "seed=4"]):
