@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -104,7 +105,9 @@ def _target(group: str, name: str) -> Callable:
         with _quiet(logging.getLogger("hydra.utils")):
             target = get_object(importable(name))
     except Exception as error:
-        reason = shortened(error.__cause__ or error, 300)
+        cause, (module, _, member) = error.__cause__ or error, importable(name).rpartition(".")
+        lacks = isinstance(cause, ModuleNotFoundError) and cause.name == importable(name) and module in sys.modules
+        reason = f"{module} has no {member}" if lacks else shortened(cause, 300)
         raise UserError(
             f"{group}._target_={shortened(name)}: cannot be imported ({reason}); expected package.module.Class"
         ) from error

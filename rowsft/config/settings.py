@@ -1,6 +1,6 @@
 """Typed settings, checked before anything heavy is imported and before the store is touched."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from rowsft.config.devices import DEVICE
 from rowsft.config.experiment_names import check_experiment_name
 from rowsft.errors import UserError, shortened
 from rowsft.store.identity import BUDGET_KEYS
+from rowsft.store.ignored import named_keys
 
 SCHEDULERS = ("constant", "linear", "cosine", "step_epoch")
 SPLITS = ("train", "validation", "test")
@@ -117,6 +118,20 @@ def check_settings(config: DictConfig | dict[str, Any]) -> None:
     _require_text("model.source", groups["model"]["source"])
     _check_budget(typed.read(BudgetSettings, groups["budget"], "budget", "conf/budget/default.yaml"))
     _check(_trainer(groups["trainer"]))
+
+
+def check_ignored_keys(rules: Sequence[str], method: Mapping[str, Any] | None) -> None:
+    """Raise UserError for a rule that names a key which no configuration has. Keys of a task are the task's own."""
+    typed_groups = {"trainer": TrainerSettings, "model": ModelSettings, "budget": BudgetSettings}
+    for key in named_keys(rules):
+        group, _, rest = key.partition(".")
+        known = {name: kind.__dataclass_fields__.keys() for name, kind in typed_groups.items()}
+        known["method"] = (method or {}).keys()
+        name = rest.split(".")[0]
+        if group not in {*BUILT, *known, *RootSettings.__dataclass_fields__} or (
+            name and name not in known.get(group, name)
+        ):
+            raise UserError(f"method.ignores: {key}: no such key; expected one such as budget or trainer.warm_head")
 
 
 def trainer_settings(config: DictConfig) -> TrainerSettings:

@@ -77,6 +77,8 @@ def _models(record: Record) -> list[str]:
     if fingerprint or _is_path(source):
         parts = PurePath(source).parts
         tails = ["/".join(parts[-depth:]) for depth in range(1, len(parts) + 1)] or [name]
+        if _named_source(name) == source:
+            tails.insert(0, name)
     else:
         # Another model's weights under this model's settings (model=llama3_8b model.source=someone/other).
         replaced = _named_source(name) not in (None, source) and source
