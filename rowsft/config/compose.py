@@ -140,7 +140,7 @@ def declare_ignored(config: DictConfig) -> None:
     config.ignores = (
         [] if rules is None else check_rules(OmegaConf.to_container(rules) if OmegaConf.is_config(rules) else rules)
     )
-    check_ignored_keys(config.ignores, config.get("method"))
+    check_ignored_keys(config.ignores)
 
 
 def _one_line(error: Exception) -> str:
