@@ -122,12 +122,13 @@ def check_settings(config: DictConfig | dict[str, Any]) -> None:
 
 def check_ignored_keys(rules: Sequence[str]) -> None:
     """Raise UserError for a rule that names a key which no configuration has. Keys below `BUILT` are a class's own."""
-    inner = {"trainer": TrainerSettings, "model": ModelSettings, "budget": BudgetSettings}
+    kinds: dict[str, Any] = {"trainer": TrainerSettings, "model": ModelSettings, "budget": BudgetSettings}
+    inner = {name: kind.__dataclass_fields__ for name, kind in kinds.items()}
     for key in named_keys(rules):
         group, _, rest = key.partition(".")
         is_there = group in {*BUILT, *inner, *RootSettings.__dataclass_fields__}
         if rest and group in inner:
-            is_there = rest.split(".")[0] in inner[group].__dataclass_fields__
+            is_there = rest.split(".")[0] in inner[group]
         if not is_there:
             raise UserError(f"method.ignores: {key}: no such key; expected one such as budget or trainer.warm_head")
 
