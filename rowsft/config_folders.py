@@ -24,7 +24,7 @@ VARIABLE = "ROWSFT_CONFIG_DIR"
 _OF_THE_WHOLE = ("experiment", "debug")
 
 
-def own() -> Path | None:
+def own(named_by: str = f"{VARIABLE}=") -> Path | None:
     """The user's own folder, None where there is none. Raises UserError where one is named that is not there."""
     named = os.environ.get(VARIABLE)
     try:
@@ -35,9 +35,9 @@ def own() -> Path | None:
     except (OSError, RuntimeError, ValueError) as error:
         # A name too long for a file, the home of nobody.
         if named:
-            raise UserError(f"--config-dir {shortened(named)}: cannot be looked at ({error})") from error
+            raise UserError(f"{named_by}{shortened(named)}: cannot be looked at ({error})") from error
     if named:
-        raise UserError(f"--config-dir {shortened(named)}: no such folder; name one with groups such as method/")
+        raise UserError(f"{named_by}{shortened(named)}: no such folder; name one with groups such as method/")
     return None
 
 
@@ -73,7 +73,7 @@ def chosen(folder: str | None) -> Iterator[None]:
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = folder
     try:
-        own()
+        own("--config-dir ")
         yield
     finally:
         if before is None:
@@ -126,6 +126,8 @@ def check_file(group: str, name: str) -> None:
     folder = own()
     path = folder / group / f"{name}.yaml" if folder else SHIPPED
     if not path.is_file():
+        if (other := path.with_suffix(".yml")).is_file():
+            raise UserError(f"{other}: rename it to {path.name}; other endings are not read")
         return
     if not read(path):
         raise UserError(f"{path}: is no mapping of keys to values; a file in {SHIPPED / group} shows what it may hold")

@@ -8,11 +8,12 @@ from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from rowsft import config_folders
 from rowsft.config import typed
 from rowsft.config.instantiate import check_added
 from rowsft.config.names import check_names, opened_hydra
 from rowsft.config.overrides import quoted
-from rowsft.config.settings import check_settings
+from rowsft.config.settings import check_ignored_keys, check_settings
 from rowsft.errors import UserError, shortened
 from rowsft.output import redact
 from rowsft.store.ignored import check_rules
@@ -75,14 +76,16 @@ def _errors_in_one_line(overrides: list[str]) -> Iterator[None]:
         yield
     except MissingConfigException as error:
         # A defaults list names it; what the command names has been looked up.
-        named, known = error.missing_cfg_file, ", ".join(error.options or [])
+        named = str(error.missing_cfg_file)
+        options = error.options or config_folders.names(named.rpartition("/")[0])
+        known = ", ".join(options) or "none; a group is written from the top, /GROUP: NAME"
         command = shortened(" ".join(overrides), 200)
         raise UserError(f"{named}: no such file; known: {known}; look at {command}") from error
     except (UserError, OSError):
         raise
     except RecursionError as error:
-        longest = shortened(max(overrides, key=len, default=""))
-        raise UserError(f"{longest}: nested too deep, or a value that refers to itself; write it flat") from error
+        command = shortened(" ".join(overrides), 200)
+        raise UserError(f"{command}: nested too deep, or a value that refers to itself; write it flat") from error
     except Exception as error:
         message = _one_line(error)
         # OmegaConf knows the key that could not be worked out, not the override that is to blame.
@@ -137,6 +140,7 @@ def declare_ignored(config: DictConfig) -> None:
     config.ignores = (
         [] if rules is None else check_rules(OmegaConf.to_container(rules) if OmegaConf.is_config(rules) else rules)
     )
+    check_ignored_keys(config.ignores)
 
 
 def _one_line(error: Exception) -> str:

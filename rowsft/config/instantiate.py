@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ def check_target(group: str, config: DictConfig) -> None:
         typed.check(f"{group}.{key}", value, parameters.get(key, Any), page)
 
 
-def check_added(config: Mapping[str, Any], base: Mapping[str, Any] | None) -> None:
+def check_added(config: Mapping[str, Any], base: DictConfig | None) -> None:
     """Raise UserError for keys of method, task and tracker that their files do not have and that nothing reads.
 
     base: what the group choices alone compose to. A target is imported only where it may read a key that its file does
@@ -72,7 +73,8 @@ def check_added(config: Mapping[str, Any], base: Mapping[str, Any] | None) -> No
     if base is None:
         return
     for group in BUILT:
-        own, known = config[group], base.get(group) or {}
+        # As plain data, for what the file leaves open (???) is a key of it too.
+        own, known = config[group], typed.plain(base[group], resolve=False) if base.get(group) else {}
         if set(own) - set(known) or own["_target_"] != known.get("_target_"):
             check_target(group, own)
         for key in set(own) & set(known):
@@ -103,7 +105,9 @@ def _target(group: str, name: str) -> Callable:
         with _quiet(logging.getLogger("hydra.utils")):
             target = get_object(importable(name))
     except Exception as error:
-        reason = shortened(error.__cause__ or error, 300)
+        cause, (module, _, member) = error.__cause__ or error, importable(name).rpartition(".")
+        lacks = isinstance(cause, ModuleNotFoundError) and cause.name == importable(name) and module in sys.modules
+        reason = f"{module} has no {member}" if lacks else shortened(cause, 300)
         raise UserError(
             f"{group}._target_={shortened(name)}: cannot be imported ({reason}); expected package.module.Class"
         ) from error

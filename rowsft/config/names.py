@@ -53,14 +53,17 @@ def check_names(hydra: Hydra, overrides: list[str]) -> DictConfig | None:
     groups = _groups(hydra)
     choices = [override for override in parsed if override.key_or_group in groups]
     for override in choices:
+        if not (config_folders.SHIPPED / override.key_or_group.split("/")[0]).is_dir():
+            known = sorted(folder.name for folder in config_folders.SHIPPED.iterdir() if folder.is_dir())
+            raise UserError(f"{override.key_or_group}: nothing reads this group; known: {', '.join(known)}")
         check_choice(override)
         for name in _names(override):
+            config_folders.check_file(override.key_or_group, name)
             known = _options(hydra, override.key_or_group)
             if name not in known:
                 raise UserError(
                     f"{override.key_or_group}={name}: no such {override.key_or_group}; known: {', '.join(known)}"
                 )
-            config_folders.check_file(override.key_or_group, name)
     base = _base_config(hydra, choices)
     for override in parsed:
         if override not in choices and not override.is_add() and not override.is_force_add() and base is not None:
@@ -123,7 +126,8 @@ def _check_key(key: str, base: DictConfig, groups: list[str]) -> None:
     for part in key.split("."):
         if not isinstance(node, DictConfig):
             return
-        if part not in node:
+        # Not "in": a key with ??? is none to it.
+        if part not in node.keys():  # noqa: SIM118
             known = sorted(str(name) for name in node if not str(name).startswith("_"))
             if not walked:
                 known = sorted({*known, *(group for group in groups if "/" not in group)})

@@ -1,6 +1,6 @@
 """Typed settings, checked before anything heavy is imported and before the store is touched."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from rowsft.config.experiment_names import check_experiment_name
 from rowsft.config.retrying import retry_policy
 from rowsft.errors import UserError, shortened
 from rowsft.store.identity import BUDGET_KEYS
+from rowsft.store.ignored import named_keys
 
 SCHEDULERS = ("constant", "linear", "cosine", "step_epoch")
 SPLITS = ("train", "validation", "test")
@@ -127,6 +128,19 @@ def check_settings(config: DictConfig | dict[str, Any]) -> None:
     _require_text("model.source", groups["model"]["source"])
     _check_budget(typed.read(BudgetSettings, groups["budget"], "budget", "conf/budget/default.yaml"))
     _check(_trainer(groups["trainer"]))
+
+
+def check_ignored_keys(rules: Sequence[str]) -> None:
+    """Raise UserError for a rule that names a key which no configuration has. Keys below `BUILT` are a class's own."""
+    kinds: dict[str, Any] = {"trainer": TrainerSettings, "model": ModelSettings, "budget": BudgetSettings}
+    inner = {name: kind.__dataclass_fields__ for name, kind in kinds.items()}
+    for key in named_keys(rules):
+        group, _, rest = key.partition(".")
+        is_there = group in {*BUILT, *inner, *RootSettings.__dataclass_fields__}
+        if rest and group in inner:
+            is_there = rest.split(".")[0] in inner[group]
+        if not is_there:
+            raise UserError(f"method.ignores: {key}: no such key; expected one such as budget or trainer.warm_head")
 
 
 def trainer_settings(config: DictConfig) -> TrainerSettings:

@@ -52,7 +52,7 @@ def read(kind: Callable[..., _T], values: Mapping[str, Any], group: str, page: s
 
 def unknown(key: str, known: Iterable[str], group: str, page: str) -> UserError:
     """The error for a key that nothing reads, with the one that was probably meant and all that there are."""
-    names = sorted(known)
+    key, names = str(key), sorted(known)
     close = difflib.get_close_matches(key, names, n=1)
     hint = f"did you mean {_full(group, close[0])}? " if close else ""
     if instead := renamed.KEYS.get(_full(group, key)):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -100,8 +100,11 @@ def register(name: str, needs: Needs) -> Callable[[Callable], Callable]:
 
     The function's keyword-only arguments are the metric's parameters, as in `importance=zo_taylor(draws=64)`; each has
     a type (int, float, bool or str) and a default. Outside this package the metric is called module.name, and its
-    module is imported when the name is met. Raises ValueError for a name that is taken and a parameter without a type.
+    module is imported when the name is met. Raises ValueError for unknown needs, a name that is taken and a parameter
+    without a type.
     """
+    if needs not in get_args(Needs):
+        raise ValueError(f"importance metric {name}: needs={needs}: expected {', '.join(get_args(Needs))}")
     adapters: dict[str, Callable[[Callable], Callable]] = {"nothing": _drawn, "weights": _of_weights}
 
     def add(function: Callable) -> Callable:
@@ -141,7 +144,7 @@ def metric(text: str) -> Metric:
     name, inner = match.groups() if match else (text, None)
     if inner is not None and name in _COMPOSITIONS:
         return _COMPOSITIONS[name][1](inner)
-    if "." in name and name not in _METRICS:
+    if match and "." in name and name not in _METRICS:
         _import_for(name)
     if name not in _METRICS:
         forms = " or ".join(f"{outer}({form})" for outer, (form, _) in sorted(_COMPOSITIONS.items(), reverse=True))
@@ -191,8 +194,17 @@ def score_layers(
 
 def _computed(layers: Mapping[str, LinearLayer], chosen: Metric, context: Context, axes: Sequence[Axis]) -> Scores:
     scores = chosen.function(layers, context, axes)
+
+    def score_of(name: str, axis: Axis) -> Tensor:
+        try:
+            return scores[name][axis]
+        except (KeyError, TypeError):
+            raise UserError(
+                f"importance={chosen.name}: gave no {axis} of layer {name}; expected {{layer: {{axis: scores}}}}"
+            ) from None
+
     return {
-        name: {axis: _checked(chosen.name, name, layer, axis, scores[name][axis]) for axis in axes}
+        name: {axis: _checked(chosen.name, name, layer, axis, score_of(name, axis)) for axis in axes}
         for name, layer in layers.items()
     }
 
@@ -263,7 +275,16 @@ def _of_weights(term: Callable[..., Tensor]) -> Callable[..., Scores]:
     def score(
         layers: Mapping[str, LinearLayer], context: Context, axes: Sequence[Axis], **parameters: object
     ) -> Scores:
-        of_block = partial(term, **parameters)
+        def of_block(block: Tensor) -> Tensor:
+            quantity = term(block, **parameters)
+            if not isinstance(quantity, Tensor) or quantity.shape != block.shape:
+                got = f"shape {tuple(quantity.shape)}" if isinstance(quantity, Tensor) else type(quantity).__name__
+                raise UserError(
+                    f"importance metric {term.__module__}.{term.__name__}: expected a tensor of the block's shape "
+                    f"{tuple(block.shape)}, got {got}"
+                )
+            return quantity
+
         return {name: sums(layer, axes, of_block, weight_of(layer)) for name, layer in layers.items()}
 
     return score

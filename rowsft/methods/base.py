@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from torch import nn
 
 from rowsft.errors import UserError
+from rowsft.method_info import Described, MethodInfo
 from rowsft.selection.budget import Budget
 from rowsft.selection.groups import Scores
 from rowsft.selection.ids import Chosen
@@ -109,6 +110,11 @@ def method_of(config: "DictConfig") -> Method:
     from rowsft.config.instantiate import check_protocol, instantiated
 
     method: Method = instantiated("method", config, Method)
+    if isinstance(method, Described) and not isinstance(method.info, MethodInfo):
+        raise UserError(
+            f"method._target_={config._target_}: info is a {type(method.info).__name__}, expected a "
+            "rowsft.method_info.MethodInfo"
+        )
     if hasattr(method, "select"):
         check_protocol(method, CalibratedMethod, "method that selects", f"method._target_={config._target_}")
     return method
@@ -136,11 +142,11 @@ def method_names() -> list[str]:
     return sorted(["row_sft", *(module.name for module in iter_modules(import_module("rowsft.baselines").__path__))])
 
 
-def method_class(name: str) -> Any:
+def method_class(name: str, setting: str = "method") -> Any:
     """Return the class of the method called `name`: row_sft or a module of `rowsft.baselines`.
 
-    Raises UserError with the names.
+    Raises UserError with the names, and the `setting` that named it.
     """
     if name not in method_names():
-        raise UserError(f"method={name}: unknown method; use one of {', '.join(method_names())}")
+        raise UserError(f"{setting}={name}: unknown method; use one of {', '.join(method_names())}")
     return import_module("rowsft.methods.row_sft" if name == "row_sft" else f"rowsft.baselines.{name}").METHOD

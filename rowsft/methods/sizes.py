@@ -19,7 +19,7 @@ def like_parameters(like: Mapping, source: str, clip: bool, model: nn.Module, ta
     Raises UserError for an unknown method or setting, and for a setting without a size.
     """
     settings = dict(like)
-    chosen = method_class(settings.pop("method"))
+    chosen = method_class(settings.pop("method"), f"{source}: method")
     hints, sizes = get_type_hints(chosen), chosen.info.sizes
     known = [item.name for item in fields(chosen) if item.init and item.name != "name"]
     for key in settings:

@@ -77,6 +77,8 @@ def _models(record: Record) -> list[str]:
     if fingerprint or _is_path(source):
         parts = PurePath(source).parts
         tails = ["/".join(parts[-depth:]) for depth in range(1, len(parts) + 1)] or [name]
+        if _named_source(name) == source:
+            tails.insert(0, name)
     else:
         # Another model's weights under this model's settings (model=llama3_8b model.source=someone/other).
         replaced = _named_source(name) not in (None, source) and source
@@ -104,8 +106,10 @@ def _source(path: Path) -> str | None:
 def _tasks(record: Record) -> list[str]:
     """Return labels of a task with its data, from the shortest to the one that tells it from every other."""
     name = named(record.config, "task")
-    data = flatten(dig(record.config, "task", "data") or {})
-    values = [str(value) for value in data.values() if value is not None]
+    settings = flatten(dig(record.config, "task") or {})
+    # A file of a task of one's own stands anywhere; the name of its setting ends with path.
+    of_data = {key: value for key, value in settings.items() if key.startswith("data.") or key.endswith("path")}
+    values = [str(value) for value in of_data.values() if value is not None]
     files = flatten(dig(record.config, "revisions", "data") or {})
     shas = [str(sha)[:8] for _, sha in sorted(files.items())]
     short = ", ".join(PurePath(value).name or value for value in values)

@@ -14,6 +14,7 @@ from rowsft.config.instantiate import bad_input, instantiated
 from rowsft.config.retrying import retry_policy
 from rowsft.config.run_spec import RunSpec
 from rowsft.config.settings import TrainerSettings
+from rowsft.errors import UserError
 from rowsft.method_info import info_of, to_record
 from rowsft.methods.base import method_of
 from rowsft.models.checkpoint import write_checkpoint
@@ -133,6 +134,8 @@ def _attach(job: Job) -> None:
         transformers.set_seed(job.seed)
         job.model = job.method.attach(job.model, job.resolved)
         counts = job.method.trainable(job.model)
+        if job.method.trains and not any(parameter.requires_grad for parameter in job.model.parameters()):
+            raise UserError(f"method={job.method.name}: attach left no parameter to train; see Method.attach")
         job.attempt.update(
             resolved=job.resolved.values,
             parameters={

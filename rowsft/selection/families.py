@@ -78,8 +78,11 @@ FAMILIES: list[Family] = [
 def register_family(family: Family) -> Family:
     """Make the roles of a family's layers known, for channel=neurons and attention=grouped.
 
-    Raises ValueError for a model type that another family has.
+    Raises ValueError for a model type that another family has, and for one name where a tuple is meant.
     """
+    for names in (family.models, family.attention.producers, family.mlp.producers):
+        if isinstance(names, str):
+            raise ValueError(f"family {family.name}: {names!r} stands alone; expected a tuple, ({names!r},)")
     for known in FAMILIES:
         if taken := set(family.models) & set(known.models):
             raise ValueError(f"model type {min(taken)} of family {family.name} belongs to {known.name} already")

@@ -42,6 +42,13 @@ def check_rules(rules: object) -> Sequence[str]:
     return rules
 
 
+def named_keys(rules: Sequence[str]) -> list[str]:
+    """Every key that a rule names, those that it asks for a value among them."""
+    matches = [_RULE.fullmatch(rule.strip()) for rule in rules]
+    named = [part for match in matches if match for part in match.group("keys", "when") if part]
+    return [key.strip() for part in named for key in part.split(",")]
+
+
 def _applied(config: dict, rules: Iterable[str]) -> Iterable[tuple[str, str]]:
     for rule in rules:
         match = _RULE.fullmatch(rule.strip())

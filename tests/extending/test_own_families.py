@@ -82,3 +82,13 @@ def test_a_run_and_its_plan(tmp_path):
     )
     assert refused.returncode == 2
     assert "model.module=nowhere: cannot be imported" in refused.stderr
+
+
+@pytest.mark.parametrize("wrong", [{"models": "opt"}, {"mlp": families.Coupling("fc1", "fc2")}])
+def test_a_name_that_stands_where_a_tuple_is_meant_is_refused(monkeypatch, wrong):
+    monkeypatch.setattr(families, "FAMILIES", [*families.FAMILIES])
+    coupling = families.Coupling(("fc1",), "fc2")
+    right = {"name": "OPT", "models": ("opt",), "attention": coupling, "mlp": coupling}
+    with pytest.raises(ValueError, match="family OPT: '(opt|fc1)' stands alone; expected a tuple"):
+        families.register_family(families.Family(**{**right, **wrong}))
+    assert all(family.name != "OPT" for family in families.FAMILIES)

@@ -70,3 +70,37 @@ def test_it_can_be_planned(own):
     assert planned["method"] == "bitfit" and planned["peak_bytes"] > 0
     record = recorded(own)
     assert planned["trainable_parameters"] == record.result.parameters.budget_achieved
+
+
+WRONG = """
+from dataclasses import dataclass
+
+from bitfit import BitFit
+
+
+@dataclass
+class NothingTrained(BitFit):
+    def attach(self, model, resolved):
+        return super().attach(model, resolved).requires_grad_(False)
+
+
+@dataclass
+class OtherInfo(BitFit):
+    info = {"name": "other"}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("NothingTrained", "method=bitfit: attach left no parameter to train"),
+        ("OtherInfo", "wrong_methods.OtherInfo: info is a dict, expected a rowsft.method_info.MethodInfo"),
+    ],
+)
+def test_a_method_that_breaks_its_promises_is_one_line_that_names_it(own, name, message):
+    (own.folder / "wrong_methods.py").write_text(WRONG)
+    yaml = (HERE / "conf" / "method" / "bitfit.yaml").read_text()
+    (own.folder / "conf" / "method" / f"{name}.yaml").write_text(yaml.replace("bitfit.BitFit", f"wrong_methods.{name}"))
+    done = own.rowsft("run", *own.overrides("bert"), f"method={name}", "experiment_name=wrong")
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert not Store(own.folder / "runs").runs("wrong")

@@ -58,6 +58,7 @@ def test_its_scores_are_not_kept():
     [
         ("nowhere.metric", "module nowhere cannot be imported .*expected module.metric"),
         ("gradient_size.other", "importance=gradient_size.other: unknown metric"),
+        ("lowest(row_spread.row_spread", "unknown metric"),
         ("row_spread.row_spread(size=3)", r"unknown parameter size; .*its parameters: power=4"),
         ("row_spread.row_spread(power=much)", "power=much: expected a whole number"),
         ("zo_taylor(64)", r"unknown parameter 64; .*its parameters: draws=256"),
@@ -91,3 +92,51 @@ def test_a_sweep_over_its_parameter(tmp_path):
     records = Store(tmp_path / "runs").runs("own")
     assert {record.config["method"]["importance"] for record in records} == set(metrics.split(","))
     assert all(record.state == "done" for record in records)
+
+
+WRONG = """
+from rowsft.importance import register
+
+
+@register("summed", needs="weights")
+def summed(weight):
+    return weight.sum()
+
+
+@register("nothing", needs="weights")
+def nothing(weight):
+    pass
+
+
+@register("few", needs="activations")
+def few(layers, context, axes):
+    return {}
+
+
+@register("none", needs="losses")
+def none(layers, context, axes):
+    return None
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("summed", r"wrong_metrics.summed: expected a tensor of the block's shape \(32, 32\), got shape \(\)"),
+        ("nothing", "wrong_metrics.nothing: expected a tensor .* got NoneType"),
+        ("few", "importance=wrong_metrics.few: gave no rows of layer model.layers.0.self_attn.q_proj"),
+        ("none", "importance=wrong_metrics.none: gave no rows of layer model.layers.0.self_attn.q_proj"),
+    ],
+)
+def test_a_metric_that_gives_something_else_is_one_line_that_names_it(tmp_path, monkeypatch, name, message):
+    (tmp_path / "wrong_metrics.py").write_text(WRONG)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=message):
+        score(tiny_llama(), f"wrong_metrics.{name}", causal_batches())
+
+
+def test_what_a_metric_needs_is_one_of_the_words_that_there_are(tmp_path, monkeypatch):
+    (tmp_path / "misspelt_needs.py").write_text(WRONG.replace('needs="losses"', 'needs="loses"'))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="misspelt_needs cannot be imported .*needs=loses: expected nothing, weights, "):
+        metric("misspelt_needs.none")

@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -19,7 +20,7 @@ from rowsft.config.run_spec import run_spec
 from rowsft.config_folders import SHIPPED
 from rowsft.export.command import command
 from rowsft.methods.base import method_of
-from rowsft.report.groups import _named_source
+from rowsft.report.groups import _named_source, model_label
 from rowsft.store.ignored import ignored
 
 METHOD = """\
@@ -142,6 +143,9 @@ def test_a_name_means_one_file(project, name):
         ("experiment/broken", "# @package _global_\ndefaults: [{override /model: gone}]\n", "model/gone: no such file"),
         ("experiment/broken", "# @package _global_\ntrainer: {stepz: 3}\n", "did you mean trainer.steps?"),
         ("method/broken", "name: broken\n", "method._target_"),
+        ("model/broken", "defaults: [bert_bse, _self_]\n", "model/bert_bse: no such file; known: bert_base, "),
+        ("model/broken", "defaults: [bert_base, _self_]\n5: x\n", "model.5: nothing reads this key"),
+        ("model/broken", "defaults: [broken, _self_]\n", "model=broken: nested too deep"),
     ],
 )
 def test_a_broken_file_of_ones_own_is_one_line_that_names_it(project, name, text, said):
@@ -149,6 +153,53 @@ def test_a_broken_file_of_ones_own_is_one_line_that_names_it(project, name, text
     assert compose(["method=mine"]).method.name == "mine", "a file that is not chosen disturbs nothing"
     message = refusal(compose, [f"{name.split('/')[0]}=broken"])
     assert said in message
+
+
+def test_a_value_that_a_file_of_ones_own_leaves_open_is_given_on_the_command_line(project, monkeypatch):
+    monkeypatch.delenv("A_VARIABLE_OF_NOBODY", raising=False)
+    files = {
+        "method/open": METHOD.replace("r: 2", "r: ???"),
+        "task/open": "defaults: [text_classification, _self_]\ndata:\n  path: ???\n",
+        "model/open": "defaults: [bert_base, _self_]\nname: open\nsource: ${oc.env:A_VARIABLE_OF_NOBODY}\n",
+    }
+    write(project / "conf", files)
+    assert refusal(compose, ["method=open"]).startswith("method.r: no value given")
+    config = compose(
+        ["method=open", "method.r=3", "task=open", "task.data.path=mine.csv", "model=open", "model.source=x"]
+    )
+    assert (config.method.r, config.task.data.path, config.model.source) == (3, "mine.csv", "x")
+    assert "no such key in method; did you mean method.r?" in refusal(compose, ["method=open", "method.rr=3"])
+    assert "nothing reads this key" in refusal(compose, ["task=open", "task.data.path=x", "+task.data.pth=x"])
+    many = ManyComposer().compose(["method=open", "method.r=3", "seed=4"]) or {}
+    assert many in ({}, OmegaConf.to_container(compose(["method=open", "method.r=3", "seed=4"])))
+
+
+@pytest.mark.parametrize("rule", ["budgt", "trainer.warm_hed", "trainer.warm_head, model.nam if method.r", "1"])
+def test_a_rule_of_ignores_names_a_key_that_there_is(project, rule):
+    write(project / "conf", {"method/rule": METHOD.replace("trainer.warm_head", f'"{rule}"')})
+    assert "no such key" in refusal(compose, ["method=rule"])
+
+
+def test_a_file_that_ends_in_yml_is_one_line(project):
+    (project / "conf" / "method" / "short.yml").write_text(METHOD)
+    assert f"{project / 'conf/method/short.yml'}: rename it to short.yaml" in refusal(compose, ["method=short"])
+
+
+def test_a_group_of_ones_own_has_no_reader(project):
+    write(project / "conf", {"data/mine": "path: x\n"})
+    for text in ("data=mine", "+data=mine"):
+        assert "data: nothing reads this group; known: budget, " in refusal(compose, [text])
+
+
+def test_a_class_that_its_module_lacks_is_named(project):
+    write(project / "conf", {"method/absent": METHOD.replace(".Mine", ".Absent")})
+    said = refusal(method_of, compose(["method=absent"]).method)
+    assert "own_methods_of_a_test has no Absent" in said and "package)" not in said
+
+
+def test_a_folder_that_the_environment_names_is_not_blamed_on_the_command(project, monkeypatch):
+    monkeypatch.setenv(config_folders.VARIABLE, "absent")
+    assert refusal(compose, []).startswith("ROWSFT_CONFIG_DIR=absent: no such folder")
 
 
 def test_a_sweeps_templates_see_them(project):
@@ -166,6 +217,10 @@ def test_what_a_recorded_method_ignores_is_looked_up_there(project):
 
 def test_reports_and_model_cards_know_them(project):
     assert _named_source("mine") == "./models/mine" and _named_source("minilm") == "package:minilm"
+    write(project / "conf", {"model/own_name": "name: own_name\nsource: ./models/mine\n"})
+    shown = {"own_name": "./models/mine", "minilm": "./models/mine"}
+    labels = [model_label(SimpleNamespace(config={"model": {"name": n, "source": s}})) for n, s in shown.items()]
+    assert labels == ["own_name", "mine"], "a folder's name where these are not the named model's own weights"
     config = OmegaConf.to_container(compose(["experiment=own", "method=high", "method.r=3"]))
     again = shlex.split(command(config))
     assert "method=high" in again and "model=mine" in again

@@ -236,6 +236,16 @@ def test_data_files_are_told_apart_by_their_contents(tmp_path):
     assert [len(part.lines) for part in sections] == [2, 1]
 
 
+def test_files_of_a_task_of_ones_own_are_called_by_their_names_and_an_absent_one_too(tmp_path):
+    store = Store(tmp_path)
+    for path, contents in (("a/x.csv", {"path": "a" * 64}), ("y.csv", {"path": "b" * 64}), ("gone.csv", {})):
+        task = {"name": "mine", "path": path, "primary_metric": "accuracy"}
+        revisions = {"model": "package:minilm", "data": contents}
+        finish(store, outcomes(60), method="lora", validation=False, task=task, revisions=revisions)
+    named = {part.table.task for part in report.sections(tmp_path, "demo")}
+    assert named == {"mine (x.csv)", "mine (y.csv)", "mine (gone.csv)"}
+
+
 def test_a_shared_rate_makes_no_budget_the_reference_of_a_method_without_one(tmp_path):
     store = Store(tmp_path)
     plant(store, "lora", 60, rows=2, rate=1e-4)
