@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from rowsft.errors import shortened
-from rowsft.record.parts import Attempt, Config, RecordFile
+from rowsft.record.configuration import Config
+from rowsft.record.parts import Attempt, RecordFile
 
 
 def read(raw: object) -> RecordFile:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, WrapValidator, with_config
-from typing_extensions import TypedDict
+from pydantic import Field, WrapValidator
 
+from rowsft.record.configuration import Config, Identity, as_it_is
 from rowsft.record.part import NOTHING, Count, Number, Part, Text, Truth
 
 State = Literal["pending", "running", "done", "failed", "oom", "interrupted"]
@@ -257,55 +257,6 @@ class Attempt(Part):
     non_finite: list[Text] | None = None
 
 
-_checked = with_config(ConfigDict(strict=True, extra="allow"))
-
-
-@_checked
-class MethodSettings(TypedDict, total=False):
-    importance: Text | None
-
-
-@_checked
-class Method(MethodSettings):
-    name: Text
-
-
-@_checked
-class Named(TypedDict, total=False):
-    name: Text | None
-    source: Text | None
-    _target_: Text
-
-
-@_checked
-class Trainer(TypedDict, total=False):
-    learning_rate: Number
-
-
-@_checked
-class Config(TypedDict, total=False):
-    """The keys of a configuration that readers rely on; the others are the user's own."""
-
-    method: Method
-    model: Named
-    task: Named
-    budget: dict[Text, Any]
-    trainer: Trainer
-    seed: Count
-
-
-@_checked
-class Identity(TypedDict, total=False):
-    method: MethodSettings
-    trainer: Trainer
-
-
-def _as_it_is(value: Any, check: Any) -> Any:
-    """A configuration is checked and stays as it is, in its order."""
-    check(value)
-    return value
-
-
 @dataclass(frozen=True, kw_only=True)
 class RecordFile(Part):
     """The whole of a record.json."""
@@ -317,6 +268,6 @@ class RecordFile(Part):
     # Older versions took 20261126 and true for what they look like.
     experiments: list[Text | Number | Truth] | None = None
     experiment_notes: dict[Text, dict[Text, Any] | None] = NOTHING
-    config: Annotated[Config, WrapValidator(_as_it_is)]
-    identity: Annotated[Identity, WrapValidator(_as_it_is)]
+    config: Annotated[Config, WrapValidator(as_it_is)]
+    identity: Annotated[Identity, WrapValidator(as_it_is)]
     attempts: list[Attempt]
