@@ -3,10 +3,10 @@
     python tests/kill.py --minutes 10             make kill-test MINUTES=10
     python tests/kill.py --minutes 1 --seed 7     the same moments again, as far as a machine repeats itself
 
-Four things are killed: the whole process group of a sweep, its parent alone, a job of it alone, and processes that only
-write records; where a file system may be mounted, a small disk is filled under the writers, too. After each kill every
-record must be whole and nothing that was done may be lost. Ends with the number of kills and "same table", or with what
-differs and status 1.
+Five things are killed: the whole process group of a sweep, its parent alone, a job of it alone, a job once it has a
+checkpoint, and processes that only write records; where a file system may be mounted, a small disk is filled under the
+writers, too. After each kill every record must be whole and nothing that was done may be lost. Ends with the number of
+kills and "same table", or with what differs and status 1.
 """
 
 import argparse
@@ -128,17 +128,32 @@ class KillTest:
         done: set[str] = set()
         while going():
             process = self.sweep("killed", at_once=self.draw.choice([1, 2]))
-            kind = self.draw.choice(["group", "parent", "child"])
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(self.draw.uniform(0.2, 12))
-            if kind == "child":
+            kind = self.draw.choice(["group", "parent", "child", "trainee", "trainee"])
+            if kind == "trainee":
+                self.await_a_checkpoint(process)
+            else:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(self.draw.uniform(0.2, 12))
+            if kind in ("child", "trainee"):
                 self._kill_a_child(process)
             if process.poll() is None:
                 with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL) if kind == "group" else process.kill()
-                self.counts["group" if kind == "group" else "parent"] += 1
+                    process.kill() if kind == "parent" else os.killpg(process.pid, signal.SIGKILL)
+                self.counts["parent" if kind == "parent" else "group"] += 1
             process.wait()
             check(self.folder / "killed", done)
+
+    def await_a_checkpoint(self, process: subprocess.Popen) -> None:
+        """Wait until a job writes one, and a little longer: what is killed then goes on from there."""
+        end, before = time.monotonic() + 60, self._checkpoints()
+        while process.poll() is None and time.monotonic() < end:
+            if self._checkpoints() - before:
+                time.sleep(self.draw.uniform(0, 0.5))
+                return
+            time.sleep(0.05)
+
+    def _checkpoints(self) -> set[Path]:
+        return set((self.folder / "killed").glob("*/attempt-*/checkpoint-*"))
 
     def _kill_a_child(self, process: subprocess.Popen) -> None:
         with suppress(psutil.Error):
@@ -257,7 +272,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         workshop = build_workshop(Path(folder))
         try:
-            test = KillTest(Path(folder), jobs(workshop, 2), given.seed)
+            test = KillTest(Path(folder), jobs(workshop, 6), given.seed)
             print(test.run(lambda share: test.for_minutes(share * given.minutes)))
         except Damage as damage:
             sys.exit(f"seed {given.seed}: {damage}")
