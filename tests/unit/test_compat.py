@@ -304,6 +304,62 @@ def test_a_trainers_step_can_be_watched_and_repeated(tmp_path):
     torch.testing.assert_close(norm.item(), 1e-3, rtol=1e-2, atol=0)
 
 
+class OfTheHead(trainer.OwnCheckpoints):
+    """Checkpoints hold the head alone; what comes of them is kept in `failures`."""
+
+    def write_trained(self, folder):
+        folder.mkdir()
+        torch.save(self.model.lm_head.state_dict(), folder / "head.pt")
+
+    def read_trained(self, folder):
+        self.model.lm_head.load_state_dict(torch.load(folder / "head.pt", weights_only=True))
+
+    def not_written(self, error):
+        self.failures = [*getattr(self, "failures", []), error]
+
+
+class AtTwo(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save = state.global_step == 2
+
+
+def of_the_head(folder, callbacks):
+    model = tiny_llama()
+    model.requires_grad_(False).lm_head.requires_grad_(True)
+    rows = [[1, 2, 3], [5, 6, 7], [2, 2, 9], [8, 1, 4]]
+    arguments = trainer.OneDeviceArguments(
+        output_dir=str(folder), max_steps=4, per_device_train_batch_size=1, use_cpu=True, report_to=[], seed=1,
+        save_strategy="no", train_sampling_strategy="sequential", disable_tqdm=True,
+    )  # fmt: skip
+    return OfTheHead(
+        model=model, args=arguments, train_dataset=[{"input_ids": row, "labels": row} for row in rows],
+        data_collator=lambda rows: {key: torch.tensor([row[key] for row in rows]) for key in rows[0]},
+        callbacks=callbacks,
+    )  # fmt: skip
+
+
+def test_a_trainer_goes_on_from_checkpoints_that_hold_what_a_subclass_says(tmp_path):
+    """Optimizer, rate, data and random streams are Trainer's: the head ends where that of one training ends."""
+    whole = of_the_head(tmp_path, [AtTwo()])
+    whole.train()
+    (folder,) = tmp_path.glob("checkpoint-*")
+    assert folder.name == "checkpoint-2" and not list(folder.glob("*.safetensors"))
+    assert {"head.pt", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= {path.name for path in folder.iterdir()}
+    rest = of_the_head(tmp_path / "rest", [])
+    rest.train(resume_from_checkpoint=str(folder))
+    assert rest.state.global_step == 4
+    assert torch.equal(rest.model.lm_head.weight, whole.model.lm_head.weight)
+    assert not torch.equal(rest.model.lm_head.weight, tiny_llama().lm_head.weight)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_no_training(tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    full = of_the_head(tmp_path, [AtTwo()])
+    full.train()
+    assert full.state.global_step == 4 and [type(error) for error in full.failures] == [FileExistsError]
+    assert not (tmp_path / "checkpoint-2").exists(), "nothing half written is left"
+
+
 def test_peft_names_all_linear_layers_but_the_head():
     model = tiny_llama()
     config = LoraConfig(target_modules="all-linear")
