@@ -14,7 +14,7 @@ from rowsft.sweep.launcher import run_jobs
 
 @dataclass
 class FreshProcessConfig:
-    """jobs: how many at once (times are only comparable at 1); threads: CPU threads of each, null for all."""
+    """jobs: how many at once (times are only comparable at 1); threads: CPU threads of each, null for its share."""
 
     _target_: str = "hydra_plugins.rowsft_launcher.FreshProcessLauncher"
     jobs: int = 1

@@ -14,7 +14,7 @@ examples:
 
 keys of the sweep itself:
   hydra.launcher.jobs=2      jobs at once (default 1); memory and times compare at 1 alone, and each run records it
-  hydra.launcher.threads=1   CPU threads of each job (default: all)
+  hydra.launcher.threads=1   CPU threads of each job (default: all, divided by the jobs at once)
 
 exit status: 0 all done, 1 some are not (the last lines name them and why), 2 bad input, 130 interrupted
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -205,7 +206,7 @@ def _start(
     """Run one process to its end; its stderr is kept where it would print across the table or jobs beside it."""
     command = [sys.executable, "-m", "rowsft.cli", "run", *(["--rerun"] if rerun else []), *job.overrides]
     environment = {**os.environ, "ROWSFT_CONCURRENT_JOBS": str(at_once)}
-    if threads:
+    if threads := threads_each(at_once, threads, environment):
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     quiet = subprocess.PIPE if _quiet(at_once) else None
     place = live.places.get()
@@ -222,6 +223,18 @@ def _start(
 
 def _quiet(at_once: int) -> bool:
     return at_once > 1 or is_watched(console)
+
+
+def threads_each(at_once: int, asked: int | None, environment: Mapping[str, str]) -> int | None:
+    """Return the CPU threads of each of several jobs at once: as asked, else their share of the processors.
+
+    None leaves it to torch: for a job alone, and where OMP_NUM_THREADS says it already.
+    """
+    if asked or at_once == 1 or environment.get("OMP_NUM_THREADS"):
+        return asked
+    # Those that this process may use: a cluster gives a job some of the machine's.
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // at_once)
 
 
 def _fail(job: SweepJob, of: int, why: str, then: str = "") -> None:

@@ -1,5 +1,6 @@
 """A sweep's jobs before the first starts: which are the same run, which are done, what tells them apart."""
 
+import os
 from collections import Counter
 from itertools import product
 
@@ -10,6 +11,7 @@ from rowsft.config.run_spec import run_spec
 from rowsft.errors import UserError
 from rowsft.store import Store
 from rowsft.sweep.jobs import JobResolver
+from rowsft.sweep.launcher import threads_each
 
 
 def grid(store, methods=("row_sft", "lora", "full", "head")):
@@ -56,3 +58,10 @@ def test_a_wrong_value_in_any_job_is_found_before_the_first(tmp_path, wrong):
     jobs = grid(tmp_path, ("lora",))
     with pytest.raises(UserError):
         planned([*jobs[:3], [*jobs[3], wrong], *jobs[4:6]])
+
+
+def test_jobs_at_once_share_the_processors(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert [threads_each(at_once, None, {}) for at_once in (1, 2, 4, 9)] == [None, 3, 1, 1]
+    assert threads_each(2, 5, {}) == 5
+    assert threads_each(2, None, {"OMP_NUM_THREADS": "4"}) is None, "the user has said it"
