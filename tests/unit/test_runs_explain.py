@@ -54,8 +54,15 @@ def test_every_key_stands_on_the_side_that_its_effect_on_the_id_says(tmp_path, o
     found = explain(tmp_path, run.id)
     out = {item.key: item.value for item in found.left_out}
     assert found.identity and out and not set(found.identity) & set(out)
-    # What others hang on: the rules by name and class, and these switch rules on and off.
-    switches = {"method._target_", "method.name", "method.r", "method.importance", "ignores"}
+    # What others hang on: the rules by name and class, and these switch rules on and off. The overlap counts once it is on.
+    switches = {
+        "method._target_",
+        "method.name",
+        "method.r",
+        "method.importance",
+        "ignores",
+        "trainer.calibration_overlap",
+    }
     for key, value in found.identity.items():
         if key not in {"results_version", "revisions.data", *switches}:
             assert changed(run.config, key, value), key

@@ -41,6 +41,6 @@ def test_options_may_stand_between_overrides(arguments):
     assert getattr(parsed, "rerun", True) and getattr(parsed, "card", None) in (None, "24")
 
 
-@pytest.mark.parametrize("arguments", [["sweep", "a=1", "--reruns"], ["runs", "extra"], ["tune", "x", "y"]])
+@pytest.mark.parametrize("arguments", [["sweep", "a=1", "--reruns"], ["runs", "tail", "x", "y"], ["tune", "x", "y"]])
 def test_what_no_option_is_called_is_refused(arguments):
     assert f"unrecognized arguments: {arguments[-1]}" in refusal(parsed_arguments, parser_of(None), arguments)
