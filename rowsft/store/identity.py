@@ -34,7 +34,7 @@ PRESENTATION = frozenset(
 )
 
 #: How often a run that may be stopped writes down how far it is: what it computes, and what it is timed at, stays.
-_CHECKPOINTS = ("trainer.checkpoint_steps", "trainer.checkpoint_minutes")
+CHECKPOINTS = ("trainer.checkpoint_steps", "trainer.checkpoint_minutes")
 
 #: The same, wherever they stand: where files are cached and whether a bar is drawn.
 PRESENTATION_ANYWHERE = frozenset({"cache_dir", "progress"})
@@ -76,7 +76,7 @@ def old_identity(config: dict) -> dict:
     """What `identity` was before it left anything out: ids of older runs are made of it."""
     kept = {str(key): value for key, value in as_recorded(config).items() if str(key) not in PRESENTATION}
     settings = _plain(kept, "")
-    for key in _CHECKPOINTS:
+    for key in CHECKPOINTS:
         _drop(settings, key)
     trainer = settings.get("trainer")
     if isinstance(trainer, dict) and trainer.get("calibration_overlap") is None:
