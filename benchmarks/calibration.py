@@ -70,8 +70,8 @@ def markdown(result: dict) -> str:
     counts = [2**power for power in range(result["most"].bit_length() - 1)]
     lines = []
     titles = {
-        "double": "n batches, the % chosen from 2n too",
-        "all": f"n batches, the % chosen from {result['most']} too",
+        "double": "the % chosen from 2n too",
+        "all": f"the % chosen from {result['most']} too",
     }
     for kind, title in titles.items():
         heading = ["model", "task", "metric", "rows", *(f"n = {count}" for count in counts)]
