@@ -9,6 +9,7 @@ from rowsft.errors import UserError, shortened
 #: The states of a run that ended without a result.
 UNFINISHED = ("interrupted", "failed", "oom")
 Action = Literal["start", "resume", "leave"]
+_FLAGS = ("resume_unfinished", "resume_errored", "restart_errored")
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,5 @@ def retry_policy(config: Mapping[str, Any]) -> Retry:
         if state not in (*UNFINISHED, "all"):
             choices = ", ".join(("all", *UNFINISHED))
             raise UserError(f"retry={shortened(asked)}: expected {choices}, or a list such as retry=[failed,oom]")
-    flags = {key: bool(config.get(key, default)) for key, default in _FLAGS.items()}
+    flags = {key: bool(config[key]) for key in _FLAGS if key in config}
     return Retry(UNFINISHED if "all" in states else tuple(states), **flags)
-
-
-_FLAGS = {"resume_unfinished": True, "resume_errored": False, "restart_errored": True}

@@ -17,7 +17,7 @@ from rowsft.measure.memory import (
 )
 from rowsft.measure.memory_log import MemoryLog
 from rowsft.measure.nvml import EnergyMeter, Gpu, gpu_of
-from rowsft.measure.phases import peak_so_far, peaks_so_far, probe, watched
+from rowsft.measure.phases import gpu_peaks, peak_so_far, probe, watched
 from rowsft.measure.resident import ResidentPeak
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
     "gpu_of",
     "peak_so_far",
     "peaks_by_phase",
-    "peaks_so_far",
+    "gpu_peaks",
     "phase_memory",
     "probe",
     "profile_peak",

@@ -41,7 +41,7 @@ def watched(log: MemoryLog, phase: str, device: torch.device, gpu: Gpu | None = 
         )
 
 
-def peaks_so_far(device: torch.device) -> dict[str, int]:
+def gpu_peaks(device: torch.device) -> dict[str, int]:
     """Return what a GPU's allocator has reached inside the present block of `watched`, in bytes; nothing on a CPU."""
     if device_kind(device) != "cuda":
         return {}

@@ -64,7 +64,7 @@ def selected(job: "Job", resumption: Resumption) -> None:
     """Take over what selecting was measured at, where that was done before and not repeated now."""
     earlier = resumption.attempt
     known: dict[str, Any] = {"scores_from_cache": earlier.scores_from_cache}
-    if earlier.warm_head != type(earlier.warm_head)():
+    if earlier.warm_head.steps is not None:
         known["warm_head"] = earlier.warm_head
     job.attempt.update(**known)
     if earlier.memory.select != PhaseMemory():
@@ -73,7 +73,7 @@ def selected(job: "Job", resumption: Resumption) -> None:
         job.memory.enter_moment("select", earlier.memory.ledger["select"])
 
 
-def check_same(job: "Job", resumption: Resumption, digest: str) -> None:
+def check_same(resumption: Resumption, digest: str) -> None:
     """Raise UserError where this process trains other parameters, or other rows, than the checkpoint's did."""
     if resumption.state.digest != digest:
         raise UserError(

@@ -124,8 +124,8 @@ def _build(spec: RunSpec) -> dict[str, Any]:
 
 
 def _costs(job: Job) -> dict[str, Any]:
-    """The record's seconds and memory; its energy only where there is one."""
-    energy = {"energy": job.energy.record} if job.energy.record.kind else {}
+    """The record's seconds and memory; its energy only where there is one, and where no earlier process used some."""
+    energy = {"energy": job.energy.record} if job.energy.record.kind and job.resumption is None else {}
     return {"seconds": job.clock.summary(), "memory": job.memory.record, **energy}
 
 

@@ -59,7 +59,7 @@ def _checkpoint(job: Job, trainer: OrderedTrainer, clock: measure.StepClock) -> 
             steps=clock.state(),
             seconds=resuming.as_json(job.clock.summary()),
             checkpoint_seconds=checkpoint_seconds,
-            peaks=measure.peaks_so_far(job.device),
+            peaks=measure.gpu_peaks(job.device),
         )
 
     keep = partial(checkpoints.keep, attempt=job.attempt.path)
@@ -71,7 +71,7 @@ def _go_on(job: Job, trainer: OrderedTrainer, clock: measure.StepClock) -> resum
     resumption = job.resumption
     if resumption is None:
         return None
-    resuming.check_same(job, resumption, trainer.changes.digest)
+    resuming.check_same(resumption, trainer.changes.digest)
     state = resumption.state
     clock.resume(state.steps)
     for row in state.curve:

@@ -1,11 +1,10 @@
 """Checkpoints of a run that is under way: folders of an attempt, whole or absent, the latest alone."""
 
-import os
 import re
 import shutil
 from pathlib import Path
 
-from rowsft.store.files import explained
+from rowsft.store.files import explained, flush
 
 _NAME = re.compile(r"checkpoint-(\d{1,12})", re.ASCII)
 
@@ -18,12 +17,12 @@ def keep(written: Path, attempt: Path) -> Path:
     place = attempt / written.name
     with explained(attempt):
         for path in [*written.rglob("*"), written]:
-            _flush(path)
+            flush(path)
         if place.exists():
             # Of the same step, from before: this process has come from there.
             shutil.rmtree(place)
         written.rename(place)
-        _flush(attempt)
+        flush(attempt)
     for other in of_run(attempt.parent):
         if other != place:
             shutil.rmtree(other, ignore_errors=True)
@@ -45,11 +44,3 @@ def remove_all(run: Path) -> None:
 def _number(path: Path) -> int:
     number = path.name.rpartition("-")[2]
     return int(number) if number.isdecimal() else 0
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

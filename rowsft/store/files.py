@@ -146,7 +146,7 @@ def write_atomic(path: Path, content: bytes) -> str:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _flush_folder(path.parent)
+        flush(path.parent)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -223,9 +223,9 @@ def jsonable(value: Any, where: str = "") -> tuple[Any, list[str]]:
     raise TypeError(f"{where or 'value'} is a {type(value).__name__}, which a record cannot hold")
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Put a file's bytes, or the names in a folder, on the disk, where they survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

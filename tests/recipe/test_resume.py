@@ -38,20 +38,22 @@ def settled(workshop, store, family, overrides):
     return run_spec(config), trainer_settings(config)
 
 
-def stopped_at(step, monkeypatch):
-    """Have the process stop where a run logs this step, or a later one."""
+def go(spec, settings, **changes):
+    said = []
+    outcome = run(spec, settings, changes.pop("rerun", False), say=said.append)
+    return outcome, said
+
+
+def stop(step, spec, settings, monkeypatch):
+    """Run until this step, or a later one, is logged, and stop the process there."""
 
     def log(self, at, values):
         if at >= step:
             raise KeyboardInterrupt("stopped by a test")
 
-    monkeypatch.setattr(NullTracker, "log", log)
-
-
-def go(spec, settings, **changes):
-    said = []
-    outcome = run(spec, settings, changes.pop("rerun", False), say=said.append)
-    return outcome, said
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(NullTracker, "log", log)
+        go(spec, settings)
 
 
 def kept(record):
@@ -69,9 +71,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(workshop, tmp_path, monkeypatc
 
     spec, settings = settled(workshop, tmp_path / "pieces", family, overrides)
     for last_step in (4, 7):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            stopped_at(last_step, patch)
-            go(spec, settings)
+        stop(last_step, spec, settings, monkeypatch)
     record = Store(tmp_path / "pieces").get(spec.run_id)
     assert [attempt.state for attempt in record.attempts] == ["interrupted"] * 2
     (checkpoint,) = of_run(record.folder)
@@ -99,9 +99,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(workshop, tmp_path, monkeypatc
 
 def test_seconds_are_those_of_all_pieces_up_to_the_checkpoints(workshop, tmp_path, monkeypatch):
     spec, settings = settled(workshop, tmp_path, "bert", ["method=full"])
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stopped_at(6, patch)
-        go(spec, settings)
+    stop(6, spec, settings, monkeypatch)
     (folder,) = of_run(spec.folder)
     held = json.loads((folder / "run_state.json").read_text())
     assert held["step"] == 4
@@ -119,9 +117,7 @@ def test_seconds_are_those_of_all_pieces_up_to_the_checkpoints(workshop, tmp_pat
 def test_a_checkpoint_has_the_size_of_what_is_trained(workshop, tmp_path, monkeypatch):
     """Twice the trained parameters for AdamW's moments and once for themselves; nothing of the frozen base."""
     spec, settings = settled(workshop, tmp_path, "llama", ["method=row_sft"])
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stopped_at(3, patch)
-        go(spec, settings)
+    stop(3, spec, settings, monkeypatch)
     (folder,) = of_run(spec.folder)
     record = Store(tmp_path).get(spec.run_id)
     trained = 4 * record.latest.parameters.total_trainable
@@ -134,9 +130,7 @@ def test_a_checkpoint_has_the_size_of_what_is_trained(workshop, tmp_path, monkey
 
 def test_a_choice_of_other_rows_is_refused(workshop, tmp_path, monkeypatch):
     spec, settings = settled(workshop, tmp_path, "llama", ["method=row_sft"])
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stopped_at(3, patch)
-        go(spec, settings)
+    stop(3, spec, settings, monkeypatch)
     (folder,) = of_run(spec.folder)
     held = json.loads((folder / "run_state.json").read_text())
     (folder / "run_state.json").write_text(json.dumps({**held, "digest": "0" * 64}))
@@ -149,9 +143,7 @@ def test_a_choice_of_other_rows_is_refused(workshop, tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", ["cut", "gone", "empty"])
 def test_a_damaged_checkpoint_is_not_taken(workshop, tmp_path, monkeypatch, damage, capsys):
     spec, settings = settled(workshop, tmp_path, "bert", ["method=lora"])
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stopped_at(3, patch)
-        go(spec, settings)
+    stop(3, spec, settings, monkeypatch)
     (folder,) = of_run(spec.folder)
     if damage == "cut":
         content = (folder / "optimizer.pt").read_bytes()
