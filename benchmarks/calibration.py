@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 import torch
 from tables import spread, spread_text, table
@@ -65,6 +66,15 @@ def choices(model_name: str, task_name: str, name: str, budgets: list[int], seed
     return {"chosen": chosen, "seconds": seconds}
 
 
+def medians(row: dict) -> dict[str, float]:
+    """Return the medians over seeds of what a row lists, as numbers that `rowsft compare` reads."""
+    return {
+        f"{kind}_median_at_{n}": median(values)
+        for kind in ("double", "all", "seconds")
+        for n, values in row[kind].items()
+    }
+
+
 def markdown(result: dict) -> str:
     """A line for every model, task, metric and budget; medians over seeds, lowest and highest in brackets."""
     counts = [2**power for power in range(result["most"].bit_length() - 1)]
@@ -102,6 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     environment = collect({})
     result = {
         "rows": [],
+        "labels": ["model", "task", "metric", "budget"],
         "most": options.most,
         "seeds": options.seeds,
         "environment": environment,
@@ -122,6 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
                 row["double"] = {str(n): [overlap(each[n], each[2 * n]) for each in of_seeds] for n in halves}
                 row["all"] = {str(n): [overlap(each[n], each[options.most]) for each in of_seeds] for n in halves}
                 row["seconds"] = {str(n): [each["seconds"][n] for each in found] for n in of_seeds[0]}
+                row |= medians(row)
                 result["rows"].append(row)
             write_atomic(options.out / "calibration.json", (json.dumps(result, indent=1) + "\n").encode())
             (options.out / "calibration.md").write_text(markdown(result))

@@ -31,6 +31,7 @@ def test_the_shares_are_those_of_the_choices(tmp_path, monkeypatch, capsys):
         assert row["all"]["1"][index] == overlap(chosen[1], chosen[4])
         assert row["double"]["2"][index] == row["all"]["2"][index] == overlap(chosen[2], chosen[4])
     assert set(row["seconds"]) == {"1", "2", "4"}
+    assert row["double_median_at_1"] == sum(row["double"]["1"]) / 2
     assert "| tiny | texts | taylor | 2 |" in capsys.readouterr().out
 
 
