@@ -129,9 +129,11 @@ def _install(asset: Asset, root: Path, folder: Path, progress: bool) -> None:
             if path.is_file()
         }
         (ready / MANIFEST).write_text(json.dumps({"recipe": _recipe(asset), "files": files}, indent=1))
-        if folder.exists():
-            folder.rename(work / "damaged")
-        ready.rename(folder)
+        # On a network's file system another machine may have been as far meanwhile, its lock unseen.
+        if not _is_intact(folder, asset):
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(work / "damaged")
+            ready.rename(folder)
 
 
 def _download(asset: Asset, work: Path, progress: bool) -> Path:
@@ -209,7 +211,9 @@ def _why(asset: Asset, log: str) -> str:
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
     with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        # A file system without flock costs a download more at worst: what is installed is whole or absent.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 

@@ -10,6 +10,7 @@ import math
 import os
 import stat
 import sys
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from rowsft.errors import UserError, shortened
 from rowsft.output import escape
 from rowsft.record import LARGEST
+from rowsft.store.machine import NO_FLOCK, here
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -25,6 +27,7 @@ _DEEPEST = 100
 _ANY_DIGIT = bytes.maketrans(b"123456789", b"0" * 9)
 # A record of the largest models is a few megabytes; whatever is larger is no record, and would fill the memory.
 _LARGEST_BYTES = 64 * 2**20
+_DAY_SECONDS = 24 * 3600
 
 
 @contextmanager
@@ -133,8 +136,8 @@ def write_atomic(path: Path, content: bytes) -> str:
     cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explained(path.parent):
+        temporary = path.with_name(f".{path.name}.{here(path.parent)}.{os.getpid()}.tmp")
         try:
             # Without a buffer: closing one would try again what a full disk has refused.
             with _owned(temporary) as stream:
@@ -154,7 +157,12 @@ def _owned(temporary: Path) -> io.FileIO:
     """A new file that `remove_leftovers` leaves alone while this process lives and has it open."""
     while True:
         stream = temporary.open("wb", buffering=0)
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno in NO_FLOCK:
+                return stream
+            raise
         # Between the two lines another process may have taken it for a leftover.
         with suppress(FileNotFoundError):
             if os.path.samestat(temporary.stat(), os.fstat(stream.fileno())):
@@ -163,10 +171,16 @@ def _owned(temporary: Path) -> io.FileIO:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of writers that are gone, as far as they may be removed; those in use stay."""
+    """Remove the temporary files of writers that are gone, as far as they may be removed; those in use stay.
+
+    `flock` tells which are in use where they were written from this machine and mount; others stay for a day.
+    """
     with suppress(OSError):
+        place = here(folder)
         for path in Path(folder).glob(".*.tmp"):
             with suppress(OSError):
+                if f".{place}." not in path.name and time.time() - path.lstat().st_mtime < _DAY_SECONDS:
+                    continue
                 descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

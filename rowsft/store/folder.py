@@ -13,7 +13,7 @@ import yaml
 from rowsft.errors import RunHeld, UserError
 from rowsft.output import redact
 from rowsft.record import SCHEMA_VERSION, Attempt, RecordFile, State, config_faults, plain, read
-from rowsft.store import files
+from rowsft.store import claims, files
 from rowsft.store.attempt import OpenAttempt, error_fields, state_of
 from rowsft.store.identity import experiment_name, experiment_notes, identity
 from rowsft.store.lock import RunLock
@@ -103,6 +103,8 @@ class RunFolder:
         if attempt is None:
             raise RuntimeError(f"run {self.id}: no attempt is open")
         attempt.close_log()
+        if self._lock is not None:
+            self._lock.check()
         shutil.rmtree(attempt.path, ignore_errors=True)
         if self._made_run:
             self._remove()
@@ -116,6 +118,7 @@ class RunFolder:
         with suppress(OSError):
             for name in ("record.json", "config.yaml", "lock"):
                 (self.path / name).unlink(missing_ok=True)
+            claims.remove_all(self.path)
             self.path.rmdir()
             if self._made_store:
                 self.path.parent.rmdir()
@@ -154,6 +157,8 @@ class RunFolder:
 
     def write(self) -> None:
         """Put the record on disk, whole or not at all."""
+        if self._lock is not None:
+            self._lock.check()
         text = json.dumps(plain(self._fields), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         files.write_atomic(self.path / "record.json", text.encode())
 

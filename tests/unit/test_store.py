@@ -105,7 +105,7 @@ def test_a_run_goes_from_pending_to_done_with_its_files(tmp_path):
     with store.get(run.id).file("curve").open() as stream:
         assert list(csv.DictReader(stream))[1] == {"step": "2", "loss": "0.25", "grad_norm": "1.0"}
     assert (run.path / "attempt-1" / "adapter" / "weights.bin").read_bytes() == b"\x00\x01"
-    assert not list(run.path.rglob(".*"))
+    assert [path.name for path in run.path.rglob(".*")] == [".claim-1"]
 
 
 def test_a_rerun_keeps_the_earlier_attempt_and_the_latest_done_counts(tmp_path):

@@ -15,6 +15,7 @@ from rowsft.errors import UserError
 from rowsft.store import Store
 from rowsft.store.files import remove_leftovers, write_atomic
 from rowsft.store.lock import is_held
+from rowsft.store.machine import here
 
 CONFIG = {"seed": 1, "method": {"name": "lora"}}
 
@@ -117,14 +118,20 @@ def test_what_lies_about_in_a_store_does_not_matter(tmp_path, caplog):
 
 def test_temporary_files_of_dead_writers_go_and_those_of_living_ones_stay(tmp_path):
     (tmp_path / "scores").mkdir()
-    dead, alive = tmp_path / "scores" / ".a.safetensors.1.tmp", tmp_path / "scores" / ".b.safetensors.2.tmp"
+    place = here(tmp_path)
+    dead, alive = tmp_path / "scores" / f".a.{place}.1.tmp", tmp_path / "scores" / f".b.{place}.2.tmp"
     dead.write_bytes(b"half")
+    # Of a writer elsewhere nobody here can tell whether it lives, but none of them writes for a day.
+    elsewhere, old = tmp_path / "scores" / ".c.0123abcd.3.tmp", tmp_path / "scores" / ".d.0123abcd.4.tmp"
+    elsewhere.write_bytes(b"half")
+    old.write_bytes(b"half")
+    os.utime(old, (0, 0))
     with alive.open("wb") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         Store(tmp_path).open(CONFIG).close()
         assert not dead.exists() and alive.exists()
     remove_leftovers(tmp_path / "scores")
-    assert not alive.exists()
+    assert [path.name for path in (tmp_path / "scores").iterdir()] == [elsewhere.name]
     remove_leftovers(tmp_path / "absent")
 
 
