@@ -56,13 +56,21 @@ def run(parsed: argparse.Namespace) -> int:
         # torch and transformers are imported only once the configuration is known to be good.
         import transformers
 
+        from rowsft.runner import alone
         from rowsft.runner import run as runner
 
         if not sys.stderr.isatty():
             transformers.utils.logging.disable_progress_bar()
         signals.on_signals()
         print(shown(spec.label), flush=True)
-        outcome = runner.run(spec, settings, parsed.rerun, lambda text: print(shown(text), flush=True), log)
+
+        def say(text: str) -> None:
+            print(shown(text), flush=True)
+
+        if spec.measures:
+            outcome = alone.measure_alone(spec, settings, parsed.rerun, say)
+        else:
+            outcome = runner.run(spec, settings, parsed.rerun, say, log)
     if outcome.message:
         print(f"rowsft: {shown(outcome.message)}", file=sys.stderr)
     print(shown(f"{outcome.state}: run {outcome.run_id} in {outcome.folder}"))
@@ -74,11 +82,11 @@ def _done_already(spec: "RunSpec") -> bool:
     from rowsft.store import Store
     from rowsft.store.identity import experiment_notes
 
-    store = Store(spec.store)
-    if not store.is_done(spec.run_id):
+    if not spec.is_done:
         return False
-    store.add_experiment(spec.run_id, spec.experiment, experiment_notes(spec.config))
+    Store(spec.store).add_experiment(spec.run_id, spec.experiment, experiment_notes(spec.config))
     print(shown(spec.label))
-    print("rowsft: done already (--rerun repeats it)", file=sys.stderr)
+    what = "measured alone" if spec.measures else "done"
+    print(f"rowsft: {what} already (--rerun repeats it)", file=sys.stderr)
     print(shown(f"done: run {spec.run_id} in {spec.folder}"))
     return True

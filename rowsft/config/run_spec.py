@@ -11,8 +11,11 @@ from omegaconf import DictConfig
 from rowsft.config import typed
 from rowsft.errors import UserError, shortened
 from rowsft.output import redact
+from rowsft.record import is_alone
+from rowsft.store import Store
 from rowsft.store.files import sha256
 from rowsft.store.places import Places
+from rowsft.store.record import UnreadableRecord, read_record
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,22 @@ class RunSpec:
     experiment: str
     label: str
     config: dict
+
+    @property
+    def measures(self) -> bool:
+        """Whether a finished run is to be measured again, alone, and not run."""
+        return self.config.get("measure") == "alone"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether what is asked for is recorded: a result, or with measure=alone one that was measured alone."""
+        if not self.measures:
+            return Store(self.store).is_done(self.run_id)
+        try:
+            result = read_record(self.folder).result
+        except (UnreadableRecord, UserError):
+            return False
+        return result is not None and is_alone(result)
 
 
 def run_spec(config: DictConfig | dict, places: Places | None = None) -> RunSpec:

@@ -96,6 +96,9 @@ class RootSettings:
     resume_unfinished: bool
     resume_errored: bool
     restart_errored: bool
+    # Not running but measuring again: rowsft/runner/alone.py.
+    measure: str | None
+    measure_steps: int
     # Of the method, as `ignores` in its YAML declares it.
     ignores: list[str]
 
@@ -122,12 +125,24 @@ def check_settings(config: DictConfig | dict[str, Any]) -> None:
     root = typed.read(RootSettings, plain, "", "conf/config.yaml")
     _require_text("store", root.store)
     retry_policy(plain)
+    _check_measuring(root, groups["trainer"])
     if not 0 <= root.seed < 2**32:
         raise UserError(f"seed={root.seed}: expected a whole number from 0 to 2**32 - 1")
     _require_text("model.name", typed.read(ModelSettings, groups["model"], "model", "conf/model/").name)
     _require_text("model.source", groups["model"]["source"])
     _check_budget(typed.read(BudgetSettings, groups["budget"], "budget", "conf/budget/default.yaml"))
     _check(_trainer(groups["trainer"]))
+
+
+def _check_measuring(root: RootSettings, trainer: Mapping[str, Any]) -> None:
+    if root.measure not in (None, "alone"):
+        raise UserError(f"measure={shortened(root.measure)}: expected alone, or null to run")
+    untimed = trainer.get("timing_warmup_steps", 0)
+    if root.measure and isinstance(untimed, int) and root.measure_steps <= untimed:
+        raise UserError(
+            f"measure_steps={root.measure_steps}: expected more than trainer.timing_warmup_steps={untimed}, which are "
+            "not timed"
+        )
 
 
 def check_ignored_keys(rules: Sequence[str]) -> None:

@@ -100,6 +100,15 @@ class CalibratedMethod(Method, Protocol):
         """Return the scores that `select` would choose by. progress: wraps the passes; None shows a bar."""
 
 
+@runtime_checkable
+class ReloadedMethod(Method, Protocol):
+    """A method that takes up again what it has saved, as it was when it was trained."""
+
+    @abstractmethod
+    def load(self, model: nn.Module, resolved: ResolvedMethod, folder: Path) -> nn.Module:
+        """Attach what `save` wrote to `folder`, trainable as after `attach`. resolved: its values, as recorded."""
+
+
 def method_of(config: "DictConfig") -> Method:
     """Make the method that a configuration's `method` group describes.
 

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -106,6 +106,10 @@ class PeftMethod(Method):
                 "further modules too; name those as well"
             )
         return wrapped
+
+    def load(self, model: nn.Module, resolved: ResolvedMethod, folder: Path) -> PeftModel:
+        """See `ReloadedMethod.load`."""
+        return PeftModel.from_pretrained(cast(Any, model), str(folder), is_trainable=True)
 
     def trainable(self, model: nn.Module) -> dict[str, int]:
         """See `Method.trainable`."""

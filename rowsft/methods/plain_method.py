@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from rowsft.errors import UserError
 from rowsft.method_info import MethodInfo
-from rowsft.methods.base import Method
+from rowsft.methods.base import Method, ResolvedMethod
 
 
 class PlainMethod(Method):
@@ -22,6 +23,16 @@ class PlainMethod(Method):
     saves_checkpoint: ClassVar[bool] = False
     #: What `rowsft plan --compare` plans of it: name of the variant -> overrides.
     compared: ClassVar[dict[str, list[str]]] = {}
+
+    def load(self, model: nn.Module, resolved: ResolvedMethod, folder: Path) -> nn.Module:
+        """See `ReloadedMethod.load`."""
+        model = self.attach(model, resolved)
+        for path in folder.glob("*.safetensors"):
+            # What a checkpoint leaves out is tied to what it holds.
+            unknown = model.load_state_dict(load_file(path), strict=False).unexpected_keys
+            if unknown:
+                raise UserError(f"{path} holds {unknown[0]}, which this model has not: it was saved from another one")
+        return model
 
     def merge(self, model: nn.Module) -> nn.Module:
         """See `Method.merge`: the model itself."""

@@ -7,10 +7,12 @@ Parts never change: a new value is a new part. Keys that a newer version wrote a
 May import errors alone, so that every room can name what it measures or shows. Never imports torch, opens no file.
 """
 
+from rowsft.record.alone import as_measured, is_alone
 from rowsft.record.checking import config_faults, read, read_attempt
 from rowsft.record.migration import SCHEMA_VERSION, migrated
 from rowsft.record.part import LARGEST, Part, plain, unknown_keys
 from rowsft.record.parts import (
+    Alone,
     Attempt,
     Calibrated,
     DataSeconds,
@@ -36,6 +38,7 @@ from rowsft.record.parts import (
 __all__ = [
     "LARGEST",
     "SCHEMA_VERSION",
+    "Alone",
     "Attempt",
     "Calibrated",
     "DataSeconds",
@@ -57,7 +60,9 @@ __all__ = [
     "StepSeconds",
     "TaskAbout",
     "WarmHead",
+    "as_measured",
     "config_faults",
+    "is_alone",
     "migrated",
     "plain",
     "read",

@@ -215,6 +215,23 @@ class ModelFacts(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alone(Part):
+    """Step times and memory measured again in a process with no other job beside it, from the trained adapter.
+
+    Nothing was trained: the steps had a learning rate of 0.
+    """
+
+    measured_at: Text | None = None
+    environment: Environment = Environment()
+    concurrent_jobs: Count | None = None
+    steps: Number | None = None
+    tokens_per_second: Number | None = None
+    step_seconds: StepSeconds = StepSeconds()
+    data_seconds: DataSeconds = DataSeconds()
+    memory: Memory = Memory()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attempt(Part):
     """One try at a run. Times are ISO 8601 in UTC."""
 
@@ -239,6 +256,7 @@ class Attempt(Part):
     warm_head: WarmHead = WarmHead()
     inputs: Inputs = Inputs()
     resumed: Resumed = Resumed()
+    alone: Alone = Alone()
     steps: Number | None = None
     train_tokens: Number | None = None
     train_examples: Number | None = None

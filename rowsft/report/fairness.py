@@ -225,7 +225,10 @@ def _seeds(group: Group) -> tuple[str, str]:
 
 def _machine(group: Group) -> tuple[str, str]:
     rows = group.rows
-    environments = [result.environment for row in rows for result in row.results]
+    results = [result for row in rows for result in row.results]
+    # What was measured again alone was measured in another process, maybe elsewhere.
+    alone = [result.alone.environment for result in results if result.alone.measured_at]
+    environments = [*(result.environment for result in results), *alone]
     if not environments or any(not found.hardware for found in environments):
         return UNKNOWN, ""
     parts = ("hardware", "threads", "packages", "git_commit")
@@ -233,11 +236,11 @@ def _machine(group: Group) -> tuple[str, str]:
     unequal = [part for part in parts if len(texts[part]) > 1]
     if unequal:
         return NOT_MET, "differs in " + ", ".join(unequal)
-    at_once = max((result.concurrent_jobs or 1) for row in rows for result in row.results)
+    at_once = max((result.concurrent_jobs or 1) for result in results)
     if at_once > 1:
         return NOT_MET, f"{at_once} jobs ran side by side, so their times are not comparable"
     if any(found.git_dirty for found in environments):
         return NOT_MET, "the commit had local changes"
     if any(found.git_commit is None for found in environments):
         return UNKNOWN, "the code was no git checkout"
-    return MET, ""
+    return MET, f"step times and memory of {len(alone)} runs were measured again alone" if alone else ""

@@ -37,6 +37,8 @@ class Job:
     clock: measure.PhaseClock
     trainer: training.OrderedTrainer | None = None
     curve_written: bool = False
+    # Stop training there, its data and schedule being those of the whole.
+    stop_after_steps: int | None = None
     # Where the run goes on from, if a process before this one was stopped.
     resumption: Resumption | None = None
     memory: measure.MemoryLog = field(init=False)

@@ -43,7 +43,7 @@ def run(
     A run that fails, runs out of memory or is interrupted leaves a record that says so; the outcome carries its state.
     Bad input is raised as UserError: before training it leaves no trace in the store, later a failure.
     """
-    parts = _build(spec)
+    parts = build(spec)
     clock = measure.PhaseClock(run_device(settings))
     if rerun or not Store(spec.store).is_done(spec.run_id):
         _read_ahead(parts["task"], clock)
@@ -102,7 +102,7 @@ def _read_ahead(task: Task, clock: measure.PhaseClock) -> None:
 def _perform(job: Job) -> None:
     run_id = f"{job.spec.run_id}-{job.attempt.number}"
     with tracking(job.tracker, run_id, job.spec.config, job.spec.experiment):
-        for step in (load_all, select, _attach, train, evaluate, _save, _probe_memory):
+        for step in (load_all, select, _attach, train, evaluate, _save, probe_memory):
             step(job)
             # What kills a process for its memory lets it write nothing more.
             job.attempt.update(memory=job.memory.record)
@@ -112,7 +112,7 @@ def _perform(job: Job) -> None:
     job.attempt.finish("done")
 
 
-def _build(spec: RunSpec) -> dict[str, Any]:
+def build(spec: RunSpec) -> dict[str, Any]:
     """Method, task, budget and tracker as the configuration describes them. Reads no data."""
     config = OmegaConf.create(spec.config)
     return {
@@ -170,7 +170,7 @@ def _write_trained(job: Job, folder: Path) -> None:
         job.method.save(job.model, folder)
 
 
-def _probe_memory(job: Job) -> None:
+def probe_memory(job: Job) -> None:
     if not memory_probe.wanted(job):
         return
     with job.clock.phase("measure"):

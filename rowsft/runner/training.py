@@ -31,6 +31,8 @@ def train(job: Job) -> None:
             scratch,
             normalises_by_tokens=job.task.head.normalises_by_tokens,
         )
+        if job.stop_after_steps is not None:
+            job.trainer.args.max_steps = job.stop_after_steps
         job.trainer.add_callback(StepProgress(job.progress, job.trainer))
         _checkpoint(job, job.trainer, clock)
         per_step = job.settings.batch_size * job.settings.gradient_accumulation

@@ -53,8 +53,9 @@ class _Seen:
         words = self.text.decode("ascii", "replace").split()
         return f"process {words[0]} on {words[2]}" if len(words) == 3 else "a process on another machine"
 
-    def is_from(self, place: str) -> bool:
-        return self.text.split()[1:2] == [place.encode()]
+    def is_free(self, place: str, flock_holds: bool) -> bool:
+        """Whether it was given back, or is of this kernel and mount and `flock` says that its owner is dead."""
+        return self.released or (flock_holds and self.text.split()[1:2] == [place.encode()])
 
 
 class Claim:
@@ -69,8 +70,7 @@ class Claim:
         self.folder, place = Path(folder), here(folder)
         while True:
             seen = _highest(self.folder)
-            free = seen is None or seen.released or (flock_holds and seen.is_from(place))
-            if not free and not _outlives(self.folder, seen, warn):
+            if seen is not None and not seen.is_free(place, flock_holds) and not _outlives(self.folder, seen, warn):
                 continue
             self.number = seen.number + 1 if seen else 1
             if _create(self.path, f"{os.getpid()} {place} {name()}\n".encode()):
@@ -122,7 +122,7 @@ def is_claimed_elsewhere(folder: Path, flock_holds: bool) -> bool:
     never. flock_holds: it was asked for, so that claims from this kernel and mount say nothing more. Writes nothing.
     """
     seen = _highest(Path(folder))
-    if seen is None or seen.released or (flock_holds and seen.is_from(here(folder))):
+    if seen is None or seen.is_free(here(folder), flock_holds):
         return False
     return abs(time.time() - seen.time_ns / 1e9) < 2 * LEASE_SECONDS
 

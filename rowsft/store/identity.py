@@ -30,6 +30,8 @@ PRESENTATION = frozenset(
         "resume_unfinished",
         "resume_errored",
         "restart_errored",
+        "measure",
+        "measure_steps",
     }
 )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rowsft.errors import UserError
 from rowsft.output import redact
+from rowsft.record import is_alone, read_attempt
 from rowsft.store.files import explained, read_json, read_regular
 from rowsft.store.identity import old_run_id, run_id
 
@@ -22,7 +23,7 @@ class Places:
 
     def __init__(self, root: str | Path, listed: bool = False):
         self.root = Path(root)
-        #: Of a listed store, the finished runs that were met: id -> their experiments and experiment_notes.
+        #: Of a listed store, the finished runs that were met: id -> their experiments, experiment_notes and is_alone.
         self.finished: dict[str, dict] = {}
         self._listed = listed
         self._names: set[str] | None = self._list() if listed else None
@@ -59,10 +60,12 @@ class Places:
     def _finished(self, name: str) -> bool:
         try:
             raw = read_json(self.root / name / "record.json", strict=True)
-            if not any(attempt["state"] == "done" for attempt in raw["attempts"]):
+            done = [attempt for attempt in raw["attempts"] if attempt["state"] == "done"]
+            if not done:
                 return False
             if self._listed:
-                self.finished[name] = {key: raw.get(key) for key in ("experiments", "experiment_notes")}
+                known = {key: raw.get(key) for key in ("experiments", "experiment_notes")}
+                self.finished[name] = {**known, "is_alone": is_alone(read_attempt(done[-1]))}
             return True
         except (OSError, ValueError, TypeError, KeyError):
             return False

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rowsft.errors import UserError, shortened
-from rowsft.record import SCHEMA_VERSION, Attempt, Error, RecordFile, State, migrated, read
+from rowsft.record import SCHEMA_VERSION, Attempt, Error, RecordFile, State, as_measured, migrated, read
 from rowsft.store.confined import confined
 from rowsft.store.files import explained, read_json
 from rowsft.store.former_words import as_today
@@ -38,8 +38,12 @@ class Record:
 
     @property
     def result(self) -> Attempt | None:
-        """The latest attempt that is done: what the run reports. None when there is none yet."""
-        return next((attempt for attempt in reversed(self.attempts) if attempt.state == "done"), None)
+        """The latest attempt that is done: what the run reports. None when there is none yet.
+
+        Step times and memory are those measured alone (`measure=alone`), where they were.
+        """
+        done = next((attempt for attempt in reversed(self.attempts) if attempt.state == "done"), None)
+        return done and as_measured(done)
 
     @property
     def latest(self) -> Attempt | None:

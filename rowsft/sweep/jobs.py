@@ -79,13 +79,17 @@ class JobResolver:
             except (UserError, LookupError, TypeError, AttributeError):
                 config = None
         if config is not None:
-            done = spec.run_id in self._places[str(spec.store)].finished
+            done = self._is_done(spec)
             if (done and not rerun) or self._composed_by_hydra.issuperset(overrides):
                 return spec, done
         self._composed_by_hydra.update(overrides)
         config = compose(overrides)
         spec = run_spec(config, self._place(config))
-        return spec, spec.run_id in self._places[str(spec.store)].finished
+        return spec, self._is_done(spec)
+
+    def _is_done(self, spec: RunSpec) -> bool:
+        known = self._places[str(spec.store)].finished.get(spec.run_id)
+        return known is not None and (not spec.measures or known["is_alone"])
 
     def _place(self, config: Mapping[str, Any]) -> Places:
         store = str(Path(config["store"]))

@@ -131,7 +131,7 @@ def _run_job(job: SweepJob, of: int, at_once: int, threads: int | None, live: _L
                 if live.stopping.wait(0.5):
                     return INTERRUPTED
             rerun = False
-        if not rerun and store.is_done(spec.run_id):
+        if not rerun and spec.is_done:
             store.add_experiment(spec.run_id, spec.experiment, experiment_notes(spec.config))
             live.board.tell(job, DONE)
             _say(f"{label}: done already ({spec.folder})", "dim")
