@@ -40,6 +40,7 @@ class TrainerSettings:
     gradient_checkpointing: bool = False
     eval_batch_size: int = 64
     evaluate: list[str] = field(default_factory=lambda: ["validation", "test"])
+    evaluate_every: int | None = None
     calibration_batches: int = 50
     calibration_overlap: float | None = None
     warm_head: int = 0
@@ -188,7 +189,7 @@ def _check(settings: TrainerSettings) -> None:
     counts = "batch_size gradient_accumulation eval_batch_size calibration_batches logging_steps"
     for name in f"learning_rate scheduler_gamma {counts}".split():
         _require(getattr(settings, name) > 0, name, settings, "a number above 0")
-    for name in ["checkpoint_minutes", "checkpoint_steps"]:
+    for name in ["checkpoint_minutes", "checkpoint_steps", "evaluate_every"]:
         value = getattr(settings, name)
         _require(value is None or value > 0, name, settings, "a number above 0, or null for none")
     for name in ["weight_decay", "max_grad_norm", "warm_head", "timing_warmup_steps", "memory_probe_steps"]:

@@ -10,6 +10,8 @@ from rowsft.measure.environment import collect
 from rowsft.measure.memory import (
     KINDS,
     AllocationPeak,
+    gpu_peaks,
+    left_out,
     peaks_by_phase,
     phase_memory,
     profile_peak,
@@ -17,7 +19,7 @@ from rowsft.measure.memory import (
 )
 from rowsft.measure.memory_log import MemoryLog
 from rowsft.measure.nvml import EnergyMeter, Gpu, gpu_of
-from rowsft.measure.phases import gpu_peaks, peak_so_far, probe, watched
+from rowsft.measure.phases import peak_so_far, probe, watched
 from rowsft.measure.resident import ResidentPeak
 
 __all__ = [
@@ -33,9 +35,10 @@ __all__ = [
     "record_breakdown",
     "collect",
     "gpu_of",
+    "gpu_peaks",
+    "left_out",
     "peak_so_far",
     "peaks_by_phase",
-    "gpu_peaks",
     "phase_memory",
     "probe",
     "profile_peak",

@@ -41,16 +41,6 @@ def watched(log: MemoryLog, phase: str, device: torch.device, gpu: Gpu | None = 
         )
 
 
-def gpu_peaks(device: torch.device) -> dict[str, int]:
-    """Return what a GPU's allocator has reached inside the present block of `watched`, in bytes; nothing on a CPU."""
-    if device_kind(device) != "cuda":
-        return {}
-    return {
-        "peak_allocated_bytes": torch.cuda.max_memory_allocated(device),
-        "peak_reserved_bytes": torch.cuda.max_memory_reserved(device),
-    }
-
-
 def peak_so_far(device: torch.device) -> tuple[int | None, str]:
     """Return the largest number of bytes since a block was last `watched`, and their kind: allocated or resident.
 

@@ -1,6 +1,8 @@
 """The process's peak resident set during a block."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -23,6 +25,8 @@ class ResidentPeak:
     def __init__(self) -> None:
         self.peak_bytes: int | None = None
         self.method: str | None = None
+        self._reached_bytes = 0
+        self._paused = False
 
     def __enter__(self) -> "ResidentPeak":
         if _reset_high_water():
@@ -34,11 +38,13 @@ class ResidentPeak:
             self._done = threading.Event()
             self._thread = threading.Thread(target=self._sample, name="resident-peak", daemon=True)
             self._thread.start()
+        _open.append(self)
         return self
 
     def __exit__(self, exc_type, exc_value, traceback) -> None:
+        _open.remove(self)
         if self.method == "vm_hwm":
-            self.peak_bytes = _high_water()[0]
+            self.peak_bytes = max(self._reached_bytes, _high_water()[0])
         else:
             self._done.set()
             self._thread.join()
@@ -46,7 +52,29 @@ class ResidentPeak:
 
     def _sample(self) -> None:
         while not self._done.wait(SAMPLE_SECONDS):
-            self._largest_bytes = max(self._largest_bytes, self._process.memory_info().rss)
+            if not self._paused:
+                self._largest_bytes = max(self._largest_bytes, self._process.memory_info().rss)
+
+
+# The blocks under way: one at most.
+_open: list[ResidentPeak] = []
+
+
+@contextmanager
+def left_out() -> Iterator[None]:
+    """Leave what the block takes out of the peak of the block around it, where there is one.
+
+    Memory that the process does not give back afterwards counts.
+    """
+    for peak in _open:
+        peak._paused = True
+        if peak.method == "vm_hwm":
+            peak._reached_bytes = max(peak._reached_bytes, _high_water()[0])
+    yield
+    for peak in _open:
+        peak._paused = False
+        if peak.method == "vm_hwm":
+            _reset_high_water()
 
 
 def high_water_bytes() -> int | None:

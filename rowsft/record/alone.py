@@ -22,7 +22,7 @@ def as_measured(attempt: Attempt) -> Attempt:
 
 def is_alone(result: Attempt) -> bool:
     """Return whether the step times and memory of `as_measured` were taken with no other job beside it."""
-    return (result.concurrent_jobs or 1) == 1 or result.alone != Alone()
+    return (result.concurrent_jobs or 1) == 1 or (result.alone or Alone()) != Alone()
 
 
 def _memory(before: Memory, alone: Memory) -> Memory:

@@ -269,6 +269,7 @@ class Attempt(Part):
     data_seconds: DataSeconds = DataSeconds()
     # Part of seconds.train, and of no step's.
     checkpoint_seconds: Number | None = None
+    validation_seconds: Number | None = None
     energy: Energy = Energy()
     memory: Memory = Memory()
     files: dict[Text, File] = NOTHING

@@ -110,6 +110,7 @@ class RunState:
     seconds: dict[str, Any]
     checkpoint_seconds: float
     peaks: dict[str, int]
+    validation_seconds: float = 0.0
 
     def write(self, folder: Path) -> None:
         """Write it into a checkpoint, with the sizes of what is there already."""

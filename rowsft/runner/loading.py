@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from omegaconf import OmegaConf
 
 from rowsft import measure
+from rowsft.errors import UserError
 from rowsft.models import capacity
 from rowsft.models.loading import load
 from rowsft.output import escape, redact
@@ -27,6 +28,11 @@ def load_all(job: Job) -> None:
     with measure.watched(job.memory, "load", job.device, job.gpu):
         with job.clock.phase("data"):
             job.splits = job.task.splits()
+            if job.settings.evaluate_every is not None and not job.splits.get("validation"):
+                raise UserError(
+                    f"trainer.evaluate_every={job.settings.evaluate_every}: task {job.task.name} has no validation "
+                    "split; give it one, or set trainer.evaluate_every=null"
+                )
         with job.clock.phase("load"), peak or nullcontext():
             job.loaded = load(config.model, job.task.head, job.task.head_settings(), seed=job.seed)
             capacity.check_length(job.loaded.model, job.task.max_length)

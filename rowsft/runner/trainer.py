@@ -44,6 +44,8 @@ class OrderedTrainer(OwnCheckpoints):
         self.on_point = on_point
         # One dict a logged step: step, loss, grad_norm, learning_rate, examples seen so far.
         self.curve: list[dict] = []
+        # What was evaluated since the last point, for the next one.
+        self.validated: dict[str, float] = {}
         self.checkpoints: CheckpointCallback | None = None
         super().__init__(**kwargs)
         self.changes = Changes(cast(nn.Module, self.model))
@@ -105,7 +107,9 @@ class OrderedTrainer(OwnCheckpoints):
             "grad_norm": logs.get("grad_norm"),
             "learning_rate": logs["learning_rate"],
             "examples": examples,
+            **self.validated,
         }
+        self.validated = {}
         self.curve.append(point)
         self.on_point(point)
         for name in ("loss", "grad_norm"):

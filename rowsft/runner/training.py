@@ -8,8 +8,10 @@ from rowsft import measure
 from rowsft.runner import resuming
 from rowsft.runner.checkpoints import CheckpointCallback, RunState
 from rowsft.runner.context import Job
+from rowsft.runner.evaluation import evaluate_examples
 from rowsft.runner.progress import StepProgress
 from rowsft.runner.trainer import OrderedTrainer, build_trainer
+from rowsft.runner.validating import Validation
 from rowsft.store import checkpoints
 from rowsft.tracking.content import point
 
@@ -34,7 +36,8 @@ def train(job: Job) -> None:
         if job.stop_after_steps is not None:
             job.trainer.args.max_steps = job.stop_after_steps
         job.trainer.add_callback(StepProgress(job.progress, job.trainer))
-        _checkpoint(job, job.trainer, clock)
+        validation = _validate(job, job.trainer)
+        _checkpoint(job, job.trainer, clock, validation)
         per_step = job.settings.batch_size * job.settings.gradient_accumulation
         job.say(f"  training for {job.trainer.args.max_steps} steps of {per_step}")
         resumption = _go_on(job, job.trainer, clock)
@@ -45,12 +48,29 @@ def train(job: Job) -> None:
     curve = job.trainer.curve
     assert job.trainer.checkpoints is not None, "set above"
     seconds = {"checkpoint_seconds": job.trainer.checkpoints.seconds} if job.trainer.checkpoints.seconds else {}
+    if validation is not None:
+        seconds["validation_seconds"] = validation.seconds
     job.attempt.update(**clock.summary(), train_loss_final=curve[-1]["loss"], **seconds, **_inputs(job.model))
     job.attempt.write_curve(curve)
     job.curve_written = True
 
 
-def _checkpoint(job: Job, trainer: OrderedTrainer, clock: measure.StepClock) -> None:
+def _validate(job: Job, trainer: OrderedTrainer) -> Validation | None:
+    """Have the validation split evaluated as often as it is asked for; None where it is not."""
+    every = job.settings.evaluate_every
+    if every is None or job.stop_after_steps is not None:
+        return None
+
+    def evaluate() -> dict[str, float]:
+        return evaluate_examples(job, job.splits["validation"], None).metrics
+
+    before = job.resumption.state.validation_seconds if job.resumption else 0.0
+    validation = Validation(every, evaluate, trainer, job.device, before)
+    trainer.add_callback(validation)
+    return validation
+
+
+def _checkpoint(job: Job, trainer: OrderedTrainer, clock: measure.StepClock, validation: Validation | None) -> None:
     """Have the trainer's checkpoints written into the attempt, with what this suite keeps of a training beside it."""
 
     def state(checkpoint_seconds: float) -> RunState:
@@ -62,6 +82,7 @@ def _checkpoint(job: Job, trainer: OrderedTrainer, clock: measure.StepClock) -> 
             seconds=resuming.as_json(job.clock.summary()),
             checkpoint_seconds=checkpoint_seconds,
             peaks=measure.gpu_peaks(job.device),
+            validation_seconds=validation.seconds if validation else 0.0,
         )
 
     keep = partial(checkpoints.keep, attempt=job.attempt.path)

@@ -81,9 +81,10 @@ def old_identity(config: dict) -> dict:
     for key in CHECKPOINTS:
         _drop(settings, key)
     trainer = settings.get("trainer")
-    if isinstance(trainer, dict) and trainer.get("calibration_overlap") is None:
-        # Younger than many records: where it is off it is in no id.
-        trainer.pop("calibration_overlap", None)
+    for key in ("calibration_overlap", "evaluate_every"):
+        if isinstance(trainer, dict) and trainer.get(key) is None:
+            # Younger than many records: where it is off it is in no id.
+            trainer.pop(key, None)
     return {"results_version": RESULTS_VERSION, **settings}
 
 

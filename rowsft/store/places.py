@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rowsft.errors import UserError
 from rowsft.output import redact
-from rowsft.record import is_alone, read_attempt
+from rowsft.record import Attempt, is_alone
 from rowsft.store.files import explained, read_json, read_regular
 from rowsft.store.identity import old_run_id, run_id
 
@@ -65,7 +65,9 @@ class Places:
                 return False
             if self._listed:
                 known = {key: raw.get(key) for key in ("experiments", "experiment_notes")}
-                self.finished[name] = {**known, "is_alone": is_alone(read_attempt(done[-1]))}
+                # Of a thousand runs, reading the whole attempts would take a second.
+                alone = {key: done[-1].get(key) for key in ("concurrent_jobs", "alone")}
+                self.finished[name] = {**known, "is_alone": is_alone(Attempt.of(**alone))}
             return True
         except (OSError, ValueError, TypeError, KeyError):
             return False
