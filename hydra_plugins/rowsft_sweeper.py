@@ -45,6 +45,9 @@ class Sweeper(HydraSweeper):
         self.jobs_launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        if not hasattr(self.jobs_launcher, "runs_jobs"):
+            chosen = config.hydra.runtime.choices["hydra/launcher"]
+            raise UserError(f"hydra/launcher={chosen}: cannot run the jobs; expected fresh_process, slurm or ray")
         self.folder, self.config = Path(config.hydra.sweep.dir), without_secrets(config)
         self.config.hydra.sweep.dir = str(config.hydra.sweep.dir)
 

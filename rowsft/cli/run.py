@@ -9,6 +9,7 @@ from rowsft.cli import signals, sweep
 from rowsft.cli.arguments import add_config_folder
 from rowsft.cli.terminal import shown, without_warnings
 from rowsft.output import redact
+from rowsft.sweep.orphans import stop_with_parent
 
 if TYPE_CHECKING:
     from rowsft.config.run_spec import RunSpec
@@ -31,6 +32,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Run what the overrides describe, unless it is done; 0 where it is done then, else 1."""
     if parsed.multirun:
         return sweep.run(parsed)
+    stop_with_parent()
     from rowsft.config.compose import compose
     from rowsft.config.devices import see_one
     from rowsft.config.run_spec import run_spec
@@ -58,10 +60,11 @@ def run(parsed: argparse.Namespace) -> int:
 
         from rowsft.runner import alone
         from rowsft.runner import run as runner
+        from rowsft.runner import stopping
 
         if not sys.stderr.isatty():
             transformers.utils.logging.disable_progress_bar()
-        signals.on_signals()
+        signals.on_signals(stopping.waits)
         print(shown(spec.label), flush=True)
 
         def say(text: str) -> None:

@@ -1,8 +1,9 @@
-"""One way to stop: Ctrl-C and a scheduler's SIGTERM."""
+"""One way to stop: Ctrl-C, and a scheduler's SIGTERM or SIGUSR2."""
 
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 from rowsft.errors import INTERRUPTED
 
@@ -12,24 +13,33 @@ LOOK_SECONDS = 0.5
 END_SECONDS = 10.0
 
 
-def on_signals() -> None:
-    """Let SIGINT and SIGTERM raise KeyboardInterrupt with the signal's name, which the record then keeps.
+# SIGUSR2 is what submitit has Slurm send before a time limit or a preemption.
+_STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name))
+
+
+def on_signals(waits: Callable[[KeyboardInterrupt], float] = lambda stop: 0.0) -> None:
+    """Let SIGINT, SIGTERM and SIGUSR2 raise KeyboardInterrupt with the signal's name, which the record then keeps.
+
+    waits: for how many seconds a stop may be put off that somebody else raises before; never one by SIGINT.
 
     Python drops what is raised inside a weak reference's callback or a __del__, and some libraries catch everything. A
     stop that was lost so is raised again, until `arrived` is called.
     """
 
     def interrupt(number, frame):
-        # A second signal (a sweep passes on what the terminal has sent already) must not cut the record short.
-        for other in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(other, signal.SIG_IGN)
         stop = KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
+        put_off = waits(stop) if number != signal.SIGINT and hasattr(signal, "setitimer") else 0.0
+        # A second signal (a sweep passes on what the terminal has sent already) must not cut the record short.
+        for other in _STOPS:
+            if not (put_off and other == signal.SIGINT):
+                signal.signal(other, signal.SIG_IGN)
         if hasattr(signal, "setitimer"):
             signal.signal(signal.SIGALRM, lambda *_: _again(stop))
-            signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS, LOOK_SECONDS)
-        raise stop
+            signal.setitimer(signal.ITIMER_REAL, put_off or LOOK_SECONDS, LOOK_SECONDS)
+        if not put_off:
+            raise stop
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOPS:
         signal.signal(number, interrupt)
 
 

@@ -49,6 +49,7 @@ class TrainerSettings:
     logging_steps: int = 1
     checkpoint_minutes: float | None = 15
     checkpoint_steps: int | None = None
+    checkpoint_stop_seconds: float = 20
     device: str = "auto"
 
 
@@ -192,7 +193,14 @@ def _check(settings: TrainerSettings) -> None:
     for name in ["checkpoint_minutes", "checkpoint_steps", "evaluate_every"]:
         value = getattr(settings, name)
         _require(value is None or value > 0, name, settings, "a number above 0, or null for none")
-    for name in ["weight_decay", "max_grad_norm", "warm_head", "timing_warmup_steps", "memory_probe_steps"]:
+    for name in [
+        "weight_decay",
+        "max_grad_norm",
+        "checkpoint_stop_seconds",
+        "warm_head",
+        "timing_warmup_steps",
+        "memory_probe_steps",
+    ]:
         _require(getattr(settings, name) >= 0, name, settings, "0 or more")
     if settings.steps is None:
         _require(settings.epochs is not None and settings.epochs > 0, "epochs", settings, "above 0 where steps is null")

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from rowsft.config.settings import TrainerSettings
 from rowsft.errors import UserError
+from rowsft.runner import stopping
 
 # Elements of a buffer that is looked into; larger ones are quantised weights, which no training writes.
 _MOST = 2**20
@@ -132,8 +133,9 @@ class RunState:
 class CheckpointCallback(TrainerCallback):
     """Has the Trainer write a checkpoint when one is due, and hands it on once it is whole.
 
-    Due at steps on the curve alone: Trainer forgets what was lost between two of them. keep: takes the written folder;
-    may raise UserError, which is said. state: what to write beside it.
+    Due at steps on the curve alone: Trainer forgets what was lost between two of them. A stop that waits for a
+    checkpoint (`rowsft.runner.stopping`) is raised once it is written. keep: takes the written folder; may raise
+    UserError, which is said. state: what to write beside it.
     """
 
     def __init__(
@@ -156,12 +158,17 @@ class CheckpointCallback(TrainerCallback):
         if not control.should_log and state.global_step % state.logging_steps:
             return
         # After the last step there is evaluation alone to lose, which a long run would rather not train again for.
-        over = state.global_step >= state.max_steps
-        if (self._kept if over else self._due(state.global_step)) and state.global_step > self._last_step:
+        due = self._kept if state.global_step >= state.max_steps else self._due(state.global_step)
+        if (due or stopping.pending() is not None) and state.global_step > self._last_step:
             self._begun = time.monotonic()
             control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):
+        self._enter(args, state)
+        if (stop := stopping.pending()) is not None:
+            raise stop
+
+    def _enter(self, args, state) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self._last_step, self._last = state.global_step, time.monotonic()
         if not folder.exists():

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from rowsft import measure
-from rowsft.runner import resuming
+from rowsft.runner import resuming, stopping
 from rowsft.runner.checkpoints import CheckpointCallback, RunState
 from rowsft.runner.context import Job
 from rowsft.runner.evaluation import evaluate_examples
@@ -41,7 +41,7 @@ def train(job: Job) -> None:
         per_step = job.settings.batch_size * job.settings.gradient_accumulation
         job.say(f"  training for {job.trainer.args.max_steps} steps of {per_step}")
         resumption = _go_on(job, job.trainer, clock)
-        with job.metered("train"):
+        with job.metered("train"), stopping.waiting(job.settings.checkpoint_stop_seconds):
             job.trainer.train(resume_from_checkpoint=str(resumption.folder) if resumption else None)
         if resumption:
             job.memory.enter("train", resuming.larger(job.memory["train"], resumption.state.peaks))

@@ -36,7 +36,7 @@ PRESENTATION = frozenset(
 )
 
 #: How often a run that may be stopped writes down how far it is: what it computes, and what it is timed at, stays.
-CHECKPOINTS = ("trainer.checkpoint_steps", "trainer.checkpoint_minutes")
+CHECKPOINTS = ("trainer.checkpoint_steps", "trainer.checkpoint_minutes", "trainer.checkpoint_stop_seconds")
 
 #: The same, wherever they stand: where files are cached and whether a bar is drawn.
 PRESENTATION_ANYWHERE = frozenset({"cache_dir", "progress"})

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -22,6 +22,7 @@ from rowsft.store.lock import is_held
 from rowsft.sweep.board import DONE, FAILED, RUNNING, Board, is_watched
 from rowsft.sweep.ending import in_words, signal_of
 from rowsft.sweep.jobs import JobResolver, SweepJob
+from rowsft.sweep.orphans import STOP_WITH_PARENT
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -29,12 +30,18 @@ console = Console(highlight=False, soft_wrap=True)
 @dataclass
 class Sweep:
     """What `rowsft sweep` was told besides overrides (Hydra builds launchers from configuration alone), and how its
-    jobs ended: a line for each that is not done."""
+    jobs ended: a line for each that is not done, and by number why.
+
+    beside: on a worker of a cluster, which runs one job, how many run at once on all workers; None elsewhere.
+    """
 
     rerun: bool = False
+    beside: int | None = None
     failed: list[str] = field(default_factory=list)
+    reasons: dict[int, str] = field(default_factory=dict)
     checked: tuple[list[list[str]], list[SweepJob]] = ([], [])
-    resolver: JobResolver = field(default_factory=lambda: JobResolver(lambda text: _say(text, "dim")))
+    resolver: JobResolver = field(default_factory=lambda: JobResolver(lambda text: say(text, "dim")))
+    live: "_Live | None" = None
 
 
 @dataclass
@@ -57,7 +64,7 @@ current = Sweep()
 def check(jobs: list[list[str]]) -> list[SweepJob]:
     """Resolve the jobs. Raises UserError for the first that is wrong; nothing is written and nothing started."""
     if current.checked[0] != jobs:
-        _say(f"{len(jobs):,} job{'s' * (len(jobs) != 1)}: looking up which are done", "dim")
+        say(f"{len(jobs):,} job{'s' * (len(jobs) != 1)}: looking up which are done", "dim")
         current.checked = (jobs, current.resolver.resolve(jobs, current.rerun))
     return current.checked[1]
 
@@ -65,29 +72,54 @@ def check(jobs: list[list[str]]) -> list[SweepJob]:
 def run_jobs(jobs: list[list[str]], at_once: int, threads: int | None) -> list[int]:
     """Run each job (a list of Hydra overrides) as `rowsft run`; returns their exit codes, 0 for those already done.
 
-    Jobs that are the same run are started once. Jobs that run side by side disturb each other's clocks; each records
-    how many there were.
+    Jobs that run side by side disturb each other's clocks; each records how many there were.
+    """
+    return launched(jobs, lambda started: _run_here(started, len(jobs), at_once, threads))
+
+
+def launched(jobs: list[list[str]], start: Callable[[list[SweepJob]], dict[int, int]]) -> list[int]:
+    """Hand the jobs that have to be run to `start`, which gives exit codes by number; returns those of all jobs.
+
+    Left out are jobs that are done, jobs that `retry` leaves as they are, and all but one of those that are the same
+    run.
     """
     planned = check(jobs)
     started = [job for job in planned if job.same_as is None and not _skipped(job, len(jobs))]
-    live = _Live(Board(started, len(jobs)))
-    for place in range(max(1, at_once)):
-        live.places.put(place)
-    with live.board.drawn(console), ThreadPoolExecutor(max(1, at_once)) as pool:
-        work = {job.number: pool.submit(_run_job, job, len(jobs), at_once, threads, live) for job in started}
-        try:
-            codes = {number: job.result() for number, job in work.items()}
-        except KeyboardInterrupt:
-            # Ctrl-C reaches the jobs by itself, a signal to this process alone does not: each ends with a record.
-            pool.shutdown(wait=False, cancel_futures=True)
-            live.stopping.set()
-            for process in list(live.processes):
-                process.terminate()
-            raise
+    left = {job.number: why for job in started if not current.rerun and (why := _left(job)) is not None}
+    for job in started:
+        if job.number in left:
+            fail(job, len(jobs), left[job.number])
+    codes = dict.fromkeys(left, 1)
+    if started := [job for job in started if job.number not in left]:
+        codes |= start(started)
     for job in planned:
         if job.same_as is not None:
             codes[job.number] = _as_the_other(job, len(jobs), codes.get(job.same_as, 0))
     return [codes.get(job.number, 0) for job in planned]
+
+
+def _run_here(started: list[SweepJob], of: int, at_once: int, threads: int | None) -> dict[int, int]:
+    """Run the jobs in processes of this machine, `at_once` at a time."""
+    live = current.live = _Live(Board(started, of))
+    for place in range(max(1, at_once)):
+        live.places.put(place)
+    with live.board.drawn(console), ThreadPoolExecutor(max(1, at_once)) as pool:
+        work = {job.number: pool.submit(_run_job, job, of, at_once, threads, live) for job in started}
+        try:
+            return {number: job.result() for number, job in work.items()}
+        except KeyboardInterrupt:
+            # Ctrl-C reaches the jobs by itself, a signal to this process alone does not: each ends with a record.
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop()
+            raise
+
+
+def stop() -> None:
+    """Stop the jobs that this process runs. They end by themselves, each with a record."""
+    if (live := current.live) is not None:
+        live.stopping.set()
+        for process in list(live.processes):
+            process.terminate()
 
 
 def _skipped(job: SweepJob, of: int) -> bool:
@@ -95,7 +127,7 @@ def _skipped(job: SweepJob, of: int) -> bool:
     if not job.done or current.rerun:
         return False
     _enter(job)
-    _say(f"{_name(job, of)}: done already ({job.spec.folder})", "dim")
+    say(f"{title(job, of)}: done already ({job.spec.folder})", "dim")
     return True
 
 
@@ -104,9 +136,9 @@ def _as_the_other(job: SweepJob, of: int, code: int) -> int:
         _skipped(job, of)
     elif code == 0:
         _enter(job)
-        _say(f"{_name(job, of)}: the same run as [{job.same_as}/{of}] ({job.spec.folder})", "dim")
+        say(f"{title(job, of)}: the same run as [{job.same_as}/{of}] ({job.spec.folder})", "dim")
     else:
-        _fail(job, of, f"the same run as [{job.same_as}/{of}]")
+        fail(job, of, f"the same run as [{job.same_as}/{of}]")
     return code
 
 
@@ -121,12 +153,12 @@ def _enter(job: SweepJob) -> None:
 
 def _run_job(job: SweepJob, of: int, at_once: int, threads: int | None, live: _Live) -> int:
     """The exit code of one job. If another sweep is at this very run its result will do; if it dies, this one tries."""
-    label, spec = _name(job, of), job.spec
+    label, spec = title(job, of), job.spec
     store = Store(spec.store)
     rerun = current.rerun
     while True:
         if is_held(spec.folder):
-            _say(f"{label}: another process is running it; waiting", "dim")
+            say(f"{label}: another process is running it; waiting", "dim")
             while is_held(spec.folder):
                 if live.stopping.wait(0.5):
                     return INTERRUPTED
@@ -134,14 +166,14 @@ def _run_job(job: SweepJob, of: int, at_once: int, threads: int | None, live: _L
         if not rerun and spec.is_done:
             store.add_experiment(spec.run_id, spec.experiment, experiment_notes(spec.config))
             live.board.tell(job, DONE)
-            _say(f"{label}: done already ({spec.folder})", "dim")
+            say(f"{label}: done already ({spec.folder})", "dim")
             return 0
         if (why := None if rerun else _left(job)) is not None:
             live.board.tell(job, FAILED)
-            _fail(job, of, why)
+            fail(job, of, why)
             return 1
         live.board.tell(job, RUNNING)
-        _say(f"{label}: started", "bold")
+        say(f"{label}: started", "bold")
         process, errors = _start(job, rerun, at_once, threads, live)
         code = process.returncode
         if code == HELD:
@@ -150,11 +182,11 @@ def _run_job(job: SweepJob, of: int, at_once: int, threads: int | None, live: _L
         live.board.tell(job, FAILED if code else DONE)
         # A sweep that is stopped stops its jobs: that they are not done is no news then.
         if code and not live.stopping.is_set():
-            _fail(job, of, _why(job, process, errors), "; the sweep goes on" * (job.number < of))
+            fail(job, of, _why(job, process, errors), "; the sweep goes on" * (job.number < of))
         elif _quiet(at_once) and not code:
             if is_watched(console):
                 _pass_on(label, errors or "", live)
-            _say(f"{label}: done", "green")
+            say(f"{label}: done", "green")
         return code
 
 
@@ -164,6 +196,8 @@ def _left(job: SweepJob) -> str | None:
     if retry == Retry():
         return None
     try:
+        if is_held(job.spec.folder):
+            return None
         state = Store(job.spec.store).get(job.spec.run_id).state
     except UserError:
         return None
@@ -175,7 +209,7 @@ def _pass_on(label: str, errors: str, live: _Live) -> None:
     for line in errors.splitlines():
         if line.startswith("rowsft: warning: ") and line not in live.warned:
             live.warned.add(line)
-            _say(f"{label}: {line.removeprefix('rowsft: ')}", "yellow")
+            say(f"{label}: {line.removeprefix('rowsft: ')}", "yellow")
 
 
 def _why(job: SweepJob, process: subprocess.Popen, errors: str | None) -> str:
@@ -205,14 +239,19 @@ def _start(
 ) -> tuple[subprocess.Popen, str | None]:
     """Run one process to its end; its stderr is kept where it would print across the table or jobs beside it."""
     command = [sys.executable, "-m", "rowsft.cli", "run", *(["--rerun"] if rerun else []), *job.overrides]
-    environment = {**os.environ, "ROWSFT_CONCURRENT_JOBS": str(at_once)}
+    environment = {**os.environ, "ROWSFT_CONCURRENT_JOBS": str(current.beside or at_once)}
+    if current.beside is not None:
+        # Whoever ends a worker means its job, too.
+        environment[STOP_WITH_PARENT] = "1"
     if threads := threads_each(at_once, threads, environment):
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     quiet = subprocess.PIPE if _quiet(at_once) else None
+    # A worker's log has what the job prints; why it failed goes back to the sweep.
+    heard = quiet if current.beside is None else subprocess.PIPE
     place = live.places.get()
     try:
         environment |= devices_for(place, job.spec.config["trainer"]["device"])
-        process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, text=True, errors="replace")
+        process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=heard, text=True, errors="replace")
         live.processes.add(process)
         _, errors = process.communicate()
         live.processes.discard(process)
@@ -237,16 +276,17 @@ def threads_each(at_once: int, asked: int | None, environment: Mapping[str, str]
     return max(1, usable // at_once)
 
 
-def _fail(job: SweepJob, of: int, why: str, then: str = "") -> None:
-    current.failed.append(f"{_name(job, of)}: {why}")
-    _say(f"{_name(job, of)}: {why}{then}", "yellow")
+def fail(job: SweepJob, of: int, why: str, then: str = "") -> None:
+    current.failed.append(f"{title(job, of)}: {why}")
+    current.reasons[job.number] = why
+    say(f"{title(job, of)}: {why}{then}", "yellow")
 
 
-def _name(job: SweepJob, of: int) -> str:
+def title(job: SweepJob, of: int) -> str:
     return f"[{job.number}/{of}] {shortened(job.label, 200)}"
 
 
-def _say(text: str, style: str) -> None:
+def say(text: str, style: str) -> None:
     text = escape.terminal(redact.text(text))
     if console.is_terminal:
         console.print(text, style=style, markup=False)
