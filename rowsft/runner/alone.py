@@ -35,7 +35,7 @@ def measure_alone(spec: RunSpec, settings: TrainerSettings, again: bool, say: Ca
     result or without an adapter, and where other jobs run beside this one.
     """
     if (at_once := int(os.environ.get("ROWSFT_CONCURRENT_JOBS", 1))) > 1:
-        raise UserError(f"measure=alone: {at_once} jobs run side by side; expected one: set hydra.launcher.jobs=1")
+        raise UserError(f"measure=alone: {at_once} jobs run side by side; expected one: set hydra.launcher.jobs=1, or array_parallelism=1 on Slurm")
     parts = build(spec) | {"tracker": NullTracker()}
     clock = measure.PhaseClock(run_device(settings))
     if not Store(spec.store).is_done(spec.run_id):

@@ -110,7 +110,7 @@ def _told(job: SweepJob, of: int, ended: Ended) -> int:
 
 def _is_seen(job: SweepJob) -> bool:
     end = time.monotonic() + _SEEN_SECONDS
-    while not Store(job.spec.store).is_done(job.spec.run_id):
+    while not job.spec.is_done:
         if time.monotonic() > end:
             return False
         time.sleep(0.5)
