@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from rowsft import measure
-from rowsft.runner import resuming
+from rowsft.runner import resuming, sharding
 from rowsft.runner.checkpoints import CheckpointCallback, RunState
 from rowsft.runner.context import Job
 from rowsft.runner.progress import StepProgress
@@ -20,6 +20,8 @@ def train(job: Job) -> None:
         return
     clock = measure.StepClock(job.settings.timing_warmup_steps, job.device)
     with job.attempt.scratch() as scratch, job.clock.phase("train"):
+        if job.ranks.is_sharded:
+            sharding.shard(job.model, job.ranks, job.device)
         job.trainer = build_trainer(
             job.model,
             job.encoded,
@@ -30,6 +32,7 @@ def train(job: Job) -> None:
             lambda row: job.tracker.log(*point(row)),
             scratch,
             normalises_by_tokens=job.task.head.normalises_by_tokens,
+            ranks=job.ranks,
         )
         job.trainer.add_callback(StepProgress(job.progress, job.trainer))
         _checkpoint(job, job.trainer, clock)
@@ -40,6 +43,7 @@ def train(job: Job) -> None:
             job.trainer.train(resume_from_checkpoint=str(resumption.folder) if resumption else None)
         if resumption:
             job.memory.enter("train", resuming.larger(job.memory["train"], resumption.state.peaks))
+    clock.count_beside(job.ranks.gathered(clock.counts())[1:])
     curve = job.trainer.curve
     assert job.trainer.checkpoints is not None, "set above"
     seconds = {"checkpoint_seconds": job.trainer.checkpoints.seconds} if job.trainer.checkpoints.seconds else {}
@@ -63,7 +67,7 @@ def _checkpoint(job: Job, trainer: OrderedTrainer, clock: measure.StepClock) -> 
         )
 
     keep = partial(checkpoints.keep, attempt=job.attempt.path)
-    trainer.checkpointing(CheckpointCallback(job.settings, state, keep, job.say))
+    trainer.checkpointing(CheckpointCallback(job.settings, state, keep, job.say, job.ranks.handed_on))
 
 
 def _go_on(job: Job, trainer: OrderedTrainer, clock: measure.StepClock) -> resuming.Resumption | None:
@@ -73,7 +77,8 @@ def _go_on(job: Job, trainer: OrderedTrainer, clock: measure.StepClock) -> resum
         return None
     resuming.check_same(resumption, trainer.changes.digest)
     state = resumption.state
-    clock.resume(state.steps)
+    # What is counted over all processes goes on in the first of them.
+    clock.resume(state.steps if job.ranks.is_first else {**state.steps, "tokens": [0, 0], "examples": 0, "batches": 0})
     for row in state.curve:
         trainer.curve.append(row)
         trainer.on_point(row)

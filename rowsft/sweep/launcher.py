@@ -211,7 +211,9 @@ def _start(
     quiet = subprocess.PIPE if _quiet(at_once) else None
     place = live.places.get()
     try:
-        environment |= devices_for(place, job.spec.config["trainer"]["device"])
+        trainer = job.spec.config["trainer"]
+        processes = trainer["processes"] if trainer["strategy"] else 1
+        environment |= devices_for(place, trainer["device"], processes=processes)
         process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, text=True, errors="replace")
         live.processes.add(process)
         _, errors = process.communicate()
