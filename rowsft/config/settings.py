@@ -221,63 +221,6 @@ def _check_strategy(settings: TrainerSettings) -> None:
     _require(not scaled, "autocast", settings, "null or bf16 under trainer.strategy=fsdp")
 
 
-def _require_text(key: str, value: str) -> None:
-    if not _is_text(value) or not value.isprintable():
-        raise UserError(f"{key}={shortened(value)!r}: expected text on one line, not empty")
-
-
-def _check(settings: TrainerSettings) -> None:
-    counts = "batch_size gradient_accumulation eval_batch_size calibration_batches logging_steps"
-    for name in f"learning_rate scheduler_gamma {counts}".split():
-        _require(getattr(settings, name) > 0, name, settings, "a number above 0")
-    for name in ["checkpoint_minutes", "checkpoint_steps"]:
-        value = getattr(settings, name)
-        _require(value is None or value > 0, name, settings, "a number above 0, or null for none")
-    for name in ["weight_decay", "max_grad_norm", "warm_head", "timing_warmup_steps", "memory_probe_steps"]:
-        _require(getattr(settings, name) >= 0, name, settings, "0 or more")
-    if settings.steps is None:
-        _require(settings.epochs is not None and settings.epochs > 0, "epochs", settings, "above 0 where steps is null")
-    else:
-        _require(settings.steps > 0, "steps", settings, "above 0, or null to train for trainer.epochs")
-        _require(settings.epochs is None, "epochs", settings, "null, or set trainer.steps=null")
-    examples = (settings.steps or 1) * settings.batch_size * settings.gradient_accumulation
-    if examples > MOST_EXAMPLES:
-        raise UserError(
-            f"trainer.steps={settings.steps}, trainer.batch_size={settings.batch_size}, trainer.gradient_accumulation="
-            f"{settings.gradient_accumulation}: {examples:,} examples; expected at most {MOST_EXAMPLES:,} in all"
-        )
-    _require(0 <= settings.warmup_ratio < 1, "warmup_ratio", settings, "a share from 0 to below 1")
-    _require(settings.scheduler in SCHEDULERS, "scheduler", settings, f"one of {', '.join(SCHEDULERS)}")
-    _require(settings.autocast in (None, "bf16", "fp16"), "autocast", settings, "null, bf16 or fp16")
-    _require(DEVICE.fullmatch(settings.device) is not None, "device", settings, "auto, cpu, cuda or cuda:NUMBER")
-    _check_strategy(settings)
-    overlap = settings.calibration_overlap
-    _require(
-        overlap is None or 0 < overlap <= 1, "calibration_overlap", settings, "a share above 0 and up to 1, or null"
-    )
-    once = len(settings.evaluate) == len(set(settings.evaluate)) > 0
-    _require(once, "evaluate", settings, f"at least one of {', '.join(SPLITS)}, each once")
-    for split in settings.evaluate:
-        _require(split in SPLITS, "evaluate", settings, f"a list out of {', '.join(SPLITS)}")
-
-
-def _check_strategy(settings: TrainerSettings) -> None:
-    strategies = f"null, {' or '.join(STRATEGIES)}"
-    _require(settings.strategy in (None, *STRATEGIES), "strategy", settings, strategies)
-    _require(settings.processes is None or settings.processes > 0, "processes", settings, "a number above 0, or null")
-    if settings.strategy is None:
-        _require(
-            settings.processes is None, "processes", settings, "null where trainer.strategy is null; add trainer=ddp"
-        )
-        return
-    several = f"auto, cpu or cuda under trainer.strategy={settings.strategy}, where each process takes a GPU of its own"
-    _require(settings.device in ("auto", "cpu", "cuda"), "device", settings, several)
-    unscaled = settings.strategy != "fsdp" or settings.autocast != "fp16"
-    _require(
-        unscaled, "autocast", settings, "null or bf16 under trainer.strategy=fsdp, whose gradients fp16 cannot scale"
-    )
-
-
 def _require(holds: bool, name: str, settings: TrainerSettings, expected: str) -> None:
     if not holds:
         value: Any = getattr(settings, name)
