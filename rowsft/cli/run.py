@@ -5,14 +5,18 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from rowsft.cli import signals, sweep
+from rowsft.cli import ranks, signals, sweep
 from rowsft.cli.arguments import add_config_folder
 from rowsft.cli.terminal import shown, without_warnings
+from rowsft.errors import INTERRUPTED, UserError
 from rowsft.output import redact
 from rowsft.sweep.orphans import stop_with_parent
 
 if TYPE_CHECKING:
     from rowsft.config.run_spec import RunSpec
+    from rowsft.config.settings import TrainerSettings
+    from rowsft.runner.context import Outcome
+    from rowsft.store.run_log import RunLog
 
 HELP = "train and evaluate one method"
 
@@ -35,6 +39,7 @@ def run(parsed: argparse.Namespace) -> int:
     stop_with_parent()
     from rowsft.config.compose import compose
     from rowsft.config.devices import see_one
+    from rowsft.config.processes import group_of, is_first
     from rowsft.config.run_spec import run_spec
     from rowsft.config.settings import trainer_settings
     from rowsft.store.run_log import RunLog
@@ -47,37 +52,59 @@ def run(parsed: argparse.Namespace) -> int:
         return 0
     settings = trainer_settings(config)
     spec = run_spec(config)
-    if not parsed.rerun and _done_already(spec):
+    processes = ranks.to_start(settings)
+    # Several processes hear of it from the first of them, so that none waits for one that is gone.
+    if group_of() is None and not parsed.rerun and _done_already(spec):
         return 0
-    see_one(settings.device)
+    if processes is not None:
+        return ranks.start(parsed, spec, processes)
+    if settings.strategy is None:
+        see_one(settings.device)
+    ranks.watch_launcher()
     # The profiler warns of every tensor older than its window; the peak counts those apart.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Renamings announced by transformers concern its callers in PEFT, not the user.
     with RunLog() as log, without_warnings(FutureWarning, "transformers"):
-        # torch and transformers are imported only once the configuration is known to be good.
-        import transformers
-
-        from rowsft.runner import alone
-        from rowsft.runner import run as runner
-        from rowsft.runner import stopping
-
-        if not sys.stderr.isatty():
-            transformers.utils.logging.disable_progress_bar()
-        signals.on_signals(stopping.waits)
-        print(shown(spec.label), flush=True)
-
-        def say(text: str) -> None:
-            print(shown(text), flush=True)
-
-        if spec.measures:
-            outcome = alone.measure_alone(spec, settings, parsed.rerun, say)
-        else:
-            outcome = runner.run(spec, settings, parsed.rerun, say, log)
+        try:
+            outcome = _run(parsed, spec, settings, log)
+        except (Exception, KeyboardInterrupt) as error:
+            if not ranks.is_watched() or isinstance(error, UserError):
+                raise
+            # The process that started this one says why, once it knows which of them ended first.
+            signals.arrived()
+            return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+    if not is_first():
+        return 0
     if outcome.message:
         print(f"rowsft: {shown(outcome.message)}", file=sys.stderr)
     print(shown(f"{outcome.state}: run {outcome.run_id} in {outcome.folder}"))
     return 0 if outcome.state == "done" else 1
+
+
+def _run(parsed: argparse.Namespace, spec: "RunSpec", settings: "TrainerSettings", log: "RunLog") -> "Outcome":
+    # torch and transformers are imported only once the configuration is known to be good.
+    import transformers
+
+    from rowsft.runner import alone, stopping
+    from rowsft.runner import run as runner
+    from rowsft.runner.ranks import joined
+
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    signals.on_signals(stopping.waits)
+    group = joined(settings)
+    if group.is_first:
+        print(shown(spec.label), flush=True)
+
+    def say(text: str) -> None:
+        print(shown(text), flush=True)
+
+    if spec.measures:
+        return alone.measure_alone(spec, settings, parsed.rerun, say)
+    outcome = runner.run(spec, settings, parsed.rerun, say, log, group)
+    group.end()
+    return outcome
 
 
 def _done_already(spec: "RunSpec") -> bool:

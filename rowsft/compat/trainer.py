@@ -4,7 +4,7 @@ Checked in transformers 5.4 to 5.23 with accelerate 1.10 to 1.15.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 
@@ -83,10 +83,99 @@ class OwnCheckpoints(Trainer):
             self.not_written(error)
 
 
+class CheckpointsOfRanks(OwnCheckpoints):
+    """A Trainer in one of several processes, whose checkpoints rank 0 writes whole, from what all of them have.
+
+    All processes gather first, and then rank 0 alone writes: no error in writing leaves the others waiting.
+    """
+
+    #: What is gathered for the checkpoint that is being written: optimizer's state, and random streams by rank.
+    _optimizer_state: dict[str, Any] | None = None
+    _random_states: list[bytes] | None = None
+
+    def gather_checkpoint(self, random_state: bytes) -> tuple[dict[str, Any], list[bytes]]:
+        """Return the whole optimizer's state and the random states by rank, in rank 0. All processes call it."""
+        raise NotImplementedError
+
+    def reseed(self, checkpoint: Path) -> None:
+        """Seed the random streams of a process that the checkpoint has none for."""
+        raise NotImplementedError
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir or ".")
+        # Where Trainer writes it, in a folder of this process's own.
+        super()._save_rng_state(str(folder))
+        (written,) = folder.glob("rng_state*.pth")
+        self._optimizer_state, self._random_states = self.gather_checkpoint(written.read_bytes())
+        written.unlink()
+        try:
+            if self.args.process_index == 0:
+                super()._save_checkpoint(model, trial)
+        finally:
+            self._optimizer_state = self._random_states = None
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        optimizer: Any = self.optimizer
+        optimizer.state_dict = lambda: self._optimizer_state
+        try:
+            super()._save_optimizer_and_scheduler(output_dir)
+        finally:
+            del optimizer.state_dict
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        for rank, state in enumerate(self._random_states or []):
+            (Path(output_dir) / _rng_file(rank, len(self._random_states or []))).write_bytes(state)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        if (Path(checkpoint) / _rng_file(self.args.process_index, self.args.world_size)).is_file():
+            super()._load_rng_state(checkpoint)
+        else:
+            self.reseed(Path(checkpoint))
+
+
+def _rng_file(rank: int, size: int) -> str:
+    """The name that Trainer gives it."""
+    return f"rng_state_{rank}.pth" if size > 1 else "rng_state.pth"
+
+
+class ShardedModel(Trainer):
+    """A Trainer of a model that fully_shard has sharded before: it stays where it is, and is not wrapped again."""
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Leave it where its shards are."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        prepare = self.accelerator.prepare_model
+        # It would copy the model to every process; in evaluation mode it does what autocast takes.
+        vars(self.accelerator)["prepare_model"] = lambda model, *_, **__: prepare(
+            model, device_placement=False, evaluation_mode=True
+        )
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        return self._norm(model.parameters(), self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
+        return self._norm(model.parameters(), None) if grad_norm is None else grad_norm
+
+    @staticmethod
+    def _norm(parameters: Iterable[nn.Parameter], most: float | None) -> Tensor:
+        """Return the gradients' norm over all processes; scale them to `most`."""
+        trained = [parameter for parameter in parameters if parameter.grad is not None]
+        norm: Any = nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if most is not None:
+            nn.utils.clip_grads_with_norm_(trained, most, norm)
+        return norm
+
+
 class OneDeviceArguments(TrainingArguments):
     """transformers' arguments for one device: with several GPUs visible it would copy the model to each of them.
 
-    The GPU is torch's current one, which whoever makes these arguments has set.
+    The GPU is torch's current one, which whoever makes these arguments has set. One of several processes finds the
+    group of processes made already.
     """
 
     @cached_property

@@ -36,20 +36,33 @@ def see_one(device: str, environment: MutableMapping[str, str] = os.environ) -> 
 
 
 def devices_for(
-    slot: int, device: str = "auto", environment: Mapping[str, str] = os.environ, count: int | None = None
+    slot: int,
+    device: str = "auto",
+    environment: Mapping[str, str] = os.environ,
+    count: int | None = None,
+    processes: int | None = 1,
 ) -> dict[str, str]:
     """Environment variables for a job of a sweep, so that jobs that run at once take GPUs of their own, in turn.
 
     slot: which of the places for jobs that run at once the job has, from 0; not the number of the job, since a place is
     free again when its job ends. device: the job's `trainer.device`; what names a GPU or the CPU is left alone. count:
-    of the GPUs in the machine, asked of its driver if None. Empty where there is no GPU to choose.
+    of the GPUs in the machine, asked of its driver if None. processes: how many the job has, each of which takes a GPU;
+    None takes all. Empty where there is no GPU to choose.
     """
-    if device not in ("auto", "cuda"):
+    if device not in ("auto", "cuda") or processes is None:
         return {}
-    listed = _listed(environment)
-    if listed is None:
-        listed = [str(number) for number in range(_count() if count is None else count)]
+    listed = visible_gpus(environment, count)
+    if processes > 1:
+        # Where they do not suffice the job says so itself.
+        first = slot % max(1, len(listed) // processes) * processes
+        return {VISIBLE: ",".join(listed[first : first + processes])} if listed else {}
     return _only(device, slot % len(listed), listed) if listed else {}
+
+
+def visible_gpus(environment: Mapping[str, str] = os.environ, count: int | None = None) -> list[str]:
+    """Names of the GPUs that a process sees, as CUDA_VISIBLE_DEVICES names them. count: as in `devices_for`."""
+    listed = _listed(environment)
+    return [str(number) for number in range(_count() if count is None else count)] if listed is None else listed
 
 
 def _only(device: str, index: int, listed: list[str] | None) -> dict[str, str]:

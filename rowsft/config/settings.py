@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from rowsft.config import typed
 from rowsft.config.devices import DEVICE
 from rowsft.config.experiment_names import check_experiment_name
+from rowsft.config.processes import STRATEGIES
 from rowsft.config.retrying import retry_policy
 from rowsft.errors import UserError, shortened
 from rowsft.store.identity import BUDGET_KEYS
@@ -51,6 +52,8 @@ class TrainerSettings:
     checkpoint_steps: int | None = None
     checkpoint_stop_seconds: float = 20
     device: str = "auto"
+    strategy: str | None = None
+    processes: int | None = None
 
 
 @dataclass
@@ -139,6 +142,11 @@ def check_settings(config: DictConfig | dict[str, Any]) -> None:
 def _check_measuring(root: RootSettings, trainer: Mapping[str, Any]) -> None:
     if root.measure not in (None, "alone"):
         raise UserError(f"measure={shortened(root.measure)}: expected alone, or null to run")
+    if root.measure and trainer.get("strategy") is not None:
+        raise UserError(
+            f"measure=alone: trainer.strategy={trainer['strategy']} runs in several processes, which are not measured "
+            "again; run it again instead, one job at a time (--rerun hydra.launcher.jobs=1)"
+        )
     untimed = trainer.get("timing_warmup_steps", 0)
     if root.measure and isinstance(untimed, int) and root.measure_steps <= untimed:
         raise UserError(
@@ -217,6 +225,7 @@ def _check(settings: TrainerSettings) -> None:
     _require(settings.scheduler in SCHEDULERS, "scheduler", settings, f"one of {', '.join(SCHEDULERS)}")
     _require(settings.autocast in (None, "bf16", "fp16"), "autocast", settings, "null, bf16 or fp16")
     _require(DEVICE.fullmatch(settings.device) is not None, "device", settings, "auto, cpu, cuda or cuda:NUMBER")
+    _check_strategy(settings)
     overlap = settings.calibration_overlap
     _require(
         overlap is None or 0 < overlap <= 1, "calibration_overlap", settings, "a share above 0 and up to 1, or null"
@@ -225,6 +234,20 @@ def _check(settings: TrainerSettings) -> None:
     _require(once, "evaluate", settings, f"at least one of {', '.join(SPLITS)}, each once")
     for split in settings.evaluate:
         _require(split in SPLITS, "evaluate", settings, f"a list out of {', '.join(SPLITS)}")
+
+
+def _check_strategy(settings: TrainerSettings) -> None:
+    strategy = settings.strategy
+    _require(strategy in (None, *STRATEGIES), "strategy", settings, f"null, {' or '.join(STRATEGIES)}")
+    _require(settings.processes is None or settings.processes > 0, "processes", settings, "a number above 0, or null")
+    if strategy is None:
+        alone = "null where trainer.strategy is null; add trainer=ddp or trainer=fsdp"
+        _require(settings.processes is None, "processes", settings, alone)
+        return
+    several = f"auto, cpu or cuda under trainer.strategy={strategy}, where each process takes a GPU of its own"
+    _require(settings.device in ("auto", "cpu", "cuda"), "device", settings, several)
+    scaled = strategy == "fsdp" and settings.autocast == "fp16"
+    _require(not scaled, "autocast", settings, "null or bf16 under trainer.strategy=fsdp")
 
 
 def _require(holds: bool, name: str, settings: TrainerSettings, expected: str) -> None:

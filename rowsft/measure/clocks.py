@@ -1,7 +1,7 @@
 """Seconds by phase of a job and by optimizer step."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -98,6 +98,8 @@ class StepClock:
         self._batches_counted = 0
         self._tokens_known = True
         self._examples = 0
+        # What other processes have counted in the same steps, as `counts` gives it.
+        self._beside: list[dict[str, Any]] = []
         # Of earlier processes: steps in all, and the seconds of those that count.
         self._steps_before = 0
         self._seconds_before: list[float] = []
@@ -111,10 +113,29 @@ class StepClock:
             "seconds": self._timed_seconds(),
             "data_seconds": self._timed_data(),
             "data_total": self._data_total_before + sum(self._data_seconds),
+            **self._all_counts(),
+        }
+
+    def counts(self) -> dict[str, Any]:
+        """Return the tokens (before and after warm-up), examples and batches of this process. Not inside a step."""
+        return {
             "tokens": [int(self._tokens[False]), int(self._tokens[True])],
             "tokens_known": self._tokens_known,
             "examples": self._examples,
             "batches": self._batches_counted,
+        }
+
+    def count_beside(self, counts: Sequence[Mapping[str, Any]]) -> None:
+        """Count along what other processes have counted by now (their `counts`), in place of what they had before."""
+        self._beside = [dict(other) for other in counts]
+
+    def _all_counts(self) -> dict[str, Any]:
+        every = [self.counts(), *self._beside]
+        return {
+            "tokens": [sum(numbers) for numbers in zip(*(one["tokens"] for one in every), strict=True)],
+            "tokens_known": all(one["tokens_known"] for one in every),
+            "examples": sum(one["examples"] for one in every),
+            "batches": sum(one["batches"] for one in every),
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -175,8 +196,9 @@ class StepClock:
         """
         seconds = self._timed_seconds()
         timed = len(seconds) > 0
-        counted = self._batches_counted > 0
-        tokens = {key: int(value) for key, value in self._tokens.items()} if counted and self._tokens_known else None
+        every = self._all_counts()
+        counted = every["batches"] > 0
+        tokens = dict(zip((False, True), every["tokens"], strict=True)) if counted and every["tokens_known"] else None
         return {
             "step_seconds": StepSeconds(
                 **_statistics(seconds), warmup_steps=self.warmup_steps, timed_steps=len(seconds)
@@ -184,7 +206,7 @@ class StepClock:
             "data_seconds": self._waited(),
             "tokens_per_second": tokens[True] / sum(seconds) if tokens and timed else None,
             "train_tokens": tokens[False] + tokens[True] if tokens else None,
-            "train_examples": self._examples if counted else None,
+            "train_examples": every["examples"] if counted else None,
             "steps": self._steps_before + len(self._steps),
         }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from rowsft.compat.torch import REGISTERED, is_cpu_allocation, profiled_nodes, storage_id
@@ -120,18 +121,19 @@ def phase_memory(
     device: str | torch.device,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
+    held_bytes: int = 0,
 ) -> PhaseMemory:
     """Call `fn` and return its memory as a phase of the record.
 
-    On a CPU peak_allocated_bytes is what model and optimizer hold before `fn` plus the peak of its new allocations; on
-    a GPU it is the allocator's own. For a training step call it warm (optimizer state exists) and without gradients,
-    as a step begins. The process's resident set is not among it, for the profiler inflates that: it comes from a
-    ResidentPeak around the phase without one.
+    On a CPU peak_allocated_bytes is what model and optimizer hold before `fn`, and held_bytes beside them, plus the
+    peak of its new allocations; on a GPU it is the allocator's own. For a training step call it warm (optimizer state
+    exists) and without gradients, as a step begins. The process's resident set is not among it, for the profiler
+    inflates that: it comes from a ResidentPeak around the phase without one.
     """
     if device_kind(device) == "cuda":
         resident_bytes = torch.cuda.memory_allocated(device)
     else:
-        resident_bytes = resident_tensor_bytes(model, optimizer)["total_bytes"]
+        resident_bytes = resident_tensor_bytes(model, optimizer)["total_bytes"] + held_bytes
     peak = profile_peak(fn, device)
     new_bytes, allocated_bytes = peak.new_peak_bytes, peak.peak_allocated_bytes
     assert new_bytes is not None, "the block has not raised"
@@ -316,7 +318,8 @@ def _new_storage_bytes(tensors: Iterable[torch.Tensor], seen: set[int]) -> int:
     # The storage object's own address, not its data's: on the meta device all data addresses are 0.
     size = 0
     for tensor in tensors:
-        storage = tensor.untyped_storage()
+        # Of a sharded tensor the part that this process has.
+        storage = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).untyped_storage()
         if storage_id(storage) not in seen:
             seen.add(storage_id(storage))
             size += storage.nbytes()

@@ -66,8 +66,12 @@ def probe(
     device: torch.device,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
+    held_bytes: int = 0,
 ) -> None:
-    """Enter the exact allocation peak of `work` as that of `phase`, if it is the largest seen so far."""
-    peaks = phase_memory(work, device, model, optimizer)
+    """Enter the exact allocation peak of `work` as that of `phase`, if it is the largest seen so far.
+
+    held_bytes: what stays allocated meanwhile beside model and optimizer.
+    """
+    peaks = phase_memory(work, device, model, optimizer, held_bytes)
     if (peaks.peak_allocated_bytes or 0) > (log[phase].peak_allocated_bytes or 0):
         log.enter(phase, log[phase].changed(**plain(peaks)))

@@ -122,6 +122,32 @@ class Memory(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankRecord(Part):
+    """One process of a run in several."""
+
+    rank: Count
+    host: Text | None = None
+    device: Text | None = None
+    memory: Memory = Memory()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RanksRecord(Part):
+    """The processes of a run in several: the attempt's `memory` has the largest of them, here are each and the sums.
+
+    wrapped: the class of what trained. The peaks are of training, summed over the processes.
+    """
+
+    strategy: Text | None = None
+    processes: Count | None = None
+    backend: Text | None = None
+    wrapped: Text | None = None
+    train_peak_allocated_bytes: Number | None = None
+    train_resident_peak_bytes: Number | None = None
+    each: list[RankRecord] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parameters(Part):
     """Numbers of parameters. `head` is trained by every method alike and outside the budget."""
 
@@ -257,6 +283,7 @@ class Attempt(Part):
     inputs: Inputs = Inputs()
     resumed: Resumed = Resumed()
     alone: Alone = Alone()
+    ranks: RanksRecord = RanksRecord()
     steps: Number | None = None
     train_tokens: Number | None = None
     train_examples: Number | None = None

@@ -16,10 +16,10 @@ from rowsft.methods.base import Method, ReloadedMethod, ResolvedMethod
 from rowsft.record import Alone, PhaseMemory, is_alone
 from rowsft.runner import resuming
 from rowsft.runner.context import Job, Outcome
+from rowsft.runner.device import run_device
 from rowsft.runner.extra_step import extra_step, largest_micro_batch
 from rowsft.runner.loading import load_all
 from rowsft.runner.run import build, probe_memory
-from rowsft.runner.trainer import run_device
 from rowsft.runner.training import train
 from rowsft.store import Record, Store
 from rowsft.store.aside import aside
@@ -35,7 +35,8 @@ def measure_alone(spec: RunSpec, settings: TrainerSettings, again: bool, say: Ca
     result or without an adapter, and where other jobs run beside this one.
     """
     if (at_once := int(os.environ.get("ROWSFT_CONCURRENT_JOBS", 1))) > 1:
-        raise UserError(f"measure=alone: {at_once} jobs run side by side; expected one: set hydra.launcher.jobs=1, or array_parallelism=1 on Slurm")
+        one = "set hydra.launcher.jobs=1, or hydra.launcher.array_parallelism=1 on Slurm"
+        raise UserError(f"measure=alone: {at_once} jobs run side by side; expected one: {one}")
     parts = build(spec) | {"tracker": NullTracker()}
     clock = measure.PhaseClock(run_device(settings))
     if not Store(spec.store).is_done(spec.run_id):

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from rowsft.config.settings import TrainerSettings
 from rowsft.errors import UserError
-from rowsft.runner import stopping
+from rowsft.runner import sharding, stopping
 
 # Elements of a buffer that is looked into; larger ones are quantised weights, which no training writes.
 _MOST = 2**20
@@ -37,11 +37,22 @@ class Changes:
         self._buffers = {name: buffer.detach().cpu().clone() for name, buffer in _small_buffers(model)}
         self.digest = _digest(model)
 
-    def write(self, folder: Path) -> None:
-        """Write the trained parameters and the changed buffers, bit for bit."""
-        tensors = {name: _own(tensor) for name, tensor in self._trained().items()}
+    def write(self, folder: Path, tensors: dict[str, torch.Tensor] | None = None) -> None:
+        """Write the trained parameters and the changed buffers, bit for bit; or `tensors`, as `gathered` gave them."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / TRAINED)
+        save_file(self.gathered(keep=True) if tensors is None else tensors, folder / TRAINED)
+
+    def gathered(self, keep: bool) -> dict[str, torch.Tensor]:
+        """Return what is written, whole; every process of a sharded model takes part, and those that keep none of it
+        get nothing."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, tensor in self._trained().items():
+            if isinstance(tensor, sharding.DTensor):
+                # One at a time: a GPU has no room for all of them whole.
+                tensor = sharding.whole(tensor).cpu()
+            if keep:
+                tensors[name] = _own(tensor)
+        return tensors
 
     def read(self, folder: Path) -> None:
         """Put back what `write` has written. Raises RuntimeError where the model trains something else."""
@@ -52,7 +63,7 @@ class Changes:
         with torch.no_grad():
             for name, tensor in tensors.items():
                 if name in parameters:
-                    parameters[name].copy_(tensor)
+                    parameters[name].copy_(sharding.like(tensor, parameters[name]))
                 else:
                     _put_buffer(self._model, name, tensor)
 
@@ -135,7 +146,8 @@ class CheckpointCallback(TrainerCallback):
 
     Due at steps on the curve alone: Trainer forgets what was lost between two of them. A stop that waits for a
     checkpoint (`rowsft.runner.stopping`) is raised once it is written. keep: takes the written folder; may raise
-    UserError, which is said. state: what to write beside it.
+    UserError, which is said. state: what to write beside it. agreed: what several processes do together, by what this
+    one would do: their clocks differ.
     """
 
     def __init__(
@@ -144,8 +156,10 @@ class CheckpointCallback(TrainerCallback):
         state: Callable[[float], RunState],
         keep: Callable[[Path], object],
         say: Callable[[str], None],
+        agreed: Callable[[bool], bool] = lambda due: due,
     ):
         self._settings, self._state, self._keep, self._say = settings, state, keep, say
+        self._agreed = agreed
         self._kept = False
         self._last_step, self._last = 0, time.monotonic()
         self._begun = 0.0
@@ -159,7 +173,8 @@ class CheckpointCallback(TrainerCallback):
             return
         # After the last step there is evaluation alone to lose, which a long run would rather not train again for.
         due = self._kept if state.global_step >= state.max_steps else self._due(state.global_step)
-        if (due or stopping.pending() is not None) and state.global_step > self._last_step:
+        due = (due or stopping.pending() is not None) and state.global_step > self._last_step
+        if self._agreed(due):
             self._begun = time.monotonic()
             control.should_save = True
 

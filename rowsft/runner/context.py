@@ -14,7 +14,10 @@ from rowsft.config.settings import TrainerSettings
 from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.models.loading import Loaded
 from rowsft.runner import trainer as training
+from rowsft.runner.device import run_device
+from rowsft.runner.following import UnrecordedAttempt
 from rowsft.runner.progress import ProgressFile
+from rowsft.runner.ranks import ALONE, Ranks
 from rowsft.runner.resuming import Resumption
 from rowsft.selection.budget import Budget
 from rowsft.store import OpenAttempt
@@ -28,13 +31,14 @@ class Job:
 
     spec: RunSpec
     settings: TrainerSettings
-    attempt: OpenAttempt
+    attempt: OpenAttempt | UnrecordedAttempt
     say: Callable[[str], None]
     method: Method
     task: Task
     budget: Budget
     tracker: Tracker
     clock: measure.PhaseClock
+    ranks: Ranks = ALONE
     trainer: training.OrderedTrainer | None = None
     curve_written: bool = False
     # Stop training there, its data and schedule being those of the whole.
@@ -68,7 +72,12 @@ class Job:
 
     @property
     def device(self) -> torch.device:
-        return training.run_device(self.settings)
+        return run_device(self.settings)
+
+    @property
+    def whole_device(self) -> torch.device:
+        """Where the model is while it is whole. What is to be sharded may be too large for a GPU: it waits outside."""
+        return torch.device("cpu") if self.ranks.is_sharded else self.device
 
     @contextmanager
     def metered(self, phase: str) -> Iterator[None]:

@@ -8,7 +8,13 @@ from rowsft.tasks import Evaluation
 
 
 def evaluate(job: Job) -> None:
-    """Record metrics and predictions of the splits in trainer.evaluate, and the reference where there is one."""
+    """Record metrics and predictions of the splits in trainer.evaluate, and the reference where there is one.
+
+    Of several processes the first evaluates all examples; a sharded model's forward takes all processes, and they go
+    through the same batches together.
+    """
+    if not takes_part(job):
+        return
     metrics, predictions = {}, []
     with job.clock.phase("evaluate"), job.metered("evaluate"):
         for split in job.settings.evaluate:
@@ -24,6 +30,11 @@ def evaluate(job: Job) -> None:
         with job.clock.phase("measure"):
             reference = job.task.reference_metrics(job.model, job.splits["test"], job.loaded.processor)
         job.attempt.update(reference=reference)
+
+
+def takes_part(job: Job) -> bool:
+    """Whether this process evaluates: the first, and all where each has a part of the weights."""
+    return job.ranks.is_first or job.ranks.is_sharded
 
 
 def evaluate_examples(job: Job, examples: list[dict], title: str | None) -> Evaluation:

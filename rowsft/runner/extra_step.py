@@ -11,9 +11,11 @@ from rowsft.runner.trainer import OrderedTrainer
 
 
 def largest_micro_batch(trainer: OrderedTrainer) -> list[dict]:
-    """Return the largest training micro-batch: the one whose step sets the memory peak."""
-    size, data = trainer.settings.batch_size, cast(list[dict], trainer.train_dataset)
-    return largest_batch([data[first : first + size] for first in range(0, len(data), size)])
+    """Return the largest training micro-batch of this process: the one whose step sets the memory peak."""
+    size, data = trainer.args.per_device_train_batch_size, cast(list[dict], trainer.train_dataset)
+    batches = [data[first : first + size] for first in range(0, len(data), size)]
+    # Several processes take batches in turn.
+    return largest_batch(batches[trainer.args.process_index :: trainer.args.world_size])
 
 
 def extra_step(

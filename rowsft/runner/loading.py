@@ -38,15 +38,16 @@ def load_all(job: Job) -> None:
             capacity.check_length(job.loaded.model, job.task.max_length)
             if job.loaded.tokenizer is not None:
                 capacity.check_padding(job.loaded.tokenizer, config.model.source)
-            job.model = job.loaded.model.to(job.device)  # type: ignore[arg-type]  # its wrapper loses self
+            job.model = job.loaded.model.to(job.whole_device)  # type: ignore[arg-type]  # its wrapper loses self
         with job.clock.phase("data"):
             job.encoded = _encode(job, job.splits["train"])
             _check_tokens(job)
     # What loading leaves behind: the loader's own threads escape a ledger, and only the resident set shows them.
     if peak is not None:
         job.memory.enter("load", job.memory["load"].changed(peak_allocated_bytes=peak.new_peak_bytes))
-    measured = {"load": job.memory["load"].peak_allocated_bytes}
-    measure.record_breakdown(job.memory, "load", lambda ledger: None, job.device, job.model, measured=measured)
+    if memory_probe.has_ledger(job):
+        measured = {"load": job.memory["load"].peak_allocated_bytes}
+        measure.record_breakdown(job.memory, "load", lambda ledger: None, job.device, job.model, measured=measured)
     about = job.task.about()
     job.attempt.update(
         task_about=about,
@@ -56,7 +57,7 @@ def load_all(job: Job) -> None:
     )
     sizes = ", ".join(f"{len(examples)} {name}" for name, examples in job.splits.items())
     job.say(f"  {job.model.num_parameters():,} parameters; examples: {sizes}")
-    for text in about.get("warnings", []):
+    for text in about.get("warnings", []) if job.ranks.is_first else ():
         print(f"rowsft: warning: {escape.terminal(redact.text(text))}", file=sys.stderr)
 
 

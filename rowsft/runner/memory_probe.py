@@ -10,6 +10,7 @@ from rowsft.importance.calibration import Calibration, Rehearsal
 from rowsft.importance.recomputing import recomputing
 from rowsft.measure.ledger import Ledger
 from rowsft.methods.base import ResolvedMethod, selected
+from rowsft.runner import sharding
 from rowsft.runner.context import Job
 from rowsft.runner.extra_step import extra_step, largest_micro_batch
 
@@ -17,6 +18,11 @@ from rowsft.runner.extra_step import extra_step, largest_micro_batch
 def wanted(job: Job) -> bool:
     """Whether the run measures memory by extra work."""
     return job.settings.memory_probe_steps > 0
+
+
+def has_ledger(job: Job) -> bool:
+    """Whether the parts of the memory are told apart: a ledger knows neither shards nor buffers for exchange."""
+    return job.ranks.strategy is None
 
 
 def selection(job: Job, sizes: ResolvedMethod, calibration: Calibration) -> None:
@@ -57,11 +63,13 @@ def training_step(job: Job) -> None:
     batch, optimizer = largest_micro_batch(trainer), trainer.optimizer
     # Evaluating left the originals of the chosen rows, which training with dropout does without. A move, be it to where
     # the model is, drops them; a step of little memory makes those that training keeps.
-    job.model.to(job.device)
+    if not job.ranks.is_sharded:
+        job.model.to(job.device)
     extra_step(trainer, batch[:1])
     for _ in range(job.settings.memory_probe_steps):
         _peak(job, "train", lambda: extra_step(trainer, batch), optimizer)
-
+    if not has_ledger(job):
+        return
     measured = measure.peaks_by_phase(lambda enter: extra_step(trainer, batch, enter), job.device, job.model, optimizer)
 
     def step(ledger: Ledger) -> None:
@@ -83,6 +91,8 @@ def _measure(
     optimizer: "torch.optim.Optimizer | None" = None,
 ) -> None:
     _peak(job, phase, lambda: work(lambda batch: None), optimizer)
+    if not has_ledger(job):
+        return
     measured = {phase: job.memory[phase].peak_allocated_bytes}
 
     def entered(ledger: Ledger) -> None:
@@ -94,4 +104,5 @@ def _measure(
 def _peak(job: Job, phase: str, work: Callable[[], object], optimizer: "torch.optim.Optimizer | None" = None) -> None:
     # A GPU's allocator has counted along for free while the phase ran.
     if job.device.type == "cpu":
-        measure.probe(job.memory, phase, work, job.device, job.model, optimizer)
+        held_bytes = sharding.reducer_bytes(job.trainer.model_wrapped) if job.trainer is not None else 0
+        measure.probe(job.memory, phase, work, job.device, job.model, optimizer, held_bytes)

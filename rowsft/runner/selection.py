@@ -18,14 +18,25 @@ from rowsft.selection.ids import overlap
 
 
 def select(job: Job) -> None:
-    """Solve the budget and choose what to train. Only training data are shown to the importance metric."""
+    """Solve the budget and choose what to train. Only training data are shown to the importance metric.
+
+    Of several processes the first does so, and tells the others: they would score the same batches to choose the same.
+    """
+    if job.ranks.is_first:
+        _select(job)
+    if job.ranks.size > 1:
+        with job.clock.phase("select"):
+            job.resolved = job.ranks.handed_on(job.resolved if job.ranks.is_first else None)
+
+
+def _select(job: Job) -> None:
     targets = targets_of(job.spec.config["model"], job.task.head)
     with job.clock.phase("select"):
         job.resolved = job.method.solve(job.budget, job.model, targets)
         calibrations = _calibrations(job) if calibrating(job.method) else iter([None])
         sizes = job.resolved
         recompute = job.settings.gradient_checkpointing and calibrating(job.method) is not None
-        with job.metered("select"), recomputing(job.model, recompute):
+        with job.metered("select"), _computing(job), recomputing(job.model, recompute):
             calibration = _choose(job, sizes, calibrations)
     if calibration:
         job.attempt.update(scores_from_cache=calibration.was_read)
@@ -38,6 +49,17 @@ def select(job: Job) -> None:
             with job.clock.phase("measure"):
                 memory_probe.selection(job, sizes, calibration)
     _say_budget(job)
+
+
+@contextmanager
+def _computing(job: Job) -> Iterator[None]:
+    """The model is on the run's device inside the block, where a metric needs it there."""
+    moves = job.whole_device != job.device and calibrating(job.method) is not None
+    if moves:
+        job.model.to(job.device)
+    yield
+    if moves:
+        job.model.to(job.whole_device)
 
 
 def _choose(job: Job, sizes: ResolvedMethod, calibrations: Iterator[Calibration | None]) -> Calibration | None:

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -11,12 +12,12 @@ from torch import nn
 from transformers import TrainerCallback
 
 from rowsft.compat.trainer import OneDeviceArguments, OwnCheckpoints
-from rowsft.config.devices import index_of
 from rowsft.config.settings import TrainerSettings
-from rowsft.errors import UserError
 from rowsft.measure import StepClock
 from rowsft.models.loading import recompute_activations
 from rowsft.runner.checkpoints import Changes, CheckpointCallback
+from rowsft.runner.device import run_device
+from rowsft.runner.ranks import ALONE, Ranks
 from rowsft.runner.schedule import data_order, learning_rate_factor, total_steps
 
 
@@ -145,12 +146,13 @@ def build_trainer(
     on_point: Callable[[dict], None],
     scratch: Path,
     normalises_by_tokens: bool,
+    ranks: Ranks = ALONE,
 ) -> OrderedTrainer:
     """Put model, ordered data and settings into a Trainer.
 
     `encoded` is the training split in its own order; `normalises_by_tokens` says that the model's loss divides by the
     labelled tokens of the whole accumulated batch when it is told their number (causal language models do,
-    classifiers do not, though their forward swallows the argument).
+    classifiers do not, though their forward swallows the argument). ranks: each takes an equal share of every batch.
     """
     steps = total_steps(len(encoded), settings)
     per_step = settings.batch_size * settings.gradient_accumulation
@@ -163,7 +165,7 @@ def build_trainer(
     arguments = OneDeviceArguments(
         output_dir=str(scratch),
         max_steps=steps,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.batch_size // ranks.size,
         gradient_accumulation_steps=settings.gradient_accumulation,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.autocast == "bf16",
@@ -179,8 +181,12 @@ def build_trainer(
         seed=seed,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",
+        # A loss that divides by tokens divides by those of all processes.
+        average_tokens_across_devices=True,
+        # What no loss depends on, as a pooler, would otherwise stop the second step.
+        ddp_find_unused_parameters=True,
     )
-    trainer = OrderedTrainer(
+    trainer = _trainer_of(ranks)(
         settings=settings,
         clock=clock,
         steps_per_epoch=len(encoded) / per_step,
@@ -195,19 +201,9 @@ def build_trainer(
     return trainer
 
 
-def run_device(settings: TrainerSettings) -> torch.device:
-    """Return the one device that a run with these settings computes on: `auto` takes a GPU when there is one.
+def _trainer_of(ranks: Ranks) -> Callable[..., OrderedTrainer]:
+    if ranks.strategy is None:
+        return OrderedTrainer
+    from rowsft.runner.ranks_trainer import RanksTrainer, ShardedTrainer
 
-    Raises UserError where a GPU is asked for and it is not visible.
-    """
-    name, index = settings.device, index_of(settings.device)
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError(f"trainer.device={name}: no CUDA device is visible; use auto or cpu")
-    if index >= torch.cuda.device_count():
-        raise UserError(
-            f"trainer.device={name}: {torch.cuda.device_count()} CUDA devices are visible, counted from 0; "
-            "choose one of them"
-        )
-    return torch.device("cuda", index)
+    return partial(ShardedTrainer if ranks.is_sharded else RanksTrainer, ranks)

@@ -5,10 +5,10 @@ from functools import partial
 import torch
 
 from rowsft import measure
-from rowsft.runner import resuming, stopping
+from rowsft.runner import resuming, sharding, stopping
 from rowsft.runner.checkpoints import CheckpointCallback, RunState
 from rowsft.runner.context import Job
-from rowsft.runner.evaluation import evaluate_examples
+from rowsft.runner.evaluation import evaluate_examples, takes_part
 from rowsft.runner.progress import StepProgress
 from rowsft.runner.trainer import OrderedTrainer, build_trainer
 from rowsft.runner.validating import Validation
@@ -22,6 +22,8 @@ def train(job: Job) -> None:
         return
     clock = measure.StepClock(job.settings.timing_warmup_steps, job.device)
     with job.attempt.scratch() as scratch, job.clock.phase("train"):
+        if job.ranks.is_sharded:
+            sharding.shard(job.model, job.ranks, job.device)
         job.trainer = build_trainer(
             job.model,
             job.encoded,
@@ -32,6 +34,7 @@ def train(job: Job) -> None:
             lambda row: job.tracker.log(*point(row)),
             scratch,
             normalises_by_tokens=job.task.head.normalises_by_tokens,
+            ranks=job.ranks,
         )
         if job.stop_after_steps is not None:
             job.trainer.args.max_steps = job.stop_after_steps
@@ -45,6 +48,7 @@ def train(job: Job) -> None:
             job.trainer.train(resume_from_checkpoint=str(resumption.folder) if resumption else None)
         if resumption:
             job.memory.enter("train", resuming.larger(job.memory["train"], resumption.state.peaks))
+    clock.count_beside(job.ranks.gathered(clock.counts())[1:])
     curve = job.trainer.curve
     assert job.trainer.checkpoints is not None, "set above"
     seconds = {"checkpoint_seconds": job.trainer.checkpoints.seconds} if job.trainer.checkpoints.seconds else {}
@@ -62,6 +66,8 @@ def _validate(job: Job, trainer: OrderedTrainer) -> Validation | None:
         return None
 
     def evaluate() -> dict[str, float]:
+        if not takes_part(job):
+            return {}
         return evaluate_examples(job, job.splits["validation"], None).metrics
 
     before = job.resumption.state.validation_seconds if job.resumption else 0.0
@@ -86,7 +92,7 @@ def _checkpoint(job: Job, trainer: OrderedTrainer, clock: measure.StepClock, val
         )
 
     keep = partial(checkpoints.keep, attempt=job.attempt.path)
-    trainer.checkpointing(CheckpointCallback(job.settings, state, keep, job.say))
+    trainer.checkpointing(CheckpointCallback(job.settings, state, keep, job.say, job.ranks.handed_on))
 
 
 def _go_on(job: Job, trainer: OrderedTrainer, clock: measure.StepClock) -> resuming.Resumption | None:
@@ -96,7 +102,8 @@ def _go_on(job: Job, trainer: OrderedTrainer, clock: measure.StepClock) -> resum
         return None
     resuming.check_same(resumption, trainer.changes.digest)
     state = resumption.state
-    clock.resume(state.steps)
+    # What is counted over all processes goes on in the first of them.
+    clock.resume(state.steps if job.ranks.is_first else {**state.steps, "tokens": [0, 0], "examples": 0, "batches": 0})
     for row in state.curve:
         trainer.curve.append(row)
         trainer.on_point(row)

@@ -20,7 +20,7 @@ from pathlib import Path
 from rowsft.errors import UserError
 from rowsft.output import escape, redact
 from rowsft.progress import each
-from rowsft.record import SCHEMA_VERSION, Attempt, Error
+from rowsft.record import SCHEMA_VERSION, Attempt, Error, State
 from rowsft.store import files, removal
 from rowsft.store.attempt import OpenAttempt
 from rowsft.store.files import explained, write_csv, write_jsonl
@@ -136,6 +136,20 @@ class Store:
         if (self.root / run_id / "record.json").exists():
             with self._reopen(run_id) as run:
                 run.close_dead(message)
+
+    def close_attempt(self, run_id: str, error: Error, state: State) -> Path | None:
+        """Write down how the attempt ended that the run's process has left open (`RunFolder.leave_open`).
+
+        Returns its folder; None where no attempt is open.
+        """
+        if not (self.root / run_id / "record.json").exists():
+            return None
+        with self._reopen(run_id) as run:
+            latest = run.record.latest
+            if latest is None or latest.state != "running":
+                return None
+            run.close_dead("", error, state)
+            return run.path / f"attempt-{latest.attempt}"
 
     def _warn(self, message: str) -> None:
         """Once a store, however often it is read."""

@@ -12,7 +12,7 @@ import yaml
 
 from rowsft.errors import RunHeld, UserError
 from rowsft.output import redact
-from rowsft.record import SCHEMA_VERSION, Attempt, RecordFile, State, config_faults, plain, read
+from rowsft.record import SCHEMA_VERSION, Attempt, Error, RecordFile, State, config_faults, plain, read
 from rowsft.store import claims, files
 from rowsft.store.attempt import OpenAttempt, error_fields, state_of
 from rowsft.store.identity import experiment_name, experiment_notes, identity
@@ -97,6 +97,12 @@ class RunFolder:
         self._open.update(**meta)
         return self._open
 
+    def leave_open(self) -> None:
+        """Let go of the open attempt as it is: another process writes down how it ended (`Store.close_attempt`)."""
+        attempt, self._open = self._open, None
+        if attempt is not None:
+            attempt.close_log()
+
     def withdraw(self) -> None:
         """Take back the open attempt, and the run if it is new: what was asked for cannot be run at all."""
         attempt, self._open = self._open, None
@@ -133,9 +139,12 @@ class RunFolder:
         self._fields = self._fields.changed(experiments=experiments, experiment_notes={**known, name: own})
         self.write()
 
-    def close_dead(self, message: str) -> None:
-        """Write down as interrupted, with `message`, an attempt whose process is gone; nothing if there is none."""
-        closed = stale_closed(self._fields, message)
+    def close_dead(self, message: str, error: Error | None = None, state: State = "interrupted") -> None:
+        """Write down as interrupted, with `message`, an attempt whose process is gone; nothing if there is none.
+
+        error, state: what to write in the place of both.
+        """
+        closed = stale_closed(self._fields, error or message, state)
         if self._open is None and closed.attempts != self._fields.attempts:
             self._fields = closed
             self.write()

@@ -38,6 +38,9 @@ PRESENTATION = frozenset(
 #: How often a run that may be stopped writes down how far it is: what it computes, and what it is timed at, stays.
 CHECKPOINTS = ("trainer.checkpoint_steps", "trainer.checkpoint_minutes", "trainer.checkpoint_stop_seconds")
 
+#: A property of the machine: the same steps on the same batches, in as many processes as it has devices.
+PROCESSES = "trainer.processes"
+
 #: The same, wherever they stand: where files are cached and whether a bar is drawn.
 PRESENTATION_ANYWHERE = frozenset({"cache_dir", "progress"})
 
@@ -78,10 +81,10 @@ def old_identity(config: dict) -> dict:
     """What `identity` was before it left anything out: ids of older runs are made of it."""
     kept = {str(key): value for key, value in as_recorded(config).items() if str(key) not in PRESENTATION}
     settings = _plain(kept, "")
-    for key in CHECKPOINTS:
+    for key in (*CHECKPOINTS, PROCESSES):
         _drop(settings, key)
     trainer = settings.get("trainer")
-    for key in ("calibration_overlap", "evaluate_every"):
+    for key in ("calibration_overlap", "evaluate_every", "strategy"):
         if isinstance(trainer, dict) and trainer.get(key) is None:
             # Younger than many records: where it is off it is in no id.
             trainer.pop(key, None)

@@ -128,14 +128,18 @@ def _says_running(fields: RecordFile) -> bool:
     return fields.state == "running" or any(attempt.state == "running" for attempt in fields.attempts)
 
 
-def stale_closed(fields: RecordFile, message: str = "process gone") -> RecordFile:
-    """Return the record with what still says running, although its process is gone, marked as interrupted."""
-    error = Error(type="ProcessGone", message=message)
-    attempts = [
-        attempt.changed(state="interrupted", error=error) if attempt.state == "running" else attempt
-        for attempt in fields.attempts
-    ]
-    return fields.changed(attempts=attempts, state="interrupted" if fields.state == "running" else fields.state)
+def stale_closed(fields: RecordFile, why: str | Error = "process gone", state: State = "interrupted") -> RecordFile:
+    """Return the record with what still says running, although its process is gone, marked as interrupted.
+
+    state: another one, where it is known.
+    """
+    told = isinstance(why, Error)
+    ending: dict[str, Any] = {"state": state, "error": why if told else Error(type="ProcessGone", message=why)}
+    if told:
+        # By somebody who saw it end: of others the time is not known.
+        ending["ended_at"] = now()
+    attempts = [attempt.changed(**ending) if attempt.state == "running" else attempt for attempt in fields.attempts]
+    return fields.changed(attempts=attempts, state=state if fields.state == "running" else fields.state)
 
 
 def now() -> str:

@@ -95,6 +95,14 @@ class RunLog:
         print(f"rowsft: warning: the run goes on without its log: {reason}", file=stream, flush=True)
 
 
+def last_line(attempt: Path, text: str) -> None:
+    """Add how an attempt ended to its log, where the process that kept it could not."""
+    log = RunLog()
+    if (attempt / NAME).exists():
+        log.begin(attempt / NAME)
+        log.close(text)
+
+
 class _Copied:
     """A stream whose whole lines a log gets too."""
 

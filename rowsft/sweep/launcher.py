@@ -250,7 +250,9 @@ def _start(
     heard = quiet if current.beside is None else subprocess.PIPE
     place = live.places.get()
     try:
-        environment |= devices_for(place, job.spec.config["trainer"]["device"])
+        trainer = job.spec.config["trainer"]
+        processes = trainer["processes"] if trainer["strategy"] else 1
+        environment |= devices_for(place, trainer["device"], processes=processes)
         process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=heard, text=True, errors="replace")
         live.processes.add(process)
         _, errors = process.communicate()
