@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 from rowsft.cli import signals, sweep
 from rowsft.cli.arguments import add_config_folder
 from rowsft.cli.terminal import shown, without_warnings
+from rowsft.errors import UserError
 from rowsft.output import redact
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from rowsft.config.run_spec import RunSpec
 
 HELP = "train and evaluate one method"
@@ -43,6 +46,7 @@ def run(parsed: argparse.Namespace) -> int:
 
         print(OmegaConf.to_yaml(OmegaConf.create(redact.config(OmegaConf.to_container(config)))), end="")
         return 0
+    _refuse_untuned(config, parsed.overrides)
     settings = trainer_settings(config)
     spec = run_spec(config)
     if not parsed.rerun and _done_already(spec):
@@ -67,6 +71,18 @@ def run(parsed: argparse.Namespace) -> int:
         print(f"rowsft: {shown(outcome.message)}", file=sys.stderr)
     print(shown(f"{outcome.state}: run {outcome.run_id} in {outcome.folder}"))
     return 0 if outcome.state == "done" else 1
+
+
+def _refuse_untuned(config: "DictConfig", overrides: list[str]) -> None:
+    """Raise UserError where a sweep's tuning stage is asked to choose the rate: one run has no such stage."""
+    from rowsft.config.tune import LEARNING_RATE, asks_for_a_rate, named_rate
+    from rowsft.config.typed import plain
+
+    if asks_for_a_rate(plain(config)) and named_rate(overrides) is None:
+        raise UserError(
+            f"tune.lr: the tuning stage of `rowsft sweep` chooses the rate; one run takes {LEARNING_RATE}=NUMBER, or "
+            f"tune.lr=null for the rate that is configured ({config.trainer.learning_rate:g})"
+        )
 
 
 def _done_already(spec: "RunSpec") -> bool:

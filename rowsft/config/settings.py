@@ -10,6 +10,7 @@ from rowsft.config import typed
 from rowsft.config.devices import DEVICE
 from rowsft.config.experiment_names import check_experiment_name
 from rowsft.config.retrying import retry_policy
+from rowsft.config.tune import tune_settings
 from rowsft.errors import UserError, shortened
 from rowsft.store.identity import BUDGET_KEYS
 from rowsft.store.ignored import named_keys
@@ -98,6 +99,8 @@ class RootSettings:
     restart_errored: bool
     # Of the method, as `ignores` in its YAML declares it.
     ignores: list[str]
+    # A sweep's tuning stage: rowsft/config/tune.py reads it. Younger than many records.
+    tune: Mapping[str, Any] | None = None
 
 
 def check_settings(config: DictConfig | dict[str, Any]) -> None:
@@ -122,6 +125,7 @@ def check_settings(config: DictConfig | dict[str, Any]) -> None:
     root = typed.read(RootSettings, plain, "", "conf/config.yaml")
     _require_text("store", root.store)
     retry_policy(plain)
+    tune_settings(root.tune)
     if not 0 <= root.seed < 2**32:
         raise UserError(f"seed={root.seed}: expected a whole number from 0 to 2**32 - 1")
     _require_text("model.name", typed.read(ModelSettings, groups["model"], "model", "conf/model/").name)

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from rowsft import formulas
 from rowsft.method_info import MethodInfo
+from rowsft.rates import order
 from rowsft.record import Attempt
 from rowsft.report.damaged import or_none
 from rowsft.report.groups import groups
@@ -242,7 +243,7 @@ def _choose(rows: list[Row], higher: bool) -> tuple[list[Row], list[list[Row]]]:
 
 
 def best_on_validation(rows: list[Row], higher: bool) -> Row | None:
-    """Return the row with the best mean validation metric; None when none has one."""
-    able = [row for row in rows if row.metric_values("validation")]
-    pick = max if higher else min
-    return pick(able, key=lambda row: fmean(row.metric_values("validation"))) if able else None
+    """Return the row with the best mean validation metric, of equal ones that of the lowest rate; None without any."""
+    sign = 1 if higher else -1
+    scores = [(sign * fmean(values), row) for row in rows if (values := row.metric_values("validation"))]
+    return max(scores, key=lambda pair: order(pair[0], pair[1].learning_rate or 0), default=(0, None))[1]
