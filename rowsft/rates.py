@@ -15,6 +15,11 @@ LEAST_RATES = 5
 RATIOS = (2.0, 5.0)
 
 
+def experiment_of_grid(name: str) -> str:
+    """Return the experiment that holds the tuning runs of an experiment."""
+    return f"{name}.tuning"
+
+
 def order(score: float, rate: float) -> tuple[float, float]:
     """Return a sort key under which the best is the largest: the best score, of equal ones the lowest rate."""
     return score, -rate
@@ -139,6 +144,17 @@ def _going_on(scores: Mapping[float, float], factor: int) -> tuple[float, ...]:
     return tuple(sorted(able[: math.ceil(len(scores) / factor)]))
 
 
+def in_words(grid: Grid, way: Course) -> str:
+    """Return "9 tried (5 + 2 extended + 2 refined)", with what was not usual about the choice."""
+    parts = [f"{len(grid.rates)}"]
+    parts += [f"{len(way.extended)} extended"] if way.extended else []
+    parts += [f"{len(way.refined)} refined"] if way.refined else []
+    count = len({*grid.rates, *way.extended, *way.refined})
+    said = f"{count} tried ({' + '.join(parts)})" if len(parts) > 1 else f"{count} tried"
+    said += ", chosen by successive halving" if grid.rungs else ""
+    return said + (", still at the edge of what was tried" if way.at_edge else "")
+
+
 def grid_of(tune: Mapping[str, Any], trainer: Mapping[str, Any]) -> Grid:
     """Return the grid that the settings `tune` ask for, for a run with these settings of the trainer.
 
@@ -162,6 +178,8 @@ def _short(trainer: Mapping[str, Any], steps: Sequence[int] | None, factor: int,
     count = next(power for power in range(1, rates + 1) if factor**power >= rates)
     shares = [factor**power for power in range(count, 0, -1)]
     if whole is None:
-        return [{"steps": None, "epochs": rounded(trainer["epochs"] / share)} for share in shares]
+        epochs = [rounded(trainer["epochs"] / share) for share in shares]
+        # As runs' ids have them: 1.0 and 1 are one setting.
+        return [{"steps": None, "epochs": int(own) if own.is_integer() else own} for own in epochs]
     lengths = sorted({max(1, round(whole / share)) for share in shares} - {whole})
     return [{"steps": own, "epochs": None} for own in lengths]

@@ -54,7 +54,7 @@ def tune_settings(values: Mapping[str, Any] | None) -> TuneSettings:
 
 
 def asks_for_a_rate(config: Mapping[str, Any]) -> bool:
-    """Return whether a configuration leaves its rate to a tuning stage: a grid is there and the method reads the rate."""
+    """Return whether a configuration leaves its rate to a tuning stage: one is asked for, and the method has a rate."""
     tune = config.get("tune") or {}
     return bool(tune.get("lr")) and {"trainer", LEARNING_RATE}.isdisjoint(ignored(dict(config)))
 

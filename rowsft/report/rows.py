@@ -182,7 +182,12 @@ def _table(experiment: str, task: str, model: str, records: list[Record], read: 
     metric = next((result.primary_metric for result in results if result.primary_metric), "metric")
     higher = results[0].higher_is_better if results else True
     shown, grid = _choose(_rows(records, split, read), higher)
+    notes: dict = next((r.experiment_notes[experiment] for r in records if r.experiment_notes.get(experiment)), {})
     names = variants(shown)
+    brief = {key: _without_rate(name) for key, name in names.items()}
+    if notes.get("tune") and len({(row.method, brief[id(row)]) for row in shown}) == len(shown):
+        # A tuning stage gave each row a rate of its own, which has a column.
+        names = brief
     for row in shown:
         row.variant = names[id(row)]
     for family in grid:
@@ -192,7 +197,6 @@ def _table(experiment: str, task: str, model: str, records: list[Record], read: 
             row.variant = row.variant or whose
     grid.sort(key=lambda family: (family[0].info.place, natural(_without_rate(family[0].variant))))
     shown.sort(key=lambda row: (row.info.place, natural(row.variant)))
-    notes: dict = next((r.experiment_notes[experiment] for r in records if r.experiment_notes.get(experiment)), {})
     return Table(experiment, task, model, metric, higher, split, shown, grid, notes)
 
 

@@ -138,6 +138,11 @@ def validation_score(record: Record) -> float | None:
     return score if result.higher_is_better else -score
 
 
+def says_something(record: Record) -> bool:
+    """Return whether a run tells of its rate: it is done or it failed. One that was stopped does not."""
+    return record.result is not None or record.state in ("failed", "oom")
+
+
 def _key(name: str) -> str:
     """Return a method's name as YAML has it."""
     return name if name.isidentifier() else json.dumps(name)

@@ -13,22 +13,15 @@ from rowsft.config.tune import LEARNING_RATE, asks_for_a_rate, named_rate, tune_
 from rowsft.errors import UserError, shortened
 from rowsft.output import redact
 from rowsft.output.quantities import text
-from rowsft.rates import FAILED, Course, Grid, Trial, course, grid_of
+from rowsft.rates import FAILED, Course, Grid, Trial, course, experiment_of_grid, grid_of, in_words
 from rowsft.report.settings import under
-from rowsft.report.tuning import validation_score
+from rowsft.report.tuning import says_something, validation_score
 from rowsft.store.record import Record, UnreadableRecord, read_record
 from rowsft.sweep.jobs import SweepJob
 
 Jobs = list[list[str]]
 #: What makes a run one of a grid: it is scored on validation alone, and its memory is not asked for.
 _OF_A_GRID = ("trainer.evaluate=[validation]", "trainer.memory_probe_steps=0", "demonstration=null", "fairness=null")
-#: States that say something of a rate. A run that was stopped says nothing.
-_FAILED_STATES = ("failed", "oom")
-
-
-def experiment_of_grid(name: str) -> str:
-    """Return the experiment that holds the tuning runs of an experiment."""
-    return f"{name}.tuning"
 
 
 @dataclass
@@ -126,17 +119,6 @@ class Stage:
         return Tuned(jobs, left_out)
 
 
-def in_words(grid: Grid, way: Course) -> str:
-    """Return "9 tried (5 + 2 extended + 2 refined)", with what was not usual about the choice."""
-    parts = [f"{len(grid.rates)}"]
-    parts += [f"{len(way.extended)} extended"] if way.extended else []
-    parts += [f"{len(way.refined)} refined"] if way.refined else []
-    count = len({*grid.rates, *way.extended, *way.refined})
-    said = f"{count} tried ({' + '.join(parts)})" if len(parts) > 1 else f"{count} tried"
-    said += ", chosen by successive halving" if grid.rungs else ""
-    return said + (", still at the edge of what was tried" if way.at_edge else "")
-
-
 def _asks(job: SweepJob) -> bool:
     """Whether a job's rate is to be tuned: a grid is given, and the method reads the rate."""
     if not asks_for_a_rate(job.spec.config):
@@ -223,7 +205,7 @@ def _record(job: SweepJob) -> Record | None:
 
 def _score(record: Record | None) -> float | None:
     """Return the score of a run; None where it says nothing of its rate."""
-    if record is None or (record.result is None and record.state not in _FAILED_STATES):
+    if record is None or not says_something(record):
         return None
     score = validation_score(record)
     if score is None:
