@@ -95,7 +95,8 @@ class Course:
 
 def course(grid: Grid, scores: Mapping[Trial, float]) -> Course:
     """Return what the scores say so far: the grid first, then extensions, then one half-step refinement."""
-    rates, survivors = grid.rates, []
+    rates = grid.rates
+    survivors: list[tuple[float, ...]] = []
     for rung in range(len(grid.rungs)):
         if wanted := _unknown(rates, scores, rung):
             return Course(wanted, survivors=tuple(survivors))

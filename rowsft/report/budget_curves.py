@@ -1,5 +1,7 @@
 """Pictures of a table's lines over budgets: one quantity against trainable parameters, with bands."""
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -40,7 +42,7 @@ def _chart(found: Budgets, quantity: Quantity) -> bytes:
         _line(axis, one, quantity, colours[one.method][0], place)
     for row in found.levels:
         if (estimate := quantity.read(row)) is not None:
-            look = {"color": colours[row.method][0], "linestyle": (0, (1, 2)), "linewidth": 1.4}
+            look: dict[str, Any] = {"color": colours[row.method][0], "linestyle": (0, (1, 2)), "linewidth": 1.4}
             axis.axhline(estimate.value, label=escape.picture(f"{row.title} (no budget)"), **look)
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
@@ -62,7 +64,7 @@ def _line(axis: Axes, one: Series, quantity: Quantity, colour: str, place: int) 
         return
     sizes = [size for size, _ in points]
     values = [estimate.value for _, estimate in points]
-    look = {"color": colour, "linewidth": 1.8, "marker": _MARKERS[place], "markersize": 5}
+    look: dict[str, Any] = {"color": colour, "linewidth": 1.8, "marker": _MARKERS[place], "markersize": 5}
     axis.plot(sizes, values, _STROKES[place], label=escape.picture(one.title), **look)
     low = [estimate.value if estimate.low is None else estimate.low for _, estimate in points]
     high = [estimate.value if estimate.high is None else estimate.high for _, estimate in points]

@@ -1,6 +1,6 @@
 """What a sweep's tuning stage did for the rows of a table, worked out again from its recorded runs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -123,7 +123,7 @@ def tune_of(record: Record, experiment: str) -> dict[str, Any] | None:
     return tune if isinstance(tune, dict) and tune.get("lr") else None
 
 
-def shortcomings(rows: list[Row], tuned: dict[int, Tuned]) -> list[str]:
+def shortcomings(rows: list[Row], tuned: Mapping[int, Tuned]) -> list[str]:
     """Return what keeps these rows' rates from being tuned alike, in words; empty where nothing does."""
     said: list[tuple[str, str]] = []
     for row in rows:
@@ -155,7 +155,7 @@ def _of(reason: str, titles: list[str], rows: int) -> str:
     return f"{reason}: {titles[0]}" + (f" and {len(titles) - 1} more" if len(titles) > 1 else "")
 
 
-def in_short(rows: list[Row], tuned: dict[int, Tuned]) -> str:
+def in_short(rows: list[Row], tuned: Mapping[int, Tuned]) -> str:
     """Return how the rates of rows that were tuned alike were chosen."""
     members = [tuned[id(row)] for row in rows]
     first = members[0]
