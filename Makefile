@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets quickstart demo wandb-demo test test-peft-versions test-oldest lint types docs bench tune-quickstart tune-demo importance plan-8b \
+.PHONY: help setup assets quickstart demo wandb-demo test test-peft-versions test-oldest lint types docs bench tune-quickstart tune-demo importance row-budget plan-8b \
 	plan-accuracy gpu gpu-wheels fuzz kill-test bench-store clean
 
 help: ## list the targets
@@ -90,6 +90,11 @@ tune-demo: assets ## the learning-rate grids behind the demo, on the validation 
 importance: assets ## does the choice of rows matter? eight metrics, two budgets, three seeds (about an hour)
 	@$(BIN)/rowsft sweep experiment=importance
 	@$(BIN)/rowsft report --experiment importance --out reports/importance
+
+row-budget: setup ## rows, columns and LoRA at three budgets, rates tuned first (about ten minutes on an idle laptop)
+	@$(BIN)/rowsft fetch minilm movie_reviews
+	@$(BIN)/rowsft sweep experiment=row_budget_small
+	@$(BIN)/rowsft report --experiment row_budget_small --out reports/row_budget_small
 
 bench: setup ## a step of every method, the cost of choosing and writing rows, generation, the harness's own (half an hour on two idle cores)
 	@$(BIN)/python benchmarks/step.py

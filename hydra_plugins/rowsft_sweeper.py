@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper as HydraSweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -39,6 +39,7 @@ class Sweeper(HydraSweeper):
         if max_batch_size is not None and max_batch_size < 1:
             raise UserError(f"hydra.sweeper.max_batch_size={max_batch_size}: expected 1 or more, or null for all")
         self.max_batch_size, self.params = max_batch_size, params or {}
+        self.launched = 0
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.parser = OverridesParser.create(config_loader=hydra_context.config_loader)
@@ -54,17 +55,32 @@ class Sweeper(HydraSweeper):
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Check every job, then hand all of them to the launcher; returns what it returns, batch by batch."""
         from rowsft.sweep import launcher
+        from rowsft.sweep.tuning import Stage
 
         given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         jobs = _combinations(self.parser.parse_overrides(given))
         launcher.check(jobs)
         self.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
-        size = self.max_batch_size or len(jobs)
+        tuned = Stage(launcher.check, self._launch, launcher.current.resolver.say).run(jobs)
+        launcher.current.failed += list(dict.fromkeys(why for _, why in tuned.left_out))
+        return [*self._launch(tuned.jobs), [_left_out(overrides) for overrides, _ in tuned.left_out]]
+
+    def _launch(self, jobs: list[list[str]]) -> list[Sequence[JobReturn]]:
+        """Hand jobs to the launcher, batch by batch."""
+        size, begun = self.max_batch_size or max(1, len(jobs)), self.launched
+        self.launched += len(jobs)
         return [
-            self.jobs_launcher.launch(jobs[first : first + size], initial_job_idx=first)
+            self.jobs_launcher.launch(jobs[first : first + size], initial_job_idx=begun + first)
             for first in range(0, len(jobs), size)
         ]
+
+
+def _left_out(overrides: list[str]) -> JobReturn:
+    """Return what stands for a job that was not started: as of a launcher's, its exit code is the value."""
+    job = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+    job.return_value = 1
+    return job
 
 
 def _combinations(overrides: Sequence[Override]) -> list[list[str]]:

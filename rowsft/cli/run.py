@@ -13,6 +13,8 @@ from rowsft.output import redact
 from rowsft.sweep.orphans import stop_with_parent
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from rowsft.config.run_spec import RunSpec
     from rowsft.config.settings import TrainerSettings
     from rowsft.runner.context import Outcome
@@ -50,6 +52,7 @@ def run(parsed: argparse.Namespace) -> int:
 
         print(OmegaConf.to_yaml(OmegaConf.create(redact.config(OmegaConf.to_container(config)))), end="")
         return 0
+    _refuse_untuned(config, parsed.overrides)
     settings = trainer_settings(config)
     spec = run_spec(config)
     processes = ranks.to_start(settings)
@@ -105,6 +108,18 @@ def _run(parsed: argparse.Namespace, spec: "RunSpec", settings: "TrainerSettings
     outcome = runner.run(spec, settings, parsed.rerun, say, log, group)
     group.end()
     return outcome
+
+
+def _refuse_untuned(config: "DictConfig", overrides: list[str]) -> None:
+    """Raise UserError where a sweep's tuning stage is asked to choose the rate: one run has no such stage."""
+    from rowsft.config.tune import LEARNING_RATE, asks_for_a_rate, named_rate
+    from rowsft.config.typed import plain
+
+    if asks_for_a_rate(plain(config)) and named_rate(overrides) is None:
+        raise UserError(
+            f"tune.lr: the tuning stage of `rowsft sweep` chooses the rate; one run takes {LEARNING_RATE}=NUMBER, or "
+            f"tune.lr=null for the rate that is configured ({config.trainer.learning_rate:g})"
+        )
 
 
 def _done_already(spec: "RunSpec") -> bool:

@@ -11,6 +11,7 @@ from rowsft.config.devices import DEVICE
 from rowsft.config.experiment_names import check_experiment_name
 from rowsft.config.processes import STRATEGIES
 from rowsft.config.retrying import retry_policy
+from rowsft.config.tune import tune_settings
 from rowsft.errors import UserError, shortened
 from rowsft.store.identity import BUDGET_KEYS
 from rowsft.store.ignored import named_keys
@@ -101,11 +102,13 @@ class RootSettings:
     resume_unfinished: bool
     resume_errored: bool
     restart_errored: bool
-    # Not running but measuring again: rowsft/runner/alone.py.
-    measure: str | None
-    measure_steps: int
     # Of the method, as `ignores` in its YAML declares it.
     ignores: list[str]
+    # Younger than many records. A sweep's tuning stage: rowsft/config/tune.py reads it.
+    tune: Mapping[str, Any] | None = None
+    # Not running but measuring again: rowsft/runner/alone.py.
+    measure: str | None = None
+    measure_steps: int = 40
 
 
 def check_settings(config: DictConfig | dict[str, Any]) -> None:
@@ -131,6 +134,7 @@ def check_settings(config: DictConfig | dict[str, Any]) -> None:
     _require_text("store", root.store)
     retry_policy(plain)
     _check_measuring(root, groups["trainer"])
+    tune_settings(root.tune)
     if not 0 <= root.seed < 2**32:
         raise UserError(f"seed={root.seed}: expected a whole number from 0 to 2**32 - 1")
     _require_text("model.name", typed.read(ModelSettings, groups["model"], "model", "conf/model/").name)

@@ -12,6 +12,14 @@ def number(value: float | None, form: str, unit: str = "", scale: float = 1) -> 
     return NONE if value is None else f"{value * scale if scale != 1 else value:{form}}{unit}"
 
 
+def count(number: float) -> str:
+    """Return a large number in three digits, 80k or 1.28M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{float(f'{number:.3g}') / size:g}{letter}"
+    return f"{number:g}"
+
+
 def mib(size: float | None, form: str = ",.1f") -> str:
     """Return a number of bytes in MiB, without the unit, or a dash for None."""
     return number(size, form, scale=1 / MIB)

@@ -4,7 +4,7 @@ Where a setting was swept, rows are judged among those of its value: each budget
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +13,7 @@ from rowsft.report.grids import MET, NOT_MET, UNKNOWN, Grids, few
 from rowsft.report.rows import Row, Table
 from rowsft.report.settings import WATCHING, differing, under
 from rowsft.report.sweeps import Sweep
+from rowsft.report.tuned import Tuned, in_short, shortcomings
 from rowsft.selection.budget_met import TOLERANCE
 
 STATED = "stated"
@@ -48,8 +49,10 @@ class Group:
         return differing((row.settings for row in self.adapters), absent=True)
 
 
-def contract(table: Table, grids: Grids) -> list[Condition]:
+def contract(table: Table, grids: Grids, tuned: Mapping[int, Tuned]) -> list[Condition]:
     """Return the contract of a table. `grids` are the whole store's: a tuning grid may be an experiment of its own.
+
+    tuned: {id(row): how the sweep's tuning stage chose its rate}.
 
     What the records cannot tell is `not recorded`, unless the experiment's `fairness: {<key>: <text>}` states it.
     """
@@ -57,14 +60,17 @@ def contract(table: Table, grids: Grids) -> list[Condition]:
     groups = {label: Group(members) for label, members in Sweep(rows).groups.items()} or {"": Group([])}
     stated = table.notes.get("fairness") or {}
     stated = stated if isinstance(stated, dict) else {}
+    judged = _tuned(rows, tuned) if tuned else None
     conditions = []
-    for key, text, check in _checks(grids, table.higher_is_better):
+    for key, text, check in _checks(grids, judged, table.higher_is_better):
         status, detail = _together({label: check(group) for label, group in groups.items()})
         conditions.append(_condition(key, text, status, detail, _text(stated.get(key))))
     return conditions
 
 
-def _checks(grids: Grids, higher_is_better: bool) -> list[tuple[str, str, Callable[[Group], tuple[str, str]]]]:
+def _checks(
+    grids: Grids, tuned: tuple[str, str] | None, higher_is_better: bool
+) -> list[tuple[str, str, Callable[[Group], tuple[str, str]]]]:
     return [
         ("base_weights", "same base weights", lambda g: _same(g, settings=_BASE, facts=_base_facts)),
         ("data_order", "same data in the same order", _data_order),
@@ -83,7 +89,7 @@ def _checks(grids: Grids, higher_is_better: bool) -> list[tuple[str, str, Callab
         (
             "learning_rate",
             "learning rate tuned per method over one grid on validation",
-            lambda g: grids.judge(g.rows, higher_is_better),
+            lambda g: tuned or grids.judge(g.rows, higher_is_better),
         ),
         ("seeds", f"at least {SEEDS_NEEDED} seeds each", _seeds),
         ("machine", "same machine, threads, packages and clean commit, one job at a time", _machine),
@@ -199,6 +205,13 @@ def _dtype(group: Group) -> tuple[str, str]:
     if seen == {"None"} or not seen:
         return UNKNOWN, "the base's dtype and autocast are the same" if status == MET else ""
     return (MET, ", ".join(seen)) if len(seen) == 1 else (NOT_MET, "adapters in " + ", ".join(sorted(seen)))
+
+
+def _tuned(rows: list[Row], tuned: Mapping[int, Tuned]) -> tuple[str, str]:
+    """Judge it met when the sweep's tuning stage chose every rate, over one grid that a comparison may rest on."""
+    rows = [row for row in rows if row.learning_rate is not None]
+    lacking = shortcomings(rows, tuned)
+    return (NOT_MET, few(lacking)) if lacking else (MET, in_short(rows, tuned))
 
 
 def _evaluation(group: Group) -> tuple[str, str]:

@@ -22,7 +22,10 @@ from rowsft.store.files import explained, write_atomic, write_csv
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """What `build` wrote (`picture` is None when there was nothing to draw) and what it was made from."""
+    """What `build` wrote and what it was made from.
+
+    picture is None when there was nothing to draw, curves when no method was run at several budgets.
+    """
 
     markdown: Path
     runs: Path
@@ -30,6 +33,7 @@ class ReportFiles:
     picture: Path | None
     page: Path
     sections: list[Section]
+    curves: Path | None = None
 
 
 def sections(store_root: str | Path, experiment: str | None = None) -> list[Section]:
@@ -52,7 +56,7 @@ def sections(store_root: str | Path, experiment: str | None = None) -> list[Sect
 
 
 def build(store_root: str | Path, experiment: str | None = None, out: str | Path = "reports") -> ReportFiles:
-    """Write report.md, runs.csv, table.csv, accuracy_vs_memory.png and index.html into `out`.
+    """Write report.md, runs.csv, table.csv, budget_curves.csv, accuracy_vs_memory.png and index.html into `out`.
 
     Raises UserError when there is nothing to report or `out` cannot be written.
     """
@@ -63,6 +67,7 @@ def build(store_root: str | Path, experiment: str | None = None, out: str | Path
     records = {record.id: record for part in computed for record in part.table.records}
     picture = out / "accuracy_vs_memory.png"
     light, dark = (plots.accuracy_vs_memory(computed, theme) for theme in (plots.LIGHT, plots.DARK))
+    curves = [line for part in computed if part.budgets for line in part.budgets.flat()]
     files = ReportFiles(
         out / "report.md",
         out / "runs.csv",
@@ -70,6 +75,7 @@ def build(store_root: str | Path, experiment: str | None = None, out: str | Path
         picture if light else None,
         out / "index.html",
         computed,
+        out / "budget_curves.csv" if curves else None,
     )
     title = f"rowsft report: {experiment}" if experiment else "rowsft report"
     parts = [f"# {escape.markdown(title)}\n"]
@@ -79,6 +85,8 @@ def build(store_root: str | Path, experiment: str | None = None, out: str | Path
     write_atomic(files.markdown, "\n".join([*parts, *(markdown(part) for part in computed)]).encode())
     write_csv(files.runs, flat.run_rows([records[key] for key in sorted(records)]))
     write_csv(files.table, flat.table_rows(computed))
+    if files.curves is not None:
+        write_csv(files.curves, curves)
     write_atomic(files.page, page(title, computed, light, dark).encode())
     return files
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from rowsft.report.rows import Row, best_on_validation
 from rowsft.report.settings import determining, method_info, without_seeds
+from rowsft.report.tuned import TuningRuns
 from rowsft.store import Record
 
 MET, NOT_MET, UNKNOWN = "met", "not met", "not recorded"
@@ -14,6 +15,9 @@ class Grids:
 
     def __init__(self, records: Iterable[Record]):
         self._rates: dict[str, dict[float | None, Row]] = {}
+        records = list(records)
+        #: Those of sweeps' tuning stages, which have rules of their own.
+        self.tuning = TuningRuns(records)
         for record in records:
             if record.result:
                 one = Row(method_info(record), without_seeds(determining(record)))

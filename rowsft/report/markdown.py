@@ -19,7 +19,7 @@ def markdown(section: Section) -> str:
         f"## {escape.markdown(heading(section.table))}",
         _demonstration(section.table),
         _table(main(section)) if section.lines else "No run has finished yet.",
-        "\n".join(f"- {escape.markdown(note)}" for note in notes(section.table, section.lines)),
+        "\n".join(f"- {escape.markdown(note)}" for note in notes(section)),
         *(f"**{escape.markdown(sheet.title)}**\n\n{_table(sheet)}" for sheet in blocks(section)),
         "**Fairness contract**\n\n" + "\n".join(contract),
     ]

@@ -1,10 +1,12 @@
 """What a reader needs around a table to read its numbers right."""
 
 from rowsft.report.grids import few
-from rowsft.report.lines import REFERENCES, Line, memory_kinds, untrained_metrics
+from rowsft.report.lines import REFERENCES, memory_kinds, untrained_metrics
 from rowsft.report.rows import Table
+from rowsft.report.section import Section
 from rowsft.report.settings import short_names
 from rowsft.report.statistics import OVER_EXAMPLES
+from rowsft.report.tuned import total
 
 MEMORY_KINDS = {
     "cpu_profiler": "every allocation of a step, replayed from torch's profiler (CPU)",
@@ -22,8 +24,19 @@ def of_the_same(table: Table) -> str:
     return f" of the same {', '.join(names) if len(names) <= _MOST_NAMES else 'settings'}"
 
 
-def notes(table: Table, lines: list[Line]) -> list[str]:
-    """Return the notes of a table with these lines."""
+def _tuning(section: Section) -> list[str]:
+    """Return what a tuning stage cost beside the runs that it was for."""
+    if not section.tuned:
+        return []
+    runs, seconds = total(section.tuned.values())
+    own = sum((line.total_seconds or 0) * line.seeds for line in section.lines)
+    beside = f", {seconds / own:.1f} times that of the runs in this table" if own else ""
+    return [f"Tuning: {runs:,} runs on validation, {seconds / 60:,.1f} minutes of computing{beside}."]
+
+
+def notes(section: Section) -> list[str]:
+    """Return the notes of a section's table."""
+    table, lines = section.table, section.lines
     texts = []
     estimates = [line.estimate for line in lines if line.estimate]
     intervals = sorted({estimate.covers for estimate in estimates if estimate.covers})
@@ -46,7 +59,7 @@ def notes(table: Table, lines: list[Line]) -> list[str]:
             + ", ".join(f"{name} {value:.4f}" for name, value in sorted(zero.items()))
             + "."
         )
-    return texts
+    return texts + _tuning(section)
 
 
 def demonstration(table: Table) -> dict | None:

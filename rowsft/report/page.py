@@ -9,12 +9,13 @@ from markupsafe import Markup
 
 from rowsft.output import escape
 from rowsft.record import plain
-from rowsft.report import curves
+from rowsft.report import budget_curves, curves, tuning_curves
+from rowsft.report.budgets import Series
 from rowsft.report.listing import page_sheet
 from rowsft.report.notes import demonstration, notes
 from rowsft.report.section import Section
 from rowsft.report.settings import flatten
-from rowsft.report.tables import blocks, heading, main
+from rowsft.report.tables import blocks, by_budget, heading, main
 from rowsft.store import Record
 
 
@@ -45,6 +46,10 @@ def _encoded(picture: bytes | None) -> str | None:
     return base64.b64encode(picture).decode() if picture else None
 
 
+def _pictures(drawn: list[tuple[str, bytes]]) -> list[dict]:
+    return [{"caption": caption, "chart": _encoded(picture)} for caption, picture in drawn]
+
+
 def _visible(value):
     """Return what a template writes: every character of a text can be seen. Markup is the template's own."""
     return escape.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
@@ -66,8 +71,11 @@ def _section(section: Section) -> dict:
         "heading": heading(section.table),
         "demonstration": demonstration(section.table),
         "main": main(section) if section.lines else None,
-        "blocks": blocks(section),
-        "notes": notes(section.table, section.lines),
+        "budgets": _pictures(budget_curves.charts(section.budgets)) if section.budgets else [],
+        "tuning": _pictures(tuning_curves.charts(section)),
+        "by_budget": by_budget(section) if section.budgets else None,
+        "blocks": [sheet for sheet in blocks(section) if not isinstance(sheet.items[0], Series)],
+        "notes": notes(section),
         "conditions": section.conditions,
         "remarks": section.remarks,
         "chart": _encoded(curves.chart(section)),

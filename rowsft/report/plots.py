@@ -84,7 +84,8 @@ class Panel:
             self.points.append(_Marked(line.title, *where, colour, line.method, marker, estimate.low is not None))
         untrained = {method for method, info in section.table.infos.items() if not info.trains}
         self.untrained = next((line.value for line in section.lines if line.method in untrained), None)
-        self.crowded = len(self.points) >= _CROWDED_FROM
+        # Lines over budgets have pictures of their own, where each of their points can be found.
+        self.crowded = len(self.points) >= (_MOST_NAMES if section.budgets else _CROWDED_FROM)
         long = any(len(point.name) > _LONGEST_NAME for point in self.points)
         self.numbered = not self.crowded and (len(self.points) > _MOST_NAMES or long)
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from rowsft import formulas
 from rowsft.method_info import MethodInfo
+from rowsft.rates import order
 from rowsft.record import Attempt
 from rowsft.report.damaged import or_none
 from rowsft.report.groups import groups
@@ -181,7 +182,12 @@ def _table(experiment: str, task: str, model: str, records: list[Record], read: 
     metric = next((result.primary_metric for result in results if result.primary_metric), "metric")
     higher = results[0].higher_is_better if results else True
     shown, grid = _choose(_rows(records, split, read), higher)
+    notes: dict = next((r.experiment_notes[experiment] for r in records if r.experiment_notes.get(experiment)), {})
     names = variants(shown)
+    brief = {key: _without_rate(name) for key, name in names.items()}
+    if notes.get("tune") and len({(row.method, brief[id(row)]) for row in shown}) == len(shown):
+        # A tuning stage gave each row a rate of its own, which has a column.
+        names = brief
     for row in shown:
         row.variant = names[id(row)]
     for family in grid:
@@ -191,7 +197,6 @@ def _table(experiment: str, task: str, model: str, records: list[Record], read: 
             row.variant = row.variant or whose
     grid.sort(key=lambda family: (family[0].info.place, natural(_without_rate(family[0].variant))))
     shown.sort(key=lambda row: (row.info.place, natural(row.variant)))
-    notes: dict = next((r.experiment_notes[experiment] for r in records if r.experiment_notes.get(experiment)), {})
     return Table(experiment, task, model, metric, higher, split, shown, grid, notes)
 
 
@@ -242,7 +247,7 @@ def _choose(rows: list[Row], higher: bool) -> tuple[list[Row], list[list[Row]]]:
 
 
 def best_on_validation(rows: list[Row], higher: bool) -> Row | None:
-    """Return the row with the best mean validation metric; None when none has one."""
-    able = [row for row in rows if row.metric_values("validation")]
-    pick = max if higher else min
-    return pick(able, key=lambda row: fmean(row.metric_values("validation"))) if able else None
+    """Return the row with the best mean validation metric, of equal ones that of the lowest rate; None without any."""
+    sign = 1 if higher else -1
+    scores = [(sign * fmean(values), row) for row in rows if (values := row.metric_values("validation"))]
+    return max(scores, key=lambda pair: order(pair[0], pair[1].learning_rate or 0), default=(0, None))[1]

@@ -4,22 +4,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rowsft.report import lines as measured
+from rowsft.report.budgets import Budgets, budgets
 from rowsft.report.fairness import Condition, contract, remarks
 from rowsft.report.grids import Grids
 from rowsft.report.lines import Line, Rate, Unfinished
 from rowsft.report.overlap import Overlap, overlaps
 from rowsft.report.rows import Table
+from rowsft.report.tuned import Tuned
 
 
 @dataclass(frozen=True)
 class Section:
-    """A table's rows as numbers, its runs without a result, its learning-rate grid, what the selections of importance
-    metrics have in common, the fairness contract, and what the experiment adds to it."""
+    """A table's rows as numbers, its runs without a result, its learning-rate grid, how a tuning stage chose the rates
+    (by id(row)), its lines over budgets, what the selections of importance metrics have in common, the fairness
+    contract, and what the experiment adds to it."""
 
     table: Table
     lines: list[Line]
     unfinished: list[Unfinished]
     rates: list[Rate]
+    tuned: dict[int, Tuned]
+    budgets: Budgets | None
     overlaps: list[Overlap]
     conditions: list[Condition]
     remarks: list[str]
@@ -27,12 +32,15 @@ class Section:
 
 def section(table: Table, grids: Grids, step: Callable[[], object] = lambda: None) -> Section:
     """Compute a table's section. `grids` are the whole store's learning rates; `step` is called after each row."""
+    tuned = grids.tuning.of(table)
     return Section(
         table,
         measured.lines(table, step),
         measured.unfinished(table),
         measured.rates(table),
+        tuned,
+        budgets(table),
         overlaps(table),
-        contract(table, grids),
+        contract(table, grids, tuned),
         remarks(table),
     )

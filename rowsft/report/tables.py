@@ -1,8 +1,10 @@
 """The tables of a section and the columns of each: one list for Markdown, the page and the terminal."""
 
 import json
+from dataclasses import replace
 
-from rowsft.output.quantities import NONE, number
+from rowsft.output.quantities import NONE, count, number
+from rowsft.report.budgets import Series
 from rowsft.report.columns import Column, Sheet, words
 from rowsft.report.lines import Line, Rate, Unfinished
 from rowsft.report.notes import of_the_same
@@ -10,7 +12,8 @@ from rowsft.report.predictions import Difference
 from rowsft.report.rows import Table
 from rowsft.report.section import Section
 from rowsft.report.settings import short
-from rowsft.report.statistics import OVER_EXAMPLES
+from rowsft.report.statistics import OVER_EXAMPLES, Estimate
+from rowsft.report.tuned import Tuned
 
 _METHOD = words("title", "method")
 
@@ -66,10 +69,12 @@ def blocks(section: Section) -> list[Sheet]:
     """Return everything tabular in a section beside the main table; empty ones left out."""
     sheets: list[Sheet] = [
         _unfinished(section),
+        by_budget(section),
         _differences(section),
         _clocks(section),
         *_overlaps(section),
         _rates(section),
+        _tuned(section),
     ]
     return [sheet for sheet in sheets if sheet.items]
 
@@ -138,6 +143,39 @@ def _rates(section: Section) -> Sheet[Rate]:
     return Sheet("Learning-rate grid (chosen on validation)", columns, section.rates)
 
 
+def _tuned(section: Section) -> Sheet[Tuned]:
+    """Return what a sweep's tuning stage did for each row, with its cost and its curve."""
+    columns: list[Column[Tuned]] = [
+        _METHOD,
+        Column("chosen", "learning rate", lambda one: number(one.way.chosen, "g")),
+        Column("validation", f"validation {section.table.metric}", ".4f"),
+        words("tried", "rates"),
+        Column("spark", "score by rate", lambda one: one.spark, kind="name"),
+        Column("runs", "runs", lambda one: f"{len(one.runs)}"),
+        Column("seconds", "cost", lambda one: number(one.seconds, ",.1f", " min", 1 / 60)),
+    ]
+    title = "How the learning rates were chosen (validation, lowest rate first, the chosen one in brackets)"
+    return Sheet(title, columns, list(section.tuned.values()))
+
+
+def by_budget(section: Section, intervals: bool = True) -> Sheet[Series]:
+    """Return the primary metric with a row for each line over budgets and a column for each budget."""
+    found = section.budgets
+    if found is None:
+        return Sheet("", [_METHOD], [])
+    columns: list[Column[Series]] = [_METHOD, *(_at_budget(size, intervals) for size in found.sizes)]
+    title = f"{section.table.split} {section.table.metric} by trainable parameters (the head's left out)"
+    return Sheet(title, columns, found.series)
+
+
+def _at_budget(size: int, intervals: bool) -> Column[Series]:
+    def cell(one: Series) -> str:
+        estimate = point.estimate if (point := one.at(size)) is not None else None
+        return estimated(estimate if intervals or estimate is None else replace(estimate, low=None), 3)
+
+    return Column("value", count(size), cell)
+
+
 def _overlaps(section: Section) -> list[Sheet[tuple[str, dict]]]:
     """Return one square table a group of runs that differ in the importance metric alone."""
     sheets = []
@@ -169,14 +207,19 @@ def _metric(table: Table) -> Column[Line]:
 
 def metric(line: Line) -> str:
     """Return the primary metric with its interval: ± where it is symmetric, [low, high] where it is not."""
-    estimate = line.estimate
+    return estimated(line.estimate)
+
+
+def estimated(estimate: Estimate | None, digits: int = 4) -> str:
+    """Return an estimate to so many digits after the point, with its interval, as `metric` does."""
     if estimate is None:
         return NONE
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.4f}"
+    value, low, high = estimate.value, estimate.low, estimate.high
+    if low is None or high is None:
+        return f"{value:.{digits}f}"
     if estimate.covers == OVER_EXAMPLES or estimate.cut:
-        return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
-    return f"{estimate.value:.4f} ± {estimate.high - estimate.value:.4f}"
+        return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{value:.{digits}f} ± {high - value:.{digits}f}"
 
 
 def _parameters(line: Line) -> str:

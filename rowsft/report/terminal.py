@@ -10,7 +10,7 @@ from rowsft.report.grid import grid, line
 from rowsft.report.lines import Line
 from rowsft.report.notes import demonstration, notes
 from rowsft.report.section import Section
-from rowsft.report.tables import blocks, heading, terminal_main
+from rowsft.report.tables import blocks, by_budget, heading, terminal_main
 
 #: More rows than these say nothing on a terminal: the best are shown, and where the others are.
 _MOST_ROWS = 40
@@ -33,6 +33,10 @@ def show(section: Section, console: Console) -> None:
                 f"the best {len(shown)} of {len(section.lines)} rows by {table.metric}; all are in the page and files"
             )
             console.print(line(text, "dim"))
+        if section.budgets:
+            sheet = by_budget(section, intervals=False)
+            console.print(line(sheet.title, "bold"))
+            console.print(grid(sheet))
     else:
         console.print("No run has finished yet.")
     if section.unfinished:
@@ -41,7 +45,7 @@ def show(section: Section, console: Console) -> None:
         console.print(grid(Sheet(sheet.title, sheet.columns, sheet.items[:_MOST_ROWS])))
         if len(section.unfinished) > _MOST_ROWS:
             console.print(Text(f"and {len(section.unfinished) - _MOST_ROWS} more", style="dim"))
-    for note in notes(table, section.lines):
+    for note in notes(section):
         console.print(line(note, "dim"))
     console.print(_contract(section.conditions, section.remarks))
 

@@ -9,6 +9,7 @@ from statistics import fmean
 from rowsft.errors import UserError
 from rowsft.method_info import MethodInfo
 from rowsft.output import escape
+from rowsft.rates import FAILED, best
 from rowsft.report.rows import natural
 from rowsft.report.settings import (
     LEARNING_RATE,
@@ -21,8 +22,6 @@ from rowsft.report.settings import (
 )
 from rowsft.report.sweeps import variants
 from rowsft.store import Record, Store
-
-DIVERGED = float("-inf")
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +45,9 @@ class Setting:
         return {rate: fmean(scores) for rate, scores in sorted(self.scores.items())}
 
     @property
-    def best(self) -> float:
-        """The rate with the best mean score; of equal ones the lowest."""
-        return max(self.means, key=lambda rate: (self.means[rate], -rate))
-
-    @property
-    def failed(self) -> bool:
-        """Whether no rate gave a score."""
-        return set(self.means.values()) == {DIVERGED}
+    def best(self) -> float | None:
+        """The rate with the best mean score; of equal ones the lowest; None where every rate failed."""
+        return best(self.means)
 
 
 def best_learning_rates(root: Path, experiment: str) -> str:
@@ -87,13 +81,13 @@ def best_learning_rates(root: Path, experiment: str) -> str:
     lines += ["", "tuned:", "  learning_rate:"]
     for method in dict.fromkeys(one.method for one in settings):
         mine = [one for one in settings if one.method == method]
-        best = {one.best for one in mine}
-        if all(one.failed for one in mine):
+        chosen = {one.best for one in mine}
+        if chosen == {None}:
             lines.append(f"    # {shown[method]}: failed at every rate")
-        elif len(best) == 1 and not any(one.failed for one in mine):
-            lines.append(f"    {_key(method)}: {best.pop():g}")
+        elif len(chosen) == 1:
+            lines.append(f"    {_key(method)}: {chosen.pop():g}")
         else:
-            each = ", ".join(f"{'none' if one.failed else f'{one.best:g}'} at {names[id(one)]}" for one in mine)
+            each = ", ".join(f"{'none' if one.best is None else f'{one.best:g}'} at {names[id(one)]}" for one in mine)
             lines.append(f"    # {shown[method]}: no one rate is the best: {each}")
     return "\n".join(lines)
 
@@ -110,7 +104,7 @@ def _settings(records: list[Record], experiment: str) -> tuple[list[Setting], st
         if record.state in ("pending", "running") and result is None or not isinstance(rate, int | float):
             continue
         info, kept = method_info(record), {key: value for key, value in settings.items() if key not in WATCHING}
-        score = primary(result, "validation") if result else DIVERGED
+        score = validation_score(record)
         if score is None:
             lacking.append(
                 f"run {record.id} has no validation score; rates are tuned on grids run with "
@@ -119,7 +113,6 @@ def _settings(records: list[Record], experiment: str) -> tuple[list[Setting], st
             continue
         if result is not None:
             metric = result.primary_metric or metric
-            score = score if result.higher_is_better else -score
         one = settings_by_key.setdefault((info.name, text_of(kept)), Setting(info, kept))
         one.scores.setdefault(float(rate), []).append(score)
     if lacking and not settings_by_key:
@@ -131,10 +124,29 @@ def _settings(records: list[Record], experiment: str) -> tuple[list[Setting], st
     return list(settings_by_key.values()), metric
 
 
+def validation_score(record: Record) -> float | None:
+    """Return a run's primary metric on validation, its sign turned where lower is better.
+
+    FAILED for a run without a result and for a metric that is no number; None where validation was not evaluated.
+    """
+    result = record.result
+    if result is None:
+        return FAILED
+    score = primary(result, "validation")
+    if score is None:
+        return FAILED if result.primary_metric in (result.metrics.get("validation") or {}) else None
+    return score if result.higher_is_better else -score
+
+
+def says_something(record: Record) -> bool:
+    """Return whether a run tells of its rate: it is done or it failed. One that was stopped does not."""
+    return record.result is not None or record.state in ("failed", "oom")
+
+
 def _key(name: str) -> str:
     """Return a method's name as YAML has it."""
     return name if name.isidentifier() else json.dumps(name)
 
 
 def _cell(score: float | None) -> str:
-    return f"{'-' if score is None else 'failed' if score == DIVERGED else f'{score:.4f}':>10}"
+    return f"{'-' if score is None else 'failed' if score == FAILED else f'{score:.4f}':>10}"

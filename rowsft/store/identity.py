@@ -32,6 +32,7 @@ PRESENTATION = frozenset(
         "restart_errored",
         "measure",
         "measure_steps",
+        "tune",
     }
 )
 
@@ -147,8 +148,13 @@ def experiment_name(config: dict) -> str | None:
 
 
 def experiment_notes(config: dict) -> dict:
-    """What an experiment says about itself for the report: `demonstration` and `fairness`, where set."""
-    return {key: config[key] for key in ("demonstration", "fairness") if config.get(key)}
+    """What an experiment says about itself for the report: `demonstration` and `fairness`, where set.
+
+    And `tune`, where a stage of its sweep chose the learning rates.
+    """
+    notes = {key: config[key] for key in ("demonstration", "fairness") if config.get(key)}
+    tune = config.get("tune")
+    return notes | ({"tune": tune} if isinstance(tune, dict) and tune.get("lr") else {})
 
 
 def _plain(value: Any, where: str) -> Any:

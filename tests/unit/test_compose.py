@@ -21,7 +21,7 @@ from rowsft.config_folders import SHIPPED, names
 from rowsft.errors import UserError
 from rowsft.selection.budget import Budget
 
-METHODS = {"row_sft", "lora", "dora", "shira", "full", "head", "none"}
+METHODS = {"row_sft", "row_sft_columns", "row_sft_neurons", "lora", "dora", "shira", "full", "head", "none"}
 MODELS = {
     *("minilm", "smollm2_135m", "llama2_7b", "llama3_8b", "mistral_7b", "gemma_7b"),
     *("bert_base", "bert_large", "deberta_v3_base", "deberta_v3_large"),

@@ -254,7 +254,7 @@ def test_a_shared_rate_makes_no_budget_the_reference_of_a_method_without_one(tmp
     section, rows = table_of(store)
     assert rows["full fine-tuning"] == (None, None, None)
     assert rows["LoRA (rows=8, learning_rate=0.001)"] == (1.0, None, -0.1)
-    assert any(note.startswith("Several LoRA rows fit equally well") for note in notes(section.table, section.lines))
+    assert any(note.startswith("Several LoRA rows fit equally well") for note in notes(section))
 
 
 def test_two_primary_metrics_are_two_tables(tmp_path):

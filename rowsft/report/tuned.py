@@ -1,0 +1,182 @@
+"""What a sweep's tuning stage did for the rows of a table, worked out again from its recorded runs."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+from rowsft.rates import FAILED, Course, Grid, Trial, course, experiment_of_grid, grid_of, in_words
+from rowsft.report.damaged import ERRORS
+from rowsft.report.rows import Row, Table
+from rowsft.report.settings import LEARNING_RATE, determining, method_info, without_seeds
+from rowsft.report.tuning import says_something, validation_score
+from rowsft.store import Record
+
+#: Heights of a score between the worst and the best of its grid.
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One row's tuning. scores: of all trials, larger is better. runs, seconds: what they cost, all lengths together.
+
+    seeds: of the grid's runs. own: the rate and the seeds of the row itself.
+    """
+
+    row: Row
+    grid: Grid
+    scores: dict[Trial, float]
+    seeds: tuple[int, ...]
+    runs: frozenset[str]
+    seconds: float
+    higher_is_better: bool
+
+    @property
+    def title(self) -> str:
+        """The row's."""
+        return self.row.title
+
+    @cached_property
+    def way(self) -> Course:
+        """How the choice was made."""
+        return course(self.grid, self.scores)
+
+    @cached_property
+    def curve(self) -> list[tuple[float, float | None]]:
+        """(rate, metric on validation) of every rate tried at full length, ascending; None where it failed."""
+        sign = 1 if self.higher_is_better else -1
+        points = {trial.rate: score for trial, score in self.scores.items() if trial.rung is None}
+        return [(rate, None if points[rate] == FAILED else sign * points[rate]) for rate in sorted(points)]
+
+    @property
+    def validation(self) -> float | None:
+        """The metric on validation at the chosen rate."""
+        return dict(self.curve).get(self.way.chosen or 0)
+
+    @property
+    def tried(self) -> str:
+        """How many rates were tried, and of which kind."""
+        return in_words(self.grid, self.way)
+
+    @property
+    def spark(self) -> str:
+        """A bar for each rate of the curve, a cross for one that failed; the chosen one stands in brackets."""
+        known = [value for _, value in self.curve if value is not None]
+        low, high = (min(known), max(known)) if known else (0.0, 0.0)
+        marks = []
+        for rate, value in self.curve:
+            share = (value - low) / (high - low) if value is not None and high > low else 1.0
+            mark = "×" if value is None else _BARS[round(share * (len(_BARS) - 1))]
+            marks.append(f"[{mark}]" if rate == self.way.chosen else mark)
+        return "".join(marks)
+
+
+class TuningRuns:
+    """Every recorded run of a tuning stage, by experiment and by what else was asked."""
+
+    def __init__(self, records: Iterable[Record]):
+        self._runs: dict[tuple[str, str], dict[float, dict[int, Record]]] = {}
+        for record in records:
+            for name in record.experiments:
+                if name.endswith(experiment_of_grid("")):
+                    row = Row(method_info(record), without_seeds(determining(record)))
+                    rates = self._runs.setdefault((name, row.family), {})
+                    rate, seed = row.settings.get(LEARNING_RATE), record.config.get("seed")
+                    if isinstance(rate, int | float) and isinstance(seed, int):
+                        rates.setdefault(float(rate), {})[seed] = record
+
+    def of(self, table: Table) -> dict[int, Tuned]:
+        """Return {id(row): its tuning} for the rows of a table whose rates a tuning stage chose."""
+        found = ((row, self._tuned(row, table)) for row in table.rows if row.learning_rate is not None)
+        return {id(row): tuned for row, tuned in found if tuned is not None}
+
+    def _tuned(self, row: Row, table: Table) -> Tuned | None:
+        asked = next((tune for record in row.done if (tune := tune_of(record, table.experiment))), None)
+        if asked is None:
+            return None
+        lengths = {key: row.settings.get(f"trainer.{key}") for key in ("steps", "epochs")}
+        try:
+            grid, seeds = grid_of(asked, lengths), tuple(asked["seeds"])
+        except ERRORS:
+            return None
+        scores: dict[Trial, float] = {}
+        seconds: dict[str, float] = {}
+        for rung in (*range(len(grid.rungs)), None):
+            changed = {} if rung is None else {f"trainer.{key}": value for key, value in grid.rungs[rung].items()}
+            family = Row(row.info, {**row.settings, **changed}).family
+            for rate, runs in self._runs.get((experiment_of_grid(table.experiment), family), {}).items():
+                each = [runs.get(seed) for seed in seeds]
+                values = [validation_score(one) if one is not None and says_something(one) else None for one in each]
+                for one in each:
+                    if one is not None:
+                        seconds[one.id] = (one.result.seconds.total or 0) if one.result else 0
+                if None not in values:
+                    scores[Trial(rate, rung)] = fmean(value for value in values if value is not None)
+        return Tuned(row, grid, scores, seeds, frozenset(seconds), sum(seconds.values()), table.higher_is_better)
+
+
+def tune_of(record: Record, experiment: str) -> dict[str, Any] | None:
+    """Return the settings of the tuning stage that a run of this experiment went through, None where there was none."""
+    notes = record.experiment_notes.get(experiment)
+    tune = notes.get("tune") if isinstance(notes, dict) else None
+    return tune if isinstance(tune, dict) and tune.get("lr") else None
+
+
+def shortcomings(rows: list[Row], tuned: Mapping[int, Tuned]) -> list[str]:
+    """Return what keeps these rows' rates from being tuned alike, in words; empty where nothing does."""
+    said: list[tuple[str, str]] = []
+    for row in rows:
+        if (one := tuned.get(id(row))) is None:
+            said.append(("not tuned by the sweep", row.title))
+            continue
+        said += [(text, row.title) for text in one.grid.shortcomings]
+        if not one.way.over:
+            said.append(("tuning is not complete", row.title))
+        elif one.way.chosen != row.learning_rate:
+            chosen = "none" if one.way.chosen is None else f"{one.way.chosen:g}"
+            said.append(("not the chosen rate", f"{row.title} {row.learning_rate:g} (chosen: {chosen})"))
+        if one.way.at_edge:
+            said.append(("the best was still at the edge of what was tried", row.title))
+        if set(one.seeds) & {record.config.get("seed") for record in row.done}:
+            said.append(("tuned on a seed that is judged", row.title))
+    grids = {tuned[id(row)].grid.rates for row in rows if id(row) in tuned}
+    if len(grids) > 1:
+        said.append(("grids differ", "; ".join(", ".join(f"{rate:g}" for rate in grid) for grid in sorted(grids))))
+    by_reason: dict[str, list[str]] = {}
+    for reason, title in said:
+        by_reason.setdefault(reason, []).append(title)
+    return [_of(reason, titles, len(rows)) for reason, titles in by_reason.items()]
+
+
+def _of(reason: str, titles: list[str], rows: int) -> str:
+    if len(titles) == rows > 1:
+        return reason
+    return f"{reason}: {titles[0]}" + (f" and {len(titles) - 1} more" if len(titles) > 1 else "")
+
+
+def in_short(rows: list[Row], tuned: Mapping[int, Tuned]) -> str:
+    """Return how the rates of rows that were tuned alike were chosen."""
+    members = [tuned[id(row)] for row in rows]
+    first = members[0]
+    parts = [f"grid {', '.join(f'{rate:g}' for rate in first.grid.rates)}"]
+    if any(one.way.extended for one in members):
+        parts.append("extended where the best lay at an edge")
+    if any(one.way.refined for one in members):
+        parts.append("refined by half a step")
+    if any(one.grid.rungs for one in members):
+        parts.append("chosen by successive halving")
+    plural = "s" * (len(first.seeds) != 1)
+    parts.append(f"at seed{plural} {', '.join(map(str, first.seeds))}, which no run here has")
+    return ", ".join(parts)
+
+
+def total(tuned: Iterable[Tuned]) -> tuple[int, float]:
+    """Return (runs, seconds) of all tunings together; runs that serve several rows count once."""
+    runs: set[str] = set()
+    seconds = 0.0
+    for one in tuned:
+        if not one.runs <= runs:
+            seconds += one.seconds
+        runs |= one.runs
+    return len(runs), seconds

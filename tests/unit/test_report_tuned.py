@@ -1,0 +1,175 @@
+"""A report of a tuned sweep: how rates were chosen, what that cost, what of it falls short, and lines over budgets."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+from report_factory import finish, outcomes, status
+from tuned_factory import LINES, TUNE, method, plant, validation
+
+from rowsft import report
+from rowsft.report.tables import by_budget, estimated
+from rowsft.store import Store
+
+
+def section(store):
+    (found,) = report.sections(store.root, "demo")
+    return found
+
+
+def tuning(store, **how):
+    """The section and its tuning, by (line's title, rows)."""
+    found = section(store)
+    return found, {(one.row.method, one.row.settings["budget.rows"]): one for one in found.tuned.values()}
+
+
+def test_the_report_comes_to_the_rates_that_the_stage_chose(tmp_path):
+    chosen = plant(Store(tmp_path), ("rows", "lora"), (4, 64))
+    found, tuned = tuning(Store(tmp_path))
+    assert {
+        ("rows" if name == "row_sft" else name, rows): one.way.chosen for (name, rows), one in tuned.items()
+    } == chosen
+    one = tuned["row_sft", 4]
+    assert one.tried == "7 tried (5 + 2 refined)" and len(one.runs) == 7
+    assert one.curve == [(rate, validation("rows", 4, rate)) for rate, _ in one.curve]
+    assert one.validation == max(value for _, value in one.curve)
+    # Bars from the lowest to the highest rate, the chosen one marked.
+    bars = re.sub(r"[\[\]]", "", one.spark)
+    assert len(bars) == 7 and one.spark.index("[") == [rate for rate, _ in one.curve].index(one.way.chosen)
+    assert [line.title for line in found.lines] == [
+        "row-SFT (rows=4)",
+        "row-SFT (rows=64)",
+        "LoRA (rows=4)",
+        "LoRA (rows=64)",
+    ]
+
+
+def test_a_rate_tuned_over_a_whole_grid_meets_the_contract(tmp_path):
+    plant(Store(tmp_path), ("rows", "lora"), (4, 64))
+    judged = status(section(Store(tmp_path)), "learning_rate")
+    assert judged.status == "met"
+    assert judged.detail == (
+        "grid 0.0001, 0.0003, 0.001, 0.003, 0.01, refined by half a step, at seed 0, which no run here has"
+    )
+
+
+@pytest.mark.parametrize(
+    ("tune", "seeds", "said"),
+    [
+        ({"lr": [3e-4, 1e-3, 3e-3, 1e-2]}, (1, 2, 3), "4 rates, at least 5 are needed"),
+        ({"lr": [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]}, (1, 2, 3), "neighbouring rates differ by a factor of 10"),
+        ({"lr": [1e-6, 3e-6, 1e-5, 3e-5, 1e-4], "extensions": 0}, (1, 2, 3), "still at the edge of what was tried"),
+        ({}, (0, 1, 2), "tuned on a seed that is judged"),
+    ],
+)
+def test_what_falls_short_of_a_tuned_rate_is_not_met(tmp_path, tune, seeds, said):
+    plant(Store(tmp_path), ("rows", "lora"), (4,), seeds, TUNE | tune)
+    judged = status(section(Store(tmp_path)), "learning_rate")
+    assert judged.status == "not met" and said in judged.detail
+
+
+def test_halving_is_marked(tmp_path):
+    plant(Store(tmp_path), ("rows", "lora"), (4,), tune=TUNE | {"halving": {"factor": 3, "steps": [10, 30]}})
+    found, tuned = tuning(Store(tmp_path))
+    assert status(found, "learning_rate").status == "met"
+    assert "chosen by successive halving" in status(found, "learning_rate").detail
+    one = tuned["lora", 4]
+    assert one.tried.endswith("chosen by successive halving") and [len(rates) for rates in one.way.survivors] == [2, 1]
+    # Five of 10 steps, two of 30, one of 100, two half steps.
+    assert len(one.runs) == 10 and len(one.curve) == 3
+
+
+def test_a_rate_that_the_grid_did_not_choose_and_a_row_without_one_are_named(tmp_path):
+    store = Store(tmp_path)
+    plant(store, ("rows", "lora"), (4,))
+    trainer = {"learning_rate": 0.05, "batch_size": 16, "scheduler": "linear", "steps": 100, "evaluate": ["test"]}
+    shared = {"task": "sentiment", "budget": {"rows": 4}, "trainer": trainer, "validation": False}
+    finish(store, outcomes(50), method=method("dora"), seed=1, **shared)
+    finish(store, outcomes(50), method=method("lora"), seed=1, tune=TUNE, **shared)
+    judged = status(section(store), "learning_rate")
+    assert judged.status == "not met"
+    assert "not the chosen rate: LoRA (learning_rate=0.05) 0.05 (chosen: 0.001)" in judged.detail
+    assert "not tuned by the sweep: DoRA" in judged.detail
+
+
+def test_a_grid_that_lacks_a_run_is_not_complete(tmp_path):
+    store = Store(tmp_path)
+    plant(store, ("rows", "lora"), (4,))
+    lost = next(run for run in store.runs("demo.tuning") if run.config["method"]["name"] == "lora")
+    (lost.folder / "record.json").unlink()
+    judged = status(section(store), "learning_rate")
+    assert judged.status == "not met" and "tuning is not complete: LoRA" in judged.detail
+
+
+def test_runs_at_the_chosen_rate_do_not_count_into_its_score_on_validation(tmp_path):
+    """The sweep's own runs, evaluated on validation too, have seeds that the other rates were not tried with."""
+    store = Store(tmp_path)
+    chosen = plant(store, ("lora",), (4,))
+    before = next(iter(section(store).tuned.values())).curve
+    trainer = {"learning_rate": chosen["lora", 4], "batch_size": 16, "scheduler": "linear", "steps": 100}
+    own = {"task": "sentiment", "budget": {"rows": 4}, "trainer": trainer | {"evaluate": ["validation", "test"]}}
+    finish(store, outcomes(1), method=method("lora"), seed=4, tune=TUNE, validation=0.01, **own)
+    assert next(iter(section(store).tuned.values())).curve == before
+    assert status(section(store), "learning_rate").status == "met"
+
+
+def test_lines_over_budgets_are_the_rows_with_their_means_and_intervals(tmp_path):
+    store = Store(tmp_path)
+    plant(store)
+    built = report.build(store.root, "demo", tmp_path / "out")
+    (found,) = built.sections
+    titles = [one.title for one in found.budgets.series]
+    assert titles == [*(f"row-SFT (channel={channel})" for channel in ("columns", "neurons", "rows")), "LoRA", "DoRA"]
+    assert all(len(one.points) == 8 for one in found.budgets.series) and len(found.budgets.sizes) == 8
+    with built.curves.open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert {line["quantity"] for line in lines} == {"metric", "train_peak", "step"}
+    assert len(lines) == 3 * 5 * 8
+    (line,) = [
+        line
+        for line in lines
+        if (line["line"], line["quantity"], line["trainable_parameters"]) == ("LoRA", "metric", str(20_000 * 16 + 28))
+    ]
+    records = [run for run in store.runs("demo") if run.config["method"]["name"] == "lora"]
+    values = [run.result.metrics["test"]["accuracy"] for run in records if run.config["budget"]["rows"] == 16]
+    # Student's t at 0.975 with two degrees of freedom is 4.3027.
+    half = 4.302653 * np.std(values, ddof=1) / np.sqrt(3)
+    assert float(line["value"]) == pytest.approx(np.mean(values)) and line["interval"] == "95 % t interval over seeds"
+    assert float(line["high"]) - float(line["value"]) == pytest.approx(half, rel=1e-5)
+    (peak,) = {
+        line["value"]
+        for line in lines
+        if line["quantity"] == "train_peak" and line["line"] == "DoRA" and line["trainable_parameters"] == "80028"
+    }
+    assert float(peak) == pytest.approx(200 + 0.3 * 4 + 40)
+    table = by_budget(found)
+    assert table.rows[3][0] == "LoRA" and table.rows[3][3] == estimated(found.budgets.series[3].points[2].estimate, 3)
+    page = built.page.read_text()
+    assert page.count("data:image/svg+xml") == 3 + len(LINES) + 1 and "Tuning: " in page
+    assert report.text(built.sections).count("row-SFT (channel=rows)") == 1
+
+
+def test_a_held_out_loss_has_a_line_of_its_own(tmp_path):
+    store = Store(tmp_path)
+    plant(store, ("rows", "lora"), (4, 16, 64))
+    for number, record in enumerate(store.runs("demo")):
+        with store._reopen(record.id) as run:
+            run.begin().finish(
+                "done",
+                primary_metric="accuracy",
+                metrics={"test": {"accuracy": 0.5, "loss": 1 + number}},
+                parameters={"adapter": record.result.parameters.adapter, "budget_asked": 1},
+            )
+    (found,) = report.sections(store.root, "demo")
+    loss = next(one for one in found.budgets.quantities if one.key == "loss")
+    assert loss.unit == "nats per example" and loss.title == "test loss"
+    point = found.budgets.series[0].points[0]
+    own = [run.result.metrics["test"]["loss"] for run in store.runs("demo") if run.id in {r.id for r in point.row.done}]
+    assert loss.read(point.row).value == pytest.approx(np.mean(own)) and loss.read(point.row).seeds == 3
+
+
+def test_a_table_of_one_budget_has_no_lines(tmp_path):
+    plant(Store(tmp_path), ("rows", "lora"), (4,))
+    assert section(Store(tmp_path)).budgets is None
+    assert report.build(tmp_path, "demo", tmp_path / "out").curves is None

@@ -1,0 +1,247 @@
+"""The tuning stage on recorded runs: which jobs it asks for, and which rate each setting of a sweep gets.
+
+Jobs are not trained here: `Recorder` launches them by writing a record whose score is a function of its configuration.
+"""
+
+import math
+
+import pytest
+
+from rowsft.config.compose import compose
+from rowsft.config.run_spec import run_spec
+from rowsft.errors import UserError
+from rowsft.store import Store
+from rowsft.sweep.jobs import JobResolver
+from rowsft.sweep.tuning import Stage
+
+GRID = "tune.lr=[1e-4,3e-4,1e-3,3e-3,1e-2]"
+#: One for all tests: what it has composed, it composes fast.
+RESOLVER = JobResolver(lambda text: None)
+
+
+def resolved(jobs):
+    return RESOLVER.resolve(jobs, False)
+
+
+class Recorder:
+    """Launches jobs by recording them: `score(config)` is a metric on validation, or the state of a run without one."""
+
+    def __init__(self, score, metric="accuracy", higher=True, stop_after=None):
+        self.score, self.metric, self.higher, self.left = score, metric, higher, stop_after
+        self.rounds: list[list[dict]] = []
+        self.said: list[str] = []
+
+    def launch(self, jobs):
+        self.rounds.append([])
+        for job in resolved(jobs):
+            config = job.spec.config
+            self.rounds[-1].append(config)
+            with Store(config["store"]).open(config) as run:
+                if run.record.result is None:
+                    if self.left == 0:
+                        raise KeyboardInterrupt
+                    self.left = None if self.left is None else self.left - 1
+                    self._record(run, self.score(config))
+
+    def _record(self, run, score):
+        if score is None:
+            return
+        attempt = run.begin()
+        if isinstance(score, str):
+            attempt.finish(score)
+        else:
+            attempt.update(primary_metric=self.metric, higher_is_better=self.higher)
+            attempt.finish("done", metrics={"validation": {self.metric: score}}, seconds={"total": 6.0})
+
+
+def tuned(tmp_path, score, *extra, methods=("lora", "row_sft"), seeds=(1, 2), **how):
+    jobs = [
+        [f"method={method}", f"budget.rows={rows}", f"seed={seed}", f"store={tmp_path}", "experiment_name=mine", *extra]
+        for method in methods
+        for rows in (2, 16)
+        for seed in seeds
+    ]
+    recorder = Recorder(score, **how)
+    return Stage(resolved, recorder.launch, recorder.said.append).run(jobs), recorder
+
+
+def hill(config):
+    """The best rate falls with the budget and differs by method."""
+    peak = {"lora": -3.0, "row_sft": -2.5}.get(config["method"]["name"], -3.5) - 0.1 * (config["budget"]["rows"] == 16)
+    return 1 - abs(math.log10(config["trainer"]["learning_rate"]) - peak)
+
+
+def rates_of(result):
+    found = {}
+    for job in result.jobs:
+        values = dict(text.split("=", 1) for text in job)
+        found.setdefault((values["method"], values["budget.rows"]), set()).add(values.get("trainer.learning_rate"))
+    return found
+
+
+def test_every_setting_gets_the_best_rate_of_its_own_grid(tmp_path):
+    result, recorder = tuned(tmp_path, hill, GRID)
+    # 1e-2.6 lies between the half step below 3e-3 (at a ratio of 3.16) and 3e-3 itself.
+    assert rates_of(result) == {
+        ("lora", "2"): {"0.001"},
+        ("lora", "16"): {"0.001"},
+        ("row_sft", "2"): {"0.003"},
+        ("row_sft", "16"): {"0.003"},
+    }
+    assert [len(jobs) for jobs in recorder.rounds] == [20, 8], "all settings' grids together, then all refinements"
+    assert not result.left_out
+    line = next(line for line in recorder.said if "method=lora budget.rows=16" in line)
+    assert line.endswith("learning rate 0.001 of 7 tried (5 + 2 refined), 0.7 minutes of computing")
+
+
+def test_runs_of_the_grid_see_validation_alone_at_a_seed_that_the_sweep_does_not_use(tmp_path):
+    _, recorder = tuned(tmp_path, hill, GRID)
+    for config in (config for jobs in recorder.rounds for config in jobs):
+        assert config["seed"] == 0 and config["experiment_name"] == "mine.tuning"
+        assert config["trainer"]["evaluate"] == ["validation"] and config["trainer"]["memory_probe_steps"] == 0
+    assert Store(tmp_path).experiments() == ["mine.tuning"]
+
+
+def test_a_tuned_run_is_the_run_that_one_would_ask_for_by_hand(tmp_path):
+    result, _ = tuned(tmp_path, hill, GRID, methods=("lora",))
+    by_hand = ["method=lora", "budget.rows=2", "seed=1", f"store={tmp_path}", "trainer.learning_rate=1e-3"]
+    assert run_spec(compose(result.jobs[0])).run_id == run_spec(compose(by_hand)).run_id
+    # What it was tuned with is in its notes, and no part of the id.
+    assert compose(result.jobs[0])["tune"]["seeds"] == [0]
+
+
+def test_a_best_at_an_edge_is_followed_for_a_stated_number_of_rates(tmp_path):
+    def rising(config):
+        return config["trainer"]["learning_rate"] if config["method"]["name"] == "lora" else hill(config)
+
+    result, recorder = tuned(tmp_path, rising, GRID, "tune.extensions=2", "tune.refine=false", methods=("lora",))
+    assert rates_of(result) == {("lora", "2"): {"0.1"}, ("lora", "16"): {"0.1"}}
+    assert [len(jobs) for jobs in recorder.rounds] == [10, 2, 2]
+    assert "of 7 tried (5 + 2 extended), still at the edge of what was tried" in recorder.said[-1]
+
+
+def test_lower_is_better_where_the_metric_says_so(tmp_path):
+    result, _ = tuned(tmp_path, lambda config: -hill(config), GRID, metric="loss", higher=False, methods=("lora",))
+    assert rates_of(result)["lora", "2"] == {"0.001"}
+
+
+@pytest.mark.parametrize("bad", ["failed", "oom", math.nan, -math.inf])
+def test_a_rate_that_failed_or_gave_no_number_is_the_worst(tmp_path, bad):
+    def score(config):
+        return bad if config["trainer"]["learning_rate"] >= 1e-3 else config["trainer"]["learning_rate"]
+
+    result, _ = tuned(tmp_path, score, GRID, "tune.refine=false", methods=("lora",))
+    assert rates_of(result)["lora", "2"] == {"0.0003"}
+
+
+def test_of_equal_scores_the_lowest_rate_is_taken(tmp_path):
+    result, _ = tuned(tmp_path, lambda config: 0.5, GRID, "tune.extensions=0", "tune.refine=false", methods=("lora",))
+    assert rates_of(result)["lora", "2"] == {"0.0001"}
+
+
+def test_a_setting_that_fails_at_every_rate_is_left_out_in_one_line_and_the_rest_goes_on(tmp_path):
+    def score(config):
+        return "failed" if config["method"]["name"] == "lora" and config["budget"]["rows"] == 2 else hill(config)
+
+    result, recorder = tuned(tmp_path, score, GRID)
+    assert set(rates_of(result)) == {("lora", "16"), ("row_sft", "2"), ("row_sft", "16")}
+    assert [overrides[2] for overrides, _ in result.left_out] == ["seed=1", "seed=2"]
+    assert {why for _, why in result.left_out} == {
+        "tuned: method=lora budget.rows=2: left out, no learning rate: failed at every rate "
+        "(0.0001, 0.0003, 0.001, 0.003, 0.01)"
+    }
+    assert [len(jobs) for jobs in recorder.rounds] == [20, 6]
+
+
+@pytest.mark.parametrize(("lacking", "said"), [("interrupted", "has no result"), (None, "has no result")])
+def test_a_run_that_was_stopped_chooses_nothing(tmp_path, lacking, said):
+    """Unlike one that failed: it says nothing of its rate, and the next call has its score."""
+
+    def score(config):
+        return lacking if config["trainer"]["learning_rate"] == 1e-3 else hill(config)
+
+    result, _ = tuned(tmp_path, score, GRID, methods=("lora",))
+    assert not result.jobs and len(result.left_out) == 4 and all(said in why for _, why in result.left_out)
+    again, _ = tuned(tmp_path, hill, GRID, methods=("lora",))
+    assert rates_of(again)["lora", "2"] == {"0.001"}
+
+
+def test_methods_that_read_no_rate_run_as_they_are(tmp_path):
+    result, recorder = tuned(tmp_path, hill, GRID, methods=("none", "lora"))
+    assert rates_of(result)["none", "2"] == {None} and rates_of(result)["lora", "2"] == {"0.001"}
+    assert {config["method"]["name"] for jobs in recorder.rounds for config in jobs} == {"lora"}
+    only, recorder = tuned(tmp_path, hill, GRID, methods=("none",))
+    assert not recorder.rounds and len(only.jobs) == 4
+
+
+def test_without_a_grid_nothing_is_tuned(tmp_path):
+    result, recorder = tuned(tmp_path, hill)
+    assert not recorder.rounds and rates_of(result)["lora", "2"] == {None}
+
+
+def test_several_tuning_seeds_are_averaged_and_one_that_failed_fails_the_rate(tmp_path):
+    def score(config):
+        rate, seed = config["trainer"]["learning_rate"], config["seed"]
+        if rate == 3e-3 and seed == 8:
+            return "failed"
+        return {7: 0.9 if rate == 3e-3 else 0.5, 8: 0.5 + (rate == 3e-4)}[seed]
+
+    result, recorder = tuned(tmp_path, score, GRID, "tune.seeds=[7,8]", "tune.refine=false", methods=("lora",))
+    assert rates_of(result)["lora", "2"] == {"0.0003"} and len(recorder.rounds[0]) == 20
+
+
+def test_halving_runs_short_first_and_whole_ones_for_what_is_left(tmp_path):
+    result, recorder = tuned(
+        tmp_path, hill, GRID, "tune.halving=true", "trainer.steps=90", "tune.refine=false", methods=("lora",)
+    )
+    lengths = [[config["trainer"]["steps"] for config in jobs] for jobs in recorder.rounds]
+    assert lengths == [[10] * 10, [30] * 4, [90] * 2]
+    assert rates_of(result)["lora", "2"] == {"0.001"}
+    assert "chosen by successive halving" in recorder.said[-1]
+    # Runs of fewer steps have ids of their own: their schedule is another.
+    assert len({run.id for run in Store(tmp_path).runs()}) == 16
+
+
+@pytest.mark.parametrize("stop_after", [0, 7, 21])
+def test_a_stage_that_is_stopped_goes_on_to_the_same_rates_and_runs_nothing_twice(tmp_path, stop_after):
+    whole, _ = tuned(tmp_path / "whole", hill, GRID)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(tmp_path / "cut", hill, GRID, stop_after=stop_after)
+    again, _ = tuned(tmp_path / "cut", hill, GRID)
+    assert rates_of(again) == rates_of(whole)
+    runs = {place: Store(tmp_path / place).runs() for place in ("whole", "cut")}
+    assert [run.id for run in runs["cut"]] == [run.id for run in runs["whole"]]
+    assert all(len(run.attempts) == 1 for run in runs["cut"])
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["trainer.learning_rate=1e-3"], "trainer.learning_rate=1e-3: tune.lr chooses the rates"),
+        (["tune.seeds=[2,5]"], "tune.seeds=[2, 5]: 2 is one of the sweep's own seeds"),
+        (["tune.seeds=[]"], "tune.seeds=[]: expected a list of different seeds"),
+        (["tune.lr=[1e-3]"], "tune.lr=[0.001]: expected at least two learning rates"),
+        (["tune.lr=[1e-3,0]"], "tune.lr=[0.001, 0.0]: expected learning rates above 0"),
+        (["tune.lr=[1e-3,1.01e-3]"], "0.001 and 0.00101 are one rate"),
+        (["tune.extensions=-1"], "tune.extensions=-1: expected 0 or more"),
+        (["tune.halving={factor:1}"], "tune.halving.factor=1: expected 2 or more"),
+        (["tune.halving={steps:[10,150]}"], "expected fewer steps than trainer.steps=150"),
+        (["tune.halving={rungs:2}"], "tune.halving.rungs: nothing reads this key"),
+        (["+tune.rates=[1e-3]"], "tune.rates: nothing reads this key"),
+    ],
+)
+def test_what_cannot_be_tuned_is_one_line_and_nothing_is_written(tmp_path, extra, said):
+    with pytest.raises(UserError) as error:
+        tuned(tmp_path / "runs", hill, GRID, *extra)
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_given_rate_holds_where_the_stage_is_taken_out(tmp_path):
+    result, recorder = tuned(tmp_path, hill, GRID, "tune.lr=null", "trainer.learning_rate=1e-3")
+    assert not recorder.rounds and rates_of(result)["lora", "2"] == {"1e-3"}
+
+
+def test_a_default_tuning_seed_is_none_of_the_sweeps(tmp_path):
+    _, recorder = tuned(tmp_path, hill, GRID, methods=("lora",), seeds=(0, 1, 3))
+    assert {config["seed"] for jobs in recorder.rounds for config in jobs} == {2}
