@@ -33,6 +33,8 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
 
     def __call__(self, *args: Any, **kwargs: Any) -> JobReturn:
         """Run one job, on a worker."""
+        # What is run after a requeue was kept as it was when it was told to end.
+        self._told_to_end = False
         signal.signal(signal.SIGTERM, self._end)
         returned = super().__call__(*args, **kwargs)
         while self._told_to_end:

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import psutil
-from conftest import running
 from kill import table
+from ray_cluster import running
 
 from rowsft.store import Store
 
@@ -88,7 +88,7 @@ def test_two_sweeps_at_once_run_no_job_twice(ray_address, workshop, tmp_path):
 
 
 def test_what_fails_on_a_worker_is_a_line_and_a_record(workshop, tmp_path):
-    """On a cluster that is started for the sweep, whose workers have its environment and no token in the home folder."""
+    """On a cluster that is started for the sweep: its workers have its environment, and it keeps no token at home."""
     (tmp_path / "sitecustomize.py").write_text(FAULTS)
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     given = [*overrides(workshop, tmp_path / "runs"), *on(None), "method=full", "trainer.learning_rate=0.003,1e30"]

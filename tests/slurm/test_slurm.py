@@ -1,4 +1,4 @@
-"""Sweeps on a real Slurm: the same table as here, and what becomes of jobs that fail, are lost, requeued or asked twice."""
+"""Sweeps on a real Slurm: the same table as here; and jobs that fail, are lost, requeued, or asked for twice."""
 
 import json
 import os
@@ -106,7 +106,11 @@ def test_what_fails_on_a_worker_is_a_line_and_a_record(slurm, workshop, tmp_path
     assert killed == "  [2/3] seed=13: killed by signal 9 (SIGKILL): out of memory?"
     assert no_memory.startswith("  [3/3] seed=15: Slurm ") and "Exceeded job memory limit" in no_memory
     records = {record.config["seed"]: record for record in Store(tmp_path / "runs").runs()}
-    assert {seed: record.state for seed, record in records.items()} == {12: "done", 13: "interrupted", 15: "interrupted"}
+    assert {seed: record.state for seed, record in records.items()} == {
+        12: "done",
+        13: "interrupted",
+        15: "interrupted",
+    }
     assert records[13].latest.error.message in killed and records[15].latest.error.message in no_memory
     # The next call carries on.
     lines = ended(started(workshop, given), 0)
@@ -127,7 +131,7 @@ def test_a_run_that_fails_and_one_that_is_cancelled_leave_the_others_going(slurm
     assert states == ["done", "done", "failed", "interrupted"]
 
 
-@pytest.mark.parametrize("how", ["requeued", "out of time"])
+@pytest.mark.parametrize("how", ["requeued", "out of time", "preempted"])
 def test_a_preempted_run_goes_on_to_the_very_same_end(slurm, workshop, tmp_path, how):
     job = ["method=row_sft", "trainer.steps=400", "trainer.checkpoint_minutes=null", "seed=4"]
     ended(started(workshop, [*overrides(workshop, tmp_path / "here"), *job]), 0)
@@ -140,8 +144,9 @@ def test_a_preempted_run_goes_on_to_the_very_same_end(slurm, workshop, tmp_path,
     if how == "requeued":
         subprocess.run(["scontrol", "requeue", number], check=True)
     else:
-        # As Slurm does signal_delay_s before the time limit.
-        subprocess.run(["scancel", "--signal=USR2", number], check=True)
+        # As Slurm does signal_delay_s before the time limit; in a preemption SIGTERM may come first.
+        for name in ("TERM", "USR2") if how == "preempted" else ("USR2",):
+            subprocess.run(["scancel", f"--signal={name}", number], check=True)
     until(lambda: queue("--states=PENDING", "--format=%i"), sweep)
     # Slurm lets a requeued job wait for two minutes.
     subprocess.run(["scontrol", "update", f"jobid={number}", "starttime=now+15"], check=True)
