@@ -11,7 +11,7 @@ export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup assets quickstart demo wandb-demo test test-peft-versions test-oldest lint types docs bench tune-quickstart tune-demo importance row-budget plan-8b \
-	plan-accuracy gpu gpu-wheels fuzz kill-test bench-store clean
+	plan-accuracy gpu gpu-wheels fuzz kill-test slurm-test ray-test optuna-test bench-store clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -53,6 +53,27 @@ fuzz: setup ## odd command lines, records, data files and model folders by the t
 
 kill-test: setup ## kill sweeps and writers at random moments and compare the tables: MINUTES=10
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/kill.py --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
+# The plugins of an extra in an environment of their own above the first: Ray's want older versions of two packages.
+$(VENV)-%/installed: $(VENV)/installed
+	@$(PYTHON) -m venv $(VENV)-$*
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+		$$($(VENV)-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
+	@grep -vE '^(cloudpickle|python-dateutil)==' constraints.txt > $(VENV)-$*/constraints.txt
+	@$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)-$*/constraints.txt \
+		--editable '.[$*]'
+	@touch $@
+
+slurm-test: $(VENV)-slurm/installed ## sweeps on a real Slurm of one node, installed from Debian's packages and started on loopback (as root)
+	@command -v slurmctld munged >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >/dev/null
+	@ROWSFT_SLURM_TESTS=1 OMP_NUM_THREADS=1 $(VENV)-slurm/bin/python -m pytest -n 0 -rs tests/slurm
+
+ray-test: $(VENV)-ray/installed ## sweeps on a local Ray cluster
+	@ROWSFT_RAY_TESTS=1 OMP_NUM_THREADS=1 $(VENV)-ray/bin/python -m pytest -n 0 -rs tests/ray
+
+optuna-test: $(VENV)-optuna/installed ## learning rates searched by Optuna
+	@OMP_NUM_THREADS=1 $(VENV)-optuna/bin/python -m pytest -n 0 -rs tests/optuna
 
 lint: setup ## check style, and that rooms import from lower floors only
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
@@ -122,4 +143,4 @@ gpu-wheels: ## collect in .gpu-wheels/ what a machine without network may lack f
 	@$(PYTHON) benchmarks/gpu_packages.py --collect
 
 clean: ## remove the virtual environment, fetched assets and reports; recorded runs stay
-	rm -rf $(VENV) .assets .gpu-wheels .gpu-packages reports benchmarks/out site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV)-* .assets .gpu-wheels .gpu-packages reports benchmarks/out site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -26,9 +26,6 @@ class FreshProcessConfig:
 class FreshProcessLauncher(Launcher):
     """Runs every job of a sweep in a process of its own, so that no job's memory or crash reaches the next."""
 
-    #: Of launchers that run jobs as `rowsft run`; others would call a function that does nothing.
-    runs_jobs = True
-
     def __init__(self, jobs: int, threads: int | None) -> None:
         self.jobs, self.threads = jobs, threads
 
@@ -42,8 +39,6 @@ class FreshProcessLauncher(Launcher):
 
 class _EngineLauncher(Launcher):
     """Hands jobs to an engine's own launcher, without what is done already. settings: the keys of its file in conf/."""
-
-    runs_jobs = True
 
     def __init__(self, **settings: Any) -> None:
         self.settings = {

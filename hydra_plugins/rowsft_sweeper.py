@@ -46,7 +46,8 @@ class Sweeper(HydraSweeper):
         self.jobs_launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
-        if not hasattr(self.jobs_launcher, "runs_jobs"):
+        if type(self.jobs_launcher).__module__.startswith(("hydra._internal.", "hydra_plugins.hydra_")):
+            # It would call a function in each job's name, in this process or another, and none would run.
             chosen = config.hydra.runtime.choices["hydra/launcher"]
             raise UserError(f"hydra/launcher={chosen}: cannot run the jobs; expected fresh_process, slurm or ray")
         self.folder, self.config = Path(config.hydra.sweep.dir), without_secrets(config)

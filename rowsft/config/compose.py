@@ -13,6 +13,7 @@ from rowsft.config import typed
 from rowsft.config.instantiate import check_added
 from rowsft.config.names import check_names, opened_hydra
 from rowsft.config.overrides import quoted
+from rowsft.config.plugins import check_installed
 from rowsft.config.settings import check_ignored_keys, check_settings
 from rowsft.errors import UserError, shortened
 from rowsft.output import redact
@@ -47,6 +48,8 @@ def sweep(overrides: list[str]) -> list[int]:
     with opened_hydra() as hydra, _errors_in_one_line(overrides):
         check_names(hydra, overrides)
         shared = hydra.compose_config("config", overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
+        for group in ("hydra/launcher", "hydra/sweeper"):
+            check_installed(group, shared.hydra.runtime.choices[group])
         try:
             # Hydra writes the sweep's command beside the runs before it looks at the jobs.
             with _put_back(Path(shared.hydra.sweep.dir) / "multirun.yaml"):

@@ -17,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 from rowsft import config_folders, renamed
 from rowsft.config.hydra_internals import Hydra, open_hydra
 from rowsft.config.overrides import check_choice, parse_override
-from rowsft.config.plugins import check_installed
 from rowsft.errors import UserError
 
 # A sweep composes every job before the first: what its jobs look names up in is composed once a process.
@@ -60,7 +59,6 @@ def check_names(hydra: Hydra, overrides: list[str]) -> DictConfig | None:
         check_choice(override)
         for name in _names(override):
             config_folders.check_file(override.key_or_group, name)
-            check_installed(override.key_or_group, name)
             known = _options(hydra, override.key_or_group)
             if name not in known:
                 raise UserError(

@@ -1,4 +1,4 @@
-"""Which extra of the package brings what a choice of configuration needs; said before Hydra looks for it."""
+"""Which extra of the package brings what a choice of configuration needs; said before Hydra asks for it."""
 
 from importlib.util import find_spec
 

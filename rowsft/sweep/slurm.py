@@ -14,11 +14,14 @@ from submitit.core import utils
 from submitit.core.logger import get_logger
 from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
+from rowsft.errors import UserError
 from rowsft.sweep import launcher
 from rowsft.sweep.engine import Engine, Fetch
 
 #: Seconds between two looks at what became of the jobs; of jobs that are over, Slurm forgets most after five minutes.
 _LOOK_SECONDS = 20
+#: In the place of Slurm's state of a job that it has forgotten.
+_GONE = "NO LONGER KNOWN"
 #: Seconds that are left to requeue a job once it has stopped.
 _TO_REQUEUE_SECONDS = 10
 
@@ -30,6 +33,8 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
 
     def __call__(self, *args: Any, **kwargs: Any) -> JobReturn:
         """Run one job, on a worker."""
+        # What is run after a requeue was kept as it was when it was told to end.
+        self._told_to_end = False
         signal.signal(signal.SIGTERM, self._end)
         returned = super().__call__(*args, **kwargs)
         while self._told_to_end:
@@ -70,6 +75,8 @@ class Slurm(Engine):
 
     def launcher(self) -> SlurmLauncher:
         """Return the launcher; its folder is the user's alone, for the jobs' overrides lie in it."""
+        if (most := self._settings["array_parallelism"]) < 1:
+            raise UserError(f"hydra.launcher.array_parallelism={most}: expected 1 or more")
         folder = self._folder()
         if not folder.exists():
             folder.mkdir(parents=True)
@@ -90,7 +97,12 @@ class Slurm(Engine):
         """Return the last line of what submitit, sbatch or the job itself says, after Slurm's state of the job."""
         lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
         state = next((line[line.index("(state:") :] for line in lines if "(state:" in line), "")
-        said = lines[-1] if lines else type(error).__name__
+        if _GONE in state:
+            return "Slurm does not know it any more: it was cancelled before it began, or it is over since long"
+        # Slurm's own word on the end of a job stands before that it ended, and before srun's, which counts the dead.
+        own = [line for line in lines if line.startswith("slurmstepd")]
+        causes = [line for line in own if "***" not in line]
+        said = (causes or own or lines or [type(error).__name__])[-1]
         if isinstance(error, utils.FailedJobError) and said.startswith(("sbatch:", "srun:")):
             said = f"{said}; look at hydra.launcher.partition, account, gpus_per_node and the settings beside them"
         return f"Slurm {state.strip('()').removeprefix('state: ')}: {said}" if state else said
@@ -137,6 +149,6 @@ class Watcher(SlurmInfoWatcher):
             return
         found = self.read_info(said.stdout.replace("JOBID|STATE|NODELIST", "JobID|State|NodeList", 1))
         # Forgotten: over for so long.
-        gone = {job: {"State": "NO LONGER KNOWN"} for job in self._registered - self._finished - found.keys()}
+        gone = {job: {"State": _GONE} for job in self._registered - self._finished - found.keys()}
         self._info_dict |= gone | found
         self._finished |= {job for job in self._registered if self.is_done(job, mode="cache")}

@@ -3,7 +3,7 @@
     python tests/slurm/cluster.py          # start it, print its SLURM_CONF, stop it at the end of input
 
 Nothing of the system's own Slurm is read or written: the configuration, the key, sockets, ports, state and logs are
-those of the folder. The node has four CPUs, 4000 MB and two GPUs that are none (device files that nothing opens).
+those of the folder. The node has four CPUs, 6000 MB and two GPUs that are none (device files that nothing opens).
 """
 
 import os
@@ -41,7 +41,7 @@ TaskPlugin=task/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
-DefMemPerCPU=900
+DefMemPerCPU=1500
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1
 JobAcctGatherType=jobacct_gather/linux
@@ -55,7 +55,7 @@ MinJobAge=60
 InactiveLimit=0
 GresTypes=gpu
 SlurmdParameters=config_overrides
-NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=4000 Gres=gpu:2 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=6000 Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -66,6 +66,11 @@ def missing() -> str | None:
         return "slurmd and munged are started as root"
     lacking = [name for name in PROGRAMS if shutil.which(name) is None]
     return f"{', '.join(lacking)} not found: apt-get install slurm-wlm munge, or make slurm-test" if lacking else None
+
+
+def on_path(folder: Path) -> str:
+    """A PYTHONPATH on which `folder` comes first."""
+    return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @contextmanager
