@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
@@ -129,9 +130,7 @@ def assert_same_training(record: Record, expected: Record) -> None:
     for row, other in zip(rows, others, strict=True):
         assert row.keys() == other.keys()
         for key, value in other.items():
-            if isinstance(value, float):
-                assert abs(row[key] - value) < 1e-4, key
-            else:
-                assert row[key] == value, key
+            numbers = isinstance(value, float | list)
+            assert row[key] == (pytest.approx(value, abs=1e-4) if numbers else value), key
     same = ("steps", "train_tokens", "train_examples", "parameters", "resolved")
     assert [getattr(record.result, name) for name in same] == [getattr(expected.result, name) for name in same]
