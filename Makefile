@@ -11,7 +11,7 @@ export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup assets quickstart demo wandb-demo test test-peft-versions test-oldest lint types docs bench tune-quickstart tune-demo importance row-budget plan-8b \
-	plan-accuracy gpu gpu-wheels fuzz kill-test slurm-test ray-test optuna-test bench-store clean
+	plan-accuracy gpu gpu-wheels distributed-test fuzz kill-test slurm-test ray-test optuna-test bench-store clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ test-peft-versions: setup ## run the tuner's contract tests on the oldest and th
 
 test-oldest: setup ## run the tuner's and the benchmarks' tests on the oldest torch and transformers admitted (3 GB to download)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/oldest_versions.py
+
+distributed-test: setup ## every method in two, three and four processes against one (minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed/every_method.py
 
 fuzz: setup ## odd command lines, records, data files and model folders by the thousand: N=5000 SEED=1
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz_run.py --cases $(or $(N),1000) --seed $(or $(SEED),0)

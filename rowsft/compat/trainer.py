@@ -114,6 +114,9 @@ class CheckpointsOfRanks(OwnCheckpoints):
         finally:
             self._optimizer_state = self._random_states = None
 
+    def store_flos(self) -> None:
+        """Exchange no estimates of operations: a checkpoint would wait for the processes that write none."""
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         optimizer: Any = self.optimizer
         optimizer.state_dict = lambda: self._optimizer_state

@@ -104,6 +104,11 @@ def planned_run(
     Raises UserError for what cannot be planned.
     """
     settings = TrainerSettings(**{**vars(settings), **(overrides or {})})
+    if settings.strategy is not None:
+        raise UserError(
+            f"trainer.strategy={settings.strategy}: a plan is of one process; leave it out, and divide "
+            "trainer.batch_size by the number of processes; docs/devices.md says what each holds besides"
+        )
     task = instantiated("task", config.task, Task)
     lengths = lengths or assumed(task)
     head_settings, labels_assumed = _head_settings(task)

@@ -16,6 +16,7 @@ from rowsft.store.identity import run_id
 _WHY = {
     "presentation": "says where a run is shown, kept or grouped",
     "saving": "says how often a run is saved, to go on after a stop",
+    "machine": "says over how many devices the same steps are spread",
     "ignored": "the method ignores it",
     "default": "not read, since another key of the budget is set",
     "content": "counts by content (see revisions), not by where it lies",

@@ -5,11 +5,11 @@ from typing import Literal
 
 from rowsft.report.settings import flatten, under
 from rowsft.store import Record
-from rowsft.store.identity import CHECKPOINTS, PRESENTATION, PRESENTATION_ANYWHERE
+from rowsft.store.identity import CHECKPOINTS, PRESENTATION, PRESENTATION_ANYWHERE, PROCESSES
 from rowsft.store.ignored import ignored_by_rule
 from rowsft.store.targets import recorded
 
-Kind = Literal["presentation", "saving", "ignored", "default", "content", "unread"]
+Kind = Literal["presentation", "saving", "machine", "ignored", "default", "content", "unread"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ def left_out(record: Record) -> list[LeftOut]:
             found.append(LeftOut(key, value, "presentation"))
         elif key in CHECKPOINTS:
             found.append(LeftOut(key, value, "saving"))
+        elif key == PROCESSES:
+            found.append(LeftOut(key, value, "machine"))
         elif rule is not None:
             found.append(LeftOut(key, value, "ignored", rule))
         elif key not in identity:

@@ -50,6 +50,15 @@ def notes(section: Section) -> list[str]:
     kinds = memory_kinds(table)
     if kinds:
         texts.append("Memory: " + "; ".join(MEMORY_KINDS.get(kind, kind) for kind in kinds) + ".")
+    processes = sorted(
+        {result.ranks.processes for row in table.rows for result in row.results if result.ranks.processes}
+    )
+    if processes:
+        counts = ", ".join(map(str, processes))
+        texts.append(
+            f"Runs in several processes ({counts}): memory is that of the process with the most; records have each and "
+            "their sum. Seconds are those of all together."
+        )
     if any(result.scores_from_cache for row in table.rows for result in row.results):
         texts.append("Seconds of selection: of the runs that scored; others read the scores that those had kept.")
     zero = untrained_metrics(table)

@@ -6,7 +6,8 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,6 @@ def launch(command: Sequence[str], processes: int, threads: int, in_words: Calla
     threads: CPU threads of each. in_words: an exit status for a reader. Where one process ends badly, the others are
     told to end, with SIGTERM; where this one gets SIGTERM or SIGINT, it passes the signal on to all.
     """
-    os.environ[LAUNCHER] = str(os.getpid())
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # What went wrong is said once, by the caller.
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).disabled = True
@@ -65,7 +64,8 @@ def launch(command: Sequence[str], processes: int, threads: int, in_words: Calla
             logs_specs=DefaultLogsSpecs(log_dir=folder, redirects={0: Std.NONE, **others}),
         )
         try:
-            elastic_launch(config, sys.executable)(*command)
+            with _own_surroundings(threads):
+                elastic_launch(config, sys.executable)(*command)
         except ChildFailedError as error:
             return _ending(error.failures, Path(folder), in_words)
         except SignalException as stop:
@@ -74,6 +74,23 @@ def launch(command: Sequence[str], processes: int, threads: int, in_words: Calla
             # Rank 0 was told the same: its account has the phase.
             return Ending(error=own.error if own is not None and own.error.type == error.type else error)
     return None
+
+
+@contextmanager
+def _own_surroundings(threads: int) -> Iterator[None]:
+    """What the processes find in the environment; afterwards it is as it was, and so is what signals do here."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = dict(os.environ)
+    os.environ[LAUNCHER] = str(os.getpid())
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _ending(failures: dict[int, ProcessFailure], folder: Path, in_words: Callable[[int], str]) -> Ending:

@@ -14,11 +14,21 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rowsft.compat.torch import parameters_of
+from rowsft.errors import UserError
 from rowsft.runner.ranks import Ranks
 
 
 def shard(model: nn.Module, ranks: Ranks, device: torch.device) -> None:
-    """Leave each process a part of every parameter, on its device: a unit for each block, one for what is outside."""
+    """Leave each process a part of every parameter, on its device: a unit for each block, one for what is outside.
+
+    Raises UserError for a model with quantised weights.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            raise UserError(
+                f"trainer.strategy=fsdp: {name} holds {parameter.dtype} values (quantised), which are not sharded; use "
+                "trainer=ddp, or a base model that is not quantised"
+            )
     mesh = init_device_mesh(device.type, (ranks.size,))
     for block in blocks(model):
         fully_shard(block, mesh=mesh)

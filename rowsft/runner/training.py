@@ -19,6 +19,7 @@ from rowsft.tracking.content import point
 def train(job: Job) -> None:
     """Train what the method trains, from the start or from a checkpoint; record curve, clocks and memory."""
     if not job.method.trains:
+        job.model.to(job.device)
         return
     clock = measure.StepClock(job.settings.timing_warmup_steps, job.device)
     with job.attempt.scratch() as scratch, job.clock.phase("train"):

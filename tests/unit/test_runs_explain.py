@@ -54,7 +54,7 @@ def test_every_key_stands_on_the_side_that_its_effect_on_the_id_says(tmp_path, o
     found = explain(tmp_path, run.id)
     out = {item.key: item.value for item in found.left_out}
     assert found.identity and out and not set(found.identity) & set(out)
-    # What others hang on: rules by name and class, what switches rules on and off, and the overlap, once it is on.
+    # What others hang on: rules by name and class, what switches rules on and off; what is in no id where it is off.
     switches = {
         "method._target_",
         "method.name",
