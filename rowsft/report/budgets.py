@@ -22,8 +22,8 @@ from rowsft.selection.budget_met import is_met
 
 #: More lines than these cannot be told apart.
 MOST_LINES = 12
-#: Names under which tasks record their loss on a split, in the order of preference, with the unit.
-LOSSES = {"loss": "nats or squared error", "answer_loss": "nats per token"}
+#: Names under which tasks record their loss on a split.
+LOSSES = ("loss", "answer_loss")
 SPREAD = "lowest and highest seed"
 
 
@@ -87,9 +87,7 @@ class Budgets:
         found = [Quantity("metric", f"{table.split} {table.metric}", "", lambda row: row.estimate)]
         name = next((name for name in LOSSES if name != table.metric and _has(table, name)), None)
         if name is not None:
-            unit = LOSSES[name]
-            if name == "loss":
-                unit = "squared error" if table.metric in ("pearson", "spearman") else "nats per example"
+            unit = _unit(name, table.metric)
             found.append(Quantity("loss", f"{table.split} {name}", unit, lambda row: _mean(row, table.split, name)))
         found += [
             Quantity("train_peak", "peak memory of training", "MiB", lambda row: _middle(row, _peak)),
@@ -160,6 +158,12 @@ def _size(row: Row) -> int:
 
 def _order(point: Point) -> int:
     return point.parameters
+
+
+def _unit(loss: str, metric: str) -> str:
+    if loss == "answer_loss":
+        return "nats per token"
+    return "squared error" if metric in ("pearson", "spearman") else "nats per example"
 
 
 def _has(table: Table, name: str) -> bool:

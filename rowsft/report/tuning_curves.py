@@ -14,7 +14,7 @@ from rowsft.report.tuned import Tuned
 #: Lines of a picture that its key can name; of more, the first and the last are named.
 _MOST_NAMED = 9
 #: Ends of the colour map that can be seen on light and on dark paper alike.
-_SHADES = (0.15, 0.85)
+_SHADES = (0.4, 0.85)
 
 
 @escape.quiet_drawing()

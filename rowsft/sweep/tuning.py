@@ -224,7 +224,7 @@ def _score(record: Record | None) -> float | None:
 
 def _why(trial: Trial, job: SweepJob, record: Record | None) -> str:
     if record is None:
-        return f"the run at {trial.rate:g} was refused or left no record, as said above"
+        return f"the run at {trial.rate:g} was refused or left no record, see above"
     return f"the run at {trial.rate:g} has no result (run {record.id}: {record.state}); the same sweep tries it again"
 
 

@@ -28,10 +28,10 @@ def command(workshop, store):
     return ["sweep", *shared, f"store={store}", *swept, *tune, "hydra/launcher=forking", "experiment_name=tuned"]
 
 
-def start(workshop, store):
+def start(workshop, store, *changes):
     path = os.pathsep.join([str(FORKING), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
-        [sys.executable, "-m", "rowsft.cli", *command(workshop, store)],
+        [sys.executable, "-m", "rowsft.cli", *command(workshop, store), *changes],
         cwd=workshop.folder,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path},
         stdout=subprocess.PIPE,
@@ -95,3 +95,14 @@ def test_a_sweep_killed_in_its_tuning_stage_goes_on_to_the_same_table(workshop, 
         for place in (store, whole[0])
     }
     assert lines[store] == lines[whole[0]]
+
+
+def test_a_setting_that_no_rate_fits_is_left_out_and_the_rest_goes_on(workshop, whole):
+    process = start(workshop, whole[0], "method=row_sft", "budget.rows=1,99")
+    said, errors = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert errors.count("rows=99 exceeds") == 2, "once for each rate"
+    lines = said.splitlines()
+    assert lines[-3] == "not done:" and lines[-1] == "2 jobs: 1 done, 1 not"
+    why = "left out, no learning rate: the run at 0.001 was refused or left no record, see above"
+    assert lines[-2] == f"  tuned: budget.rows=99: {why}"

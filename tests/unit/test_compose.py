@@ -21,7 +21,9 @@ from rowsft.config_folders import SHIPPED, names
 from rowsft.errors import UserError
 from rowsft.selection.budget import Budget
 
-METHODS = {"row_sft", "row_sft_columns", "row_sft_neurons", "lora", "dora", "shira", "full", "head", "none"}
+#: Files that set another one's channel, so that a sweep can hold both.
+CHANNELS = {"row_sft_columns": "columns", "row_sft_neurons": "neurons"}
+METHODS = {"row_sft", *CHANNELS, "lora", "dora", "shira", "full", "head", "none"}
 MODELS = {
     *("minilm", "smollm2_135m", "llama2_7b", "llama3_8b", "mistral_7b", "gemma_7b"),
     *("bert_base", "bert_large", "deberta_v3_base", "deberta_v3_large"),
@@ -64,10 +66,16 @@ def test_every_option_composes_and_builds(choice):
     assert len(run_spec(config).run_id) == 12
 
 
-@pytest.mark.parametrize(("method", "model"), product(sorted(METHODS), ["minilm", "llama3_8b"]))
+@pytest.mark.parametrize(("method", "model"), product(sorted(METHODS - set(CHANNELS)), ["minilm", "llama3_8b"]))
 def test_names_in_config_match_their_file(method, model):
     config = compose([f"method={method}", f"model={model}"])
     assert (config.method.name, config.model.name) == (method, model)
+
+
+@pytest.mark.parametrize(("method", "channel"), CHANNELS.items())
+def test_a_file_that_sets_a_channel_makes_the_run_of_that_channel(method, channel):
+    by_hand = run_spec(compose(["method=row_sft", f"method.channel={channel}"]))
+    assert run_spec(compose([f"method={method}"])).run_id == by_hand.run_id
 
 
 @pytest.mark.parametrize(

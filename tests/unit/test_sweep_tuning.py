@@ -6,9 +6,12 @@ Jobs are not trained here: `Recorder` launches them by writing a record whose sc
 import math
 
 import pytest
+from omegaconf import OmegaConf
 
+from rowsft.cli.main import main
 from rowsft.config.compose import compose
 from rowsft.config.run_spec import run_spec
+from rowsft.config.tune import asks_for_a_rate
 from rowsft.errors import UserError
 from rowsft.store import Store
 from rowsft.sweep.jobs import JobResolver
@@ -245,3 +248,12 @@ def test_a_given_rate_holds_where_the_stage_is_taken_out(tmp_path):
 def test_a_default_tuning_seed_is_none_of_the_sweeps(tmp_path):
     _, recorder = tuned(tmp_path, hill, GRID, methods=("lora",), seeds=(0, 1, 3))
     assert {config["seed"] for jobs in recorder.rounds for config in jobs} == {2}
+
+
+def test_one_run_has_no_tuning_stage(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["run", "experiment=row_budget", "method=lora"])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("rowsft: error: tune.lr: the tuning stage of `rowsft sweep` chooses the rate")
+    assert not asks_for_a_rate(OmegaConf.to_container(compose(["experiment=row_budget", "method=none"])))
