@@ -159,16 +159,20 @@ def in_words(grid: Grid, way: Course) -> str:
 def grid_of(tune: Mapping[str, Any], trainer: Mapping[str, Any]) -> Grid:
     """Return the grid that the settings `tune` ask for, for a run with these settings of the trainer.
 
-    tune: lr, extensions, refine and halving as in conf/config.yaml, checked.
+    tune: lr, extensions, refine and halving as in conf/config.yaml. Raises ValueError for what is no grid: notes of a
+    record that was changed.
     """
     rates = tuple(sorted(float(rate) for rate in tune["lr"]))
     halving = tune.get("halving") or {}
     asked = halving if isinstance(halving, Mapping) else {}
-    factor = asked.get("factor") or 3
+    factor, extensions = asked.get("factor") or 3, tune.get("extensions", 3)
+    whole = [isinstance(number, int) and not isinstance(number, bool) for number in (factor, extensions)]
+    if len(set(rates)) < 2 or not 0 < rates[0] <= rates[-1] < math.inf or not all(whole) or factor < 2:
+        raise ValueError("not a grid of learning rates")
     rungs: tuple[Mapping[str, Any], ...] = ()
     if halving:
         rungs = tuple(_short(trainer, asked.get("steps"), factor, len(rates)))
-    return Grid(rates, tune.get("extensions", 3), tune.get("refine", True), rungs, factor)
+    return Grid(rates, extensions, bool(tune.get("refine", True)), rungs, factor)
 
 
 def _short(trainer: Mapping[str, Any], steps: Sequence[int] | None, factor: int, rates: int) -> list[dict[str, Any]]:

@@ -148,9 +148,9 @@ def _tuned(section: Section) -> Sheet[Tuned]:
     columns: list[Column[Tuned]] = [
         _METHOD,
         Column("chosen", "learning rate", lambda one: number(one.way.chosen, "g")),
+        Column("spark", "score by rate", lambda one: one.spark, kind="name"),
         Column("validation", f"validation {section.table.metric}", ".4f"),
         words("tried", "rates"),
-        Column("spark", "score by rate", lambda one: one.spark, kind="name"),
         Column("runs", "runs", lambda one: f"{len(one.runs)}"),
         Column("seconds", "cost", lambda one: number(one.seconds, ",.1f", " min", 1 / 60)),
     ]

@@ -173,3 +173,24 @@ def test_a_table_of_one_budget_has_no_lines(tmp_path):
     plant(Store(tmp_path), ("rows", "lora"), (4,))
     assert section(Store(tmp_path)).budgets is None
     assert report.build(tmp_path, "demo", tmp_path / "out").curves is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"lr": [1e-3]},
+        {"lr": [0, 1]},
+        {"lr": ["a", "b"]},
+        {"lr": 5},
+        {"extensions": "x"},
+        {"seeds": None},
+        {"halving": {"factor": 1}},
+    ],
+)
+def test_notes_that_are_no_grid_count_as_absent(tmp_path, damage):
+    store = Store(tmp_path)
+    trainer = {"learning_rate": 1e-3, "batch_size": 16, "scheduler": "linear", "steps": 100}
+    shared = {"task": "sentiment", "budget": {"rows": 4}, "trainer": trainer}
+    finish(store, outcomes(50), method=method("lora"), tune=TUNE | damage, **shared)
+    found = section(store)
+    assert not found.tuned and status(found, "learning_rate").status == "not recorded"
