@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ from rowsft.store.run_log import RunLog
 from rowsft.tasks import Task
 from rowsft.tracking.content import final_numbers
 from rowsft.tracking.tracker import NullTracker, Tracker, tracking
+
+# Seconds that rank 0 has for saying what is wrong with the input before another process ends for it.
+_MISTAKE_SECONDS = 10
 
 
 def run(
@@ -121,7 +125,11 @@ def _follow(spec: RunSpec, settings: TrainerSettings, ranks: Ranks) -> Outcome:
             try:
                 _perform(job)
             except BaseException as error:
-                rank_failure.report(bad_input(error) or error, clock.phase_name)
+                mistake = bad_input(error)
+                rank_failure.report(mistake or error, clock.phase_name)
+                if mistake is not None:
+                    # Rank 0 finds the same, says it, and takes its attempt back, unless this one's end cuts that short.
+                    time.sleep(_MISTAKE_SECONDS)
                 raise
     return Outcome(spec.run_id, spec.folder, "done", {})
 
@@ -219,6 +227,8 @@ def probe_memory(job: Job) -> None:
     with job.clock.phase("measure"):
         if takes_part(job):
             memory_probe.evaluation(job, lambda examples: evaluate_examples(job, examples, None))
+        # Here, for an exchange of gradients would not wait as long.
+        job.ranks.handed_on(None)
         memory_probe.training_step(job)
 
 

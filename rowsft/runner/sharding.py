@@ -111,17 +111,18 @@ def whole_trained(model: nn.Module, keep: bool) -> Iterator[None]:
         if isinstance(module, FSDPModule):
             # What a forward has left whole would be put back by state_dict, over what is put in place here.
             module.reshard()
-    places: list[tuple[nn.Module, str, nn.Parameter]] = []
+    places = [
+        (module, name, parameter)
+        for module in model.modules()
+        for name, parameter in parameters_of(module).items()
+        if isinstance(parameter, DTensor) and parameter.requires_grad
+    ]
     wholes: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in parameters_of(module).items():
-            if isinstance(parameter, DTensor) and parameter.requires_grad:
-                places.append((module, name, parameter))
-    for _, _, parameter in places:
-        if id(parameter) not in wholes:
-            values = parameter.detach().full_tensor()
-            if keep:
-                wholes[id(parameter)] = nn.Parameter(values.cpu())
+    # Tied ones once, in every process: all gather alike.
+    for parameter in {id(parameter): parameter for _, _, parameter in places}.values():
+        values = parameter.detach().full_tensor()
+        if keep:
+            wholes[id(parameter)] = nn.Parameter(values.cpu())
     try:
         for module, name, parameter in places if keep else ():
             parameters_of(module)[name] = wholes[id(parameter)]

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,6 +19,14 @@ from rowsft.runner.checkpoints import Changes, CheckpointCallback
 from rowsft.runner.device import run_device
 from rowsft.runner.ranks import ALONE, Ranks
 from rowsft.runner.schedule import data_order, learning_rate_factor, total_steps
+
+# Arguments in several processes.
+_OF_RANKS: dict[str, Any] = {
+    # A loss that divides by tokens divides by those of all processes.
+    "average_tokens_across_devices": True,
+    # What no loss depends on, as a pooler, would otherwise stop the second step.
+    "ddp_find_unused_parameters": True,
+}
 
 
 class TrainingDiverged(Exception):
@@ -181,10 +189,7 @@ def build_trainer(
         seed=seed,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",
-        # A loss that divides by tokens divides by those of all processes.
-        average_tokens_across_devices=True,
-        # What no loss depends on, as a pooler, would otherwise stop the second step.
-        ddp_find_unused_parameters=True,
+        **_OF_RANKS if ranks.strategy else {},
     )
     trainer = _trainer_of(ranks)(
         settings=settings,

@@ -40,7 +40,7 @@ def overrides(workshop, store, kind, *more) -> list[str]:
     given = workshop.overrides("bert" if family == "bert" else "llama")
     if family == "gpt2":
         # Its embeddings are its output layer, too.
-        given.append(f"model.source={workshop.folder / 'models' / 'gpt2'}")
+        given += [f"model.source={workshop.folder / 'models' / 'gpt2'}", "model.target_modules=all-linear"]
     settings = ["trainer.steps=4", "trainer.batch_size=12", "trainer.memory_probe_steps=0", f"store={store}"]
     return [*more, *given, *settings, *own]
 
