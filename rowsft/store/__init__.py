@@ -131,6 +131,20 @@ class Store:
             else:
                 run.begin(pid=pid).finish("interrupted", error=Error(type="Killed", message=message))
 
+    def record_loss(self, config: dict, message: str, before: int) -> Attempt | None:
+        """Write down why whoever ran the run of `config` was lost, unless the run did so itself; returns its end.
+
+        before: how many attempts there were when it was handed over. An attempt that it left open is closed as
+        interrupted; where it began none, one is entered.
+        """
+        with self.open(config) as run:
+            latest = run.record.latest
+            if len(run.record.attempts) <= before:
+                run.begin().finish("interrupted", error=Error(type="Lost", message=message))
+            elif latest is not None and latest.state == "running":
+                run.close_dead(message)
+            return run.record.latest
+
     def close_dead(self, run_id: str, message: str) -> None:
         """Write down why a run's process went away; does nothing when the run is not one that says running."""
         if (self.root / run_id / "record.json").exists():

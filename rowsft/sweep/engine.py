@@ -5,7 +5,6 @@ composes its own. What an engine cannot bring back (a worker that was lost) beco
 does, and the other jobs go on.
 """
 
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -123,14 +122,12 @@ def _attempts(job: SweepJob) -> int:
     return 0
 
 
-def _recorded(job: SweepJob, why: str, attempts: int) -> str:
+def _recorded(job: SweepJob, why: str, before: int) -> str:
     """Write into the record of a job why it was lost, unless it did so itself; returns why the run is not done."""
-    store, spec = Store(job.spec.store), job.spec
     try:
-        latest = store.get(spec.run_id).latest if _attempts(job) > attempts else None
-        if latest is not None and latest.state != "running":
-            return f"{latest.state}: {latest.error.type}: {latest.error.message}; {why}" if latest.error else why
-        store.record_death(spec.config, latest.pid if latest else os.getpid(), why)
+        end = Store(job.spec.store).record_loss(job.spec.config, why, before)
     except UserError as error:
         return f"{why}; it is not recorded: {error}"
-    return why
+    if end is None or end.error is None or end.error.message == why:
+        return why
+    return f"{end.state}: {end.error.type}: {end.error.message}; {why}"

@@ -32,7 +32,7 @@ class Ray(Engine):
         self._connect()
         gpus, cpus = self._remote["num_gpus"], self._remote["num_cpus"]
         remote = {**self._remote, "num_gpus": min(1, self._gpus) if gpus is None else gpus}
-        if self._init["address"] is None:
+        if self._init["address"] == "local":
             for what, asked, there in (("num_gpus", remote["num_gpus"], self._gpus), ("num_cpus", cpus, self._cpus)):
                 if asked > there:
                     raise UserError(f"hydra.launcher.ray.remote.{what}={asked}: this machine's cluster has {there:g}")

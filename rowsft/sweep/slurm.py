@@ -115,11 +115,11 @@ class Slurm(Engine):
         def each(job: SlurmJob) -> list[JobReturn]:
             return [fetched(lambda: results(job)[0])]
 
-        SlurmJob.results, SlurmJob.watcher = each, Watcher(_LOOK_SECONDS)  # type: ignore[method-assign]
+        SlurmJob.results, SlurmJob.watcher = each, Watcher(_LOOK_SECONDS)
         try:
             yield
         finally:
-            SlurmJob.results, SlurmJob.watcher = results, watcher  # type: ignore[method-assign]
+            SlurmJob.results, SlurmJob.watcher = results, watcher
 
     def _folder(self) -> Path:
         return utils.JobPaths.get_first_id_independent_folder(self._settings["submitit_folder"])

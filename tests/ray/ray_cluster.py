@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # As conf/hydra/launcher/ray.yaml has them.
-QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def overrides(workshop, store, *more):
 
 
 def on(address):
-    return ["hydra/launcher=ray", f"hydra.launcher.ray.init.address={address or 'null'}"]
+    return ["hydra/launcher=ray", f"hydra.launcher.ray.init.address={address}"]
 
 
 def started(workshop, arguments, **environment):
@@ -91,7 +91,7 @@ def test_what_fails_on_a_worker_is_a_line_and_a_record(workshop, tmp_path):
     """On a cluster that is started for the sweep: its workers have its environment, and it keeps no token at home."""
     (tmp_path / "sitecustomize.py").write_text(FAULTS)
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    given = [*overrides(workshop, tmp_path / "runs"), *on(None), "method=full", "trainer.learning_rate=0.003,1e30"]
+    given = [*overrides(workshop, tmp_path / "runs"), *on("local"), "method=full", "trainer.learning_rate=0.003,1e30"]
     lines = ended(started(workshop, [*given, "seed=12,13"], PYTHONPATH=path, HOME=str(tmp_path)), 1)
     assert lines[-5] == "not done:" and lines[-1] == "4 jobs: 1 done, 3 not"
     said = sorted(lines[-4:-1])
@@ -108,7 +108,7 @@ def test_a_job_does_not_outlive_its_worker_and_goes_on_from_its_checkpoint(works
     store = tmp_path / "runs"
     job = ["method=row_sft", "trainer.steps=400", "trainer.checkpoint_minutes=null", "seed=15"]
     ended(started(workshop, [*overrides(workshop, tmp_path / "here"), *job]), 0)
-    given = [*overrides(workshop, store), *job, *on(None), "hydra.launcher.ray.remote.max_retries=0"]
+    given = [*overrides(workshop, store), *job, *on("local"), "hydra.launcher.ray.remote.max_retries=0"]
     lines = ended(started(workshop, given, PYTHONPATH=path, KILL_IN=str(store)), 1)
     assert lines[-1] == "1 job: 0 done, 1 not" and "WorkerCrashedError" in lines[-2]
     assert not psutil.pid_exists(int((store / "pid").read_text()))
