@@ -36,11 +36,15 @@ def shard(model: nn.Module, ranks: Ranks, device: torch.device) -> None:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that stand in the outermost lists of a model, as its layers do.
+    """Return the modules that stand in the outermost lists of a model, as its layers do, and its input embeddings.
 
-    Left out are those that share a parameter with anything outside, which no two units may hold.
+    What is in none of them stays whole from a forward's beginning to the end of its backward. Left out are those that
+    share a parameter with anything outside, which no two units may hold.
     """
     found = [item for items in _outermost_lists(model) for item in items]
+    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    if isinstance(embeddings, nn.Module) and not any(part is embeddings for b in found for part in b.modules()):
+        found.append(embeddings)
     holders: dict[int, set[int]] = {}
     owner = {id(module): number for number, block in enumerate(found) for module in block.modules()}
     for module in model.modules():

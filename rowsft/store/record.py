@@ -133,11 +133,12 @@ def stale_closed(fields: RecordFile, why: str | Error = "process gone", state: S
 
     state: another one, where it is known.
     """
-    told = isinstance(why, Error)
-    ending: dict[str, Any] = {"state": state, "error": why if told else Error(type="ProcessGone", message=why)}
-    if told:
-        # By somebody who saw it end: of others the time is not known.
-        ending["ended_at"] = now()
+    ending: dict[str, Any] = {"state": state}
+    if isinstance(why, Error):
+        # From somebody who saw it end: of others the time is not known.
+        ending |= {"error": why, "ended_at": now()}
+    else:
+        ending["error"] = Error(type="ProcessGone", message=why)
     attempts = [attempt.changed(**ending) if attempt.state == "running" else attempt for attempt in fields.attempts]
     return fields.changed(attempts=attempts, state=state if fields.state == "running" else fields.state)
 
