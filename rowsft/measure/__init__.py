@@ -7,11 +7,10 @@ or methods.
 from rowsft.measure.breakdown import record_breakdown
 from rowsft.measure.clocks import PHASES, PhaseClock, StepClock
 from rowsft.measure.environment import collect
+from rowsft.measure.left_out import gpu_peaks, leaving_out
 from rowsft.measure.memory import (
     KINDS,
     AllocationPeak,
-    gpu_peaks,
-    left_out,
     peaks_by_phase,
     phase_memory,
     profile_peak,
@@ -36,7 +35,7 @@ __all__ = [
     "collect",
     "gpu_of",
     "gpu_peaks",
-    "left_out",
+    "leaving_out",
     "peak_so_far",
     "peaks_by_phase",
     "phase_memory",

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from rowsft.compat.torch import REGISTERED, is_cpu_allocation, profiled_nodes, storage_id
-from rowsft.measure import resident
+from rowsft.measure import left_out
 from rowsft.measure.device import device_kind
 from rowsft.record import PhaseMemory
 
@@ -21,38 +20,6 @@ KINDS = {"cpu": "cpu_profiler", "cuda": "cuda_allocator"}
 
 # Marks of `peaks_by_phase` in the profiler's events.
 _MARK = "rowsft.phase:"
-
-
-# What a GPU had reached in the present block before work that is left out of it, in bytes.
-_reached = {"peak_allocated_bytes": 0, "peak_reserved_bytes": 0}
-
-
-def gpu_peaks(device: str | torch.device) -> dict[str, int]:
-    """Return what a GPU's allocator has reached in the present block, in bytes; nothing on a CPU."""
-    if device_kind(device) != "cuda":
-        return {}
-    counted = {
-        "peak_allocated_bytes": torch.cuda.max_memory_allocated(device),
-        "peak_reserved_bytes": torch.cuda.max_memory_reserved(device),
-    }
-    return {name: max(size, _reached[name]) for name, size in counted.items()}
-
-
-@contextmanager
-def left_out(device: str | torch.device) -> Iterator[None]:
-    """Leave the memory that the block takes out of the peaks, on a GPU and resident, of the block around it.
-
-    What the allocators keep for themselves afterwards counts.
-    """
-    with resident.left_out():
-        if device_kind(device) != "cuda":
-            yield
-            return
-        torch.cuda.synchronize(device)
-        _reached.update(gpu_peaks(device))
-        yield
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 class AllocationPeak:
@@ -81,7 +48,7 @@ class AllocationPeak:
         if self.kind == "cuda_allocator":
             torch.cuda.synchronize(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)
-            _reached.update(dict.fromkeys(_reached, 0))
+            left_out.begin()
             self._before_bytes = torch.cuda.memory_allocated(self._device)
         else:
             # Kineto prints a line to stderr at every start and stop unless this is set before its first use.
@@ -103,7 +70,7 @@ class AllocationPeak:
             # Not after an error, which it may raise again; the counters are the host's own.
             if exc_type is None:
                 torch.cuda.synchronize(self._device)
-            reached = gpu_peaks(self._device)
+            reached = left_out.gpu_peaks(self._device)
             self.peak_allocated_bytes = reached["peak_allocated_bytes"]
             self.peak_reserved_bytes = reached["peak_reserved_bytes"]
             self.new_peak_bytes = self.peak_allocated_bytes - self._before_bytes

@@ -9,6 +9,7 @@ May import errors alone, so that every room can name what it measures or shows. 
 
 from rowsft.record.alone import as_measured, is_alone
 from rowsft.record.checking import config_faults, read, read_attempt
+from rowsft.record.memory import LedgerMoment, Memory, PhaseMemory, RankRecord, RanksRecord
 from rowsft.record.migration import SCHEMA_VERSION, migrated
 from rowsft.record.part import LARGEST, Part, plain, unknown_keys
 from rowsft.record.parts import (
@@ -21,13 +22,8 @@ from rowsft.record.parts import (
     Error,
     File,
     Inputs,
-    LedgerMoment,
-    Memory,
     ModelFacts,
     Parameters,
-    PhaseMemory,
-    RankRecord,
-    RanksRecord,
     RecordFile,
     Resumed,
     Seconds,

@@ -1,6 +1,7 @@
 """An attempt's step times and memory as they were measured best: alone, where they were measured so again."""
 
-from rowsft.record.parts import Alone, Attempt, Memory, PhaseMemory
+from rowsft.record.memory import Memory, PhaseMemory
+from rowsft.record.parts import Alone, Attempt
 
 
 def as_measured(attempt: Attempt) -> Attempt:

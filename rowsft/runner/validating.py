@@ -33,7 +33,7 @@ class Validation(TrainerCallback):
             return
         begin = time.monotonic()
         gpus = [self._device] if self._device.type == "cuda" else []
-        with measure.left_out(self._device), torch.random.fork_rng(gpus):
+        with measure.leaving_out(self._device), torch.random.fork_rng(gpus):
             metrics = self._evaluate()
         self._trainer.validated = {f"validation_{name}": value for name, value in metrics.items()}
         control.should_log = True
