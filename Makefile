@@ -115,7 +115,7 @@ importance: assets ## does the choice of rows matter? eight metrics, two budgets
 	@$(BIN)/rowsft sweep experiment=importance
 	@$(BIN)/rowsft report --experiment importance --out reports/importance
 
-row-budget: setup ## rows, columns and LoRA at three budgets, rates tuned first (ten to fifteen minutes on two idle cores)
+row-budget: setup ## rows, columns and LoRA at three budgets, rates tuned first (15 to 20 minutes on two idle cores)
 	@$(BIN)/rowsft fetch minilm movie_reviews
 	@$(BIN)/rowsft sweep experiment=row_budget_small
 	@$(BIN)/rowsft report --experiment row_budget_small --out reports/row_budget_small
