@@ -22,7 +22,7 @@ from rowsft.errors import UserError
 from rowsft.selection.budget import Budget
 
 #: Files that set another one's channel, so that a sweep can hold both.
-CHANNELS = {"row_sft_columns": "columns", "row_sft_neurons": "neurons"}
+CHANNELS = {"row_sft_both": "both", "row_sft_columns": "columns", "row_sft_neurons": "neurons"}
 METHODS = {"row_sft", *CHANNELS, "lora", "dora", "shira", "full", "head", "none"}
 MODELS = {
     *("minilm", "smollm2_135m", "llama2_7b", "llama3_8b", "mistral_7b", "gemma_7b"),
