@@ -70,9 +70,9 @@ def launch(command: Sequence[str], processes: int, threads: int, in_words: Calla
             return _ending(error.failures, Path(folder), in_words)
         except SignalException as stop:
             message = f"stopped by {signal.Signals(stop.sigval).name}"
-            error, own = Error(type="KeyboardInterrupt", message=message), _reported(Path(folder), 0)
+            stopped, own = Error(type="KeyboardInterrupt", message=message), _reported(Path(folder), 0)
             # Rank 0 was told the same: its account has the phase.
-            return Ending(error=own.error if own is not None and own.error.type == error.type else error)
+            return Ending(error=own.error if own is not None and own.error.type == stopped.type else stopped)
     return None
 
 

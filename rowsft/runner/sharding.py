@@ -5,6 +5,7 @@ Used directly: accelerate, and with it transformers' Trainer, shard on GPUs alon
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +43,8 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     share a parameter with anything outside, which no two units may hold.
     """
     found = [item for items in _outermost_lists(model) for item in items]
-    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    embeddings_of: Any = getattr(model, "get_input_embeddings", None)
+    embeddings = embeddings_of() if embeddings_of is not None else None
     if isinstance(embeddings, nn.Module) and not any(part is embeddings for b in found for part in b.modules()):
         found.append(embeddings)
     holders: dict[int, set[int]] = {}
@@ -124,7 +126,7 @@ def whole_trained(model: nn.Module, keep: bool) -> Iterator[None]:
     wholes: dict[int, nn.Parameter] = {}
     # Tied ones once, in every process: all gather alike.
     for parameter in {id(parameter): parameter for _, _, parameter in places}.values():
-        values = parameter.detach().full_tensor()
+        values = whole(parameter.detach())
         if keep:
             wholes[id(parameter)] = nn.Parameter(values.cpu())
     try:
