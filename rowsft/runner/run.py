@@ -83,6 +83,8 @@ def run(
         )
         if log is not None:
             attempt.keep_log(log)
+        # Also where a stop comes while this one gets an error's costs together.
+        folder.is_left = lambda: ranks.is_watched
         job = Job(spec, settings, attempt, say, clock=clock, ranks=ranks, **parts)
         try:
             ranks.handed_on((attempt.number, resumption))

@@ -43,8 +43,8 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     share a parameter with anything outside, which no two units may hold.
     """
     found = [item for items in _outermost_lists(model) for item in items]
-    find: Any = getattr(model, "get_input_embeddings", None)
-    embeddings = find() if find is not None else None
+    embeddings_of: Any = getattr(model, "get_input_embeddings", None)
+    embeddings = embeddings_of() if embeddings_of is not None else None
     if isinstance(embeddings, nn.Module) and not any(part is embeddings for b in found for part in b.modules()):
         found.append(embeddings)
     holders: dict[int, set[int]] = {}

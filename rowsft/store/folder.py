@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,6 +42,8 @@ class RunFolder:
                 self.path.mkdir()
                 self._made_folder = True
         self._open: OpenAttempt | None = None
+        # Whether another process writes down how an attempt ended that this one leaves open.
+        self.is_left: Callable[[], bool] = lambda: False
         self._lock: RunLock | None = None
         try:
             self._lock = RunLock(self.path)
@@ -152,6 +155,8 @@ class RunFolder:
     def close(self, error: BaseException | None = None) -> None:
         """Finish an open attempt by `error` and give the lock back."""
         try:
+            if self._open is not None and self.is_left():
+                self.leave_open()
             if self._open is not None:
                 self._open.finish(state_of(error), error=error_fields(error) if error else None)
         finally:
