@@ -67,9 +67,10 @@ def _validate(job: Job, trainer: OrderedTrainer) -> Validation | None:
         return None
 
     def evaluate() -> dict[str, float]:
-        if not takes_part(job):
-            return {}
-        return evaluate_examples(job, job.splits["validation"], None).metrics
+        metrics = evaluate_examples(job, job.splits["validation"], None).metrics if takes_part(job) else {}
+        # Other processes wait here, as long as it takes: exchanging gradients they would give up after some minutes.
+        job.ranks.handed_on(None)
+        return metrics
 
     before = job.resumption.state.validation_seconds if job.resumption else 0.0
     validation = Validation(every, evaluate, trainer, job.device, before)

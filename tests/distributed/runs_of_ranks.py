@@ -118,7 +118,8 @@ def assert_same_training(record: Record, expected: Record) -> None:
     close = {"rtol": 1e-4, "atol": 3e-5}
     here, there = curve(record), curve(expected)
     assert [point["step"] for point in here] == [point["step"] for point in there]
-    for name in ("loss", "grad_norm", "learning_rate", "examples"):
+    assert here[0].keys() == there[0].keys() >= {"loss", "grad_norm", "learning_rate", "examples"}
+    for name in there[0]:
         values = ([point[name] for point in points] for points in (here, there))
         torch.testing.assert_close(*map(torch.tensor, values), **close)
     trained, wanted = weights(record), weights(expected)

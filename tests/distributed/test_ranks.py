@@ -26,7 +26,7 @@ STEPS = 4
 KINDS = {
     "rows": ("llama", ["method=row_sft", "trainer.gradient_accumulation=2", "trainer.memory_probe_steps=1"]),
     "full": ("llama", ["method=full", "trainer.gradient_accumulation=2", "trainer.max_grad_norm=0"]),
-    "lora": ("bert", ["method=lora"]),
+    "lora": ("bert", ["method=lora", "trainer.evaluate_every=1"]),
 }
 STRATEGIES = ("ddp", "fsdp")
 DROPOUT = ("llama", ["method=lora", "method.dropout=0.1", "trainer=ddp"])
