@@ -11,6 +11,7 @@ from rowsft.measure import MemoryLog, phase_memory
 from rowsft.methods.row_sft import RowSFT
 from rowsft.runner import memory_probe
 from rowsft.runner.extra_step import largest_micro_batch
+from rowsft.runner.ranks import ALONE
 from rowsft.tasks.classification import ClassificationTask, pad_right
 from rowsft.tasks.evaluating import run_batches
 
@@ -33,6 +34,7 @@ def job_on(model, autocast=None):
         splits={"validation": examples},
         model=model,
         trainer=None,
+        ranks=ALONE,
         device=torch.device("cpu"),
         memory=MemoryLog("cpu"),
     )
@@ -62,7 +64,8 @@ def test_the_probed_evaluation_has_the_peak_of_the_whole(autocast):
 def test_of_equal_batches_the_one_with_padding_is_probed():
     job = job_on(tiny_bert())
     examples = job.splits["validation"]
-    trainer = SimpleNamespace(settings=job.settings, train_dataset=examples)
+    arguments = SimpleNamespace(per_device_train_batch_size=SIZE, process_index=0, world_size=1)
+    trainer = SimpleNamespace(args=arguments, train_dataset=examples)
     assert largest_micro_batch(trainer) == examples[SIZE : 2 * SIZE]
 
     batches = [pad_right(examples[first : first + SIZE], PAD, torch.long) for first in range(0, len(examples), SIZE)]
