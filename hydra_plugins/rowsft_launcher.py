@@ -1,5 +1,6 @@
 """Hydra finds plugins only below this namespace; the launchers themselves live in rowsft/sweep/."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,9 @@ class _EngineLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.folder, self.engine = Path(config.hydra.sweep.dir), self._engine()
 
+    @abstractmethod
     def _engine(self) -> Any:
-        raise NotImplementedError
+        """Return the engine. Its package is imported here, once it is chosen."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         jobs = [list(overrides) for overrides in job_overrides]

@@ -1,8 +1,10 @@
 """`measure=alone`: step time and memory of a finished run, measured again from its adapter with no job beside it."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -21,8 +23,8 @@ from rowsft.runner.extra_step import extra_step, largest_micro_batch
 from rowsft.runner.loading import load_all
 from rowsft.runner.run import build, probe_memory
 from rowsft.runner.training import train
+from rowsft.runner.unrecorded import UnrecordedAttempt
 from rowsft.store import Record, Store
-from rowsft.store.aside import aside
 from rowsft.store.attempt import state_of
 from rowsft.store.record import now
 from rowsft.tracking.tracker import NullTracker
@@ -48,7 +50,8 @@ def measure_alone(spec: RunSpec, settings: TrainerSettings, again: bool, say: Ca
             why = "measured alone already (--rerun repeats it)" if parts["method"].trains else "trains nothing"
             return Outcome(spec.run_id, folder.path, "done", result.metrics, why)
         try:
-            with aside(folder) as attempt:
+            with tempfile.TemporaryDirectory(prefix="rowsft-alone-") as scratch:
+                attempt = UnrecordedAttempt(result.attempt, Path(scratch))
                 alone = _measured(Job(spec, _idle(settings), attempt, say, clock=clock, **parts), folder.record)
         except Exception as error:
             if (mistake := bad_input(error)) is not None:

@@ -15,10 +15,10 @@ from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.models.loading import Loaded
 from rowsft.runner import trainer as training
 from rowsft.runner.device import run_device
-from rowsft.runner.following import UnrecordedAttempt
 from rowsft.runner.progress import ProgressFile
 from rowsft.runner.ranks import ALONE, Ranks
 from rowsft.runner.resuming import Resumption
+from rowsft.runner.unrecorded import UnrecordedAttempt
 from rowsft.selection.budget import Budget
 from rowsft.store import OpenAttempt
 from rowsft.tasks import Task

@@ -24,12 +24,12 @@ from rowsft.runner import memory_probe, rank_failure, resuming, sharding
 from rowsft.runner.context import Job, Outcome
 from rowsft.runner.device import run_device
 from rowsft.runner.evaluation import evaluate, evaluate_examples, takes_part
-from rowsft.runner.following import UnrecordedAttempt
 from rowsft.runner.loading import load_all
 from rowsft.runner.rank_costs import over_ranks
 from rowsft.runner.ranks import ALONE, Ranks
 from rowsft.runner.selection import select
 from rowsft.runner.training import train
+from rowsft.runner.unrecorded import UnrecordedAttempt
 from rowsft.selection.budget import Budget
 from rowsft.store import OpenAttempt, Store, checkpoints
 from rowsft.store.attempt import error_fields, state_of

@@ -59,7 +59,7 @@ class OpenAttempt:
         A nan or infinity is stored as null and its key listed under `non_finite`. Raises ValueError for a key that a
         record does not have and for a value that could not be read back.
         """
-        self._run.put(checked(self._merged(fields)))
+        self._run.put(_checked(self._merged(fields)))
 
     def _merged(self, fields: dict[str, Any]) -> dict[str, Any]:
         given, not_finite = files.jsonable(redact.config(plain(fields)))
@@ -132,13 +132,13 @@ class OpenAttempt:
         # Before the record says that it is over: whoever follows the log then has all of it.
         cause = (merged["error"] or {}).get("traceback")
         self.close_log(f"{cause.rstrip()}\n{state}" if cause else state)
-        self._run.put(checked(merged), state)
+        self._run.put(_checked(merged), state)
 
     def _enter(self, name: str, relative: str, digest: str) -> None:
         self.update(files={name: {"path": f"{self.path.name}/{relative}", "sha256": digest}})
 
 
-def checked(fields: dict[str, Any]) -> Attempt:
+def _checked(fields: dict[str, Any]) -> Attempt:
     """Return the attempt of these fields. Raises ValueError for what a record does not have."""
     attempt = read_attempt(fields)
     if unknown := list(unknown_keys(attempt)):

@@ -1,12 +1,10 @@
 """Sweeps on a real Ray: the same table as here, and what becomes of jobs that fail, are lost or are asked twice."""
 
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import psutil
+from engine_sweeps import ended, overrides, started, until
 from kill import table
 from ray_cluster import running
 
@@ -34,38 +32,8 @@ if "run" in sys.orig_argv and "seed=15" in sys.orig_argv:
 """
 
 
-def overrides(workshop, store, *more):
-    left_out = ("store=", "trainer.memory_probe_steps", "budget.")
-    rest = [text for text in workshop.overrides("bert") if not text.startswith(left_out)]
-    return [*rest, f"store={store}", "trainer.memory_probe_steps=0", *more]
-
-
 def on(address):
     return ["hydra/launcher=ray", f"hydra.launcher.ray.init.address={address}"]
-
-
-def started(workshop, arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", "rowsft.cli", "sweep", *arguments],
-        cwd=workshop.folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def ended(process, status):
-    out, errors = process.communicate(timeout=400)
-    assert process.returncode == status, (out, errors)
-    return out.splitlines()
-
-
-def until(holds, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end and process.poll() is None, "it did not come to that"
-        time.sleep(0.1)
 
 
 def test_a_sweep_has_the_table_of_one_without_ray_and_is_skipped_then(ray_address, workshop, tmp_path):

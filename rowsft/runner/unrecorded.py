@@ -1,4 +1,4 @@
-"""What rank 1 and above have in the place of a record: they compute what rank 0 computes, and keep nothing of it."""
+"""An attempt in no record: of rank 1 and above, which compute what rank 0 computes, and of measuring alone."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,14 +11,15 @@ from rowsft.record import Attempt
 
 @dataclass
 class UnrecordedAttempt:
-    """An attempt of which nothing is recorded. `path` is a temporary folder: only rank 0 writes into the store."""
+    """An attempt of which nothing is recorded: fields are kept in memory. `path` is a temporary folder."""
 
     number: int
     path: Path
     fields: Attempt = field(default_factory=lambda: Attempt(attempt=1, state="running"))
 
     def update(self, **fields: Any) -> None:
-        """Keep nothing."""
+        """Set fields of `rowsft.record.Attempt`, here alone."""
+        self.fields = self.fields.changed(**fields)
 
     def write_predictions(self, rows: list[dict]) -> None:
         """Keep nothing."""
