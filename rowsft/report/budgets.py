@@ -22,7 +22,7 @@ from rowsft.selection.budget_met import is_met
 
 #: More lines than these cannot be told apart.
 MOST_LINES = 12
-#: Names under which tasks record their loss on a split.
+#: Names under which tasks record their loss on a split, or once did.
 LOSSES = ("loss", "answer_loss")
 SPREAD = "lowest and highest seed"
 
@@ -87,7 +87,7 @@ class Budgets:
         found = [Quantity("metric", f"{table.split} {table.metric}", "", lambda row: row.estimate)]
         name = next((name for name in LOSSES if name != table.metric and _has(table, name)), None)
         if name is not None:
-            unit = _unit(name, table.metric)
+            unit = _unit(table, name)
             found.append(Quantity("loss", f"{table.split} {name}", unit, lambda row: _mean(row, table.split, name)))
         found += [
             Quantity("train_peak", "peak memory of training", "MiB", lambda row: _middle(row, _peak)),
@@ -160,10 +160,11 @@ def _order(point: Point) -> int:
     return point.parameters
 
 
-def _unit(loss: str, metric: str) -> str:
-    if loss == "answer_loss":
+def _unit(table: Table, loss: str) -> str:
+    # Tasks of responses, and they alone, report a perplexity; once they called their loss answer_loss.
+    if loss == "answer_loss" or _has(table, "perplexity"):
         return "nats per token"
-    return "squared error" if metric in ("pearson", "spearman") else "nats per example"
+    return "squared error" if table.metric in ("pearson", "spearman") else "nats per example"
 
 
 def _has(table: Table, name: str) -> bool:

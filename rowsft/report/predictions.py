@@ -3,7 +3,8 @@
 A line of predictions.jsonl has `id`, `split` (test where absent), `prediction` and `label`; a number under the metric's
 own name (or `correct`, for accuracy) is taken instead where it stands there. Multiple choice has two accuracies:
 `prediction` is the option with the best score per character, `prediction_sum` the one with the best score in all.
-Means over tokens (loss, perplexity, token_accuracy of responses) come from each example's sum and its number of tokens.
+Means over tokens or bytes (loss, perplexity, bits_per_byte, token_accuracy of responses) come from each example's sum
+and its number of them.
 """
 
 import json
@@ -29,11 +30,12 @@ _LARGEST_BYTES = 2**30
 
 #: Where a metric's predictions stand, if not under `prediction`.
 _PREDICTED = {"accuracy_sum": "prediction_sum"}
-#: Means over tokens: the key of each example's sum, and what is made of the mean.
-_OVER_TOKENS: dict[str, tuple[str, Callable[[float], float]]] = {
-    "loss": ("negative_log_likelihood", float),
-    "perplexity": ("negative_log_likelihood", lambda mean: math.exp(min(mean, 700.0))),
-    "token_accuracy": ("greedy_matches", float),
+#: Means over tokens or bytes: the keys of each example's sum and of its number, and what is made of the mean.
+_MEANS: dict[str, tuple[str, str, Callable[[float], float]]] = {
+    "loss": ("negative_log_likelihood", "tokens", float),
+    "perplexity": ("negative_log_likelihood", "tokens", lambda mean: math.exp(min(mean, 700.0))),
+    "bits_per_byte": ("negative_log_likelihood", "bytes", lambda mean: mean / math.log(2)),
+    "token_accuracy": ("greedy_matches", "tokens", float),
 }
 
 
@@ -147,8 +149,8 @@ def _metric(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | N
     for key in (name, "correct") if name == "accuracy" else (name,):
         if all(isinstance(line.get(key), bool | int | float) for line in lines):
             return _mean_of(np.array([line[key] for line in lines], dtype=float))
-    if name in _OVER_TOKENS:
-        return _mean_over_tokens(lines, *_OVER_TOKENS[name])
+    if name in _MEANS:
+        return _mean_over(lines, *_MEANS[name])
     predicted = _PREDICTED.get(name, "prediction")
     if name not in FORMULAS or any(line.get(predicted) is None or line.get("label") is None for line in lines):
         return None
@@ -183,16 +185,16 @@ def _mean_of(values: np.ndarray) -> tuple[Callable, bool, Callable]:
     return lambda rows: float(values[rows].mean()), is_proportion, lambda: resampling.means(values)
 
 
-def _mean_over_tokens(
-    lines: list[dict], key: str, made: Callable[[float], float]
+def _mean_over(
+    lines: list[dict], key: str, number: str, made: Callable[[float], float]
 ) -> tuple[Callable, bool, Callable] | None:
-    if not all(isinstance(line.get(field), int | float) for line in lines for field in (key, "tokens")):
+    if not all(isinstance(line.get(field), int | float) for line in lines for field in (key, number)):
         return None
-    sums, tokens = (np.array([line[field] for line in lines], dtype=float) for field in (key, "tokens"))
-    if not (tokens > 0).all():
+    sums, numbers = (np.array([line[field] for line in lines], dtype=float) for field in (key, number))
+    if not (numbers > 0).all():
         return None
     return (
-        lambda rows: made(float(sums[rows].sum() / tokens[rows].sum())),
+        lambda rows: made(float(sums[rows].sum() / numbers[rows].sum())),
         False,
-        lambda: np.array([made(mean) for mean in resampling.ratios(sums, tokens)]),
+        lambda: np.array([made(mean) for mean in resampling.ratios(sums, numbers)]),
     )

@@ -64,8 +64,10 @@ class CausalTask(SplitTask):
         return run_batches(model, encoded, self.collator(tokenizer, model), batch_size, progress, self.read_batch)
 
 
-def encode_answer(tokenizer, prompt: str, answer: str, max_length: int, end: bool) -> dict[str, list[int]]:
+def encode_answer(tokenizer, prompt: str, answer: str, max_length: int, end: bool) -> dict[str, Any]:
     """input_ids of prompt + answer, labels -100 on the prompt; `end` appends the end-of-sequence token to the answer.
+
+    `response_bytes` is the answer's length in bytes of UTF-8, of what is left of it where it was cut.
 
     The two are tokenised apart, so that no token spans the boundary. What exceeds `max_length` tokens is cut from the
     start of the prompt, then from the end of the answer; at least one token stays before the answer.
@@ -75,6 +77,10 @@ def encode_answer(tokenizer, prompt: str, answer: str, max_length: int, end: boo
         # Such a tokenizer puts a space before whatever it is given: a second one would be a token of its own.
         answer = answer.removeprefix(" ")
     after = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    size = len(answer.encode(errors="surrogatepass"))
+    if len(after) > max_length - 1:
+        left = tokenizer.decode(after[: max_length - 1], clean_up_tokenization_spaces=False)
+        size = min(size, len(left.encode(errors="surrogatepass")))
     if end and tokenizer.eos_token_id is not None:
         after = [*after, tokenizer.eos_token_id]
     after = after[: max_length - 1]
@@ -83,7 +89,8 @@ def encode_answer(tokenizer, prompt: str, answer: str, max_length: int, end: boo
         # A prompt that starts with BOS keeps it: models rely on it.
         start = before[: min(room - 1, int(before[0] == tokenizer.bos_token_id))]
         before = start + before[len(before) - room + len(start) :]
-    return {"input_ids": before + after, "labels": [IGNORED] * len(before) + after}
+    labels = [IGNORED] * len(before) + after
+    return {"input_ids": before + after, "labels": labels, "response_bytes": size}
 
 
 def _prompt_ids(tokenizer, prompt: str) -> list[int]:

@@ -1,10 +1,9 @@
 """Supervised fine-tuning of a causal language model on the user's own prompts and responses."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from rowsft.tasks import Evaluation, Progress
+from rowsft.tasks import Evaluation, Progress, held_out
 from rowsft.tasks.causal import CausalTask, encode_answer
 from rowsft.tasks.local_data import Tables
 from rowsft.tasks.reading import Table
@@ -14,9 +13,8 @@ from rowsft.tasks.template import Template
 class PromptResponse(CausalTask):
     """`prompt` and `response` are templates with column names in braces (see Template); `data`: see Tables.
 
-    The loss is on the response and the end-of-sequence token after it. Metrics over all response tokens of a split:
-    `loss` (mean, nats; the primary one, lower is better), `perplexity` (its exponential), `token_accuracy` (share of
-    tokens that were the likeliest).
+    The loss is on the response and the end-of-sequence token after it. Metrics: those of `held_out`; `loss` is the
+    primary one, lower is better.
     """
 
     primary_metric = "loss"
@@ -61,32 +59,20 @@ class PromptResponse(CausalTask):
     def evaluate(
         self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None
     ) -> Evaluation:
-        """loss, perplexity, token_accuracy. A prediction is the example's mean token loss; it has no label.
-
-        `negative_log_likelihood` (nats, summed over the response), `tokens` and `greedy_matches` of the examples give
-        the metrics of any part of them.
-        """
-        scored = self.score_answers(model, self.encode(examples, tokenizer), tokenizer, batch_size, progress)
-        tokens = sum(score.tokens for score in scored)
-        loss = -sum(score.log_likelihood for score in scored) / tokens
-        numbers = {
-            "loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),
-            "token_accuracy": sum(score.greedy_matches for score in scored) / tokens,
-        }
+        """The metrics of `held_out`. A prediction is the example's mean token loss; it has no label."""
+        encoded = self.encode(examples, tokenizer)
+        scored = self.score_answers(model, encoded, tokenizer, batch_size, progress)
         rows = [
             {
                 "id": example["id"],
                 "prediction": -score.log_likelihood / score.tokens,
                 "label": None,
                 "scores": [score.log_likelihood],
-                "negative_log_likelihood": -score.log_likelihood,
-                "tokens": score.tokens,
-                "greedy_matches": score.greedy_matches,
+                **held_out.fields(one, score),
             }
-            for example, score in zip(examples, scored, strict=True)
+            for example, one, score in zip(examples, encoded, scored, strict=True)
         ]
-        return Evaluation(numbers, rows)
+        return Evaluation(held_out.metrics(encoded, scored), rows)
 
     def reference_metrics(self, model, examples: list[dict], tokenizer, /) -> dict[str, float]:
         """None: the untrained model's own loss is what the method `none` reports."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rowsft.assets import fetch
-from rowsft.tasks import Evaluation, Progress
+from rowsft.tasks import Evaluation, Progress, held_out
 from rowsft.tasks.base import whole_number
 from rowsft.tasks.causal import CausalTask, encode_answer
 from rowsft.tasks.splits import fold, split_by_hash
@@ -20,8 +20,8 @@ class SocialIqa(CausalTask):
     """The prompt is `Q: <context> <question>\\nA:` and an answer ` <option>`; training shows the right answer alone.
 
     `accuracy_norm` (the primary metric) takes the option with the largest log-likelihood per character, so that short
-    options have no head start; `accuracy_sum` takes the largest log-likelihood as it is. `answer_loss` is the mean loss
-    a token (nats) of the right answers.
+    options have no head start; `accuracy_sum` takes the largest log-likelihood as it is. The metrics of `held_out` are
+    those of the right answers.
     """
 
     primary_metric = "accuracy_norm"
@@ -48,25 +48,26 @@ class SocialIqa(CausalTask):
         """The right answer after its prompt; the loss is on the answer's tokens alone."""
         return [self._encode(example, example["options"][example["label"]], tokenizer) for example in examples]
 
-    def _encode(self, example: dict, option: str, tokenizer) -> dict[str, list[int]]:
+    def _encode(self, example: dict, option: str, tokenizer) -> dict[str, Any]:
         prompt = f"Q: {example['context']} {example['question']}\nA:"
         return encode_answer(tokenizer, prompt, f" {option}", self.max_length, end=False)
 
     def evaluate(
         self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None
     ) -> Evaluation:
-        """accuracy_norm, accuracy_sum, answer_loss; `batch_size` counts options. Scores are log-likelihoods (nats)."""
+        """accuracy_norm, accuracy_sum, those of `held_out`; `batch_size` counts options. Scores are in nats."""
         encoded = [self._encode(example, option, tokenizer) for example in examples for option in example["options"]]
         scored = self.score_answers(model, encoded, tokenizer, batch_size, progress)
         sums = np.array([score.log_likelihood for score in scored]).reshape(len(examples), -1)
-        tokens = np.array([score.tokens for score in scored]).reshape(len(examples), -1)
         norms = sums / np.array([[len(option) for option in example["options"]] for example in examples])
         labels = np.array([example["label"] for example in examples])
-        right = np.arange(len(examples)), labels
+        # Every example has as many options.
+        right = (np.arange(len(examples)) * sums.shape[1] + labels).tolist()
+        right_encoded, right_scores = [encoded[i] for i in right], [scored[i] for i in right]
         numbers = {
             "accuracy_norm": float(np.mean(norms.argmax(axis=1) == labels)),
             "accuracy_sum": float(np.mean(sums.argmax(axis=1) == labels)),
-            "answer_loss": float(-sums[right].sum() / tokens[right].sum()),
+            **held_out.metrics(right_encoded, right_scores),
         }
         rows = [
             {
@@ -75,6 +76,7 @@ class SocialIqa(CausalTask):
                 "prediction_sum": int(sums[i].argmax()),
                 "label": example["label"],
                 "scores": sums[i].tolist(),
+                **held_out.fields(right_encoded[i], right_scores[i]),
             }
             for i, example in enumerate(examples)
         ]

@@ -127,7 +127,7 @@ def test_social_iqa_choices_follow_brute_force_log_likelihoods():
     hits = [p["prediction"] == p["label"] for p in result.predictions]
     sum_hits = [p["prediction_sum"] == p["label"] for p in result.predictions]
     assert result.metrics["accuracy_norm"] == sum(hits) / 2 and result.metrics["accuracy_sum"] == sum(sum_hits) / 2
-    assert result.metrics["answer_loss"] == pytest.approx(-right_sum / right_tokens, rel=1e-5)
+    assert result.metrics["loss"] == pytest.approx(-right_sum / right_tokens, rel=1e-5)
     assert task.reference_metrics(model, rows, tokenizer) == {"chance_accuracy": pytest.approx(1 / 3)}
 
 

@@ -51,6 +51,24 @@ def test_loss_perplexity_and_accuracy_are_over_response_tokens(path):
     rows = result.predictions
     assert sum(row["tokens"] for row in rows) == tokens and sum(row["greedy_matches"] for row in rows) == hits
     assert sum(row["negative_log_likelihood"] for row in rows) == pytest.approx(total, rel=1e-5)
+    size = sum(len(row["response"].encode()) for row in examples)
+    assert sum(row["bytes"] for row in rows) == size
+    assert result.metrics["bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-5)
+
+
+def test_bytes_are_those_of_the_response_that_is_scored(path):
+    built, tokenizer = task(path), bpe()
+    whole, cut = "sun \u00e9\u00e9", "the cat " * 40
+    encoded = built.encode([{"prompt": "a", "response": whole}, {"prompt": "a", "response": cut}], tokenizer)
+    assert encoded[0]["response_bytes"] == len(whole.encode()) == 8
+    kept = [label for label in encoded[1]["labels"] if label != -100]
+    assert len(kept) == 47 and encoded[1]["response_bytes"] == len(tokenizer.decode(kept)) < len(cut)
+
+
+def test_empty_responses_have_no_bits_per_byte(path):
+    built, tokenizer = task(path), bpe()
+    result = built.evaluate(tiny_llama(), [{"id": "a", "prompt": "the", "response": ""}], tokenizer, batch_size=1)
+    assert result.predictions[0]["bytes"] == 0 and result.metrics.keys() == {"loss", "perplexity", "token_accuracy"}
 
 
 def test_the_response_ends_with_eos_and_alone_carries_labels(path):
