@@ -55,16 +55,16 @@ class Sweeper(HydraSweeper):
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Check every job, then hand all of them to the launcher; returns what it returns, batch by batch."""
-        from rowsft.sweep import launcher
+        from rowsft.sweep import due, under_way
         from rowsft.sweep.tuning import Stage
 
         given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         jobs = _combinations(self.parser.parse_overrides(given))
-        launcher.check(jobs)
+        due.check(jobs)
         self.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
-        tuned = Stage(launcher.check, self._launch, launcher.current.resolver.say).run(jobs)
-        launcher.current.failed += list(dict.fromkeys(why for _, why in tuned.left_out))
+        tuned = Stage(due.check, self._launch, under_way.sweep.resolver.say).run(jobs)
+        under_way.sweep.failed += list(dict.fromkeys(why for _, why in tuned.left_out))
         return [*self._launch(tuned.jobs), [_left_out(overrides) for overrides, _ in tuned.left_out]]
 
     def _launch(self, jobs: list[list[str]]) -> list[Sequence[JobReturn]]:

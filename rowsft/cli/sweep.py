@@ -34,13 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser, groups: str | None) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Run the jobs that the overrides span; 0 where all are done, else 1."""
     from rowsft.config.compose import sweep
-    from rowsft.sweep import launcher
+    from rowsft.sweep import under_way
 
-    launcher.current = launcher.Sweep(rerun=parsed.rerun)
+    under_way.begin(parsed.rerun)
     signals.on_signals()
     codes = sweep(parsed.overrides)
     bad = sum(code != 0 for code in codes)
-    if launcher.current.failed:
-        print("not done:", *launcher.current.failed, sep="\n  ")
+    if under_way.sweep.failed:
+        print("not done:", *under_way.sweep.failed, sep="\n  ")
     print(f"{len(codes)} job{'s' * (len(codes) != 1)}: {len(codes) - bad} done, {bad} not")
     return 1 if bad else 0

@@ -19,7 +19,7 @@ from rowsft.config.hydra_internals import carried_context, without_configuration
 from rowsft.errors import UserError, one_line
 from rowsft.output import redact
 from rowsft.store import Store
-from rowsft.sweep import launcher
+from rowsft.sweep import due, under_way
 from rowsft.sweep.jobs import SweepJob
 from rowsft.sweep.worker import Ended, Work, packed
 
@@ -57,7 +57,7 @@ class Engine(ABC):
 
     def run(self, jobs: list[list[str]], first: int, folder: Path) -> list[int]:
         """Run jobs (lists of overrides) as `rowsft.sweep.launcher.run_jobs` does; returns their exit codes."""
-        return launcher.launched(jobs, lambda started: self._handed(started, len(jobs), first, folder))
+        return due.run_due(jobs, lambda started: self._handed(started, len(jobs), first, folder))
 
     def _handed(self, jobs: list[SweepJob], of: int, first: int, folder: Path) -> dict[int, int]:
         own = config_folders.own()
@@ -78,10 +78,10 @@ class Engine(ABC):
         plural = "s" * (len(jobs) != 1)
         try:
             engine = self.launcher()
-            work = Work(str(Path.cwd()), str(own) if own else None, launcher.current.rerun, self.beside(len(jobs)))
+            work = Work(str(Path.cwd()), str(own) if own else None, under_way.sweep.rerun, self.beside(len(jobs)))
             context, config = carried_context(folder)
             engine.setup(hydra_context=context, task_function=work, config=config)
-            launcher.say(f"{self.name}: {len(jobs)} job{plural} handed over; logs: {self.logs()}", "bold")
+            under_way.say(f"{self.name}: {len(jobs)} job{plural} handed over; logs: {self.logs()}", "bold")
             with without_configuration(), self.fetching(fetched):
                 engine.launch([[packed(job.overrides)] for job in jobs], initial_job_idx=first)
         except UserError:
@@ -101,9 +101,9 @@ def _told(job: SweepJob, of: int, ended: Ended) -> int:
             "workers have the same files; store=FOLDER"
         )
     elif ended.code == 0:
-        launcher.say(f"{launcher.title(job, of)}: done{place}", "green")
+        under_way.say(f"{under_way.title(job, of)}: done{place}", "green")
         return 0
-    launcher.fail(job, of, why)
+    under_way.fail(job, of, why)
     return ended.code or 1
 
 

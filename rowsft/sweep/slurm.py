@@ -52,13 +52,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
 
     def stop_job(self) -> None:
         """Stop the process of the job and wait for its end, within the time that the signal comes early."""
-        launcher.stop()
-        live = launcher.current.live
-        end = time.monotonic() + max(5, self.params["signal_delay_s"] - _TO_REQUEUE_SECONDS)
-        while live is not None and live.processes and time.monotonic() < end:
-            time.sleep(0.2)
-        for process in list(live.processes) if live is not None else ():
-            process.kill()
+        launcher.stop(within=max(5, self.params["signal_delay_s"] - _TO_REQUEUE_SECONDS))
 
     def _end(self, number: int, frame: object) -> None:
         self._told_to_end = True

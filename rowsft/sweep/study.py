@@ -15,7 +15,7 @@ from rowsft.errors import UserError, shortened
 from rowsft.output import redact
 from rowsft.report.settings import primary
 from rowsft.store import Record, Store
-from rowsft.sweep import launcher
+from rowsft.sweep import due, under_way
 from rowsft.sweep.jobs import SweepJob
 
 #: A choice by the test split would make its numbers worthless, so no trial evaluates it.
@@ -58,14 +58,14 @@ class Study:
         """Run a batch of trials; the value of each is its score."""
         jobs = [[*(text for text in given if not text.startswith(f"{_KEY}=")), EVALUATE] for given in job_overrides]
         scored = []
-        for job, returned in zip(launcher.check(jobs), self._inner.launch(jobs, initial_job_idx), strict=True):
+        for job, returned in zip(due.check(jobs), self._inner.launch(jobs, initial_job_idx), strict=True):
             code = JobReturn(overrides=job.overrides, status=returned.status)
             code.return_value = returned.return_value
             self.returns.append(code)
             trial = _trial(job, list(job_overrides[job.number - 1]))
             self.trials.append(trial)
             shown = "no score" if trial.value is None else f"validation {trial.metric} {trial.value:.6g}"
-            launcher.say(f"trial {len(self.trials)}: {' '.join(self._chosen(trial))}: {shown}", "dim")
+            under_way.say(f"trial {len(self.trials)}: {' '.join(self._chosen(trial))}: {shown}", "dim")
             returned.return_value = trial.score
             scored.append(returned)
         return scored
@@ -79,11 +79,13 @@ class Study:
         """Say which trial is the best, and write it down in the place of what the search itself has written."""
         best = self.best()
         if best is None:
-            launcher.say("best: no trial has a score", "yellow")
+            under_way.say("best: no trial has a score", "yellow")
             file.unlink(missing_ok=True)
             return
         chosen = self._chosen(best)
-        launcher.say(f"best: {' '.join(chosen)}: validation {best.metric} {best.value:.6g} (run {best.run_id})", "bold")
+        under_way.say(
+            f"best: {' '.join(chosen)}: validation {best.metric} {best.value:.6g} (run {best.run_id})", "bold"
+        )
         held = {"best": chosen, "metric": best.metric, "split": "validation", "value": best.value, "run": best.run_id}
         OmegaConf.save(OmegaConf.create(redact.config(held)), file)
 

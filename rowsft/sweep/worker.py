@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from rowsft import config_folders
 from rowsft.errors import UserError, one_line
 from rowsft.output import redact
-from rowsft.sweep import launcher
+from rowsft.sweep import launcher, under_way
 
 #: The one key of the configuration that an engine carries.
 KEY = "job"
@@ -55,9 +55,9 @@ class Work:
         os.chdir(self.folder)
         if self.config_folder is not None:
             os.environ[config_folders.VARIABLE] = self.config_folder
-        launcher.current = launcher.Sweep(rerun=self.rerun, beside=self.beside)
+        under_way.begin(self.rerun, self.beside)
         (code,) = launcher.run_jobs([overrides], 1, None)
-        return code, launcher.current.reasons.get(1, "")
+        return code, under_way.sweep.reasons.get(1, "")
 
 
 def packed(overrides: list[str]) -> str:

@@ -9,7 +9,7 @@ from hydra.core.utils import run_job
 from hydra.plugins.launcher import Launcher
 
 from rowsft.store import Store
-from rowsft.sweep import launcher
+from rowsft.sweep import under_way
 from rowsft.sweep.engine import Engine
 from rowsft.sweep.worker import packed, unpacked
 
@@ -63,16 +63,16 @@ class NextDoor(Launcher, Engine):
 def engine(workshop, monkeypatch):
     monkeypatch.chdir(workshop.folder)
     # A worker's own sweep takes the place of this one, in this process: it is put back after each job.
-    monkeypatch.setattr(launcher, "current", launcher.Sweep())
+    monkeypatch.setattr(under_way, "sweep", under_way.Sweep())
     engine = NextDoor()
     run = engine._run
 
     def on_a_worker(overrides):
-        here = launcher.current
+        here = under_way.sweep
         try:
             return run(overrides)
         finally:
-            launcher.current = here
+            under_way.sweep = here
 
     engine._run = on_a_worker
     return engine
@@ -87,13 +87,13 @@ def overrides(workshop, store, *more):
 def test_a_lost_job_is_a_line_and_a_record_and_done_ones_are_not_handed_over(engine, workshop, tmp_path):
     jobs = [overrides(workshop, tmp_path, f"seed={seed}") for seed in (1, 2, 1)]
     assert engine.run(jobs, 0, tmp_path) == [0, 1, 0]
-    assert launcher.current.failed == ["[2/3] seed=2: node17 is gone"]
+    assert under_way.sweep.failed == ["[2/3] seed=2: node17 is gone"]
     records = {record.config["seed"]: record for record in Store(tmp_path).runs()}
     assert records[1].result.concurrent_jobs == 3 and records[1].latest.pid != os.getpid()
     assert records[2].state == "interrupted" and records[2].latest.error.message == "node17 is gone"
     assert [unpacked(job.partition("=")[2])[-1] for (job,) in engine.given] == ["seed=1", "seed=2"]
     # What is lost once more is recorded once more; what is done is not handed over.
-    launcher.current = launcher.Sweep()
+    under_way.begin(rerun=False)
     assert engine.run(jobs, 0, tmp_path) == [0, 1, 0]
     assert [unpacked(job.partition("=")[2])[-1] for (job,) in engine.given] == ["seed=2"]
     assert len(Store(tmp_path).get(records[2].id).attempts) == 2
@@ -102,10 +102,10 @@ def test_a_lost_job_is_a_line_and_a_record_and_done_ones_are_not_handed_over(eng
 def test_what_retry_leaves_is_not_handed_over(engine, workshop, tmp_path):
     jobs = [overrides(workshop, tmp_path, "seed=2", "retry=failed"), overrides(workshop, tmp_path, "seed=3")]
     assert engine.run(jobs, 0, tmp_path) == [1, 0]
-    launcher.current = launcher.Sweep()
+    under_way.begin(rerun=False)
     engine.given = []
     assert engine.run(jobs, 0, tmp_path) == [1, 0] and engine.given == []
-    assert "left as it is: it ended as interrupted" in launcher.current.failed[0]
+    assert "left as it is: it ended as interrupted" in under_way.sweep.failed[0]
 
 
 def test_overrides_travel_as_they_are():

@@ -12,7 +12,7 @@ from rowsft.config.devices import CHOSEN, VISIBLE, devices_for, index_of, see_on
 from rowsft.config.settings import TrainerSettings
 from rowsft.errors import UserError
 from rowsft.runner.trainer import run_device
-from rowsft.sweep import launcher
+from rowsft.sweep import launcher, under_way
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_the_live_jobs_of_a_sweep_never_share_a_gpu(monkeypatch, tmp_path, visib
     monkeypatch.setattr(sys, "executable", str(script))
     monkeypatch.setenv(VISIBLE, visible)
     monkeypatch.delenv(CHOSEN, raising=False)
-    monkeypatch.setattr(launcher, "current", launcher.Sweep())
+    monkeypatch.setattr(under_way, "sweep", under_way.Sweep())
     jobs = [[f"store={tmp_path / 'runs'}", f"seed={seed}"] for seed in range(6)]
     codes = launcher.run_jobs(jobs, at_once, threads=None)
     assert codes == [1] * 6
