@@ -61,7 +61,7 @@ class Tuned:
     @property
     def tried(self) -> str:
         """How many rates were tried, and of which kind."""
-        return in_words(self.grid, self.way)
+        return in_words(self.grid, self.way) + (", not complete" * (not self.way.over))
 
     @property
     def spark(self) -> str:
