@@ -5,6 +5,7 @@ several names of one thing, each of which counts; a key that a run does not have
 """
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -68,9 +69,11 @@ def matching(rows: Rows, texts: Iterable[str]) -> list[str]:
 def ordered(rows: Rows, sort: str) -> list[str]:
     """Return the ids of the runs by the key `sort`, falling after a minus sign; those without a value come last.
 
-    Raises UserError for a key that no run has.
+    Raises UserError for a key that no run has, and for none.
     """
     falling = sort.startswith("-")
+    if not sort.removeprefix("-").strip():
+        raise UserError(f"--sort {sort!r}: expected a key such as value, or -value for the largest first")
     key = _valued(_resolved(sort.removeprefix("-"), rows, f"--sort {sort}"))
     with_value = [name for name, row in rows.items() if row.get(key) is not None]
     without = [name for name in rows if name not in set(with_value)]
@@ -113,7 +116,8 @@ def _check(condition: Condition, values: list[object]) -> None:
     elif condition.sign in _ORDERS:
         if any(value is not None for value in values) and not any(_is_number(value) for value in values):
             raise UserError(f"{about}: {condition.key} is not a number; use =, != or ~")
-        if _number(condition.value) is None:
+        limit = _number(condition.value)
+        if limit is None or math.isnan(limit):
             raise UserError(f"{about}: expected a number after {condition.sign}")
 
 

@@ -32,7 +32,7 @@ def groups(records: list[Record]) -> dict[tuple[str, str], list[Record]]:
 
 def labels(records: list[Record]) -> dict[str, tuple[str, str]]:
     """Return {run id: (task's label, model's label)}, no longer than it takes to tell those of these runs apart."""
-    keys = {record.id: (_data(record), _base(record)) for record in records}
+    keys = {record.id: key_of(record) for record in records}
     tasks: dict[tuple, Record] = {}
     models: dict[tuple, Record] = {}
     for record in records:
@@ -42,6 +42,11 @@ def labels(records: list[Record]) -> dict[str, tuple[str, str]]:
     task_labels = _distinct({key: _tasks(record) for key, record in tasks.items()})
     model_labels = _distinct({key: _models(record) for key, record in models.items()})
     return {run: (task_labels[data], model_labels[base]) for run, (data, base) in keys.items()}
+
+
+def key_of(record: Record) -> tuple[tuple, tuple]:
+    """Return what runs of one table share: a key of task and data, and one of the base weights."""
+    return _data(record), _base(record)
 
 
 def model_label(record: Record) -> str:

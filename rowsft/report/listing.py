@@ -217,7 +217,9 @@ def page_sheet(records: list[Record]) -> Sheet[Run]:
 
 
 def _metric(run: Run) -> str:
-    result = "" if run.value is None else f"{run.metric} {run.value:.4f}"
+    result = "" if run.metric is None else f"{run.metric} is no number"
+    if run.value is not None:
+        result = f"{run.metric} {run.value:.4f}"
     return "; ".join(filter(None, [result, run.reason, _progress(run)]))
 
 
@@ -250,7 +252,9 @@ def entry(record: Record) -> Run:
     """Return one run of `runs_list`, but for what differs between runs."""
     latest, result = record.latest, record.result
     values = {split: primary(result, split) for split in ("test", "validation")} if result else {}
-    split = next((split for split, value in values.items() if value is not None), None)
+    # A metric that is no number on the test split (null) is not made up for by that of validation.
+    evaluated = [split for split in values if result and result.primary_metric in (result.metrics.get(split) or {})]
+    split = next(iter(evaluated), None)
     far = progress.read(record.folder) if record.state == "running" else None
     repeated = bool(result) and record.state not in ("done", "running")
     return Run(

@@ -25,13 +25,16 @@ def of_the_same(table: Table) -> str:
 
 
 def _tuning(section: Section) -> list[str]:
-    """Return what a tuning stage cost beside the runs that it was for."""
+    """Return which settings a tuning stage left without a row, and what it cost beside the runs that it was for."""
+    texts = []
+    if section.without_row:
+        texts.append(f"Tuned for this table, but without a row in it: {'; '.join(map(str, section.without_row))}.")
     if not section.tuned:
-        return []
+        return texts
     runs, seconds = total(section.tuned.values())
     own = sum((line.total_seconds or 0) * line.seeds for line in section.lines)
     beside = f", {seconds / own:.1f} times that of the runs in this table" if own else ""
-    return [f"Tuning: {runs:,} runs on validation, {seconds / 60:,.1f} minutes of computing{beside}."]
+    return [*texts, f"Tuning: {runs:,} runs on validation, {seconds / 60:,.1f} minutes of computing{beside}."]
 
 
 def notes(section: Section) -> list[str]:

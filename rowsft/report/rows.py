@@ -184,7 +184,7 @@ def _table(experiment: str, task: str, model: str, records: list[Record], read: 
     shown, grid = _choose(_rows(records, split, read), higher)
     notes: dict = next((r.experiment_notes[experiment] for r in records if r.experiment_notes.get(experiment)), {})
     names = variants(shown)
-    brief = {key: _without_rate(name) for key, name in names.items()}
+    brief = {key: without_rate(name) for key, name in names.items()}
     if notes.get("tune") and len({(row.method, brief[id(row)]) for row in shown}) == len(shown):
         # A tuning stage gave each row a rate of its own, which has a column.
         names = brief
@@ -192,10 +192,10 @@ def _table(experiment: str, task: str, model: str, records: list[Record], read: 
         row.variant = names[id(row)]
     for family in grid:
         # Of two budgets' grids each says whose it is.
-        whose = _without_rate(next(row.variant for row in family if id(row) in names))
+        whose = without_rate(next(row.variant for row in family if id(row) in names))
         for row in family:
             row.variant = row.variant or whose
-    grid.sort(key=lambda family: (family[0].info.place, natural(_without_rate(family[0].variant))))
+    grid.sort(key=lambda family: (family[0].info.place, natural(without_rate(family[0].variant))))
     shown.sort(key=lambda row: (row.info.place, natural(row.variant)))
     return Table(experiment, task, model, metric, higher, split, shown, grid, notes)
 
@@ -218,7 +218,8 @@ def _rows(records: list[Record], split: str, read: Callable) -> list[Row]:
     return list(rows.values())
 
 
-def _without_rate(variant: str) -> str:
+def without_rate(variant: str) -> str:
+    """Return a row's variant without its learning rate."""
     own = LEARNING_RATE.rpartition(".")[2]
     parts = [part for part in variant.split(", ") if part.partition("=")[0].rpartition(".")[2] != own]
     return ", ".join(parts)

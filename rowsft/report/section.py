@@ -10,20 +10,21 @@ from rowsft.report.grids import Grids
 from rowsft.report.lines import Line, Rate, Unfinished
 from rowsft.report.overlap import Overlap, overlaps
 from rowsft.report.rows import Table
-from rowsft.report.tuned import Tuned
+from rowsft.report.tuned import Tuned, WithoutRow
 
 
 @dataclass(frozen=True)
 class Section:
     """A table's rows as numbers, its runs without a result, its learning-rate grid, how a tuning stage chose the rates
-    (by id(row)), its lines over budgets, what the selections of importance metrics have in common, the fairness
-    contract, and what the experiment adds to it."""
+    (by id(row)), the settings that it left without a row, its lines over budgets, what the selections of importance
+    metrics have in common, the fairness contract, and what the experiment adds to it."""
 
     table: Table
     lines: list[Line]
     unfinished: list[Unfinished]
     rates: list[Rate]
     tuned: dict[int, Tuned]
+    without_row: list[WithoutRow]
     budgets: Budgets | None
     overlaps: list[Overlap]
     conditions: list[Condition]
@@ -39,6 +40,7 @@ def section(table: Table, grids: Grids, step: Callable[[], object] = lambda: Non
         measured.unfinished(table),
         measured.rates(table),
         tuned,
+        grids.tuning.without_row(table),
         budgets(table),
         overlaps(table),
         contract(table, grids, tuned),

@@ -8,13 +8,17 @@ from typing import Any
 
 from rowsft.rates import FAILED, Course, Grid, Trial, course, experiment_of_grid, grid_of, in_words
 from rowsft.report.damaged import ERRORS
-from rowsft.report.rows import Row, Table
+from rowsft.report.groups import key_of
+from rowsft.report.rows import Row, Table, natural, without_rate
 from rowsft.report.settings import LEARNING_RATE, determining, method_info, without_seeds
+from rowsft.report.sweeps import variants
 from rowsft.report.tuning import says_something, validation_score
 from rowsft.store import Record
 
 #: Heights of a score between the worst and the best of its grid.
 _BARS = "▁▂▃▄▅▆▇█"
+#: How long a run is: successive halving changes it.
+_LENGTHS = ("trainer.steps", "trainer.epochs")
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Tuned:
     @property
     def tried(self) -> str:
         """How many rates were tried, and of which kind."""
-        return in_words(self.grid, self.way)
+        return in_words(self.grid, self.way) + (", not complete" * (not self.way.over))
 
     @property
     def spark(self) -> str:
@@ -70,6 +74,20 @@ class Tuned:
             mark = "×" if value is None else _BARS[round(share * (len(_BARS) - 1))]
             marks.append(f"[{mark}]" if rate == self.way.chosen else mark)
         return "".join(marks)
+
+
+@dataclass(frozen=True)
+class WithoutRow:
+    """A setting that was tuned for a table and has no row in it. failed: how many of its runs did."""
+
+    title: str
+    runs: int
+    failed: int
+
+    def __str__(self) -> str:
+        if not self.failed:
+            return f"{self.title}: none of {self.runs} runs on validation has a result"
+        return f"{self.title}: {self.failed} of {self.runs} runs on validation failed"
 
 
 class TuningRuns:
@@ -91,20 +109,42 @@ class TuningRuns:
         found = ((row, self._tuned(row, table)) for row in table.rows if row.learning_rate is not None)
         return {id(row): tuned for row, tuned in found if tuned is not None}
 
+    def without_row(self, table: Table) -> list[WithoutRow]:
+        """Return the settings of the table's experiment, task and model that were tuned, but stand in none of its rows.
+
+        Their rates all failed, or their grids are not done yet.
+        """
+        shown, kinds = set(), {key_of(record) for record in table.records}
+        for row in [*table.rows, *(row for family in table.grid for row in family)]:
+            shown.add(row.family)
+            if (asked := _grid(row, table, [*row.done, *row.unfinished])) is not None:
+                shown |= {_family(row, asked[0], rung) for rung in _rungs(asked[0])}
+        left: dict[str, list[Record]] = {}
+        for (experiment, family), rates in self._runs.items():
+            if experiment == experiment_of_grid(table.experiment) and family not in shown:
+                for record in (one for runs in rates.values() for one in runs.values() if key_of(one) in kinds):
+                    settings = without_seeds(determining(record))
+                    any_length = {key: value for key, value in settings.items() if key not in _LENGTHS}
+                    left.setdefault(Row(method_info(record), any_length).family, []).append(record)
+        rows = [Row(method_info(runs[0]), without_seeds(determining(runs[0]))) for runs in left.values()]
+        names = variants([*table.rows, *rows])
+        found = []
+        for row, runs in zip(rows, left.values(), strict=True):
+            row.variant = without_rate(names[id(row)])
+            failed = sum(one.state in ("failed", "oom") for one in runs)
+            found.append((row, WithoutRow(row.title, len(runs), failed)))
+        found.sort(key=lambda pair: (pair[0].info.place, natural(pair[0].variant)))
+        return [one for _, one in found]
+
     def _tuned(self, row: Row, table: Table) -> Tuned | None:
-        asked = next((tune for record in row.done if (tune := tune_of(record, table.experiment))), None)
+        asked = _grid(row, table, row.done)
         if asked is None:
             return None
-        lengths = {key: row.settings.get(f"trainer.{key}") for key in ("steps", "epochs")}
-        try:
-            grid, seeds = grid_of(asked, lengths), tuple(asked["seeds"])
-        except ERRORS:
-            return None
+        grid, seeds = asked
         scores: dict[Trial, float] = {}
         seconds: dict[str, float] = {}
-        for rung in (*range(len(grid.rungs)), None):
-            changed = {} if rung is None else {f"trainer.{key}": value for key, value in grid.rungs[rung].items()}
-            family = Row(row.info, {**row.settings, **changed}).family
+        for rung in _rungs(grid):
+            family = _family(row, grid, rung)
             for rate, runs in self._runs.get((experiment_of_grid(table.experiment), family), {}).items():
                 each = [runs.get(seed) for seed in seeds]
                 values = [validation_score(one) if one is not None and says_something(one) else None for one in each]
@@ -114,6 +154,28 @@ class TuningRuns:
                 if None not in values:
                     scores[Trial(rate, rung)] = fmean(value for value in values if value is not None)
         return Tuned(row, grid, scores, seeds, frozenset(seconds), sum(seconds.values()), table.higher_is_better)
+
+
+def _grid(row: Row, table: Table, records: Iterable[Record]) -> tuple[Grid, tuple[int, ...]] | None:
+    """Return the grid that a row of these records was tuned over, and its seeds; None where it was not."""
+    asked = next((tune for record in records if (tune := tune_of(record, table.experiment))), None)
+    if asked is None:
+        return None
+    lengths = {key.removeprefix("trainer."): row.settings.get(key) for key in _LENGTHS}
+    try:
+        return grid_of(asked, lengths), tuple(asked["seeds"])
+    except ERRORS:
+        return None
+
+
+def _rungs(grid: Grid) -> tuple[int | None, ...]:
+    return (*range(len(grid.rungs)), None)
+
+
+def _family(row: Row, grid: Grid, rung: int | None) -> str:
+    """Return the key that a row's runs of a rung share."""
+    changed = {} if rung is None else {f"trainer.{key}": value for key, value in grid.rungs[rung].items()}
+    return Row(row.info, {**row.settings, **changed}).family
 
 
 def tune_of(record: Record, experiment: str) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from rowsft.runner.training import train
 from rowsft.runner.unrecorded import UnrecordedAttempt
 from rowsft.store import Record, Store
 from rowsft.store.attempt import state_of
+from rowsft.store.files import sha256
 from rowsft.store.record import now
 from rowsft.tracking.tracker import NullTracker
 
@@ -113,6 +114,11 @@ def _reloaded(job: Job, record: Record) -> Any:
     assert result is not None, "the caller has looked"
     if folder is None or not folder.is_dir():
         raise UserError(f"run {record.id}: its adapter is gone, so there is nothing to measure; run it again (--rerun)")
+    if sha256(folder) != result.files["adapter"].sha256:
+        raise UserError(
+            f"run {record.id}: its adapter is not the one that was recorded ({folder} has changed since), so its step "
+            "time would be that of another one; run it again (--rerun)"
+        )
     method: Method = job.method
     if not isinstance(method, ReloadedMethod):
         raise UserError(

@@ -124,6 +124,8 @@ def _attempts(job: SweepJob) -> int:
 
 def _recorded(job: SweepJob, why: str, before: int) -> str:
     """Write into the record of a job why it was lost, unless it did so itself; returns why the run is not done."""
+    if job.spec.measures:
+        return why
     try:
         end = Store(job.spec.store).record_loss(job.spec.config, why, before)
     except UserError as error:

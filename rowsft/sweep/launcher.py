@@ -135,6 +135,9 @@ def _why(job: SweepJob, process: subprocess.Popen, errors: str | None) -> str:
     code, store = process.returncode, Store(job.spec.store)
     lines = [line for line in (errors or "").splitlines() if line.strip()]
     reason = shortened(lines[-1].removeprefix("rowsft: ").removeprefix("error: "), 300) if lines else in_words(code)
+    if job.spec.measures:
+        # The run is done whatever becomes of measuring it, and its record stays as it is.
+        return in_words(code) if signal_of(code) else reason if lines else "it was not measured, said above"
     try:
         # A job that was interrupted ends by itself, with a record, unless it had none yet.
         if signal_of(code) and code != INTERRUPTED:

@@ -45,6 +45,11 @@ class Setting:
     lacking: str | None = None
 
     @property
+    def measures(self) -> bool:
+        """Whether its runs are to be measured again, alone: nothing is trained then, no grid either."""
+        return self.jobs[0].spec.measures
+
+    @property
     def course(self) -> Course:
         """How far the choice is."""
         return course(self.grid, self.scores)
@@ -90,13 +95,14 @@ class Stage:
         settings = len({id(one) for one, _ in wanted})
         self.say(f"{title}: {len(jobs)} runs on validation for {settings} setting{'s' * (settings != 1)}")
         planned = self.resolve(jobs)
-        self.launch(jobs)
+        if launched := [overrides for one, _, overrides in runs if not one.measures]:
+            self.launch(launched)
         found: dict[tuple[int, Trial], list[float]] = {}
         for (one, trial, _), job in zip(runs, planned, strict=True):
             record = _record(job)
             score = _score(record)
             if score is None:
-                one.lacking = one.lacking or _why(trial, job, record)
+                one.lacking = one.lacking or _why(one, trial, job, record)
             elif record is not None:
                 one.seconds[record.id] = (record.result.seconds.total or 0) if record.result else 0
             found.setdefault((id(one), trial), []).append(FAILED if score is None else score)
@@ -222,7 +228,9 @@ def _score(record: Record | None) -> float | None:
     return score
 
 
-def _why(trial: Trial, job: SweepJob, record: Record | None) -> str:
+def _why(one: Setting, trial: Trial, job: SweepJob, record: Record | None) -> str:
+    if one.measures:
+        return f"the run at {trial.rate:g} is not done, and measure=alone runs none; run the sweep without it first"
     if record is None:
         return f"the run at {trial.rate:g} was refused or left no record, see above"
     return f"the run at {trial.rate:g} has no result (run {record.id}: {record.state}); the same sweep tries it again"

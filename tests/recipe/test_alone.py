@@ -2,8 +2,11 @@
 
 import json
 import shutil
+import signal
 
+import psutil
 import pytest
+from engine_sweeps import started
 
 from rowsft.config.compose import compose
 from rowsft.config.run_spec import run_spec
@@ -113,8 +116,34 @@ def test_an_adapter_of_another_size_is_refused(workshop, tmp_path):
     other, _ = finished(workshop, tmp_path, "bert", ["method=lora", "budget.rows=5"])
     shutil.rmtree(spec.folder / "attempt-1" / "adapter")
     shutil.copytree(other.folder / "attempt-1" / "adapter", spec.folder / "attempt-1" / "adapter")
+    record = spec.folder / "record.json"
+    text = record.read_text()
+    known, other_known = (Store(tmp_path).get(run.run_id).result.files["adapter"].sha256 for run in (spec, other))
+    record.write_text(text.replace(known, other_known))
     with pytest.raises(UserError, match="its adapter trains .* its record says"):
         measure_alone(spec, settings, True, str)
+
+
+@pytest.mark.parametrize("fault", ["of another run", "changed", "cut off", "without its configuration"])
+def test_an_adapter_that_is_not_the_recorded_one_is_refused(workshop, tmp_path, fault):
+    spec, settings = finished(workshop, tmp_path, "bert", ["method=lora"])
+    adapter = spec.folder / "attempt-1" / "adapter"
+    weights = adapter / "adapter_model.safetensors"
+    if fault == "of another run":
+        other, _ = finished(workshop, tmp_path, "bert", ["method=lora", "seed=1"])
+        shutil.copy(other.folder / "attempt-1" / "adapter" / weights.name, weights)
+    elif fault == "changed":
+        content = bytearray(weights.read_bytes())
+        content[-5] ^= 0x55
+        weights.write_bytes(content)
+    elif fault == "cut off":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        (adapter / "adapter_config.json").unlink()
+    before = (spec.folder / "record.json").read_bytes()
+    with pytest.raises(UserError, match=r"its adapter is not the one that was recorded .*; run it again \(--rerun\)"):
+        measure_alone(spec, settings, True, str)
+    assert (spec.folder / "record.json").read_bytes() == before
 
 
 def test_a_failure_leaves_the_record_as_it_was(workshop, tmp_path, monkeypatch):
@@ -161,6 +190,21 @@ def test_a_sweep_measures_what_was_side_by_side_and_skips_it_the_next_time(works
     absent = workshop.rowsft("run", *jobs[:-1], "seed=3", "measure=alone")
     assert absent.returncode == 2 and "not done, so there is nothing to measure" in absent.stderr
     assert [(record.folder / "record.json").read_bytes() for record in Store(tmp_path / "runs").runs()] == before
+
+
+def test_a_measurement_that_is_killed_in_a_sweep_leaves_the_record_as_it_was(workshop, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROWSFT_CONCURRENT_JOBS", "2")
+    spec, _ = finished(workshop, tmp_path, "bert", ["method=lora"])
+    before = (spec.folder / "record.json").read_bytes()
+    jobs = [*workshop.overrides("bert"), f"store={tmp_path}", "method=lora", "measure=alone", "measure_steps=100000"]
+    sweep = started(workshop, jobs)
+    said = next(line for line in sweep.stdout if "done already" in line or "training for" in line)
+    assert "training for" in said
+    (job,) = psutil.Process(sweep.pid).children()
+    job.send_signal(signal.SIGKILL)
+    out, errors = sweep.communicate(timeout=200)
+    assert sweep.returncode == 1 and "killed by signal 9 (SIGKILL): out of memory?" in out, (out, errors)
+    assert (spec.folder / "record.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

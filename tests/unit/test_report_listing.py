@@ -100,6 +100,18 @@ def test_the_list_of_runs(tmp_path):
     assert listing.runs_list(store, listing.Query("other")) == []
 
 
+def test_a_metric_that_is_no_number_on_test_is_not_shown_as_that_of_validation(tmp_path):
+    """Predictions that are all alike have no correlation: nan, which a record holds as null."""
+    store = Store(tmp_path / "runs")
+    finish(store, classification("lora", 1), validation=0.9, metric=("pearson", float("nan")))
+    (listed,) = listing.runs_list(store)
+    assert (listed.metric, listed.split, listed.value) == ("pearson", "test", None)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(listing.runs_table(store))
+    text = console.export_text()
+    assert "pearson is no number" in text and "0.9" not in text
+
+
 def test_a_repetition_that_did_not_finish_leaves_the_run_done(tmp_path):
     store = Store(tmp_path / "runs")
     finish(store, classification("lora", 1), task="sentiment")

@@ -5,10 +5,11 @@ import re
 
 import numpy as np
 import pytest
-from report_factory import finish, outcomes, status
-from tuned_factory import LINES, TUNE, method, plant, validation
+from report_factory import config, finish, outcomes, status
+from tuned_factory import LINES, LR, TUNE, method, plant, validation
 
 from rowsft import report
+from rowsft.report.notes import notes
 from rowsft.report.tables import by_budget, estimated
 from rowsft.store import Store
 
@@ -98,8 +99,38 @@ def test_a_grid_that_lacks_a_run_is_not_complete(tmp_path):
     plant(store, ("rows", "lora"), (4,))
     lost = next(run for run in store.runs("demo.tuning") if run.config["method"]["name"] == "lora")
     (lost.folder / "record.json").unlink()
-    judged = status(section(store), "learning_rate")
+    found, tuned = tuning(store)
+    judged = status(found, "learning_rate")
     assert judged.status == "not met" and "tuning is not complete: LoRA" in judged.detail
+    # What is known of the grid may be best at another rate than the row's.
+    assert tuned["lora", 4].tried.endswith(", not complete") and not tuned["row_sft", 4].tried.endswith("complete")
+
+
+@pytest.mark.parametrize("halving", [False, {"factor": 3, "steps": [10, 30]}])
+def test_a_setting_that_was_tuned_but_has_no_row_is_named(tmp_path, halving):
+    """Every rate of DoRA diverges, and the runs of LoRA's grid at 64 rows were stopped."""
+    store, tune = Store(tmp_path), TUNE | {"halving": halving}
+    plant(store, ("rows", "lora"), (4,), tune=tune)
+    assert not any("without a row" in note for note in notes(section(store)))
+    length = {"steps": 10} if halving else {"steps": 100}
+    for line, rows, state in (("dora", 4, "failed"), ("lora", 64, "interrupted")):
+        for rate in LR:
+            trainer = {"learning_rate": rate, "batch_size": 16, "scheduler": "linear", "evaluate": ["validation"]}
+            own = {"task": "sentiment", "method": method(line), "budget": {"rows": rows}, "trainer": trainer | length}
+            with store.open(config(seed=0, experiment="demo.tuning", **own)) as run:
+                run.begin().finish(state)
+    (note,) = [note for note in notes(section(store)) if "without a row" in note]
+    lora = "LoRA (rows=64, steps=10)" if halving else "LoRA (rows=64)"
+    assert note == (
+        f"Tuned for this table, but without a row in it: {lora}: none of 5 runs on validation has a result; "
+        "DoRA: 5 of 5 runs on validation failed."
+    )
+    # Another model's tuning is no matter of this table.
+    plant(store, ("dora",), (4,), tune=tune, model={"name": "other", "source": "elsewhere"})
+    (mine,) = [one for one in report.sections(store.root, "demo") if one.table.model != "other"]
+    assert note in notes(mine)
+    (mine,) = [one for one in report.sections(store.root, "demo") if one.table.model == "other"]
+    assert not any("without a row" in note for note in notes(mine))
 
 
 def test_runs_at_the_chosen_rate_do_not_count_into_its_score_on_validation(tmp_path):

@@ -103,6 +103,7 @@ def test_names_are_taken_whole_before_they_are_taken_short():
         ("=lora", "expected KEY=VALUE"),
         ("method<lora", "method is not a number; use =, != or ~"),
         ("seed<many", "expected a number after <"),
+        ("value>nan", "expected a number after >"),
         ("started<yesterday", "expected a time"),
         ("method='lora", "No closing quotation"),
     ],
@@ -111,6 +112,12 @@ def test_a_condition_that_cannot_be_meant_is_refused_in_one_line(store, where, s
     with pytest.raises(UserError, match=said) as refused:
         listed(store, where)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["", "-"])
+def test_a_key_to_sort_by_that_is_empty_is_refused_in_one_line(store, key):
+    with pytest.raises(UserError, match=f"--sort '{key}': expected a key such as value, or -value"):
+        listed(store, sort=key)
 
 
 def test_any_condition_holds_for_no_runs_of_an_empty_store(tmp_path):

@@ -113,6 +113,17 @@ def test_a_tuned_run_is_the_run_that_one_would_ask_for_by_hand(tmp_path):
     assert compose(result.jobs[0])["tune"]["seeds"] == [0]
 
 
+def test_measuring_alone_finds_the_rates_of_a_grid_that_is_done_and_runs_none(tmp_path):
+    alone = "measure=alone"
+    result, recorder = tuned(tmp_path, hill, GRID, alone, methods=("lora",))
+    assert recorder.rounds == [] and not result.jobs and Store(tmp_path).runs() == []
+    why = "the run at 0.0001 is not done, and measure=alone runs none; run the sweep without it first"
+    assert [text.endswith(why) for _, text in result.left_out] == [True] * 4
+    before, _ = tuned(tmp_path, hill, GRID, methods=("lora",))
+    result, recorder = tuned(tmp_path, hill, GRID, alone, methods=("lora",))
+    assert recorder.rounds == [] and not result.left_out and rates_of(result) == rates_of(before)
+
+
 def test_a_best_at_an_edge_is_followed_for_a_stated_number_of_rates(tmp_path):
     def rising(config):
         return config["trainer"]["learning_rate"] if config["method"]["name"] == "lora" else hill(config)
