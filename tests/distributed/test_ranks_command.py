@@ -11,6 +11,7 @@ import pytest
 from runs_of_ranks import PATIENCE_SECONDS
 
 from rowsft.cli.main import main
+from rowsft.runner.resuming import last_checkpoint
 from rowsft.store import Store
 
 TWO = ["trainer=ddp", "trainer.processes=2"]
@@ -105,14 +106,22 @@ def test_the_processes_end_with_the_one_that_started_them(workshop, tmp_path):
     assert "the process that started this run is gone" in (running.record.folder / "attempt-1/log.txt").read_text()
 
 
-def test_a_stop_reaches_every_process(workshop, tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
+def test_a_stop_reaches_every_process(workshop, tmp_path, name):
+    """As Slurm tells a job to stop: all of its processes at once, and the first again and again, by its worker."""
     running = Running(workshop, tmp_path)
-    running.process.send_signal(signal.SIGTERM)
+    number = getattr(signal, name)
+    for process in (running.process, *running.ranks.values()):
+        process.send_signal(number)
+    for _ in range(4):
+        time.sleep(0.02)
+        running.process.send_signal(signal.SIGTERM)
     said = running.ended()
     assert running.process.returncode == 130, said
     error = running.record.latest.error
-    assert (running.record.state, error.message, error.phase) == ("interrupted", "stopped by SIGTERM", "train")
+    assert (running.record.state, error.message, error.phase) == ("interrupted", f"stopped by {name}", "train")
     assert said.count("interrupted") == 1
+    assert last_checkpoint(running.record) is not None
 
 
 @pytest.mark.parametrize(
