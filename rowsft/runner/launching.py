@@ -9,8 +9,9 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -65,7 +66,7 @@ def launch(
             local_addr="localhost",
             max_restarts=0,
             monitor_interval=0.1,
-            shutdown_timeout=math.ceil(_END_SECONDS + stop_seconds),
+            **_patience(math.ceil(_END_SECONDS + stop_seconds)),
             # One that nobody sends: torch's own handler lets a second signal cut short how the processes are ended.
             signals_to_handle="SIGQUIT",
             logs_specs=DefaultLogsSpecs(log_dir=folder, redirects={0: Std.NONE, **others}),
@@ -81,6 +82,12 @@ def launch(
             # Rank 0 was told the same: its account has the phase.
             return Ending(error=own.error if own is not None and own.error.type == stopped.type else stopped)
     return None
+
+
+def _patience(seconds: int) -> dict[str, Any]:
+    """The setting that says how long processes have for ending; torch before 2.XX gives them 30 seconds always."""
+    known = {field.name for field in fields(LaunchConfig)}
+    return {"shutdown_timeout": seconds} if "shutdown_timeout" in known else {}
 
 
 @contextmanager
