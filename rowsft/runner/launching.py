@@ -85,7 +85,7 @@ def launch(
 
 
 def _patience(seconds: int) -> dict[str, Any]:
-    """The setting that says how long processes have for ending; torch before 2.XX gives them 30 seconds always."""
+    """The setting that says how long processes have for ending; older torch knows none and gives them 30 seconds."""
     known = {field.name for field in fields(LaunchConfig)}
     return {"shutdown_timeout": seconds} if "shutdown_timeout" in known else {}
 

@@ -4,13 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
 import pytest
 from runs_of_ranks import PATIENCE_SECONDS
+from torch.distributed.launcher.api import LaunchConfig
 
 from rowsft.cli.main import main
+from rowsft.runner import launching
 from rowsft.runner.resuming import last_checkpoint
 from rowsft.store import Store
 
@@ -122,6 +125,41 @@ def test_a_stop_reaches_every_process(workshop, tmp_path, name):
     assert (running.record.state, error.message, error.phase) == ("interrupted", f"stopped by {name}", "train")
     assert said.count("interrupted") == 1
     assert last_checkpoint(running.record) is not None
+
+
+SLOW_TO_END = """
+import os, pathlib, signal, sys, time
+mine = pathlib.Path(sys.argv[1]) / os.environ["RANK"]
+def end(*_):
+    time.sleep(2)
+    mine.write_text("ended")
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+mine.touch()
+while True:
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.skipif("shutdown_timeout" not in vars(LaunchConfig)["__dataclass_fields__"], reason="always 30 s there")
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_a_stop_waits_as_long_as_a_checkpoint_may_take(tmp_path, monkeypatch, seconds):
+    monkeypatch.setattr(launching, "_END_SECONDS", 0.5)
+    places = [tmp_path / rank for rank in "01"]
+
+    def stop():
+        waited(lambda: all(place.exists() for place in places), "both processes")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        ending = launching.launch(["-c", SLOW_TO_END, str(tmp_path)], 2, 1, seconds, str)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert ending.error.message == "stopped by SIGTERM"
+    assert [place.read_text() for place in places] == ["ended" if seconds else ""] * 2
 
 
 @pytest.mark.parametrize(
