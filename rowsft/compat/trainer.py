@@ -202,7 +202,8 @@ class OneDeviceArguments(TrainingArguments):
         current = None if self.use_cpu else torch.cuda.current_device()
         device = super()._setup_devices
         if current is None:
-            return device
+            # Several processes would have cpu:0, cpu:1, to which torch 2.11 loads no checkpoint's optimizer.
+            return torch.device(device.type)
         self._n_gpu = 1
         torch.cuda.set_device(current)
         return torch.device("cuda", current)
