@@ -94,7 +94,8 @@ class Study:
         """
         if before is not None:
             (job,) = launcher.current.resolver.resolve([[*before, EVALUATE]], False)
-            self.trials.append(_trial(job, before))
+            # In front: of equal ones the first is the best.
+            self.trials.insert(0, _trial(job, before))
         best = self.best()
         if best is None:
             launcher.say("best: no trial has a score", "yellow")
