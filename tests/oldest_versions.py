@@ -25,6 +25,7 @@ TESTS += (
     "tests/unit/test_benchmark.py",
     "tests/unit/test_shira.py",
     "tests/unit/test_methods.py",
+    "tests/distributed",
 )
 
 

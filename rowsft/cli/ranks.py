@@ -51,7 +51,8 @@ def start(parsed: argparse.Namespace, spec: "RunSpec", processes: int) -> int:
     command = ["-m", "rowsft.cli", "run", *(["--rerun"] if parsed.rerun else []), *parsed.overrides]
     if parsed.config_dir is not None:
         command += ["--config-dir", parsed.config_dir]
-    ending = launch(command, processes, threads_each(processes, None, os.environ) or 1, in_words)
+    threads = threads_each(processes, None, os.environ) or 1
+    ending = launch(command, processes, threads, spec.config["trainer"]["checkpoint_stop_seconds"], in_words)
     if ending is None:
         return 0
     attempt = Store(spec.store).close_attempt(spec.run_id, ending.error, ending.state)

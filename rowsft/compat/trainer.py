@@ -83,17 +83,22 @@ class OwnCheckpoints(Trainer):
             self.not_written(error)
 
 
+#: A process's random streams as Trainer writes them, or why they could not be written.
+RandomState = bytes | OSError
+
+
 class CheckpointsOfRanks(OwnCheckpoints):
     """A Trainer in one of several processes, whose checkpoints rank 0 writes whole, from what all of them have.
 
-    All processes gather first, and then rank 0 alone writes: no error in writing leaves the others waiting.
+    All processes gather first, and then rank 0 alone writes: no error in writing leaves the others waiting. Where one
+    of them could not write its random streams there is no checkpoint.
     """
 
     #: What is gathered for the checkpoint that is being written: optimizer's state, and random streams by rank.
     _optimizer_state: dict[str, Any] | None = None
     _random_states: list[bytes] | None = None
 
-    def gather_checkpoint(self, random_state: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    def gather_checkpoint(self, random_state: RandomState) -> tuple[dict[str, Any], list[RandomState]]:
         """Return the whole optimizer's state and the random states by rank, in rank 0. All processes call it."""
         raise NotImplementedError
 
@@ -102,17 +107,28 @@ class CheckpointsOfRanks(OwnCheckpoints):
         raise NotImplementedError
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir or ".")
-        # Where Trainer writes it, in a folder of this process's own.
-        super()._save_rng_state(str(folder))
-        (written,) = folder.glob("rng_state*.pth")
-        self._optimizer_state, self._random_states = self.gather_checkpoint(written.read_bytes())
-        written.unlink()
+        self._optimizer_state, states = self.gather_checkpoint(self._own_random_state())
+        self._random_states = [state for state in states if isinstance(state, bytes)]
         try:
-            if self.args.process_index == 0:
+            if failed := [state for state in states if not isinstance(state, bytes)]:
+                self.not_written(failed[0])
+            elif self.args.process_index == 0:
                 super()._save_checkpoint(model, trial)
         finally:
             self._optimizer_state = self._random_states = None
+
+    def _own_random_state(self) -> RandomState:
+        """Return what Trainer writes of it, in a folder of this process's own, or why it cannot."""
+        folder = Path(self.args.output_dir or ".")
+        written = folder / _rng_file(self.args.process_index, self.args.world_size)
+        try:
+            super()._save_rng_state(str(folder))
+            return written.read_bytes()
+        # A full disk is a RuntimeError of torch's writer.
+        except (OSError, RuntimeError) as error:
+            return OSError(str(error))
+        finally:
+            written.unlink(missing_ok=True)
 
     def store_flos(self) -> None:
         """Exchange no estimates of operations: a checkpoint would wait for the processes that write none."""
@@ -186,7 +202,8 @@ class OneDeviceArguments(TrainingArguments):
         current = None if self.use_cpu else torch.cuda.current_device()
         device = super()._setup_devices
         if current is None:
-            return device
+            # Several processes would have cpu:0, cpu:1, to which torch 2.11 loads no checkpoint's optimizer.
+            return torch.device(device.type)
         self._n_gpu = 1
         torch.cuda.set_device(current)
         return torch.device("cuda", current)

@@ -1,6 +1,7 @@
 """The processes of a run in several, started on this machine by torch's own launcher, and how they ended."""
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -8,8 +9,9 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -21,8 +23,10 @@ from rowsft.record import Error, State
 from rowsft.runner import rank_failure
 from rowsft.runner.rank_failure import RankFailure
 
-# Seconds that the processes have for ending once they are told to; then they are killed.
+# Seconds that the processes have for ending once they are told to, beside those for a checkpoint; then they are killed.
 _END_SECONDS = 30
+# Those that a run stops for: see rowsft/cli/signals.py.
+_STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name))
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,14 @@ class Ending:
     user: bool = False
 
 
-def launch(command: Sequence[str], processes: int, threads: int, in_words: Callable[[int], str]) -> Ending | None:
+def launch(
+    command: Sequence[str], processes: int, threads: int, stop_seconds: float, in_words: Callable[[int], str]
+) -> Ending | None:
     """Run `command` (arguments of Python) in that many processes and wait; None where all of them came through.
 
-    threads: CPU threads of each. in_words: an exit status for a reader. Where one process ends badly, the others are
-    told to end, with SIGTERM; where this one gets SIGTERM or SIGINT, it passes the signal on to all.
+    threads: CPU threads of each. stop_seconds: how long a process that is stopped may take for its checkpoint.
+    in_words: an exit status for a reader. Where one process ends badly, the others are told to end, with SIGTERM; where
+    this one gets SIGTERM, SIGINT or SIGUSR2, it passes the first of them on to all, and stays deaf to more.
     """
     # What went wrong is said once, by the caller.
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
@@ -59,8 +66,9 @@ def launch(command: Sequence[str], processes: int, threads: int, in_words: Calla
             local_addr="localhost",
             max_restarts=0,
             monitor_interval=0.1,
-            shutdown_timeout=_END_SECONDS,
-            signals_to_handle="SIGTERM,SIGINT",
+            **_patience(math.ceil(_END_SECONDS + stop_seconds)),
+            # One that nobody sends: torch's own handler lets a second signal cut short how the processes are ended.
+            signals_to_handle="SIGQUIT",
             logs_specs=DefaultLogsSpecs(log_dir=folder, redirects={0: Std.NONE, **others}),
         )
         try:
@@ -76,10 +84,19 @@ def launch(command: Sequence[str], processes: int, threads: int, in_words: Calla
     return None
 
 
+def _patience(seconds: int) -> dict[str, Any]:
+    """The setting that says how long processes have for ending; older torch knows none and gives them 30 seconds."""
+    known = {field.name for field in fields(LaunchConfig)}
+    return {"shutdown_timeout": seconds} if "shutdown_timeout" in known else {}
+
+
 @contextmanager
 def _own_surroundings(threads: int) -> Iterator[None]:
-    """What the processes find in the environment; afterwards it is as it was, and so is what signals do here."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    """What the processes find in the environment; afterwards it is as it was, and so is what signals do here.
+
+    Where this process was stopped it stays deaf to further signals: how the run ended is still to be recorded.
+    """
+    handlers = {number: signal.signal(number, _stop) for number in _STOPS}
     before = dict(os.environ)
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -90,7 +107,15 @@ def _own_surroundings(threads: int) -> Iterator[None]:
             del os.environ[name]
         os.environ.update(before)
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is _stop:
+                signal.signal(number, handler)
+
+
+def _stop(number: int, frame: object) -> None:
+    for other in _STOPS:
+        signal.signal(other, signal.SIG_IGN)
+    name = signal.Signals(number)
+    raise SignalException(f"stopped by {name.name}", sigval=name)
 
 
 def _ending(failures: dict[int, ProcessFailure], folder: Path, in_words: Callable[[int], str]) -> Ending:

@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 from transformers import TrainerCallback
 
-from rowsft.compat.trainer import CheckpointsOfRanks, ShardedModel
+from rowsft.compat.trainer import CheckpointsOfRanks, RandomState, ShardedModel
 from rowsft.runner import sharding
 from rowsft.runner.checkpoints import RUN_STATE
 from rowsft.runner.ranks import Ranks
@@ -42,7 +42,7 @@ class RanksTrainer(OrderedTrainer, CheckpointsOfRanks):
     def write_trained(self, folder: Path) -> None:
         self.changes.write(folder, self._gathered)
 
-    def gather_checkpoint(self, random_state: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    def gather_checkpoint(self, random_state: RandomState) -> tuple[dict[str, Any], list[RandomState]]:
         keep = self.ranks.is_first
         self._gathered = self.changes.gathered(keep)
         assert self.optimizer is not None, "made before the first step"

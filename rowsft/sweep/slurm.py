@@ -24,6 +24,12 @@ _LOOK_SECONDS = 20
 _GONE = "NO LONGER KNOWN"
 #: Seconds that are left to requeue a job once it has stopped.
 _TO_REQUEUE_SECONDS = 10
+# Settings that neither submitit nor sbatch says in words what is wrong with.
+_KINDS: dict[str, tuple[Any, str]] = {
+    "array_parallelism": (int, "1 or more"),
+    "additional_parameters": (dict | None, "null or options of sbatch, such as {exclusive: true}"),
+    "setup": (list | None, "null or a list of shell commands, such as ['module load cuda']"),
+}
 
 
 class SlurmLauncher(submitit_launcher.SlurmLauncher):
@@ -65,12 +71,14 @@ class Slurm(Engine):
     name = "slurm"
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self._settings = settings
+        for key, (kind, expected) in _KINDS.items():
+            value = settings[key]
+            if not isinstance(value, kind) or (kind is int and value < 1):
+                raise UserError(f"hydra.launcher.{key}={value}: expected {expected}")
+        self._settings = {**settings, "additional_parameters": settings["additional_parameters"] or {}}
 
     def launcher(self) -> SlurmLauncher:
         """Return the launcher; its folder is the user's alone, for the jobs' overrides lie in it."""
-        if (most := self._settings["array_parallelism"]) < 1:
-            raise UserError(f"hydra.launcher.array_parallelism={most}: expected 1 or more")
         folder = self._folder()
         if not folder.exists():
             folder.mkdir(parents=True)

@@ -1,7 +1,7 @@
 """A study of a search (Optuna's): its trials are jobs of a sweep, scored on the validation split by their records."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,18 @@ from rowsft.sweep.jobs import SweepJob
 #: A choice by the test split would make its numbers worthless, so no trial evaluates it.
 EVALUATE = "trainer.evaluate=[validation]"
 _KEY = "trainer.evaluate"
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """Raise UserError for keys of hydra.sweeper that neither Optuna nor its plugin says in words what is wrong with."""
+    for key in ("n_trials", "n_jobs"):
+        if not isinstance(settings[key], int) or settings[key] < 1:
+            raise UserError(f"hydra.sweeper.{key}={settings[key]}: expected a whole number above 0")
+    if not isinstance(settings["params"], Mapping | None):
+        raise UserError(
+            f"hydra.sweeper.params={settings['params']}: expected null or ranges by key, such as "
+            "{trainer.learning_rate: 'tag(log,interval(1e-5,1e-2))'}"
+        )
 
 
 @dataclass(frozen=True)
@@ -75,8 +87,15 @@ class Study:
         scored = [trial for trial in self.trials if trial.score is not None and math.isfinite(trial.score)]
         return max(scored, key=lambda trial: trial.score or 0.0, default=None)
 
-    def conclude(self, file: Path) -> None:
-        """Say which trial is the best, and write it down in the place of what the search itself has written."""
+    def conclude(self, file: Path, before: list[str] | None = None) -> None:
+        """Say which trial is the best, and write it down in the place of what the search itself has written.
+
+        before: the overrides of the best trial that the study had from earlier calls.
+        """
+        if before is not None:
+            (job,) = launcher.current.resolver.resolve([[*before, EVALUATE]], False)
+            # In front: of equal ones the first is the best.
+            self.trials.insert(0, _trial(job, before))
         best = self.best()
         if best is None:
             under_way.say("best: no trial has a score", "yellow")

@@ -15,6 +15,7 @@ KINDS = {
     "llama rows": ("llama", ["method=row_sft"]),
     "llama columns": ("llama", ["method=row_sft", "method.channel=columns", ACCUMULATED]),
     "llama both": ("llama", ["method=row_sft", "method.channel=both"]),
+    "llama neurons": ("llama", ["method=row_sft_neurons", "budget.clip=true", ACCUMULATED]),
     "llama lora": ("llama", ["method=lora", ACCUMULATED]),
     "llama dora": ("llama", ["method=dora"]),
     "llama shira": ("llama", ["method=shira", ACCUMULATED]),

@@ -5,6 +5,8 @@ Prompts and responses differ in length, so that the processes have unequal numbe
 """
 
 import json
+import subprocess
+from contextlib import suppress
 
 import pytest
 from runs_of_ranks import (
@@ -18,7 +20,11 @@ from runs_of_ranks import (
     weights,
 )
 
+from rowsft.config.compose import compose
+from rowsft.config.run_spec import run_spec
+from rowsft.config.settings import trainer_settings
 from rowsft.runner.ranks import ALONE
+from rowsft.runner.run import run
 from rowsft.store import Store
 
 STEPS = 4
@@ -134,6 +140,29 @@ def test_a_run_of_two_processes_goes_on_in_one(workshop, store, monkeypatch, kin
     record = record_of(store / "two_to_one", settings)
     assert record.result.resumed.step == 2 and record.result.ranks.processes == 1
     assert_same_training(record, of(workshop, store, "one", KINDS[kind]))
+
+
+def test_a_full_disk_costs_checkpoints_and_no_training(workshop, store, small_disk, monkeypatch):
+    """As in one process. After the first checkpoint that fails there is room again."""
+    subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
+    filler = small_disk / "filler"
+    config = compose(overrides(workshop, small_disk / "runs", KINDS["lora"], "trainer=ddp"))
+    said = []
+
+    def say(text):
+        said.append(text)
+        if "training for" in text:
+            with suppress(OSError), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        elif "no checkpoint" in text:
+            filler.unlink(missing_ok=True)
+
+    with group_of_one(monkeypatch) as one:
+        outcome = run(run_spec(config), trainer_settings(config), False, say, None, one)
+    assert outcome.state == "done" and sum("no checkpoint could be written" in text for text in said) == 1, said
+    (record,) = Store(small_disk / "runs").runs()
+    assert_same_training(record, of(workshop, store, "one", KINDS["lora"]))
 
 
 def test_only_rank_0_writes_into_the_store(store):

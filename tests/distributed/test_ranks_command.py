@@ -4,13 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
 import pytest
 from runs_of_ranks import PATIENCE_SECONDS
+from torch.distributed.launcher.api import LaunchConfig
 
 from rowsft.cli.main import main
+from rowsft.runner import launching
+from rowsft.runner.resuming import last_checkpoint
 from rowsft.store import Store
 
 TWO = ["trainer=ddp", "trainer.processes=2"]
@@ -105,14 +109,57 @@ def test_the_processes_end_with_the_one_that_started_them(workshop, tmp_path):
     assert "the process that started this run is gone" in (running.record.folder / "attempt-1/log.txt").read_text()
 
 
-def test_a_stop_reaches_every_process(workshop, tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
+def test_a_stop_reaches_every_process(workshop, tmp_path, name):
+    """As Slurm tells a job to stop: all of its processes at once, and the first again and again, by its worker."""
     running = Running(workshop, tmp_path)
-    running.process.send_signal(signal.SIGTERM)
+    number = getattr(signal, name)
+    for process in (running.process, *running.ranks.values()):
+        process.send_signal(number)
+    for _ in range(4):
+        time.sleep(0.02)
+        running.process.send_signal(signal.SIGTERM)
     said = running.ended()
     assert running.process.returncode == 130, said
     error = running.record.latest.error
-    assert (running.record.state, error.message, error.phase) == ("interrupted", "stopped by SIGTERM", "train")
+    assert (running.record.state, error.message, error.phase) == ("interrupted", f"stopped by {name}", "train")
     assert said.count("interrupted") == 1
+    assert last_checkpoint(running.record) is not None
+
+
+SLOW_TO_END = """
+import os, pathlib, signal, sys, time
+mine = pathlib.Path(sys.argv[1]) / os.environ["RANK"]
+def end(*_):
+    time.sleep(2)
+    mine.write_text("ended")
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+mine.touch()
+while True:
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.skipif("shutdown_timeout" not in vars(LaunchConfig)["__dataclass_fields__"], reason="always 30 s there")
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_a_stop_waits_as_long_as_a_checkpoint_may_take(tmp_path, monkeypatch, seconds):
+    monkeypatch.setattr(launching, "_END_SECONDS", 0.5)
+    places = [tmp_path / rank for rank in "01"]
+
+    def stop():
+        waited(lambda: all(place.exists() for place in places), "both processes")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        ending = launching.launch(["-c", SLOW_TO_END, str(tmp_path)], 2, 1, seconds, str)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert ending.error.message == "stopped by SIGTERM"
+    assert [place.read_text() for place in places] == ["ended" if seconds else ""] * 2
 
 
 @pytest.mark.parametrize(

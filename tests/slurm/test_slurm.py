@@ -151,6 +151,10 @@ def test_a_sweep_that_is_interrupted_leaves_its_jobs_to_slurm(slurm, workshop, t
         ("hydra.launcher.partition=nowhere", "Invalid partition name specified"),
         ("hydra.launcher.gpus_per_node=9", "Requested node configuration is not available"),
         ("hydra.launcher.array_parallelism=0", "expected 1 or more"),
+        ("hydra.launcher.array_parallelism=two", "array_parallelism=two: expected 1 or more"),
+        ("hydra.launcher.setup=module load cuda", "a list of shell commands"),
+        ("hydra.launcher.additional_parameters=exclusive", "additional_parameters=exclusive: expected null or options"),
+        ("hydra.launcher.additional_parameters={reservation: mine}", "Requested reservation is invalid"),
     ],
 )
 def test_what_slurm_refuses_is_one_line(slurm, workshop, tmp_path, setting, said):

@@ -1,7 +1,6 @@
 """The store against real processes and real disks: races, kill -9, a full disk, a read-only one."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -130,20 +129,6 @@ except UserError as error:
     (record,) = Store(tmp_path).runs()
     assert record.state == "interrupted" and record.latest.resolved == {}
     assert not [path for path in record.folder.iterdir() if path.suffix == ".tmp"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A tmpfs of 64 KiB; yields a function that remounts it with other options."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("mounting a file system needs root on Linux")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"this machine refuses mounts: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_a_full_disk_is_named_and_the_previous_record_stays(small_disk):
