@@ -93,7 +93,7 @@ class Study:
         before: the overrides of the best trial that the study had from earlier calls.
         """
         if before is not None:
-            (job,) = launcher.current.resolver.resolve([[*before, EVALUATE]], False)
+            (job,) = under_way.sweep.resolver.resolve([[*before, EVALUATE]], False)
             # In front: of equal ones the first is the best.
             self.trials.insert(0, _trial(job, before))
         best = self.best()
