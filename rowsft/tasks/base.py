@@ -17,10 +17,11 @@ class SplitTask(Task):
 
     evaluates_as_trained = True
 
-    def __init__(self, name: str, max_length: int, limits: Mapping[str, int | None] | None = None):
+    def __init__(self, name: str, max_length: int | None, limits: Mapping[str, int | None] | None = None):
         if not isinstance(name, str | int | float) or isinstance(name, bool) or not str(name).strip():
             raise UserError(f"task.name={shortened(name)}: expected a name")
-        whole_number("task.max_length", max_length, 2, " tokens")
+        if max_length is not None:
+            whole_number("task.max_length", max_length, 2, " tokens")
         self.name = str(name)
         self.max_length = max_length
         self.limits = check_limits(limits)

@@ -24,6 +24,7 @@ class CausalTask(SplitTask):
     """A task of prompts and answers; subclasses encode them by `encode_answer` and make metrics of `score_answers`."""
 
     head = CAUSAL_LM
+    max_length: int
 
     def may_encode_nothing(self, tokenizer, /) -> bool:
         """Whether an example without tokens stays without: neither BOS nor EOS is there to be put before an answer."""

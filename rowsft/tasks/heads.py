@@ -40,6 +40,13 @@ SEQUENCE_CLASSIFICATION = Head(
     class_names=("ForSequenceClassification",),
     fresh=True,
 )
+IMAGE_CLASSIFICATION = Head(
+    name="image_classification",
+    model_class="AutoModelForImageClassification",
+    processor_class="AutoImageProcessor",
+    class_names=("ForImageClassification",),
+    fresh=True,
+)
 
 
 def label_settings(num_labels: int) -> dict[str, Any]:
