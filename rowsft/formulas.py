@@ -56,8 +56,8 @@ def _f1_of(predicted: np.ndarray, true: np.ndarray) -> float:
 
 FORMULAS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": accuracy,
-    "accuracy_norm": accuracy,
-    "accuracy_sum": accuracy,
+    # Multiple choice, by the normalisation of log-likelihoods.
+    **dict.fromkeys(("accuracy_sum", "accuracy_norm", "accuracy_bytes", "accuracy_tokens", "accuracy_pmi"), accuracy),
     "f1": f1,
     "pearson": pearson,
     "spearman": spearman,

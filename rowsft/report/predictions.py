@@ -1,8 +1,8 @@
 """Per-example predictions of a run, and a metric recomputed from them on any subset of the examples.
 
 A line of predictions.jsonl has `id`, `split` (test where absent), `prediction` and `label`; a number under the metric's
-own name (or `correct`, for accuracy) is taken instead where it stands there. Multiple choice has two accuracies:
-`prediction` is the option with the best score per character, `prediction_sum` the one with the best score in all.
+own name (or `correct`, for accuracy) is taken instead where it stands there. Multiple choice has an accuracy for each
+normalisation of log-likelihoods: `prediction_bytes` is the option that `accuracy_bytes` goes by, and so on.
 Means over tokens or bytes (loss, perplexity, bits_per_byte, token_accuracy of responses) come from each example's sum
 and its number of them.
 """
@@ -28,8 +28,8 @@ TOLERANCE = 1e-3
 # A hundred bytes an example: ten million of them.
 _LARGEST_BYTES = 2**30
 
-#: Where a metric's predictions stand, if not under `prediction`.
-_PREDICTED = {"accuracy_sum": "prediction_sum"}
+#: Metrics whose predictions stand under a name of their own. accuracy_norm's stood under `prediction` in older runs.
+_OWN_PREDICTIONS = {f"accuracy_{name}": f"prediction_{name}" for name in ("sum", "norm", "bytes", "tokens", "pmi")}
 #: Means over tokens or bytes: the keys of each example's sum and of its number, and what is made of the mean.
 _MEANS: dict[str, tuple[str, str, Callable[[float], float]]] = {
     "loss": ("negative_log_likelihood", "tokens", float),
@@ -151,7 +151,9 @@ def _metric(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | N
             return _mean_of(np.array([line[key] for line in lines], dtype=float))
     if name in _MEANS:
         return _mean_over(lines, *_MEANS[name])
-    predicted = _PREDICTED.get(name, "prediction")
+    predicted = _OWN_PREDICTIONS.get(name, "prediction")
+    if name == "accuracy_norm" and predicted not in lines[0]:
+        predicted = "prediction"
     if name not in FORMULAS or any(line.get(predicted) is None or line.get("label") is None for line in lines):
         return None
     formula = FORMULAS[name]
