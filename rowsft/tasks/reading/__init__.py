@@ -5,13 +5,17 @@ that a message can name it. The libraries parse (csv, json, pyarrow, datasets); 
 said. See docs/data.md.
 """
 
+from rowsft.tasks.reading.columns import MissingColumn
+from rowsft.tasks.reading.fields import LIST
 from rowsft.tasks.reading.formats import EXPECTED, SEPARATORS, is_file_name, read_file, read_folder, read_hub
 from rowsft.tasks.reading.numbers import number
 from rowsft.tasks.reading.table import Table
 
 __all__ = [
     "EXPECTED",
+    "LIST",
     "SEPARATORS",
+    "MissingColumn",
     "Table",
     "is_file_name",
     "number",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rowsft.errors import UserError, shortened
-from rowsft.tasks.reading import arrow, delimited, json_rows
+from rowsft.tasks.reading import arrow, delimited, fields, json_rows
 from rowsft.tasks.reading.counts import Counts
 from rowsft.tasks.reading.delimited import SEPARATORS
 from rowsft.tasks.reading.table import Table, collected
@@ -44,6 +44,12 @@ def read_file(path: Path, where: str, columns: Sequence[str], prefix: str, separ
         raise UserError(f"{where}: unknown ending {path.suffix or '(none)'}; expected {EXPECTED}")
     if separator is not None and ending != ".csv":
         raise UserError(f"task.data.separator={separator}: is for a csv file; set it to null for {path.name}")
+    lists = [fields.bare(name) for name in columns if fields.is_list(name)]
+    if lists and ending in (".csv", ".tsv"):
+        raise UserError(
+            f"{where}: column {shortened(lists[0])} should hold lists, and a cell of {ending} holds one text; give one "
+            "column each, or a .jsonl, .json or .parquet file"
+        )
     counts = Counts()
     rows: Iterable[tuple[int, Sequence[Any]]]
     if ending == ".parquet":

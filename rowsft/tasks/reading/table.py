@@ -6,13 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rowsft.errors import UserError
-from rowsft.tasks.reading.cells import checked, place
+from rowsft.tasks.reading.cells import checked, checked_list, place
 from rowsft.tasks.reading.counts import Counts
+from rowsft.tasks.reading.fields import is_list
 
 
 @dataclass(frozen=True)
 class Table:
-    """`columns`: name -> one text a row. `numbers`: each row's place in the file, in units of `unit`, from 1.
+    """`columns`: name -> one text a row, or one list of texts where the name ends with []. `numbers`: each row's place
+    in the file, in units of `unit`, from 1.
 
     `rows` counts the rows of the whole file from 0 and, with `prefix`, names them: a row's id is the same in every
     format. `source` opens the messages about the table. `class_names`: column -> what its class numbers mean, for the
@@ -22,7 +24,7 @@ class Table:
     source: str
     unit: str
     prefix: str
-    columns: dict[str, list[str]]
+    columns: dict[str, list[Any]]
     numbers: Sequence[int]
     rows: Sequence[int]
     counts: Counts = field(default_factory=Counts)
@@ -58,12 +60,15 @@ def collected(
 
     Raises UserError for a cell that is no text and a table without rows.
     """
-    kept: list[list[str]] = [[] for _ in columns]
+    kept: list[list[Any]] = [[] for _ in columns]
     numbers = array("q")
-    adders = [(name, values.append) for name, values in zip(columns, kept, strict=True)]
+    adders = [
+        (name, checked_list if is_list(name) else checked, values.append)
+        for name, values in zip(columns, kept, strict=True)
+    ]
     for number, cells in cells_by_row:
-        for (name, add), cell in zip(adders, cells, strict=True):
-            add(checked(cell, name, source, unit, number))
+        for (name, check, add), cell in zip(adders, cells, strict=True):
+            add(check(cell, name, source, unit, number))
         numbers.append(number)
     if not numbers:
         raise UserError(f"{source}: no rows; expected at least one")
