@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from rowsft.errors import UserError, shortened
+from rowsft.tasks import source_splits
 from rowsft.tasks.reading import SEPARATORS
 from rowsft.tasks.splits import NAMES
 
 FILES = ("path", "train_path", "validation_path", "test_path")
-KEYS = (*FILES, "separator", "config", "revision", "validation", "test", "split_seed")
+HUB = ("id", "config", "revision")
+KEYS = (*FILES, "hub", "splits", "separator", "config", "revision", "validation", "test", "split_seed")
 
 
 def checked(data: Any) -> dict[str, Any]:
@@ -41,7 +43,23 @@ def checked(data: Any) -> dict[str, Any]:
             f"task.data.validation={data.get('validation')}, task.data.test={data.get('test')}: nothing is left to "
             "train on; expected a sum below 1"
         )
-    return {key: data.get(key) for key in KEYS}
+    own = {"hub": _hub(data.get("hub")), "splits": source_splits.checked(data.get("splits"))}
+    return {key: own[key] if key in own else data.get(key) for key in KEYS}
+
+
+def _hub(hub: Any) -> dict[str, str | None] | None:
+    if hub is None:
+        return None
+    if not isinstance(hub, Mapping):
+        raise UserError(f"task.data.hub={shortened(hub)}: expected a mapping with the keys {', '.join(HUB)}, or null")
+    for key, value in hub.items():
+        if key not in HUB:
+            raise UserError(f"task.data.hub.{shortened(key)}: no such key; expected {', '.join(HUB)}")
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+            raise UserError(f"task.data.hub.{key}={shortened(value)}: expected text or null")
+    if hub.get("id") in (None, ""):
+        raise UserError("task.data.hub.id: expected the id of a data set, such as org/name")
+    return {key: None if hub.get(key) is None else str(hub[key]) for key in HUB}
 
 
 def _share(name: str, value: Any) -> float:

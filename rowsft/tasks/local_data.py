@@ -1,23 +1,36 @@
 """The splits of the user's own data: from files, saved data sets or the hub, and cut off train where none is given."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rowsft.errors import UserError, shortened
 from rowsft.store.files import sha256
-from rowsft.tasks import repeats
+from rowsft.tasks import repeats, source_splits
 from rowsft.tasks.data_settings import FILES, checked
-from rowsft.tasks.reading import EXPECTED, Table, is_file_name, read_file, read_folder, read_hub
+from rowsft.tasks.reading import (
+    EXPECTED,
+    Choice,
+    Table,
+    is_file_name,
+    is_saved,
+    read_file,
+    read_hub,
+    read_saved,
+    read_split_files,
+)
 from rowsft.tasks.splits import NAMES, split_by_hash
 
 
 class Tables:
     """The splits that `task.data` describes, each a Table of text columns.
 
-    `path` is one file or saved folder, or a hub id (with `config` and `revision`); or `train_path`, `validation_path`
-    and `test_path` are files. Splits that are not given are cut off train: the shares `validation` and `test` of its
-    rows, by the hash of the row's text and `split_seed`, texts that are equal but for case and blanks together.
+    `path` is one file, a folder of files or a saved one, or a hub id (with `config` and `revision`); or `train_path`,
+    `validation_path` and `test_path` are files; or, with neither, `hub` names a data set. `splits` says which splits
+    of a folder or a hub data set are ours (see source_splits). Splits that are not given are cut off train: the shares
+    `validation` and `test` of its rows, by the hash of the row's text and `split_seed`, texts that are equal but for
+    case and blanks together.
 
     Raises UserError for values that no data could make right; the data are not touched before `read`.
     """
@@ -40,7 +53,7 @@ class Tables:
         `counts` and `warnings` then say what was skipped and what occurs twice, by the text in `text_columns`.
         """
         path, train_path = self.data["path"], self.data["train_path"]
-        if (path is None) == (train_path is None):
+        if (path is None) == (train_path is None) and (path is not None or self.data["hub"] is None):
             raise UserError(
                 f"task.data.path={path}, task.data.train_path={train_path}: give one of them (a file, {EXPECTED}; "
                 "for path also a hub id)"
@@ -48,6 +61,8 @@ class Tables:
         columns = list(dict.fromkeys(columns))
         if path is not None:
             given = self._from_path(str(path), columns)
+        elif train_path is None:
+            given = self._from_hub("task.data.hub.id", columns, **self.data["hub"])
         else:
             given = {name: self._file(f"{name}_path", name, columns) for name in NAMES if self.data[f"{name}_path"]}
         _same_classes(given)
@@ -59,20 +74,28 @@ class Tables:
     def _from_path(self, path: str, columns: list[str]) -> dict[str, Table]:
         where, folder = f"task.data.path={shortened(path, 200)}", Path(path).expanduser()
         if folder.is_dir():
-            return _with_train(self._folder("path", folder, where, columns, "row"), where)
+            choose = self._choice(where, all_known=not is_saved(folder))
+            return self._folder("path", folder, where, columns, None, choose)
         if is_file_name(path):
             return {"train": self._file("path", "row", columns)}
         self._refuse("separator")
-        return read_hub(path, where, _text(self.data["config"]), _text(self.data["revision"]), columns, NAMES)
+        config, revision = (None if self.data[key] is None else str(self.data[key]) for key in ("config", "revision"))
+        return self._from_hub("task.data.path", columns, path, config, revision)
+
+    def _from_hub(
+        self, key: str, columns: list[str], id: str, config: str | None, revision: str | None
+    ) -> dict[str, Table]:
+        where = f"{key}={shortened(id, 200)}"
+        return read_hub(id, where, config, revision, columns, self._choice(where, all_known=False))
+
+    def _choice(self, where: str, all_known: bool) -> Choice:
+        return source_splits.choice(self.data["splits"], where, all_known)
 
     def _file(self, key: str, prefix: str, columns: list[str]) -> Table:
         path = Path(str(self.data[key])).expanduser()
         where = f"task.data.{key}={shortened(path, 200)}"
         if path.is_dir():
-            tables = self._folder(key, path, where, columns, prefix)
-            if list(tables) != ["train"]:
-                raise UserError(f"{where}: holds the splits {', '.join(tables)}; give it as task.data.path")
-            return tables["train"]
+            return self._folder(key, path, where, columns, prefix, partial(_only_train, where))["train"]
         if not path.exists():
             raise UserError(f"{where}: no such file; expected one with the ending {EXPECTED}")
         if not path.is_file():
@@ -81,10 +104,14 @@ class Tables:
         self.files[key] = path
         return read_file(path, where, columns, prefix, self.data["separator"])
 
-    def _folder(self, key: str, path: Path, where: str, columns: list[str], prefix: str) -> dict[str, Table]:
-        self._refuse("config", "revision", "separator")
+    def _folder(
+        self, key: str, path: Path, where: str, columns: list[str], prefix: str | None, choose: Choice
+    ) -> dict[str, Table]:
+        self._refuse("config", "revision", *(["separator"] if is_saved(path) else []))
         self.files[key] = path
-        return read_folder(path, where, columns, prefix)
+        if is_saved(path):
+            return read_saved(path, where, columns, prefix or "row", choose)
+        return read_split_files(path, where, columns, self.data["separator"], choose, prefix)
 
     def _refuse(self, *keys: str) -> None:
         """Raise UserError for settings that mean nothing for the data at hand: ignored, they would mislead."""
@@ -145,10 +172,11 @@ class Tables:
 
     def facts(self) -> dict[str, Any]:
         """source and sha256 of the files that were read; the licence of the user's own data is not known here."""
-        source = {key: self.data[key] for key in FILES if self.data[key]}
+        paths = [str(self.data[key]) for key in FILES if self.data[key]]
+        hub = self.data["hub"] if self.data["hub"] and not paths else {"revision": self.data["revision"]}
         return {
-            "source": ", ".join(str(value) for value in source.values()),
-            "revision": self.data["revision"],
+            "source": ", ".join(paths) or " ".join(hub[key] for key in ("id", "config") if hub[key]),
+            "revision": hub["revision"],
             "licence": "not stated: the user's own data",
             "caveat": "",
             "sha256": {key: sha256(path) for key, path in self.files.items()},
@@ -185,11 +213,7 @@ def _group_names(table: Table, columns: Sequence[str], keys: list[bytes]):
     return lambda i: first[keys[i]]
 
 
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _with_train(tables: dict[str, Table], where: str) -> dict[str, Table]:
-    if "train" not in tables:
-        raise UserError(f"{where}: no split called train; it has {', '.join(sorted(tables))}")
-    return {name: table for name, table in tables.items() if name in NAMES}
+def _only_train(where: str, names: Sequence[str]) -> dict[str, str]:
+    if list(names) != ["train"]:
+        raise UserError(f"{where}: holds the splits {', '.join(names)}; give it as task.data.path")
+    return {"train": "train"}

@@ -1,7 +1,7 @@
 """Which reader reads what, by the ending of a name: one table for every format, with the same checks of its cells."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,9 @@ from rowsft.tasks.reading.text_file import read_lines
 
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _COMPRESSED = tuple(f"{ending}.gz" for ending in ENDINGS if ending != ".parquet")
-EXPECTED = f"{', '.join(ENDINGS)} (the first four also with .gz), or a folder written by save_to_disk"
+EXPECTED = f"{', '.join(ENDINGS)} (the first four also with .gz), or a folder of such files or written by save_to_disk"
+# From the names of a source's splits to ours: {"train": "train", "test": "validation_matched"}.
+Choice = Callable[[Sequence[str]], Mapping[str, str]]
 # What save_to_disk leaves in a folder of several splits, and in one of a single split.
 _SEVERAL, _SINGLE = "dataset_dict.json", "state.json"
 
@@ -68,10 +70,16 @@ def read_file(path: Path, where: str, columns: Sequence[str], prefix: str, separ
     return collected(rows, columns, where, unit, prefix, counts)
 
 
-def read_folder(path: Path, where: str, columns: Sequence[str], prefix: str) -> dict[str, Table]:
-    """The splits of a folder that `datasets` saved; a single one is called train and its ids begin with `prefix`."""
-    if not any((path / name).is_file() for name in (_SEVERAL, _SINGLE)):
-        raise UserError(f"{where}: is a folder; expected a file with one of the endings {EXPECTED}")
+def is_saved(path: Path) -> bool:
+    """Whether save_to_disk wrote this folder."""
+    return any((path / name).is_file() for name in (_SEVERAL, _SINGLE))
+
+
+def read_saved(path: Path, where: str, columns: Sequence[str], prefix: str, choose: Choice) -> dict[str, Table]:
+    """The splits that `choose` picks from a folder that `datasets` saved, by the names that they have for us.
+
+    A single data set is called train and its ids begin with `prefix`.
+    """
     from datasets import load_from_disk
 
     try:
@@ -82,13 +90,13 @@ def read_folder(path: Path, where: str, columns: Sequence[str], prefix: str) -> 
         ) from error
     if not isinstance(dataset, dict):
         return {"train": _dataset(dataset, where, columns, prefix)}
-    return {split: _dataset(rows, f"{where}, split {split}", columns, split) for split, rows in dataset.items()}
+    return _splits(dataset, where, columns, choose)
 
 
 def read_hub(
-    name: str, where: str, config: str | None, revision: str | None, columns: Sequence[str], splits: Sequence[str]
+    name: str, where: str, config: str | None, revision: str | None, columns: Sequence[str], choose: Choice
 ) -> dict[str, Table]:
-    """Those of `splits` that the data set `name` of the hub has. Raises UserError where it cannot be loaded."""
+    """What `choose` picks of the splits of `name` of the hub. Raises UserError if that cannot be loaded."""
     from datasets import load_dataset
 
     try:
@@ -98,12 +106,13 @@ def read_hub(
             f"{where}: cannot be loaded from the hub ({_reason(error)}); if it is gated, accept its terms and run "
             "hf auth login; without a network, give a local file"
         ) from error
-    if "train" not in dataset:
-        raise UserError(f"{where}: no split called train; it has {', '.join(sorted(dataset))}")
+    return _splits(dataset, where, columns, choose)
+
+
+def _splits(datasets: Mapping[str, Any], where: str, columns: Sequence[str], choose: Choice) -> dict[str, Table]:
     return {
-        split: _dataset(dataset[split], f"{where}, split {split}", columns, split)
-        for split in splits
-        if split in dataset
+        ours: _dataset(datasets[split], f"{where}, split {split}", columns, split)
+        for ours, split in choose(list(datasets)).items()
     }
 
 
