@@ -6,8 +6,9 @@ from typing import Any
 from rowsft.errors import UserError, shortened
 from rowsft.tasks.choice import METRICS, ChoiceTask
 from rowsft.tasks.choice_columns import Labels, Options
+from rowsft.tasks.instruction_form import COLUMNS, InstructionForm
 from rowsft.tasks.local_data import Tables
-from rowsft.tasks.reading import Table
+from rowsft.tasks.reading import MissingColumn, Table
 from rowsft.tasks.splits import fold
 from rowsft.tasks.template import Template
 
@@ -16,8 +17,12 @@ class MultipleChoice(ChoiceTask):
     """`prompt` is a template with column names in braces (see Template), `data`: see Tables.
 
     options, label, labels: see choice_columns. delimiter: what stands between prompt and option. pmi: the domain prompt
-    of `accuracy_pmi`, or None. primary_metric: one of choice.METRICS.
+    of `accuracy_pmi`, or None. primary_metric: one of choice.METRICS. llm_adapters: how files of one's own with the
+    columns `instruction`, `output` and `answer` are taken apart (see InstructionForm); None for no such files.
     """
+
+    #: Columns that a subclass reads beside those of its settings.
+    extra_columns: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -31,6 +36,7 @@ class MultipleChoice(ChoiceTask):
         delimiter: str = " ",
         pmi: str | None = None,
         primary_metric: str = "accuracy_norm",
+        llm_adapters: Mapping[str, Any] | None = None,
         limits: Mapping[str, int | None] | None = None,
     ):
         super().__init__(name, max_length, limits)
@@ -42,19 +48,42 @@ class MultipleChoice(ChoiceTask):
         self.domain_prompt = _domain_prompt(pmi)
         self.primary_metric = _metric(primary_metric, pmi)
         self.higher_is_better = METRICS[primary_metric]
+        self.form = None if llm_adapters is None else InstructionForm(llm_adapters)
         self._equal_options: dict[str, int] = {}
 
     def _read(self) -> dict[str, list[dict]]:
-        columns = [*self.prompt.columns, *self.options.columns, *self.labels.columns]
-        tables = self.tables.read(columns, self.prompt.columns)
-        return {name: self._examples(name, table) for name, table in tables.items()}
+        if self.form is not None and (self.tables.data["path"] or self.tables.data["train_path"]):
+            return self._read_either(self.form)
+        return self._read_columns()
 
-    def _examples(self, split: str, table: Table) -> list[dict]:
-        prompts, options = self.prompt.filled(table), self.options.of(table)
-        labels = self.labels.of(table, options)
+    def _read_columns(self) -> dict[str, list[dict]]:
+        columns = [*self.prompt.columns, *self.options.columns, *self.labels.columns, *self.extra_columns]
+        tables = self.tables.read(columns, self.prompt.columns)
+        return {name: self._examples(name, table, self.prompt, self.labels) for name, table in tables.items()}
+
+    def _read_either(self, form: InstructionForm) -> dict[str, list[dict]]:
+        # Files of instructions are called by the splits that they are; task.data.splits is about those of the hub.
+        instructions = Tables({**self.tables.data, "splits": None})
+        try:
+            tables = instructions.read(COLUMNS, COLUMNS[:1])
+        except UserError as refused:
+            try:
+                return self._read_columns()
+            except MissingColumn:
+                if isinstance(refused, MissingColumn):
+                    raise
+            # Neither form, and the columns of instructions are there: something else is wrong with them.
+            raise refused
+        self.tables = instructions
+        parsed = {name: form.parsed(table, self.options.column or None) for name, table in tables.items()}
+        prompt, labels = form.prompt or self.prompt, Labels(COLUMNS[-1], form.answers, self.options)
+        return {name: self._examples(name, table, prompt, labels) for name, table in parsed.items()}
+
+    def _examples(self, split: str, table: Table, prompt: Template, labels: Labels) -> list[dict]:
+        prompts, options = prompt.filled(table), self.options.of(table)
         self._equal_options[split] = sum(len(set(map(fold, row))) < len(row) for row in options)
-        rows = zip(table.ids(), prompts, options, labels, strict=True)
-        return [{"id": id_, "prompt": prompt, "options": own, "label": label} for id_, prompt, own, label in rows]
+        rows = zip(table.ids(), prompts, options, labels.of(table, options), strict=True)
+        return [{"id": id_, "prompt": text, "options": own, "label": label} for id_, text, own, label in rows]
 
     def _facts(self) -> dict[str, Any]:
         facts = self.tables.facts()

@@ -8,7 +8,7 @@ from rowsft.tasks.reading import Table
 
 
 class Template:
-    """The template that task.`key` holds. `columns`: the names in it, each once, as text.
+    """The template that task.`key` holds. `columns`: the names in it, each once, as `text` has them.
 
     A backslash followed by n counts as a line break, because a command line cannot hold a real one. A name is taken
     whole: it may have dots, blanks or digits. Doubled braces are braces. `constant`: a text without names will do.
@@ -20,6 +20,7 @@ class Template:
             raise UserError(f"{where}: expected text with column names in braces, like {{question}}")
         # (text before, column or None)
         self.parts: list[tuple[str, str | None]] = []
+        self.text = text
         try:
             for before, name, form, conversion in string.Formatter().parse(text.replace("\\n", "\n")):
                 if form or conversion:

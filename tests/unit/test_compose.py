@@ -28,7 +28,14 @@ MODELS = {
     *("minilm", "smollm2_135m", "llama2_7b", "llama3_8b", "mistral_7b", "gemma_7b"),
     *("bert_base", "bert_large", "deberta_v3_base", "deberta_v3_large"),
 }
-TASKS = {"sentiment", "glue/stsb", "social_iqa", "text_classification", "prompt_response", "multiple_choice"}
+COMMONSENSE = {
+    *("boolq", "piqa", "social_iqa", "hellaswag", "winogrande"),
+    *("arc_easy", "arc_challenge", "openbookqa", "rte"),
+}
+TASKS = {
+    *("sentiment", "glue/stsb", "social_iqa", "text_classification", "prompt_response", "multiple_choice"),
+    *(f"commonsense/{name}" for name in COMMONSENSE),
+}
 GROUPS = ("method", "model", "task", "budget", "trainer", "tracker", "experiment", "debug")
 
 
