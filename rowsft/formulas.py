@@ -70,6 +70,9 @@ CORRELATIONS_OF_NUMBERS = (pearson, spearman)
 
 def bounds(name: str) -> tuple[float, float] | None:
     """The range that a metric cannot leave; None where it is not known."""
+    if name.startswith("accuracy_"):
+        # Of one of several tasks, or their mean.
+        return (0.0, 1.0)
     if name not in FORMULAS:
         return None
     return (-1.0, 1.0) if FORMULAS[name] in (*CORRELATIONS_OF_NUMBERS, matthews) else (0.0, 1.0)

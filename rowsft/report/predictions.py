@@ -3,6 +3,7 @@
 A line of predictions.jsonl has `id`, `split` (test where absent), `prediction` and `label`; a number under the metric's
 own name (or `correct`, for accuracy) is taken instead where it stands there. Multiple choice has an accuracy for each
 normalisation of log-likelihoods: `prediction_bytes` is the option that `accuracy_bytes` goes by, and so on.
+A mix of tasks has an accuracy of each (`correct` of the lines of that `task`) and their mean, `accuracy_mean`.
 Means over tokens or bytes (loss, perplexity, bits_per_byte, token_accuracy of responses) come from each example's sum
 and its number of them.
 """
@@ -151,6 +152,8 @@ def _metric(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | N
             return _mean_of(np.array([line[key] for line in lines], dtype=float))
     if name in _MEANS:
         return _mean_over(lines, *_MEANS[name])
+    if all("task" in line and "correct" in line for line in lines):
+        return _mean_over_tasks(lines, name.removeprefix("accuracy_"))
     predicted = _OWN_PREDICTIONS.get(name, "prediction")
     if name == "accuracy_norm" and predicted not in lines[0]:
         predicted = "prediction"
@@ -185,6 +188,21 @@ def _numbered(sides: list[list]) -> list[list[int]]:
 def _mean_of(values: np.ndarray) -> tuple[Callable, bool, Callable]:
     is_proportion = bool(np.isin(values, (0, 1)).all())
     return lambda rows: float(values[rows].mean()), is_proportion, lambda: resampling.means(values)
+
+
+def _mean_over_tasks(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | None:
+    """The share of `correct` lines of the task of that name, or the mean of the tasks' shares where it is "mean"."""
+    names = sorted({line["task"] for line in lines})
+    names = names if name == "mean" else [name] * (name in names)
+    if not names:
+        return None
+    hits = np.array([line["correct"] for line in lines], dtype=float)
+    of_task = [np.array([line["task"] == name for line in lines], dtype=float) for name in names]
+    return (
+        lambda rows: float(np.mean([hits[rows] @ of[rows] / of[rows].sum() for of in of_task])),
+        False,
+        lambda: np.mean([resampling.ratios(hits * of, of) for of in of_task], axis=0),
+    )
 
 
 def _mean_over(

@@ -30,7 +30,7 @@ MODELS = {
 }
 COMMONSENSE = {
     *("boolq", "piqa", "social_iqa", "hellaswag", "winogrande"),
-    *("arc_easy", "arc_challenge", "openbookqa", "rte"),
+    *("arc_easy", "arc_challenge", "openbookqa", "rte", "mix"),
 }
 TASKS = {
     *("sentiment", "glue/stsb", "social_iqa", "text_classification", "prompt_response", "multiple_choice"),
