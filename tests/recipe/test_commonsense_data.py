@@ -59,7 +59,6 @@ def test_a_task_runs_on_real_files_with_one_override(workshop, tmp_path, model, 
     small = ["task.limits={train: 24, validation: 8, test: 40}", 'task.pmi="Answer:"']
     data = f"task.data.path={data_of(name)}"
     record, test = run(workshop, tmp_path / "store", model, f"task=commonsense/{name}", data, *small)
-    assert record.result.reference["chance_accuracy"] == (0.25 if name == "openbookqa" else 0.5)
     assert len(test) == 40 and len({row["id"] for row in test}) == 40
     computed_again(record, 40, ("loss", "perplexity", "bits_per_byte", *(f"accuracy_{norm}" for norm in NORMS)))
 
