@@ -17,7 +17,7 @@ from rowsft.tasks.reading.formats import (
 )
 from rowsft.tasks.reading.numbers import number
 from rowsft.tasks.reading.split_files import canonical, read_split_files
-from rowsft.tasks.reading.table import Table
+from rowsft.tasks.reading.table import Table, check_same_classes
 
 __all__ = [
     "EXPECTED",
@@ -25,6 +25,7 @@ __all__ = [
     "Choice",
     "Table",
     "canonical",
+    "check_same_classes",
     "is_file_name",
     "is_saved",
     "number",

@@ -36,8 +36,11 @@ def is_file_name(path: str) -> bool:
     return ending_of(Path(path)) is not None or path.startswith(("/", ".", "~")) or Path(path).exists()
 
 
-def read_file(path: Path, where: str, columns: Sequence[str], prefix: str, separator: str | None = None) -> Table:
+def read_file(
+    path: Path, where: str, columns: Sequence[str], prefix: str, separator: str | None = None, drop: bool = False
+) -> Table:
     """The rows of one file. `where` opens every message; `separator` is a name of SEPARATORS, for a csv file alone.
+    drop: rows with an empty cell are left out and counted.
 
     Raises UserError, naming the line, for whatever is not as the format's rules say (docs/data.md).
     """
@@ -61,7 +64,8 @@ def read_file(path: Path, where: str, columns: Sequence[str], prefix: str, separ
             unit, rows = "line", json_rows.line_rows(lines, columns, where, counts)
         else:
             unit, rows = _json(lines, columns, where, counts)
-    return collected(rows, columns, where, unit, prefix, counts)
+    table = collected(rows, columns, where, unit, prefix, counts, drop)
+    return replace(table, class_names=arrow.parquet_class_names(path, columns)) if ending == ".parquet" else table
 
 
 def is_saved(path: Path) -> bool:
@@ -69,7 +73,9 @@ def is_saved(path: Path) -> bool:
     return any((path / name).is_file() for name in (_SEVERAL, _SINGLE))
 
 
-def read_saved(path: Path, where: str, columns: Sequence[str], prefix: str, choose: Choice) -> dict[str, Table]:
+def read_saved(
+    path: Path, where: str, columns: Sequence[str], prefix: str, choose: Choice, drop: bool = False
+) -> dict[str, Table]:
     """The splits that `choose` picks from a folder that `datasets` saved, by the names that they have for us.
 
     A single data set is called train and its ids begin with `prefix`.
@@ -83,12 +89,18 @@ def read_saved(path: Path, where: str, columns: Sequence[str], prefix: str, choo
             f"{where}: the saved data set cannot be read ({_reason(error)}); save it again with save_to_disk"
         ) from error
     if not isinstance(dataset, dict):
-        return {"train": _dataset(dataset, where, columns, prefix)}
-    return _splits(dataset, where, columns, choose)
+        return {"train": _dataset(dataset, where, columns, prefix, drop)}
+    return _splits(dataset, where, columns, choose, drop)
 
 
 def read_hub(
-    name: str, where: str, config: str | None, revision: str | None, columns: Sequence[str], choose: Choice
+    name: str,
+    where: str,
+    config: str | None,
+    revision: str | None,
+    columns: Sequence[str],
+    choose: Choice,
+    drop: bool = False,
 ) -> dict[str, Table]:
     """What `choose` picks of the splits of `name` of the hub. Raises UserError if that cannot be loaded."""
     from datasets import load_dataset
@@ -100,21 +112,22 @@ def read_hub(
             f"{where}: cannot be loaded from the hub ({_reason(error)}); if it is gated, accept its terms and run "
             "hf auth login; without a network, give a local file"
         ) from error
-    return _splits(dataset, where, columns, choose)
+    return _splits(dataset, where, columns, choose, drop)
 
 
-def _splits(datasets: Mapping[str, Any], where: str, columns: Sequence[str], choose: Choice) -> dict[str, Table]:
+def _splits(
+    datasets: Mapping[str, Any], where: str, columns: Sequence[str], choose: Choice, drop: bool
+) -> dict[str, Table]:
     return {
-        ours: _dataset(datasets[split], f"{where}, split {split}", columns, split)
+        ours: _dataset(datasets[split], f"{where}, split {split}", columns, split, drop)
         for ours, split in choose(list(datasets)).items()
     }
 
 
-def _dataset(dataset, where: str, columns: Sequence[str], prefix: str) -> Table:
+def _dataset(dataset, where: str, columns: Sequence[str], prefix: str, drop: bool) -> Table:
     rows = arrow.dataset_rows(dataset, columns, where)
-    return replace(
-        collected(rows, columns, where, "row", prefix, Counts()), class_names=arrow.class_names(dataset, columns)
-    )
+    table = collected(rows, columns, where, "row", prefix, Counts(), drop)
+    return replace(table, class_names=arrow.class_names(dataset.features, columns))
 
 
 def _json(
