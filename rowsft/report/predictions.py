@@ -3,8 +3,8 @@
 A line of predictions.jsonl has `id`, `split` (test where absent), `prediction` and `label`; a number under the metric's
 own name (or `correct`, for accuracy) is taken instead where it stands there. Multiple choice has two accuracies:
 `prediction` is the option with the best score per character, `prediction_sum` the one with the best score in all.
-Means over tokens or bytes (loss, perplexity, bits_per_byte, token_accuracy of responses) come from each example's sum
-and its number of them.
+Means over tokens, words or bytes (loss, perplexity, bits_per_byte, token_accuracy of responses and of text) come from
+each example's sum and its number of them.
 """
 
 import json
@@ -30,10 +30,11 @@ _LARGEST_BYTES = 2**30
 
 #: Where a metric's predictions stand, if not under `prediction`.
 _PREDICTED = {"accuracy_sum": "prediction_sum"}
-#: Means over tokens or bytes: the keys of each example's sum and of its number, and what is made of the mean.
+#: Means over tokens, words or bytes: the keys of each example's sum and of its number, and what is made of the mean.
 _MEANS: dict[str, tuple[str, str, Callable[[float], float]]] = {
     "loss": ("negative_log_likelihood", "tokens", float),
     "perplexity": ("negative_log_likelihood", "tokens", lambda mean: math.exp(min(mean, 700.0))),
+    "word_perplexity": ("negative_log_likelihood", "words", lambda mean: math.exp(min(mean, 700.0))),
     "bits_per_byte": ("negative_log_likelihood", "bytes", lambda mean: mean / math.log(2)),
     "token_accuracy": ("greedy_matches", "tokens", float),
 }

@@ -1,6 +1,6 @@
 """The splits of the user's own data: from files, saved data sets or the hub, and cut off train where none is given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,19 @@ class Tables:
         self.counts: dict[str, Any] = {}
         self.warnings: list[str] = []
         self._too_large: list[str] = []
+        self._empty = "refuse"
 
     def at_hand(self) -> bool:
         """Whether all files and folders that are named are here; a hub id is not."""
         paths = [Path(str(self.data[key])).expanduser() for key in FILES if self.data[key]]
         return bool(paths) and all(path.exists() for path in paths)
 
-    def read(self, columns: Sequence[str], text_columns: Sequence[str]) -> dict[str, Table]:
+    def read(
+        self, columns: Sequence[str], text_columns: Sequence[str], pieces: Callable[[Table], Table] | None = None
+    ) -> dict[str, Table]:
         """train, validation and test. Raises UserError for a missing file, column, cell or split.
+
+        pieces: makes the rows of a split out of its lines; those of running text may be blank, and are kept for it.
 
         `counts` and `warnings` then say what was skipped and what occurs twice, by the text in `text_columns`.
         """
@@ -60,12 +65,15 @@ class Tables:
                 "for path also a hub id)"
             )
         columns = list(dict.fromkeys(columns))
+        self._empty = "keep" if pieces else self.data["empty"] or "refuse"
         if path is not None:
             given = self._from_path(str(path), columns)
         elif train_path is None:
             given = self._from_hub("task.data.hub.id", columns, **self.data["hub"])
         else:
             given = {name: self._file(f"{name}_path", name, columns) for name in NAMES if self.data[f"{name}_path"]}
+        if pieces:
+            given = {name: pieces(table) for name, table in given.items()}
         for table in given.values():
             check_same_classes(given["train"], table)
         keys = {name: repeats.keys(*(table.columns[c] for c in text_columns)) for name, table in given.items()}
@@ -88,11 +96,7 @@ class Tables:
         self, key: str, columns: list[str], id: str, config: str | None, revision: str | None
     ) -> dict[str, Table]:
         where = f"{key}={shortened(id, 200)}"
-        return read_hub(id, where, config, revision, columns, self._choice(where, all_known=False), self._drops)
-
-    @property
-    def _drops(self) -> bool:
-        return self.data["empty"] == "drop"
+        return read_hub(id, where, config, revision, columns, self._choice(where, all_known=False), self._empty)
 
     def _choice(self, where: str, all_known: bool) -> Choice:
         return source_splits.choice(self.data["splits"], where, all_known)
@@ -108,7 +112,7 @@ class Tables:
             raise UserError(f"{where}: is not a regular file; expected one with the ending {EXPECTED}")
         self._refuse("config", "revision")
         self.files[key] = path
-        return read_file(path, where, columns, prefix, self.data["separator"], self._drops)
+        return read_file(path, where, columns, prefix, self.data["separator"], self._empty)
 
     def _folder(
         self, key: str, path: Path, where: str, columns: list[str], prefix: str | None, choose: Choice
@@ -116,8 +120,8 @@ class Tables:
         self._refuse("config", "revision", *(["separator"] if is_saved(path) else []))
         self.files[key] = path
         if is_saved(path):
-            return read_saved(path, where, columns, prefix or "row", choose, self._drops)
-        return read_split_files(path, where, columns, self.data["separator"], choose, prefix, self._drops)
+            return read_saved(path, where, columns, prefix or "row", choose, self._empty)
+        return read_split_files(path, where, columns, self.data["separator"], choose, prefix, self._empty)
 
     def _refuse(self, *keys: str) -> None:
         """Raise UserError for settings that mean nothing for the data at hand: ignored, they would mislead."""
@@ -177,7 +181,7 @@ class Tables:
         ]
         self.counts = {
             "blank_lines_skipped": sum(counts.blank_lines for counts in sources.values()),
-            **({"rows_with_empty_cells_dropped": sum(dropped.values())} if self._drops else {}),
+            **({"rows_with_empty_cells_dropped": sum(dropped.values())} if self._empty == "drop" else {}),
             "rows_repeated_within_split": repeated["within"],
             "rows_repeated_across_splits": repeated["across"],
         }

@@ -29,7 +29,7 @@ MODELS = {
     *("bert_base", "bert_large", "deberta_v3_base", "deberta_v3_large"),
 }
 GLUE = {f"glue/{name}" for name in ("cola", "mnli", "mnli_mismatched", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb")}
-TASKS = {"sentiment", *GLUE, "social_iqa", "text_classification", "prompt_response"}
+TASKS = {"sentiment", *GLUE, "social_iqa", "text_classification", "prompt_response", "language_modelling", "wikitext2"}
 GROUPS = ("method", "model", "task", "budget", "trainer", "tracker", "experiment", "debug")
 
 

@@ -58,30 +58,32 @@ def collected(
     unit: str,
     prefix: str,
     counts: Counts,
-    drop: bool = False,
+    empty: str = "refuse",
 ) -> Table:
     """The table of the rows (place, cells of `columns`) that a format's reader gives, every cell checked.
 
-    drop: rows with an empty cell are left out and counted; the others keep their ids. Raises UserError for a cell that
-    is no text, an empty one otherwise, and a table without rows.
+    empty: "drop" leaves rows with an empty cell out and counts them (the others keep their ids), "keep" reads the cell
+    as "". Raises UserError for a cell that is no text, an empty one otherwise, and a table without rows.
     """
     kept: list[list[str]] = [[] for _ in columns]
     numbers = array("q")
     adders = [(name, values.append) for name, values in zip(columns, kept, strict=True)]
     kept_rows = array("q")
     for row, (number, cells) in enumerate(cells_by_row):
-        if drop:
+        if empty == "keep":
+            cells = ["" if is_empty(cell) else cell for cell in cells]
+        elif empty == "drop":
             if any(map(is_empty, cells)):
                 counts.empty_rows += 1
                 continue
             kept_rows.append(row)
         for (name, add), cell in zip(adders, cells, strict=True):
-            add(checked(cell, name, source, unit, number))
+            add(cell if cell == "" and empty == "keep" else checked(cell, name, source, unit, number))
         numbers.append(number)
     if not numbers:
         without = f" with a value in each of {', '.join(map(shortened, columns))}" if counts.empty_rows else ""
         raise UserError(f"{source}: no rows{without}; expected at least one")
-    rows = kept_rows if drop else range(len(numbers))
+    rows = kept_rows if empty == "drop" else range(len(numbers))
     return Table(source, unit, prefix, dict(zip(columns, kept, strict=True)), numbers, rows, counts)
 
 
