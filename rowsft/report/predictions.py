@@ -4,8 +4,8 @@ A line of predictions.jsonl has `id`, `split` (test where absent), `prediction` 
 own name (or `correct`, for accuracy) is taken instead where it stands there. Multiple choice has an accuracy for each
 normalisation of log-likelihoods: `prediction_bytes` is the option that `accuracy_bytes` goes by, and so on.
 A mix of tasks has an accuracy of each (`correct` of the lines of that `task`) and their mean, `accuracy_mean`.
-Means over tokens or bytes (loss, perplexity, bits_per_byte, token_accuracy of responses) come from each example's sum
-and its number of them.
+Means over tokens, words or bytes (loss, perplexity, bits_per_byte, token_accuracy of responses and of text) come from
+each example's sum and its number of them.
 """
 
 import json
@@ -31,10 +31,11 @@ _LARGEST_BYTES = 2**30
 
 #: Metrics whose predictions stand under a name of their own. accuracy_norm's stood under `prediction` in older runs.
 _OWN_PREDICTIONS = {f"accuracy_{name}": f"prediction_{name}" for name in ("sum", "norm", "bytes", "tokens", "pmi")}
-#: Means over tokens or bytes: the keys of each example's sum and of its number, and what is made of the mean.
+#: Means over tokens, words or bytes: the keys of each example's sum and of its number, and what is made of the mean.
 _MEANS: dict[str, tuple[str, str, Callable[[float], float]]] = {
     "loss": ("negative_log_likelihood", "tokens", float),
     "perplexity": ("negative_log_likelihood", "tokens", lambda mean: math.exp(min(mean, 700.0))),
+    "word_perplexity": ("negative_log_likelihood", "words", lambda mean: math.exp(min(mean, 700.0))),
     "bits_per_byte": ("negative_log_likelihood", "bytes", lambda mean: mean / math.log(2)),
     "token_accuracy": ("greedy_matches", "tokens", float),
 }

@@ -91,8 +91,8 @@ def old_identity(config: dict) -> dict:
             trainer.pop(key, None)
     task = settings.get("task")
     if isinstance(data := task.get("data") if isinstance(task, dict) else None, dict):
-        for key in ("splits", "hub"):
-            if data.get(key) is None:
+        for key, off in (("splits", None), ("hub", None), ("empty", "refuse")):
+            if data.get(key) in (None, off):
                 data.pop(key, None)
         if any(data.get(key) is not None for key in ("path", "train_path")):
             # It stands in where no path is given.

@@ -10,7 +10,8 @@ from rowsft.tasks.splits import NAMES
 
 FILES = ("path", "train_path", "validation_path", "test_path")
 HUB = ("id", "config", "revision")
-KEYS = (*FILES, "hub", "splits", "separator", "config", "revision", "validation", "test", "split_seed")
+KEYS = (*FILES, "hub", "splits", "empty", "separator", "config", "revision", "validation", "test", "split_seed")
+EMPTY = ("refuse", "drop")
 
 
 def checked(data: Any) -> dict[str, Any]:
@@ -34,6 +35,8 @@ def checked(data: Any) -> dict[str, Any]:
         raise UserError(
             f"task.data.separator={shortened(separator)}: expected {', '.join(SEPARATORS)}, or null for the comma"
         )
+    if data.get("empty", "refuse") not in (*EMPTY, None):
+        raise UserError(f"task.data.empty={shortened(data['empty'])}: expected {' or '.join(EMPTY)}")
     seed = data.get("split_seed")
     if isinstance(seed, bool) or not isinstance(seed, int | None):
         raise UserError(f"task.data.split_seed={shortened(seed)}: expected a whole number")

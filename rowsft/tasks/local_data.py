@@ -1,6 +1,6 @@
 """The splits of the user's own data: from files, saved data sets or the hub, and cut off train where none is given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rowsft.tasks.reading import (
     EXPECTED,
     Choice,
     Table,
+    check_same_classes,
     is_file_name,
     is_saved,
     read_file,
@@ -41,14 +42,19 @@ class Tables:
         self.counts: dict[str, Any] = {}
         self.warnings: list[str] = []
         self._too_large: list[str] = []
+        self._empty = "refuse"
 
     def at_hand(self) -> bool:
         """Whether all files and folders that are named are here; a hub id is not."""
         paths = [Path(str(self.data[key])).expanduser() for key in FILES if self.data[key]]
         return bool(paths) and all(path.exists() for path in paths)
 
-    def read(self, columns: Sequence[str], text_columns: Sequence[str]) -> dict[str, Table]:
+    def read(
+        self, columns: Sequence[str], text_columns: Sequence[str], pieces: Callable[[Table], Table] | None = None
+    ) -> dict[str, Table]:
         """train, validation and test. Raises UserError for a missing file, column, cell or split.
+
+        pieces: makes the rows of a split out of its lines; those of running text may be blank, and are kept for it.
 
         `counts` and `warnings` then say what was skipped and what occurs twice, by the text in `text_columns`.
         """
@@ -59,13 +65,17 @@ class Tables:
                 "for path also a hub id)"
             )
         columns = list(dict.fromkeys(columns))
+        self._empty = "keep" if pieces else self.data["empty"] or "refuse"
         if path is not None:
             given = self._from_path(str(path), columns)
         elif train_path is None:
             given = self._from_hub("task.data.hub.id", columns, **self.data["hub"])
         else:
             given = {name: self._file(f"{name}_path", name, columns) for name in NAMES if self.data[f"{name}_path"]}
-        _same_classes(given)
+        if pieces:
+            given = {name: pieces(table) for name, table in given.items()}
+        for table in given.values():
+            check_same_classes(given["train"], table)
         keys = {name: repeats.keys(*(table.columns[c] for c in text_columns)) for name, table in given.items()}
         splits = self._completed(given, text_columns, keys)
         self._count(splits, keys, shortened(" and ".join(text_columns)))
@@ -86,7 +96,7 @@ class Tables:
         self, key: str, columns: list[str], id: str, config: str | None, revision: str | None
     ) -> dict[str, Table]:
         where = f"{key}={shortened(id, 200)}"
-        return read_hub(id, where, config, revision, columns, self._choice(where, all_known=False))
+        return read_hub(id, where, config, revision, columns, self._choice(where, all_known=False), self._empty)
 
     def _choice(self, where: str, all_known: bool) -> Choice:
         return source_splits.choice(self.data["splits"], where, all_known)
@@ -102,7 +112,7 @@ class Tables:
             raise UserError(f"{where}: is not a regular file; expected one with the ending {EXPECTED}")
         self._refuse("config", "revision")
         self.files[key] = path
-        return read_file(path, where, columns, prefix, self.data["separator"])
+        return read_file(path, where, columns, prefix, self.data["separator"], self._empty)
 
     def _folder(
         self, key: str, path: Path, where: str, columns: list[str], prefix: str | None, choose: Choice
@@ -110,8 +120,8 @@ class Tables:
         self._refuse("config", "revision", *(["separator"] if is_saved(path) else []))
         self.files[key] = path
         if is_saved(path):
-            return read_saved(path, where, columns, prefix or "row", choose)
-        return read_split_files(path, where, columns, self.data["separator"], choose, prefix)
+            return read_saved(path, where, columns, prefix or "row", choose, self._empty)
+        return read_split_files(path, where, columns, self.data["separator"], choose, prefix, self._empty)
 
     def _refuse(self, *keys: str) -> None:
         """Raise UserError for settings that mean nothing for the data at hand: ignored, they would mislead."""
@@ -163,9 +173,15 @@ class Tables:
         sizes = {name: len(table) for name, table in splits.items()}
         self.warnings = [*self._too_large, *repeats.warnings(repeated, sizes, what)]
         # Splits cut off one file share its counts.
-        blank = {table.source: table.counts.blank_lines for table in splits.values()}
+        sources = {table.source: table.counts for table in splits.values()}
+        dropped = {source: counts.empty_rows for source, counts in sources.items() if counts.empty_rows}
+        self.warnings += [
+            f"{source}: {count:,} rows without a value in a column that is used are left out (task.data.empty=drop)"
+            for source, count in dropped.items()
+        ]
         self.counts = {
-            "blank_lines_skipped": sum(blank.values()),
+            "blank_lines_skipped": sum(counts.blank_lines for counts in sources.values()),
+            **({"rows_with_empty_cells_dropped": sum(dropped.values())} if self._empty == "drop" else {}),
             "rows_repeated_within_split": repeated["within"],
             "rows_repeated_across_splits": repeated["across"],
         }
@@ -183,21 +199,6 @@ class Tables:
             "counts": self.counts,
             "warnings": self.warnings,
         }
-
-
-def _same_classes(given: Mapping[str, Table]) -> None:
-    """Raise UserError where a class number means one class in one split and another in the next."""
-    first: dict[str, Table] = {}
-    for table in given.values():
-        for column, names in table.class_names.items():
-            other = first.setdefault(column, table)
-            if names != other.class_names[column]:
-                raise UserError(
-                    f"{table.source}: the numbers of column {shortened(column)} stand for "
-                    f"{shortened(', '.join(names))}, in {other.source} for "
-                    f"{shortened(', '.join(other.class_names[column]))}; cast both to one ClassLabel, or write the "
-                    "labels as text"
-                )
 
 
 def _group_names(table: Table, columns: Sequence[str], keys: list[bytes]):

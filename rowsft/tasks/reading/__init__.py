@@ -19,7 +19,7 @@ from rowsft.tasks.reading.formats import (
 )
 from rowsft.tasks.reading.numbers import number
 from rowsft.tasks.reading.split_files import canonical, read_split_files
-from rowsft.tasks.reading.table import Table
+from rowsft.tasks.reading.table import Table, check_same_classes
 
 __all__ = [
     "EXPECTED",
@@ -29,6 +29,7 @@ __all__ = [
     "MissingColumn",
     "Table",
     "canonical",
+    "check_same_classes",
     "is_file_name",
     "is_saved",
     "number",

@@ -4,8 +4,9 @@ Text stays as it is. Other types are written the way their values read: 3, 0.5 (
 number), 1.10 for a decimal of two places, true, 2024-03-12, 2024-03-12 10:30:00.
 """
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,26 @@ def dataset_rows(dataset, columns: Sequence[str], where: str) -> Iterator[tuple[
     return batch_rows(batches, columns, where)
 
 
-def class_names(dataset, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """{column: the name of every class number} of those columns of a `datasets.Dataset` that hold class numbers."""
+def class_names(features: Mapping[str, Any], columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """{column: the name of every class number} of those columns that hold class numbers by a data set's `features`."""
     from datasets import ClassLabel
 
-    features = {name: dataset.features[name] for name in columns if name in dataset.features}
-    return {name: tuple(kind.names) for name, kind in features.items() if isinstance(kind, ClassLabel)}
+    kinds = {name: features[name] for name in columns if name in features}
+    return {name: tuple(kind.names) for name, kind in kinds.items() if isinstance(kind, ClassLabel)}
+
+
+def parquet_class_names(path: Path, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The same of a parquet file that `datasets` wrote, as the hub's are; of any other none."""
+    from pyarrow import parquet
+
+    described = (parquet.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
+    features = json.loads(described).get("info", {}).get("features") or {}
+    kinds = {name: features.get(name) for name in columns}
+    return {
+        name: tuple(kind["names"])
+        for name, kind in kinds.items()
+        if isinstance(kind, dict) and kind.get("_type") == "ClassLabel" and kind.get("names")
+    }
 
 
 def _tops(columns: Sequence[str], present: Sequence[str], where: str) -> list[str]:

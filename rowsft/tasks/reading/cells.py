@@ -41,6 +41,11 @@ def checked_list(value: Any, column: str, source: str, unit: str, number: int) -
     return [checked(one, f"{name}[{i}]", source, unit, number) for i, one in enumerate(value)]
 
 
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing, or nothing but blanks."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def _has_bytes(text: str) -> bool:
     if text.isascii():
         return True
@@ -53,8 +58,8 @@ def _has_bytes(text: str) -> bool:
 
 def _fault(value: Any, column: str) -> str:
     column = shortened(column)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return f"no value in column {column}; fill it or drop the row"
+    if is_empty(value):
+        return f"no value in column {column}; fill it or drop the row (task.data.empty=drop drops all such rows)"
     if not isinstance(value, str):
         return f"column {column} holds {_described(value)}; expected text"
     if "\0" in value:

@@ -61,13 +61,14 @@ def read_split_files(
     separator: str | None,
     choose: Choice,
     prefix: str | None = None,
+    empty: str = "refuse",
 ) -> dict[str, Table]:
     """The splits that `choose` picks, by the names that they have for us. Ids begin with `prefix`, or the split's name
     in the folder."""
     files = split_files(folder, where)
 
     def read(name: str, path: Path) -> Table:
-        return read_file(path, f"{where}, file {path.relative_to(folder)}", columns, prefix or name, separator)
+        return read_file(path, f"{where}, file {path.relative_to(folder)}", columns, prefix or name, separator, empty)
 
     return {
         ours: joined([read(name, path) for path in files[name]], where) for ours, name in choose(list(files)).items()
