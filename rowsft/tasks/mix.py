@@ -83,7 +83,8 @@ class Mix(CausalTask):
 
         Predictions are those of the tasks, with `task` and `correct`, by the primary metric of the task.
         """
-        accuracies, rows = {}, {}
+        accuracies: dict[str, float] = {}
+        rows: dict[str, dict] = {}
         for name, task in self.tasks.items():
             own = [example for example in examples if example["task"] == name]
             if not own:
