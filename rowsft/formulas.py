@@ -56,8 +56,8 @@ def _f1_of(predicted: np.ndarray, true: np.ndarray) -> float:
 
 FORMULAS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": accuracy,
-    "accuracy_norm": accuracy,
-    "accuracy_sum": accuracy,
+    # Multiple choice, by the normalisation of log-likelihoods.
+    **dict.fromkeys(("accuracy_sum", "accuracy_norm", "accuracy_bytes", "accuracy_tokens", "accuracy_pmi"), accuracy),
     "f1": f1,
     "pearson": pearson,
     "spearman": spearman,
@@ -70,6 +70,9 @@ CORRELATIONS_OF_NUMBERS = (pearson, spearman)
 
 def bounds(name: str) -> tuple[float, float] | None:
     """The range that a metric cannot leave; None where it is not known."""
+    if name.startswith("accuracy_"):
+        # Of one of several tasks, or their mean.
+        return (0.0, 1.0)
     if name not in FORMULAS:
         return None
     return (-1.0, 1.0) if FORMULAS[name] in (*CORRELATIONS_OF_NUMBERS, matthews) else (0.0, 1.0)

@@ -62,9 +62,29 @@ def _keys(node: yaml.Node, prefix: str, text: str) -> Iterator[Key]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of a group: `default` first, then `_base` and the others that files build on."""
+    """The files of a group: `default` first, then `_base` and the others; what a file builds on stands before it."""
     bases = ("default", "_base")
-    return sorted(folder.rglob("*.yaml"), key=lambda path: (path.stem not in bases, path.as_posix()))
+    ordered: dict[Path, None] = {}
+
+    def add(path: Path) -> None:
+        text = path.read_text(encoding="utf-8")
+        if folder.name not in WHOLE:
+            for base in _builds_on(yaml.safe_load(text) or {}, folder.name):
+                # Of its own folder, or of the group's.
+                for name in (path.parent / f"{base}.yaml", folder / f"{base}.yaml"):
+                    if name.is_file() and name != path:
+                        add(name)
+        ordered.setdefault(path)
+
+    for path in sorted(folder.rglob("*.yaml"), key=lambda path: (path.stem not in bases, path.as_posix())):
+        add(path)
+    return list(ordered)
+
+
+def _builds_on(plain: dict, group: str) -> list[str]:
+    """The files of the group that a file names in its defaults, without the package that they go to."""
+    names = [base for base in plain.get("defaults", []) if isinstance(base, str) and base != "_self_"]
+    return [name.partition("@")[0].removeprefix(f"/{group}/") for name in names]
 
 
 def _file(conf: Path, path: Path, known: dict[str, Key]) -> list[str]:
@@ -72,8 +92,7 @@ def _file(conf: Path, path: Path, known: dict[str, Key]) -> list[str]:
     text = path.read_text(encoding="utf-8")
     plain = yaml.safe_load(text)
     parts = [f"`conf/{path.relative_to(conf).as_posix()}`", _about(text)]
-    bases = [base for base in plain.get("defaults", []) if isinstance(base, str) and base != "_self_"]
-    if bases:
+    if bases := _builds_on(plain, path.relative_to(conf).parts[0]):
         parts.append(f"Builds on `{'`, `'.join(bases)}` and sets what differs.")
     if isinstance(target := plain.get("_target_"), str):
         parts.append(f"Class: `{target}`")

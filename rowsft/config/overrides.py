@@ -23,6 +23,7 @@ _PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^,\[\]'"]+""")
 _SETTINGS = {"": RootSettings, "model": ModelSettings, "trainer": TrainerSettings}
 _MORE_TEXT = {
     *("method.name", "task.name", "task.prompt", "task.response", "task.labels"),
+    *("task.options", "task.label", "task.delimiter", "task.pmi"),
     *(f"task.columns.{name}" for name in ("text", "pair", "label")),
     *(f"task.data.{name}" for name in ("path", "train_path", "validation_path", "test_path", "config", "revision")),
 }

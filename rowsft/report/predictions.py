@@ -1,10 +1,11 @@
 """Per-example predictions of a run, and a metric recomputed from them on any subset of the examples.
 
 A line of predictions.jsonl has `id`, `split` (test where absent), `prediction` and `label`; a number under the metric's
-own name (or `correct`, for accuracy) is taken instead where it stands there. Multiple choice has two accuracies:
-`prediction` is the option with the best score per character, `prediction_sum` the one with the best score in all.
-Means over tokens or bytes (loss, perplexity, bits_per_byte, token_accuracy of responses) come from each example's sum
-and its number of them.
+own name (or `correct`, for accuracy) is taken instead where it stands there. Multiple choice has an accuracy for each
+normalisation of log-likelihoods: `prediction_bytes` is the option that `accuracy_bytes` goes by, and so on.
+A mix of tasks has an accuracy of each (`correct` of the lines of that `task`) and their mean, `accuracy_mean`.
+Means over tokens, words or bytes (loss, perplexity, bits_per_byte, token_accuracy of responses and of text) come from
+each example's sum and its number of them.
 """
 
 import json
@@ -28,12 +29,13 @@ TOLERANCE = 1e-3
 # A hundred bytes an example: ten million of them.
 _LARGEST_BYTES = 2**30
 
-#: Where a metric's predictions stand, if not under `prediction`.
-_PREDICTED = {"accuracy_sum": "prediction_sum"}
-#: Means over tokens or bytes: the keys of each example's sum and of its number, and what is made of the mean.
+#: Metrics whose predictions stand under a name of their own. accuracy_norm's stood under `prediction` in older runs.
+_OWN_PREDICTIONS = {f"accuracy_{name}": f"prediction_{name}" for name in ("sum", "norm", "bytes", "tokens", "pmi")}
+#: Means over tokens, words or bytes: the keys of each example's sum and of its number, and what is made of the mean.
 _MEANS: dict[str, tuple[str, str, Callable[[float], float]]] = {
     "loss": ("negative_log_likelihood", "tokens", float),
     "perplexity": ("negative_log_likelihood", "tokens", lambda mean: math.exp(min(mean, 700.0))),
+    "word_perplexity": ("negative_log_likelihood", "words", lambda mean: math.exp(min(mean, 700.0))),
     "bits_per_byte": ("negative_log_likelihood", "bytes", lambda mean: mean / math.log(2)),
     "token_accuracy": ("greedy_matches", "tokens", float),
 }
@@ -151,7 +153,11 @@ def _metric(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | N
             return _mean_of(np.array([line[key] for line in lines], dtype=float))
     if name in _MEANS:
         return _mean_over(lines, *_MEANS[name])
-    predicted = _PREDICTED.get(name, "prediction")
+    if all("task" in line and "correct" in line for line in lines):
+        return _mean_over_tasks(lines, name.removeprefix("accuracy_"))
+    predicted = _OWN_PREDICTIONS.get(name, "prediction")
+    if name == "accuracy_norm" and predicted not in lines[0]:
+        predicted = "prediction"
     if name not in FORMULAS or any(line.get(predicted) is None or line.get("label") is None for line in lines):
         return None
     formula = FORMULAS[name]
@@ -183,6 +189,21 @@ def _numbered(sides: list[list]) -> list[list[int]]:
 def _mean_of(values: np.ndarray) -> tuple[Callable, bool, Callable]:
     is_proportion = bool(np.isin(values, (0, 1)).all())
     return lambda rows: float(values[rows].mean()), is_proportion, lambda: resampling.means(values)
+
+
+def _mean_over_tasks(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | None:
+    """The share of `correct` lines of the task of that name, or the mean of the tasks' shares where it is "mean"."""
+    names = sorted({line["task"] for line in lines})
+    names = names if name == "mean" else [name] * (name in names)
+    if not names:
+        return None
+    hits = np.array([line["correct"] for line in lines], dtype=float)
+    of_task = [np.array([line["task"] == name for line in lines], dtype=float) for name in names]
+    return (
+        lambda rows: float(np.mean([hits[rows] @ of[rows] / of[rows].sum() for of in of_task])),
+        False,
+        lambda: np.mean([resampling.ratios(hits * of, of) for of in of_task], axis=0),
+    )
 
 
 def _mean_over(

@@ -89,6 +89,14 @@ def old_identity(config: dict) -> dict:
         if isinstance(trainer, dict) and trainer.get(key) is None:
             # Younger than many records: where it is off it is in no id.
             trainer.pop(key, None)
+    task = settings.get("task")
+    if isinstance(data := task.get("data") if isinstance(task, dict) else None, dict):
+        for key, off in (("splits", None), ("hub", None), ("empty", "refuse")):
+            if data.get(key) in (None, off):
+                data.pop(key, None)
+        if any(data.get(key) is not None for key in ("path", "train_path")):
+            # It stands in where no path is given.
+            data.pop("hub", None)
     return {"results_version": RESULTS_VERSION, **settings}
 
 

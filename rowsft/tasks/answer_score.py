@@ -22,10 +22,15 @@ def read_scores(logits: Tensor, targets: Tensor) -> list[AnswerScore]:
 
     Targets of -100 do not count. Log-probabilities are taken in float32 and summed in float64.
     """
+    log_probabilities, matches = token_scores(logits, targets)
+    sums, counts, hits = log_probabilities.sum(1), (targets != IGNORED).sum(1), matches.sum(1)
+    return [AnswerScore(*row) for row in zip(sums.tolist(), counts.tolist(), hits.tolist(), strict=True)]
+
+
+def token_scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability (float64) of every target, and whether it was the likeliest token; 0 where the target is -100."""
     logits = logits.float()
     labelled = targets != IGNORED
     chosen = torch.gather(logits, 2, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     log_probabilities = (chosen - logits.logsumexp(dim=-1)).double() * labelled
-    matches = (logits.argmax(dim=-1) == targets) & labelled
-    sums, counts, hits = log_probabilities.sum(1), labelled.sum(1), matches.sum(1)
-    return [AnswerScore(*row) for row in zip(sums.tolist(), counts.tolist(), hits.tolist(), strict=True)]
+    return log_probabilities, (logits.argmax(dim=-1) == targets) & labelled

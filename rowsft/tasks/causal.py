@@ -74,7 +74,7 @@ def encode_answer(tokenizer, prompt: str, answer: str, max_length: int, end: boo
     start of the prompt, then from the end of the answer; at least one token stays before the answer.
     """
     before = _prompt_ids(tokenizer, prompt)
-    if _starts_words_with_a_space(tokenizer, answer):
+    if starts_words_with_a_space(tokenizer, answer):
         # Such a tokenizer puts a space before whatever it is given: a second one would be a token of its own.
         answer = answer.removeprefix(" ")
     after = tokenizer(answer, add_special_tokens=False)["input_ids"]
@@ -104,7 +104,7 @@ def _prompt_ids(tokenizer, prompt: str) -> list[int]:
     return ids or [start]
 
 
-def _starts_words_with_a_space(tokenizer, answer: str) -> bool:
+def starts_words_with_a_space(tokenizer, answer: str) -> bool:
     """Whether this is a SentencePiece-like tokenizer that adds a space in front of any text (Llama-2, Mistral)."""
     # A tokenizer of another script may know no "a".
     tokens = tokenizer.tokenize("a") or tokenizer.tokenize(answer.removeprefix(" "))

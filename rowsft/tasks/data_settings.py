@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from rowsft.errors import UserError, shortened
+from rowsft.tasks import source_splits
 from rowsft.tasks.reading import SEPARATORS
 from rowsft.tasks.splits import NAMES
 
 FILES = ("path", "train_path", "validation_path", "test_path")
-KEYS = (*FILES, "separator", "config", "revision", "validation", "test", "split_seed")
+HUB = ("id", "config", "revision")
+KEYS = (*FILES, "hub", "splits", "empty", "separator", "config", "revision", "validation", "test", "split_seed")
+EMPTY = ("refuse", "drop")
 
 
 def checked(data: Any) -> dict[str, Any]:
@@ -32,6 +35,8 @@ def checked(data: Any) -> dict[str, Any]:
         raise UserError(
             f"task.data.separator={shortened(separator)}: expected {', '.join(SEPARATORS)}, or null for the comma"
         )
+    if data.get("empty", "refuse") not in (*EMPTY, None):
+        raise UserError(f"task.data.empty={shortened(data['empty'])}: expected {' or '.join(EMPTY)}")
     seed = data.get("split_seed")
     if isinstance(seed, bool) or not isinstance(seed, int | None):
         raise UserError(f"task.data.split_seed={shortened(seed)}: expected a whole number")
@@ -41,7 +46,23 @@ def checked(data: Any) -> dict[str, Any]:
             f"task.data.validation={data.get('validation')}, task.data.test={data.get('test')}: nothing is left to "
             "train on; expected a sum below 1"
         )
-    return {key: data.get(key) for key in KEYS}
+    own = {"hub": _hub(data.get("hub")), "splits": source_splits.checked(data.get("splits"))}
+    return {key: own[key] if key in own else data.get(key) for key in KEYS}
+
+
+def _hub(hub: Any) -> dict[str, str | None] | None:
+    if hub is None:
+        return None
+    if not isinstance(hub, Mapping):
+        raise UserError(f"task.data.hub={shortened(hub)}: expected a mapping with the keys {', '.join(HUB)}, or null")
+    for key, value in hub.items():
+        if key not in HUB:
+            raise UserError(f"task.data.hub.{shortened(key)}: no such key; expected {', '.join(HUB)}")
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+            raise UserError(f"task.data.hub.{key}={shortened(value)}: expected text or null")
+    if hub.get("id") in (None, ""):
+        raise UserError("task.data.hub.id: expected the id of a data set, such as org/name")
+    return {key: None if hub.get(key) is None else str(hub[key]) for key in HUB}
 
 
 def _share(name: str, value: Any) -> float:

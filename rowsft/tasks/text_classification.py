@@ -85,7 +85,16 @@ class TextClassification(ClassificationTask):
             cells = table.columns[self.columns.label]
             stripped[name] = [label.strip() for label in cells]
             self._stripped += sum(map(ne, stripped[name], cells))
+            stripped[name] = self._in_words(stripped[name], table.class_names.get(self.columns.label, ()))
         return stripped
+
+    def _in_words(self, labels: list[str], names: Sequence[str]) -> list[str]:
+        """Class numbers as the names that the data set gives them, where task.labels lists those names instead."""
+        given = set(self.given_labels or ())
+        if not names or not given.issuperset(names) or given.issuperset(labels):
+            return labels
+        words = {str(number): name for number, name in enumerate(names)}
+        return [words.get(label, label) for label in labels]
 
     @cached_property
     def classes(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Files of the same rows in every format, and the two tasks that read them."""
+"""Files of the same rows in every format, and the tasks that read them."""
 
 import csv
 import gzip
@@ -10,6 +10,7 @@ import pyarrow as pa
 from datasets import Dataset
 from pyarrow import parquet
 
+from rowsft.tasks.multiple_choice import MultipleChoice
 from rowsft.tasks.prompt_response import PromptResponse
 from rowsft.tasks.text_classification import TextClassification
 
@@ -69,6 +70,14 @@ def responses(data, prompt="{prompt}", response="{response}", **changes):
     data = {"path": str(data)} if isinstance(data, str | Path) else data
     data = {"validation": 0.2, "test": 0.2, **data}
     return PromptResponse(name="own", max_length=32, data=data, prompt=prompt, response=response, **changes)
+
+
+def questions(data, prompt="{question}", options="options", label="label", **changes):
+    """The task multiple_choice on `data`."""
+    data = {"path": str(data)} if isinstance(data, str | Path) else data
+    data = {"validation": 0.2, "test": 0.2, **data}
+    settings = {"name": "own", "max_length": 48, **changes}
+    return MultipleChoice(data=data, prompt=prompt, options=options, label=label, **settings)
 
 
 def by_id(task, *keys):

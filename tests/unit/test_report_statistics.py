@@ -66,14 +66,43 @@ def test_one_seed_gets_the_test_sets_interval(tmp_path):
     assert (found.low, found.high) == wilson(right, 400) and found.covers == OVER_EXAMPLES
 
 
-@pytest.mark.parametrize(("name", "column"), [("accuracy_norm", "prediction"), ("accuracy_sum", "prediction_sum")])
-def test_both_accuracies_of_multiple_choice_have_intervals(tmp_path, name, column):
-    rows = [{**line, "prediction_sum": line["label"]} for line in classification("lora", 1)]
-    record = scores_of(tmp_path, rows, task="sentiment")
-    right = sum(line[column] == line["label"] for line in rows)
-    record.result.metrics["test"][name] = right / 400
-    found = pred.over_examples(right / 400, pred.scored(record, "test", name))
+NORMS = ("sum", "norm", "bytes", "tokens", "pmi")
+
+
+def choices(right_of: dict[str, int]) -> list[dict]:
+    """400 lines of which the first `right_of[norm]` are right by each norm."""
+    lines = classification("lora", 1)
+    return [
+        {
+            **line,
+            "prediction": 1 - line["label"],
+            **{f"prediction_{norm}": abs(line["label"] - (i >= right)) for norm, right in right_of.items()},
+        }
+        for i, line in enumerate(lines)
+    ]
+
+
+@pytest.mark.parametrize(("norm", "right"), zip(NORMS, (300, 250, 200, 150, 100), strict=True))
+def test_every_accuracy_of_multiple_choice_has_intervals_and_paired_differences(tmp_path, norm, right):
+    shares = dict(zip(NORMS, (300, 250, 200, 150, 100), strict=True))
+    first = scores_of(tmp_path / "a", choices(shares), task="sentiment")
+    second = scores_of(tmp_path / "b", choices(dict.fromkeys(NORMS, 40)), task="sentiment")
+    name = f"accuracy_{norm}"
+    first.result.metrics["test"][name], second.result.metrics["test"][name] = right / 400, 40 / 400
+    found = pred.over_examples(right / 400, pred.scored(first, "test", name))
     assert (found.low, found.high) == wilson(right, 400) and found.covers == OVER_EXAMPLES
+    gap = pred.difference({1: pred.scored(first, "test", name)}, {1: pred.scored(second, "test", name)})
+    assert gap.value == pytest.approx((right - 40) / 400) and gap.low < gap.value < gap.high
+
+
+def test_an_accuracy_whose_predictions_are_missing_has_no_interval(tmp_path):
+    rows = classification("lora", 1)
+    record = scores_of(tmp_path, rows, task="sentiment")
+    right = sum(line["prediction"] == line["label"] for line in rows) / 400
+    record.result.metrics["test"].update({"accuracy_norm": right, "accuracy_bytes": right})
+    # What runs of older versions kept under `prediction` was the choice per character, and no other.
+    assert pred.scored(record, "test", "accuracy_norm").is_proportion
+    assert pred.scored(record, "test", "accuracy_bytes") is None
 
 
 def test_one_seed_of_a_correlation_is_close_to_fishers_interval(tmp_path):

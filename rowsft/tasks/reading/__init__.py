@@ -5,17 +5,36 @@ that a message can name it. The libraries parse (csv, json, pyarrow, datasets); 
 said. See docs/data.md.
 """
 
-from rowsft.tasks.reading.formats import EXPECTED, SEPARATORS, is_file_name, read_file, read_folder, read_hub
+from rowsft.tasks.reading.columns import MissingColumn
+from rowsft.tasks.reading.fields import LIST
+from rowsft.tasks.reading.formats import (
+    EXPECTED,
+    SEPARATORS,
+    Choice,
+    is_file_name,
+    is_saved,
+    read_file,
+    read_hub,
+    read_saved,
+)
 from rowsft.tasks.reading.numbers import number
-from rowsft.tasks.reading.table import Table
+from rowsft.tasks.reading.split_files import canonical, read_split_files
+from rowsft.tasks.reading.table import Table, check_same_classes
 
 __all__ = [
     "EXPECTED",
+    "LIST",
     "SEPARATORS",
+    "Choice",
+    "MissingColumn",
     "Table",
+    "canonical",
+    "check_same_classes",
     "is_file_name",
+    "is_saved",
     "number",
     "read_file",
-    "read_folder",
     "read_hub",
+    "read_saved",
+    "read_split_files",
 ]

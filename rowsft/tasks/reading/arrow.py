@@ -4,12 +4,14 @@ Text stays as it is. Other types are written the way their values read: 3, 0.5 (
 number), 1.10 for a decimal of two places, true, 2024-03-12, 2024-03-12 10:30:00.
 """
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rowsft.errors import UserError
+from rowsft.tasks.reading import arrow_fields, fields
 from rowsft.tasks.reading.cells import WORDS, NotText
 from rowsft.tasks.reading.columns import positions
 
@@ -25,8 +27,8 @@ def parquet_rows(path: Path, columns: Sequence[str], where: str) -> Iterator[tup
 
     try:
         with parquet.ParquetFile(path) as file:
-            positions(columns, file.schema_arrow.names, where)
-            yield from batch_rows(file.iter_batches(batch_size=_BATCH, columns=list(columns)), columns)
+            tops = _tops(columns, file.schema_arrow.names, where)
+            yield from batch_rows(file.iter_batches(batch_size=_BATCH, columns=tops), columns, where)
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{where}: cannot be read as parquet ({reason}); check the file") from error
@@ -34,24 +36,45 @@ def parquet_rows(path: Path, columns: Sequence[str], where: str) -> Iterator[tup
 
 def dataset_rows(dataset, columns: Sequence[str], where: str) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """(row from 1, cells of `columns`) of a `datasets.Dataset`."""
-    positions(columns, dataset.column_names, where)
-    batches = dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=_BATCH)
-    return batch_rows(batches, columns)
+    tops = _tops(columns, dataset.column_names, where)
+    batches = dataset.select_columns(tops).with_format("arrow").iter(batch_size=_BATCH)
+    return batch_rows(batches, columns, where)
 
 
-def class_names(dataset, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """{column: the name of every class number} of those columns of a `datasets.Dataset` that hold class numbers."""
+def class_names(features: Mapping[str, Any], columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """{column: the name of every class number} of those columns that hold class numbers by a data set's `features`."""
     from datasets import ClassLabel
 
-    features = {name: dataset.features[name] for name in columns}
-    return {name: tuple(kind.names) for name, kind in features.items() if isinstance(kind, ClassLabel)}
+    kinds = {name: features[name] for name in columns if name in features}
+    return {name: tuple(kind.names) for name, kind in kinds.items() if isinstance(kind, ClassLabel)}
 
 
-def batch_rows(batches: Iterable, columns: Sequence[str]) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    """(row from 1, cells) of record batches or arrow tables that hold `columns`."""
+def parquet_class_names(path: Path, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The same of a parquet file that `datasets` wrote, as the hub's are; of any other none."""
+    from pyarrow import parquet
+
+    described = (parquet.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
+    features = json.loads(described).get("info", {}).get("features") or {}
+    kinds = {name: features.get(name) for name in columns}
+    return {
+        name: tuple(kind["names"])
+        for name, kind in kinds.items()
+        if isinstance(kind, dict) and kind.get("_type") == "ClassLabel" and kind.get("names")
+    }
+
+
+def _tops(columns: Sequence[str], present: Sequence[str], where: str) -> list[str]:
+    """The columns to be read, each once. Raises MissingColumn."""
+    tops = [fields.top(name, present) for name in columns]
+    positions(tops, present, where)
+    return list(dict.fromkeys(tops))
+
+
+def batch_rows(batches: Iterable, columns: Sequence[str], where: str) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """(row from 1, cells) of record batches or arrow tables that hold `columns`, or the columns around them."""
     number = 0
     for batch in batches:
-        for cells in zip(*(_texts(batch.column(name)) for name in columns), strict=True):
+        for cells in zip(*(arrow_fields.cells(batch, name, where, _texts) for name in columns), strict=True):
             number += 1
             yield number, cells
 

@@ -31,6 +31,21 @@ def checked(value: Any, column: str, source: str, unit: str, number: int) -> str
     raise UserError(f"{place(source, unit, number)}: {_fault(value, column)}")
 
 
+def checked_list(value: Any, column: str, source: str, unit: str, number: int) -> list[str]:
+    """`value` if it is a list of texts as `checked` takes them. Raises UserError naming the place and the element."""
+    name = column.removesuffix("[]")
+    if not isinstance(value, list):
+        shown = f"the text {shortened(value)}" if isinstance(value, str) else _described(value)
+        fault = f"no value in column {shortened(name)}" if value is None else f"column {shortened(name)} holds {shown}"
+        raise UserError(f"{place(source, unit, number)}: {fault}; expected a list of texts")
+    return [checked(one, f"{name}[{i}]", source, unit, number) for i, one in enumerate(value)]
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing, or nothing but blanks."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def _has_bytes(text: str) -> bool:
     if text.isascii():
         return True
@@ -43,8 +58,8 @@ def _has_bytes(text: str) -> bool:
 
 def _fault(value: Any, column: str) -> str:
     column = shortened(column)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return f"no value in column {column}; fill it or drop the row"
+    if is_empty(value):
+        return f"no value in column {column}; fill it or drop the row (task.data.empty=drop drops all such rows)"
     if not isinstance(value, str):
         return f"column {column} holds {_described(value)}; expected text"
     if "\0" in value:

@@ -7,8 +7,12 @@ from difflib import get_close_matches
 from rowsft.errors import UserError, shortened
 
 
+class MissingColumn(UserError):
+    """The data have no column of a name that is asked for."""
+
+
 def positions(wanted: Sequence[str], header: Sequence[str], where: str, hint: str = "") -> list[int]:
-    """Where each wanted column stands in `header`. Raises UserError for a missing name and one that stands twice.
+    """Where each wanted column stands in `header`. Raises MissingColumn, and UserError for one that stands twice.
 
     `hint` is what else may be wrong with the header; it closes the message of a missing column.
     """
@@ -18,7 +22,7 @@ def positions(wanted: Sequence[str], header: Sequence[str], where: str, hint: st
         raise UserError(f"{where}: column {shortened(twice[0])} stands twice in the header; rename or drop one")
     for name in wanted:
         if name not in header:
-            raise UserError(missing(name, names, where, hint))
+            raise MissingColumn(missing(name, names, where, hint))
     return [list(header).index(name) for name in wanted]
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from rowsft.errors import UserError, shortened
+from rowsft.tasks.reading import fields
 from rowsft.tasks.reading.cells import WORDS, NotText
-from rowsft.tasks.reading.columns import missing
+from rowsft.tasks.reading.columns import MissingColumn, missing
 from rowsft.tasks.reading.counts import Counts
 
 _BLANKS = re.compile(r"[ \t\r\n]*")
@@ -35,14 +36,14 @@ def line_rows(
     lines: Iterable[str], columns: Sequence[str], where: str, counts: Counts
 ) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """(line from 1, cells of `columns`) of a file with one object a line; blank lines are skipped and counted."""
-    first = True
+    first, inside = True, fields.reach_in(columns)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             counts.blank_lines += 1
             continue
         place = f"{where}, line {number}"
         row = _decoded(place, _DECODER.decode, line.strip(" \t\r\n"))
-        yield number, _cells(row, columns, where, place, first)
+        yield number, _cells(row, columns, where, place, first, inside)
         first = False
     if first:
         raise UserError(f"{where}: the file is empty; expected at least one row")
@@ -51,7 +52,7 @@ def line_rows(
 def array_rows(text: str, columns: Sequence[str], where: str) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """(element from 1, cells of `columns`) of a file that is one array of objects."""
     at = _skip(text, 0) + 1
-    number = 0
+    number, inside = 0, fields.reach_in(columns)
     if text[_skip(text, at) : _skip(text, at) + 1] == "]":
         _end(text, _skip(text, at) + 1, where)
         return
@@ -59,7 +60,7 @@ def array_rows(text: str, columns: Sequence[str], where: str) -> Iterator[tuple[
         number += 1
         place = f"{where}, element {number}"
         row, at = _decoded(place, _DECODER.raw_decode, text, _skip(text, at))
-        yield number, _cells(row, columns, where, place, number == 1)
+        yield number, _cells(row, columns, where, place, number == 1, inside)
         at = _skip(text, at)
         if text[at : at + 1] == "]":
             break
@@ -95,17 +96,27 @@ def _decoded(place: str, decode, *arguments):
         raise UserError(f"{place}: nested too deeply; expected an object of texts") from error
 
 
-def _cells(row: Any, columns: Sequence[str], where: str, place: str, first: bool) -> tuple[Any, ...]:
+def _missing(name: str, row: dict[str, Any], where: str) -> str:
+    """The message, with the fields of the column that the name begins with, where it is there."""
+    outer = fields.top(name, list(row))
+    around = row.get(outer)
+    around = around[0] if isinstance(around, list) and around else around
+    if outer in row and isinstance(around, dict):
+        return missing(fields.bare(name), [f"{outer}.{key}" for key in around], where)
+    return missing(fields.bare(name), list(row), where)
+
+
+def _cells(row: Any, columns: Sequence[str], where: str, place: str, first: bool, inside: bool) -> tuple[Any, ...]:
     if type(row) is not dict:
         kind = "a list" if isinstance(row, list) else "a single value"
         hint = "; an array of objects belongs in a .json file" if isinstance(row, list) and "line" in place else ""
         raise UserError(f'{place}: expected an object such as {{"column": "text"}}, got {kind}{hint}')
-    cells = tuple(map(row.get, columns))
+    cells = tuple(fields.cell(row, name) for name in columns) if inside else tuple(map(row.get, columns))
     if None in cells and first:
         # A later row that lacks a column has a gap; the first one shows that the name is wrong.
         for name in columns:
-            if name not in row:
-                raise UserError(missing(name, list(row), where))
+            if not fields.has(row, name):
+                raise MissingColumn(_missing(name, row, where))
     if True in cells or False in cells:
         return tuple(WORDS[cell] if isinstance(cell, bool) else cell for cell in cells)
     return cells

@@ -1,0 +1,138 @@
+"""Several multiple-choice tasks trained together, each evaluated on its own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rowsft.errors import UserError, shortened
+from rowsft.tasks import Evaluation, Progress, held_out
+from rowsft.tasks.answer_score import AnswerScore
+from rowsft.tasks.causal import CausalTask
+from rowsft.tasks.choice import ChoiceTask
+
+
+class Mix(CausalTask):
+    """Train, validation and test are those of all `tasks` together; an example's `task` is the name of its own.
+
+    `accuracy_<name>` is the primary metric of each task, `accuracy_mean` their mean, in which every task counts alike
+    however many examples it has.
+    """
+
+    primary_metric = "accuracy_mean"
+    higher_is_better = True
+    evaluates_as_trained = False
+
+    def __init__(
+        self,
+        name: str,
+        max_length: int,
+        tasks: Mapping[str, Any],
+        limits: Mapping[str, int | None] | None = None,
+    ):
+        super().__init__(name, max_length, limits)
+        self.tasks: dict[str, ChoiceTask] = {str(key): task for key, task in tasks.items() if task is not None}
+        if not self.tasks:
+            raise UserError("task.tasks: names no task; expected one or more")
+        for key, task in self.tasks.items():
+            _check(f"task.tasks.{shortened(key)}", task, max_length)
+
+    def _read(self) -> dict[str, list[dict]]:
+        read = {name: _splits_of(name, task) for name, task in self.tasks.items()}
+        return {
+            split: [
+                {**example, "id": f"{name}/{example['id']}", "task": name}
+                for name, splits in read.items()
+                for example in splits[split]
+            ]
+            for split in next(iter(read.values()))
+        }
+
+    def splits(self) -> dict[str, list[dict]]:
+        """As every task's. Raises UserError where the limits leave a task without examples."""
+        splits = super().splits()
+        for split, examples in splits.items():
+            for name in sorted(self.tasks.keys() - {example["task"] for example in examples}):
+                raise UserError(
+                    f"task.limits.{split}={self.limits.get(split)}: leaves no example of {name}; raise it, or limit "
+                    f"each task by itself (task.tasks.{name}.limits.{split})"
+                )
+        return splits
+
+    def _facts(self) -> dict[str, Any]:
+        facts = {name: task.about() for name, task in self.tasks.items()}
+        return {
+            **{key: _listed(facts, key) for key in ("source", "revision", "licence", "caveat")},
+            "sha256": {f"{name}.{key}": sha for name, own in facts.items() for key, sha in own["sha256"].items()},
+            "counts": {name: {**own["counts"], "sizes": own["sizes"]} for name, own in facts.items()},
+            "warnings": [f"{name}: {line}" for name, own in facts.items() for line in own["warnings"]],
+        }
+
+    def data_at_hand(self) -> bool:
+        """Whether the files of every task are here."""
+        return all(task.data_at_hand() for task in self.tasks.values())
+
+    def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
+        """Each example as its own task encodes it."""
+        return [self.tasks[example["task"]].encode([example], tokenizer)[0] for example in examples]
+
+    def evaluate(
+        self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None
+    ) -> Evaluation:
+        """accuracy_mean, accuracy_<task>, and the metrics of `held_out` over all right options.
+
+        Predictions are those of the tasks, with `task` and `correct`, by the primary metric of the task.
+        """
+        accuracies: dict[str, float] = {}
+        rows: dict[str, dict] = {}
+        for name, task in self.tasks.items():
+            own = [example for example in examples if example["task"] == name]
+            if not own:
+                continue
+            result = task.evaluate(model, own, tokenizer, batch_size=batch_size, progress=progress)
+            accuracies[f"accuracy_{name}"] = result.metrics[task.primary_metric]
+            rows |= {
+                row["id"]: {**row, "task": name, "correct": row["prediction"] == row["label"]}
+                for row in result.predictions
+            }
+        ordered = [rows[example["id"]] for example in examples]
+        mean = float(np.mean(list(accuracies.values())))
+        return Evaluation({"accuracy_mean": mean, **accuracies, **_held_out(ordered)}, ordered)
+
+    def reference_metrics(self, model, examples: list[dict], tokenizer, /) -> dict[str, float]:
+        """Accuracy of guessing, the mean over the tasks."""
+        chances = [
+            task.reference_metrics(model, own, tokenizer)["chance_accuracy"]
+            for name, task in self.tasks.items()
+            if (own := [example for example in examples if example["task"] == name])
+        ]
+        return {"chance_accuracy": float(np.mean(chances))}
+
+
+def _splits_of(name: str, task: ChoiceTask) -> dict[str, list[dict]]:
+    try:
+        return task.splits()
+    except UserError as error:
+        # Its message names the settings as if the task stood alone.
+        raise UserError(f"task.tasks.{name}: {error}") from error
+
+
+def _check(key: str, task: Any, max_length: int) -> None:
+    if not isinstance(task, ChoiceTask):
+        raise UserError(f"{key}={shortened(task)}: is no multiple-choice task; expected one, or null to leave it out")
+    if not task.primary_metric.startswith("accuracy"):
+        raise UserError(
+            f"{key}.primary_metric={task.primary_metric}: expected an accuracy, for there is a mean of them"
+        )
+    if task.max_length > max_length:
+        raise UserError(f"{key}.max_length={task.max_length}: exceeds task.max_length={max_length}; lower it")
+
+
+def _listed(facts: Mapping[str, Mapping[str, Any]], key: str) -> str:
+    return "; ".join(f"{name}: {own[key]}" for name, own in facts.items() if own.get(key))
+
+
+def _held_out(rows: list[dict]) -> dict[str, float]:
+    sizes = [{"response_bytes": row["bytes"]} for row in rows]
+    scores = [AnswerScore(-row["negative_log_likelihood"], row["tokens"], row["greedy_matches"]) for row in rows]
+    return held_out.metrics(sizes, scores)

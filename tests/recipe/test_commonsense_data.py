@@ -1,0 +1,85 @@
+"""BoolQ, PIQA and OpenBookQA on real files, with one override each: whole runs of a tiny model."""
+
+import json
+
+import pytest
+from hydra.utils import instantiate
+from shared_data import shared_data
+from tiny import tiny_llama
+from tiny_tokenizer import byte_level
+
+from rowsft.config.compose import compose
+from rowsft.report.predictions import scored
+from rowsft.store import Store
+
+FILES = {
+    "boolq": ("boolq/train.json", "boolq/test.json"),
+    "piqa": ("piqa/test.json",),
+    "openbookqa": ("openbookqa/train.json",),
+}
+NORMS = ("sum", "norm", "bytes", "tokens", "pmi")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_llama(vocab_size=260, max_position_embeddings=512).save_pretrained(folder)
+    byte_level().save_pretrained(folder)
+    return folder
+
+
+def run(workshop, store, model, *overrides):
+    """The record of a small run of the tiny model; all but `overrides` makes it small."""
+    done = workshop.rowsft(
+        *("run", *overrides, "trainer.steps=2", "trainer.batch_size=4", f"store={store}"),
+        *("model=llama2_7b", f"model.source={model}", "model.dtype=float32", "method=row_sft", "budget.rows=2"),
+        *("trainer.device=cpu", "trainer.calibration_batches=2", "trainer.memory_probe_steps=0"),
+    )
+    assert done.returncode == 0, done.stderr
+    (record,) = Store(store).runs()
+    rows = [json.loads(line) for line in record.file("predictions").read_text().splitlines()]
+    return record, [row for row in rows if row.get("split", "test") == "test"]
+
+
+def computed_again(record, count, names):
+    """Every metric follows from the predictions."""
+    for name in names:
+        found = scored(record, "test", name)
+        assert found.metric(list(range(count))) == pytest.approx(record.result.metrics["test"][name], rel=1e-9), name
+
+
+def data_of(name):
+    """The path of a task's files: a folder with one for each split, or a single one, which is cut into three."""
+    paths = shared_data(*FILES[name])
+    return paths[0].parent if len(paths) > 1 else paths[0]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_task_runs_on_real_files_with_one_override(workshop, tmp_path, model, name):
+    small = ["task.limits={train: 24, validation: 8, test: 40}", 'task.pmi="Answer:"']
+    data = f"task.data.path={data_of(name)}"
+    record, test = run(workshop, tmp_path / "store", model, f"task=commonsense/{name}", data, *small)
+    assert len(test) == 40 and len({row["id"] for row in test}) == 40
+    computed_again(record, 40, ("loss", "perplexity", "bits_per_byte", *(f"accuracy_{norm}" for norm in NORMS)))
+
+
+def test_the_mix_runs_on_real_files(workshop, tmp_path, model):
+    missing = ("social_iqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge")
+    overrides = [
+        *("task=commonsense/mix", "task.limits={train: 24, validation: 30, test: 60}"),
+        *(f"task.tasks.{name}=null" for name in missing),
+        *(f"task.tasks.{name}.data.path={data_of(name)}" for name in FILES),
+    ]
+    record, test = run(workshop, tmp_path / "store", model, *overrides)
+    assert {row["task"] for row in test} == set(FILES) and len(test) == 60
+    computed_again(record, 60, ("loss", "accuracy_mean", *(f"accuracy_{name}" for name in FILES)))
+    assert record.result.primary_metric == "accuracy_mean"
+
+
+def test_every_row_of_the_real_files_is_taken_apart():
+    sizes = {"boolq": 9427 + 3270, "piqa": 1838, "openbookqa": 4957}
+    for name in FILES:
+        task = instantiate(compose([f"task=commonsense/{name}", f"task.data.path={data_of(name)}"]).task)
+        rows = [row for part in task.splits().values() for row in part]
+        assert len(rows) == sizes[name]
+        assert {len(row["options"]) for row in rows} == {4 if name == "openbookqa" else 2}
