@@ -58,6 +58,7 @@ FORMULAS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": accuracy,
     "accuracy_norm": accuracy,
     "accuracy_sum": accuracy,
+    "exact_match": accuracy,
     "f1": f1,
     "pearson": pearson,
     "spearman": spearman,

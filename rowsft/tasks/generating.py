@@ -53,7 +53,7 @@ def continuations(
     base = _base(model)
     if not hasattr(base, "generate"):
         raise UserError(f"{type(base).__name__} has no generate(): choose a causal language model of transformers")
-    cached = "past_key_values" in inspect.signature(type(base).forward).parameters
+    cached = _keeps_cache(base)
     eos = tokenizer.eos_token_id
     # The mask hides what pads stand for; any token will do.
     pad = next((token for token in (tokenizer.pad_token_id, eos) if token is not None), 0)
@@ -69,7 +69,7 @@ def continuations(
         pad_token_id=pad,
         use_cache=cached or keeps_state(base),
     )
-    batches = _batches(prompts, batch_size, one_length=not cached or keeps_state(base))
+    batches = _batches(prompts, batch_size, one_length=not cached)
     results: list[Any] = [None] * len(prompts)
     with evaluation_mode(model) as device, _without_own_settings(model):
         for indices in progress(batches, total=len(batches)) if progress else batches:
@@ -85,6 +85,48 @@ def continuations(
             for row, (i, tokens) in enumerate(zip(indices, generated, strict=True)):
                 results[i] = _read(tokens, eos, stopping.ends.get(row), stop, tokenizer, max_new_tokens)
     return results
+
+
+def dry_continuation(model, like: Tensor, prompt: int, max_new_tokens: int) -> None:
+    """Compute what holds the most memory of `continuations`: the pass over the prompts, and that of the last token.
+
+    like: a batch's token ids, which may be without data; its rows are continued. prompt: tokens of every prompt.
+    """
+    total = prompt + max_new_tokens - 1
+    with evaluation_mode(model):
+        if not _keeps_cache(_base(model)):
+            # The last token takes a pass over all others.
+            model(**_inputs(model, like, total, total))
+            return
+        output = model(**_inputs(model, like, prompt, prompt), use_cache=True)
+        scores = output.logits[:, -1].to(copy=True, dtype=torch.float32)
+        if max_new_tokens > 1:
+            cache = output.past_key_values
+            del output
+            for number, layer in enumerate(cache.layers):
+                # What the tokens between leave behind.
+                between = (each[:, :, :1].expand(-1, -1, total - 1 - prompt, -1) for each in (layer.keys, layer.values))
+                cache.update(*between, number)
+            # The scores of one token are kept until there are those of the next.
+            output = model(**_inputs(model, like, 1, total), use_cache=True, past_key_values=cache)
+            scores = output.logits[:, -1].to(copy=True, dtype=torch.float32)
+        del scores
+
+
+def _inputs(model, like: Tensor, length: int, seen: int) -> dict[str, Any]:
+    """A batch for generating: the last `length` of `seen` tokens, and logits of the last alone."""
+    takes = inspect.signature(type(_base(model)).forward).parameters
+    ids, mask = like.new_ones((len(like), length)), like.new_ones((len(like), seen))
+    batch = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1)[:, -length:]}
+    return {
+        **{name: value for name, value in batch.items() if name in takes},
+        **({"logits_to_keep": 1} if "logits_to_keep" in takes else {}),
+    }
+
+
+def _keeps_cache(base) -> bool:
+    """Whether the model keeps keys and values of every token, which grow with the text."""
+    return "past_key_values" in inspect.signature(type(base).forward).parameters and not keeps_state(base)
 
 
 def _base(model):
