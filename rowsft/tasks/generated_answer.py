@@ -33,13 +33,14 @@ class GeneratedAnswer(PromptResponse):
         name: str,
         max_length: int,
         data: Mapping[str, Any],
-        prompt: str,
+        prompt: str | Sequence[str],
         response: str,
         max_new_tokens: int,
         stop: Sequence[str] = (),
         limits: Mapping[str, int | None] | None = None,
+        drop_empty: bool = False,
     ):
-        super().__init__(name, max_length, data, prompt, response, limits)
+        super().__init__(name, max_length, data, prompt, response, limits, drop_empty)
         self.max_new_tokens = whole_number("task.max_new_tokens", max_new_tokens, 1)
         if max_new_tokens >= max_length:
             raise UserError(

@@ -1,17 +1,22 @@
 """Supervised fine-tuning of a causal language model on the user's own prompts and responses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rowsft.errors import UserError, shortened
 from rowsft.tasks import Evaluation, Progress, held_out
+from rowsft.tasks.alternatives import Alternatives
 from rowsft.tasks.causal import CausalTask, encode_answer
 from rowsft.tasks.local_data import Tables
-from rowsft.tasks.reading import Table
+from rowsft.tasks.reading import MayBeEmpty, Table
 from rowsft.tasks.template import Template
 
 
 class PromptResponse(CausalTask):
     """`prompt` and `response` are templates with column names in braces (see Template); `data`: see Tables.
+
+    `prompt` may be a list of templates: see Alternatives. `drop_empty` leaves out rows without a response, which are an
+    error otherwise, and counts them.
 
     The loss is on the response and the end-of-sequence token after it. Metrics: those of `held_out`; `loss` is the
     primary one, lower is better.
@@ -25,17 +30,30 @@ class PromptResponse(CausalTask):
         name: str,
         max_length: int,
         data: Mapping[str, Any],
-        prompt: str,
+        prompt: str | Sequence[str],
         response: str,
         limits: Mapping[str, int | None] | None = None,
+        drop_empty: bool = False,
     ):
         super().__init__(name, max_length, limits)
+        if not isinstance(drop_empty, bool):
+            raise UserError(f"task.drop_empty={shortened(drop_empty)}: expected true or false")
         self.tables = Tables(data)
-        self.prompt, self.response = Template("prompt", prompt), Template("response", response)
+        self.prompt, self.response = Alternatives("prompt", prompt), Template("response", response)
+        self.drop_empty = drop_empty
+        self._dropped = 0
 
     def _read(self) -> dict[str, list[dict]]:
-        tables = self.tables.read([*self.prompt.columns, *self.response.columns], self.prompt.columns)
-        return {name: self._examples(table) for name, table in tables.items()}
+        response = [MayBeEmpty(name) if self.drop_empty else name for name in self.response.columns]
+        tables = self.tables.read([*self.prompt.columns, *response], self.prompt.columns)
+        return {name: self._examples(self._with_response(table)) for name, table in tables.items()}
+
+    def _with_response(self, table: Table) -> Table:
+        """The table without the rows that have an empty cell for the response; they are counted."""
+        cells = zip(*(table.columns[name] for name in self.response.columns), strict=True)
+        kept = [row for row, each in enumerate(cells) if all(each)]
+        self._dropped += len(table) - len(kept)
+        return table if len(kept) == len(table) else table.take(kept)
 
     def _examples(self, table: Table) -> list[dict]:
         prompts, responses = self.prompt.filled(table), self.response.filled(table)
@@ -43,7 +61,15 @@ class PromptResponse(CausalTask):
         return [{"id": id_, "prompt": prompt, "response": response} for id_, prompt, response in rows]
 
     def _facts(self) -> dict[str, Any]:
-        return self.tables.facts()
+        facts = self.tables.facts()
+        if not self.drop_empty:
+            return facts
+        warnings = [f"{self._dropped:,} rows without a response are left out"] if self._dropped else []
+        return {
+            **facts,
+            "counts": {**facts["counts"], "rows_without_response": self._dropped},
+            "warnings": [*facts["warnings"], *warnings],
+        }
 
     def data_at_hand(self) -> bool:
         """Whether the files of `data` are here."""

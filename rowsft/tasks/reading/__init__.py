@@ -5,6 +5,7 @@ that a message can name it. The libraries parse (csv, json, pyarrow, datasets); 
 said. See docs/data.md.
 """
 
+from rowsft.tasks.reading.cells import MayBeEmpty
 from rowsft.tasks.reading.formats import EXPECTED, SEPARATORS, is_file_name, read_file, read_folder, read_hub
 from rowsft.tasks.reading.numbers import number
 from rowsft.tasks.reading.table import Table
@@ -12,6 +13,7 @@ from rowsft.tasks.reading.table import Table
 __all__ = [
     "EXPECTED",
     "SEPARATORS",
+    "MayBeEmpty",
     "Table",
     "is_file_name",
     "number",
