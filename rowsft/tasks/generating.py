@@ -104,8 +104,11 @@ def dry_continuation(model, like: Tensor, prompt: int, max_new_tokens: int) -> N
             cache = output.past_key_values
             del output
             for number, layer in enumerate(cache.layers):
-                # What the tokens between leave behind.
-                between = (each[:, :, :1].expand(-1, -1, total - 1 - prompt, -1) for each in (layer.keys, layer.values))
+                # What the tokens between leave behind, out of one number: no view of what is replaced.
+                between = (
+                    each.new_zeros(1).expand(*each.shape[:2], total - 1 - prompt, each.shape[3])
+                    for each in (layer.keys, layer.values)
+                )
                 cache.update(*between, number)
             # The scores of one token are kept until there are those of the next.
             output = model(**_inputs(model, like, 1, total), use_cache=True, past_key_values=cache)

@@ -9,7 +9,8 @@ from tiny import PAD, VOCAB, build, tiny_gpt2, tiny_llama
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM, OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 import rowsft
-from rowsft.tasks.generating import continuations
+from rowsft.measure.memory import AllocationPeak
+from rowsft.tasks.generating import continuations, dry_continuation
 
 TEXTS = [
     "what will the cat want to do next?",
@@ -49,9 +50,10 @@ def gpt1():
     return build(OpenAIGPTLMHeadModel, config, torch.float32, 0)
 
 
-def lora():
+def lora(**shape):
     return get_peft_model(
-        tiny_llama(), LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", init_lora_weights=False)
+        tiny_llama(**shape),
+        LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", init_lora_weights=False),
     ).eval()
 
 
@@ -208,3 +210,21 @@ def test_a_window_of_attention_is_kept_in_a_batch():
     tokenizer.eos_token = None
     got = continuations(model, given, tokenizer, NEW, 8)
     assert [one.token_ids for one in got] == [brute_force(model, prompt) for prompt in given]
+
+
+@pytest.mark.parametrize("name", ["llama", "lora", "gpt1"])
+@pytest.mark.parametrize("new", [1, 2, 30])
+def test_what_a_plan_computes_takes_the_memory_of_generating(name, new):
+    """A cache that outweighs all else, but for the model that keeps none."""
+    shape = {"head_dim": 128, "num_key_value_heads": 4, "num_hidden_layers": 3}
+    model = {"llama": lambda: tiny_llama(**shape), "lora": lambda: lora(**shape), "gpt1": gpt1}[name]()
+    tokenizer, prompt = bpe(), 20
+    tokenizer.eos_token = None
+    continuations(model, [[5] * prompt] * 4, tokenizer, 1, 4)
+    with AllocationPeak("cpu") as measured:
+        continuations(model, [[5] * prompt] * 4, tokenizer, new, 4)
+    ids = torch.ones(4, 64, dtype=torch.int64)
+    with AllocationPeak("cpu") as dry:
+        dry_continuation(model, ids, prompt, new)
+    # Some kilobytes of ids and masks more or less.
+    assert dry.new_peak_bytes == pytest.approx(measured.new_peak_bytes, rel=0.01, abs=8_000)
