@@ -63,7 +63,9 @@ class GeneratedAnswer(PromptResponse):
     def size(self, encoded: dict) -> Size:
         """Tokens of prompt and response, those of the response, those of the prompt as it is continued."""
         tokens, answer, _ = super().size(encoded)
-        return Size(tokens, answer, min(tokens - (answer or 0), self._prompt_room))
+        # An example of full length may have had its prompt cut to make room for its response.
+        prompt = tokens - (answer or 0) if tokens < self.max_length else self._prompt_room
+        return Size(tokens, answer, min(prompt, self._prompt_room))
 
     @property
     def _prompt_room(self) -> int:

@@ -131,3 +131,11 @@ def test_a_response_without_a_number_is_refused_by_its_place(tmp_path):
 def test_settings_that_cannot_be_are_refused_before_data_are_read(changes, words):
     with pytest.raises(UserError, match=words):
         task("never read", **changes)
+
+
+def test_a_plan_knows_the_longest_prompt_that_is_continued(path):
+    built, tokenizer = task(path), byte_level()
+    texts = [("a" * 20, " #### 1"), ("a" * 80, " 1"), ("a" * 50, " " + "so " * 20 + "1")]
+    encoded = built.encode([{"prompt": prompt, "response": response} for prompt, response in texts], tokenizer)
+    # Of 96 tokens at most, 32 are kept free for what is written.
+    assert [built.size(one).prompt for one in encoded] == [20, 64, 64]
