@@ -28,7 +28,10 @@ MODELS = {
     *("minilm", "smollm2_135m", "llama2_7b", "llama3_8b", "mistral_7b", "gemma_7b"),
     *("bert_base", "bert_large", "deberta_v3_base", "deberta_v3_large"),
 }
-TASKS = {"sentiment", "glue/stsb", "social_iqa", "text_classification", "prompt_response"}
+TASKS = {
+    *("sentiment", "glue/stsb", "social_iqa", "text_classification", "prompt_response"),
+    *("alpaca", "alpaca_gpt4", "gsm8k"),
+}
 GROUPS = ("method", "model", "task", "budget", "trainer", "tracker", "experiment", "debug")
 
 
