@@ -58,6 +58,7 @@ FORMULAS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": accuracy,
     # Multiple choice, by the normalisation of log-likelihoods.
     **dict.fromkeys(("accuracy_sum", "accuracy_norm", "accuracy_bytes", "accuracy_tokens", "accuracy_pmi"), accuracy),
+    "exact_match": accuracy,
     "f1": f1,
     "pearson": pearson,
     "spearman": spearman,

@@ -114,7 +114,8 @@ def _evaluated(task: Task, names: Sequence[str], splits: dict, processor: Any) -
     sizes = [size for name in names for size in _sizes(task, splits[name], processor)]
     tokens = [size.tokens for size in sizes]
     answer = max((size.answer for size in sizes if size.answer is not None), default=None)
-    return Size(max(tokens), answer), min(tokens) == max(tokens)
+    prompt = max((size.prompt for size in sizes if size.prompt is not None), default=None)
+    return Size(max(tokens), answer, prompt), min(tokens) == max(tokens)
 
 
 def _sizes(task: Task, examples: list[dict], processor: Any) -> list[Size]:

@@ -23,10 +23,13 @@ class Evaluation:
 
 
 class Size(NamedTuple):
-    """Tokens of an encoded example. answer: those from its first labelled one on; None where labels are no tokens."""
+    """Tokens of an encoded example. answer: those from its first labelled one on; None where labels are no tokens.
+    prompt: those that evaluation has the model continue; None where it continues nothing, or the longest is not known.
+    """
 
     tokens: int
     answer: int | None = None
+    prompt: int | None = None
 
 
 class Task(Protocol):

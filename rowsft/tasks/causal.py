@@ -73,25 +73,31 @@ def encode_answer(tokenizer, prompt: str, answer: str, max_length: int, end: boo
     The two are tokenised apart, so that no token spans the boundary. What exceeds `max_length` tokens is cut from the
     start of the prompt, then from the end of the answer; at least one token stays before the answer.
     """
-    before = _prompt_ids(tokenizer, prompt)
+    size = len(answer.encode(errors="surrogatepass"))
     if starts_words_with_a_space(tokenizer, answer):
         # Such a tokenizer puts a space before whatever it is given: a second one would be a token of its own.
         answer = answer.removeprefix(" ")
     after = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    size = len(answer.encode(errors="surrogatepass"))
     if len(after) > max_length - 1:
         left = tokenizer.decode(after[: max_length - 1], clean_up_tokenization_spaces=False)
         size = min(size, len(left.encode(errors="surrogatepass")))
     if end and tokenizer.eos_token_id is not None:
         after = [*after, tokenizer.eos_token_id]
     after = after[: max_length - 1]
-    room = max_length - len(after)
-    if len(before) > room:
-        # A prompt that starts with BOS keeps it: models rely on it.
-        start = before[: min(room - 1, int(before[0] == tokenizer.bos_token_id))]
-        before = start + before[len(before) - room + len(start) :]
+    before, _ = encode_prompt(tokenizer, prompt, max_length - len(after))
     labels = [IGNORED] * len(before) + after
     return {"input_ids": before + after, "labels": labels, "response_bytes": size}
+
+
+def encode_prompt(tokenizer, prompt: str, room: int) -> tuple[list[int], int]:
+    """A prompt's tokens as an answer follows them, and how many were cut from its start to leave at most `room`."""
+    ids = _prompt_ids(tokenizer, prompt)
+    excess = max(0, len(ids) - room)
+    if excess:
+        # A prompt that starts with BOS keeps it: models rely on it.
+        start = ids[: min(room - 1, int(ids[0] == tokenizer.bos_token_id))]
+        ids = start + ids[excess + len(start) :]
+    return ids, excess
 
 
 def _prompt_ids(tokenizer, prompt: str) -> list[int]:

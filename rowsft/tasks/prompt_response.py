@@ -1,9 +1,10 @@
 """Supervised fine-tuning of a causal language model on the user's own prompts and responses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rowsft.tasks import Evaluation, Progress, held_out
+from rowsft.tasks.alternatives import Alternatives
 from rowsft.tasks.causal import CausalTask, encode_answer
 from rowsft.tasks.local_data import Tables
 from rowsft.tasks.reading import Table
@@ -12,6 +13,8 @@ from rowsft.tasks.template import Template
 
 class PromptResponse(CausalTask):
     """`prompt` and `response` are templates with column names in braces (see Template); `data`: see Tables.
+
+    `prompt` may be a list of templates: see Alternatives.
 
     The loss is on the response and the end-of-sequence token after it. Metrics: those of `held_out`; `loss` is the
     primary one, lower is better.
@@ -25,13 +28,13 @@ class PromptResponse(CausalTask):
         name: str,
         max_length: int,
         data: Mapping[str, Any],
-        prompt: str,
+        prompt: str | Sequence[str],
         response: str,
         limits: Mapping[str, int | None] | None = None,
     ):
         super().__init__(name, max_length, limits)
         self.tables = Tables(data)
-        self.prompt, self.response = Template("prompt", prompt), Template("response", response)
+        self.prompt, self.response = Alternatives("prompt", prompt), Template("response", response)
 
     def _read(self) -> dict[str, list[dict]]:
         tables = self.tables.read([*self.prompt.columns, *self.response.columns], self.prompt.columns)

@@ -24,7 +24,7 @@ from rowsft.runner.trainer import OrderedTrainer
 from rowsft.store import Record, Store
 
 # Seconds until a start of processes counts as hung: two cores under load take a minute for what takes them ten seconds.
-PATIENCE_SECONDS = 300
+PATIENCE_SECONDS = 1200
 
 
 class Stopped(Exception):

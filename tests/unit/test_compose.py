@@ -27,6 +27,7 @@ METHODS = {"row_sft", *CHANNELS, "lora", "dora", "shira", "full", "head", "none"
 MODELS = {
     *("minilm", "smollm2_135m", "llama2_7b", "llama3_8b", "mistral_7b", "gemma_7b"),
     *("bert_base", "bert_large", "deberta_v3_base", "deberta_v3_large"),
+    *("vit_base", "deit_base", "dinov2_small", "dinov2_base", "vits_focus", "vits_random"),
 }
 GLUE = {f"glue/{name}" for name in ("cola", "mnli", "mnli_mismatched", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb")}
 COMMONSENSE = {
@@ -37,6 +38,8 @@ TASKS = {
     *("sentiment", "social_iqa", "text_classification", "prompt_response", "multiple_choice"),
     *("language_modelling", "wikitext2", *GLUE),
     *(f"commonsense/{name}" for name in COMMONSENSE),
+    *(f"images/{name}" for name in ("folder", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "caltech101")),
+    *("alpaca", "alpaca_gpt4", "gsm8k"),
 }
 GROUPS = ("method", "model", "task", "budget", "trainer", "tracker", "experiment", "debug")
 

@@ -3,6 +3,7 @@
 import json
 import math
 
+import pandas
 import pytest
 import torch
 from task_tools import bpe
@@ -20,8 +21,8 @@ def path(tmp_path):
     return str(file)
 
 
-def task(path, prompt="{ask} {more}\\n", response="{answer}", **changes):
-    data = {"path": path, "validation": 0.2, "test": 0.2}
+def task(path, prompt="{ask} {more}\\n", response="{answer}", empty="refuse", **changes):
+    data = {"path": path, "validation": 0.2, "test": 0.2, "empty": empty}
     return PromptResponse("own", max_length=48, data=data, prompt=prompt, response=response, **changes)
 
 
@@ -86,3 +87,57 @@ def test_mistakes_are_named(path):
         task(path, prompt="no field")
     with pytest.raises(UserError, match="task.response='{answer'"):
         task(path, response="{answer")
+
+
+WITH, WITHOUT = "{ask} | {more} >", "{ask} >"
+
+
+def asked(folder, name, rows):
+    """The file's prompts under two templates, in the order of its rows."""
+    frame, file = pandas.DataFrame(rows), folder / name
+    writers = {
+        "csv": lambda: frame.to_csv(file, index=False),
+        "tsv": lambda: frame.to_csv(file, index=False, sep="\t"),
+        "jsonl": lambda: file.write_text("\n".join(map(json.dumps, rows))),
+        "json": lambda: file.write_text(json.dumps(rows)),
+        "parquet": lambda: frame.to_parquet(file),
+    }
+    writers[file.suffix[1:]]()
+    splits = task(str(file), prompt=[WITH, WITHOUT]).splits()
+    return [row["prompt"] for _, row in sorted((int(row["id"][4:]), row) for part in splits.values() for row in part)]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet"])
+def test_a_row_takes_the_first_template_that_it_can_fill(tmp_path, ending):
+    rows = [{"ask": f"q{i}", "more": ["", "a cat", "  ", None][i % 4], "answer": "x"} for i in range(12)]
+    expected = [f"q{i} | a cat >" if i % 4 == 1 else f"q{i} >" for i in range(12)]
+    assert asked(tmp_path, f"rows.{ending}", rows) == expected
+
+
+@pytest.mark.parametrize("column", ["ask", "answer"])
+def test_what_every_template_needs_must_not_be_empty(tmp_path, column):
+    rows = [{"ask": "q", "more": "", "answer": "x"} for _ in range(9)]
+    rows.append({**rows[0], column: ""})
+    with pytest.raises(UserError, match=f"line 10: no value in column {column}; fill it or drop the row"):
+        asked(tmp_path, "rows.jsonl", rows)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [([], r"task.prompt=\[\]: expected a template"), (["{a}", "b"], r"prompt\[1\]=")]
+)
+def test_lists_of_templates_that_say_nothing_are_refused(given, words):
+    with pytest.raises(UserError, match=words):
+        task("never read", prompt=given)
+
+
+def test_rows_without_a_response_are_left_out_and_counted_where_that_is_asked_for(tmp_path):
+    rows = [{"ask": f"q{i}", "more": "m", "answer": "" if i in (3, 17) else "x"} for i in range(20)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    built = task(str(file), empty="drop")
+    ids = {row["id"] for part in built.splits().values() for row in part}
+    assert ids == {f"row-{i}" for i in range(20) if i not in (3, 17)}
+    about = built.about()
+    assert about["counts"]["empty_rows_dropped"] == 2
+    with pytest.raises(UserError, match="line 4: no value in column answer"):
+        task(str(file)).splits()

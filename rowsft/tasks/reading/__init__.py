@@ -5,6 +5,7 @@ that a message can name it. The libraries parse (csv, json, pyarrow, datasets); 
 said. See docs/data.md.
 """
 
+from rowsft.tasks.reading.cells import MayBeEmpty
 from rowsft.tasks.reading.columns import MissingColumn
 from rowsft.tasks.reading.fields import LIST
 from rowsft.tasks.reading.formats import (
@@ -27,6 +28,7 @@ __all__ = [
     "SEPARATORS",
     "Choice",
     "MissingColumn",
+    "MayBeEmpty",
     "Table",
     "canonical",
     "check_same_classes",

@@ -16,6 +16,10 @@ class NotText:
     what: str
 
 
+class MayBeEmpty(str):
+    """The name of a column whose cells may be empty: they are read as an empty text."""
+
+
 def place(source: str, unit: str, number: int) -> str:
     """Where a row stands, as messages name it: `reviews.csv, line 7`."""
     return f"{source}, {unit} {number}"
@@ -24,10 +28,13 @@ def place(source: str, unit: str, number: int) -> str:
 def checked(value: Any, column: str, source: str, unit: str, number: int) -> str:
     """`value` as it stands if it is text that says something. Raises UserError naming the place and the column.
 
-    Refused: nothing or nothing but blanks, lists and objects, half of a surrogate pair, the character NUL.
+    Refused: nothing or nothing but blanks (unless the column may be empty), lists and objects, half of a surrogate
+    pair, the character NUL.
     """
     if type(value) is str and value and not value.isspace() and "\0" not in value and _has_bytes(value):
         return value
+    if isinstance(column, MayBeEmpty) and is_empty(value):
+        return ""
     raise UserError(f"{place(source, unit, number)}: {_fault(value, column)}")
 
 

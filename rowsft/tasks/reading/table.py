@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 from rowsft.errors import UserError, shortened
-from rowsft.tasks.reading.cells import checked, checked_list, is_empty, place
+from rowsft.tasks.reading.cells import MayBeEmpty, checked, checked_list, is_empty, place
 from rowsft.tasks.reading.counts import Counts
 from rowsft.tasks.reading.fields import is_list
 
@@ -74,11 +74,12 @@ def collected(
         for name, values in zip(columns, kept, strict=True)
     ]
     kept_rows = array("q")
+    must_say = [not isinstance(name, MayBeEmpty) for name in columns]
     for row, (number, cells) in enumerate(cells_by_row):
         if empty == "keep":
             cells = ["" if is_empty(cell) else cell for cell in cells]
         elif empty == "drop":
-            if any(map(is_empty, cells)):
+            if any(is_empty(cell) and needed for cell, needed in zip(cells, must_say, strict=True)):
                 counts.empty_rows += 1
                 continue
             kept_rows.append(row)
