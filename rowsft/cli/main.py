@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 
 from rowsft import config_folders
-from rowsft.cli import compare, export, fetch, init, plan, report, run, runs, signals, sweep, track, tune
+from rowsft.cli import compare, export, fetch, init, plan, report, run, runs, signals, sweep, task, track, tune
 from rowsft.cli.arguments import Parser, group_help, parsed_arguments
 from rowsft.cli.terminal import shown
 from rowsft.errors import HELD, INTERRUPTED, RunHeld, UserError, one_line, shortened
@@ -16,6 +16,7 @@ COMMANDS: dict[str, ModuleType] = {
     "run": run,
     "sweep": sweep,
     "plan": plan,
+    "task": task,
     "report": report,
     "tune": tune,
     "runs": runs,
@@ -33,6 +34,7 @@ examples:
   rowsft sweep experiment=quickstart                             the runs of an experiment, a fresh process each
   rowsft sweep method=lora,row_sft seed=1,2,3                    any Hydra sweep
   rowsft plan model=llama3_8b method=row_sft budget.rows=128     what a run would need, before it is run
+  rowsft task show glue/stsb                                     its examples as a model reads them, lengths, leaks
   rowsft report --experiment quickstart --out reports/quickstart tables, picture and page
   rowsft export 3f2a --to lora                                   a run's adapter, to be served without rowsft
   rowsft track replay --experiment quickstart                    the same runs for W&B, from their records
