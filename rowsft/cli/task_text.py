@@ -38,8 +38,8 @@ def show_inspection(found: Inspection, model: str, output: Console) -> None:
     output.print(_splits(found))
     if (labels := _labels(found)) is not None:
         output.print(labels)
-    for line in _notes(found):
-        output.print(Text(line), soft_wrap=True)
+    for note in _notes(found):
+        output.print(Text(note), soft_wrap=True)
 
 
 def _heading(split: str, example: Rendered) -> Text:
@@ -94,10 +94,9 @@ def _splits(found: Inspection) -> rich.Table:
         table.add_column(name, justify="right")
     for name, split in found.splits.items():
         lengths = split.lengths
-        cells = [
-            _quantiles(lengths and lengths.tokens),
-            *([_quantiles(lengths and lengths.answer)] if has_loss else []),
-        ]
+        cells = [_quantiles(lengths.tokens if lengths else None)]
+        if has_loss:
+            cells.append(_quantiles(lengths.answer if lengths else None))
         table.add_row(name, f"{split.examples:,}", *cells, number(split.longer, ","), f"{split.repeated:,}")
     return table
 
