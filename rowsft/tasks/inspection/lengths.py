@@ -17,7 +17,7 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of whole examples, and of what comes from the first labelled token on (None where labels are no tokens)."""
+    """Tokens of whole examples, and of what comes from the first labelled token on (None: labels are no tokens)."""
 
     tokens: Quantiles
     answer: Quantiles | None
