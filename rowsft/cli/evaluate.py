@@ -40,8 +40,14 @@ def run(parsed: argparse.Namespace) -> int:
         from rowsft.cli.evaluate_text import results_table
         from rowsft.harness import evaluate_runs
 
-        outcomes = list(evaluate_runs(parsed.runs, parsed.store, settings, say=lambda text: print(shown(text))))
-        console().print(results_table(outcomes))
+        outcomes = []
+        try:
+            for outcome in evaluate_runs(parsed.runs, parsed.store, settings, say=lambda text: print(shown(text))):
+                outcomes.append(outcome)
+        finally:
+            # What is recorded is shown, too, where a later run is refused.
+            if outcomes:
+                console().print(results_table(outcomes))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rowsft.harness import Settings, adapted, evaluate_runs
@@ -101,6 +103,21 @@ def test_runs_of_one_base_load_it_once_and_each_is_scored_as_alone(workshop, run
         both = zip(alone.results, together[runs[name]].results, strict=True)
         assert all(one.metrics == other.metrics for one, other in both)
         assert all(one.adapter_difference == other.adapter_difference for one, other in both)
+
+
+def test_an_adapter_that_does_nothing_is_refused_and_what_came_before_it_stays(workshop, runs, tasks, tmp_path):
+    store = tmp_path / "runs"
+    for name in ("row_sft", "lora"):
+        shutil.copytree(workshop.folder / "runs" / runs[name], store / runs[name])
+    file = store / runs["lora"] / "attempt-1/adapter/adapter_model.safetensors"
+    save_file({name: tensor * ("lora_B" not in name) for name, tensor in load_file(file).items()}, file)
+    had = {name: len(Store(store).get(runs[name]).result.lm_eval or []) for name in ("row_sft", "lora")}
+    command = ["eval", runs["row_sft"], runs["lora"], "--lm-eval", "truth", "--include-path", str(tasks)]
+    done = workshop.rowsft(*command, "--store", str(store))
+    assert done.returncode == 2 and "changes no logit of the base model" in done.stderr.splitlines()[-1]
+    assert f"│ {runs['row_sft']}" in done.stdout and f"│ {runs['lora']}" not in done.stdout
+    has = {name: len(Store(store).get(runs[name]).result.lm_eval or []) for name in ("row_sft", "lora")}
+    assert has == {"row_sft": had["row_sft"] + 1, "lora": had["lora"]}
 
 
 def test_random_states_stay_as_they_were(workshop, runs, tasks):
