@@ -121,6 +121,20 @@ def read(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
+def about(group: str, name: str) -> str:
+    """The first line of comment in the file of `group=name`; "" where it begins with none.
+
+    Raises LookupError where there is no such file.
+    """
+    for line in file(group, name).read_text(encoding="utf-8").splitlines():
+        text = line.removeprefix("#").strip()
+        if not line.startswith("#"):
+            return ""
+        if text and not text.startswith("@package"):
+            return text
+    return ""
+
+
 def check_file(group: str, name: str) -> None:
     """Raise UserError where the file of `group=name` is a user's own and cannot be a part of a configuration."""
     folder = own()

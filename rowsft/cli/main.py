@@ -6,7 +6,22 @@ import sys
 from types import ModuleType
 
 from rowsft import config_folders
-from rowsft.cli import compare, export, fetch, init, plan, report, run, runs, signals, sweep, track, tune
+from rowsft.cli import (
+    compare,
+    evaluate,
+    export,
+    fetch,
+    init,
+    plan,
+    report,
+    run,
+    runs,
+    signals,
+    sweep,
+    task,
+    track,
+    tune,
+)
 from rowsft.cli.arguments import Parser, group_help, parsed_arguments
 from rowsft.cli.terminal import shown
 from rowsft.errors import HELD, INTERRUPTED, RunHeld, UserError, one_line, shortened
@@ -16,10 +31,12 @@ COMMANDS: dict[str, ModuleType] = {
     "run": run,
     "sweep": sweep,
     "plan": plan,
+    "task": task,
     "report": report,
     "tune": tune,
     "runs": runs,
     "compare": compare,
+    "eval": evaluate,
     "export": export,
     "track": track,
     "init": init,
@@ -33,7 +50,9 @@ examples:
   rowsft sweep experiment=quickstart                             the runs of an experiment, a fresh process each
   rowsft sweep method=lora,row_sft seed=1,2,3                    any Hydra sweep
   rowsft plan model=llama3_8b method=row_sft budget.rows=128     what a run would need, before it is run
+  rowsft task show glue/stsb                                     its examples as a model reads them, lengths, leaks
   rowsft report --experiment quickstart --out reports/quickstart tables, picture and page
+  rowsft eval 3f2a --lm-eval boolq,piqa                          by lm-evaluation-harness, on the adapted model
   rowsft export 3f2a --to lora                                   a run's adapter, to be served without rowsft
   rowsft track replay --experiment quickstart                    the same runs for W&B, from their records
   rowsft compare 3f2a 9c01 --max-change test.accuracy=-0.01      what differs, what moved; fails if too much

@@ -12,6 +12,12 @@ _NEEDS = {
 }
 
 
+def check_extra(module: str, extra: str, setting: str) -> None:
+    """Raise UserError where `setting` needs a package of the extra that is not installed."""
+    if find_spec(module) is None:
+        raise UserError(f"{setting}: needs {module}, which is not installed; pip install 'rowsft[{extra}]'")
+
+
 def check_installed(group: str, name: str) -> None:
     """Raise UserError where `group=name` needs a plugin that is not installed."""
     module, extra = _NEEDS.get((group, name), ("", ""))

@@ -14,7 +14,7 @@ from rowsft.errors import UserError
 from rowsft.layers.quantised import keep_layout
 from rowsft.models.capacity import counts_from_padding
 from rowsft.models.options import attention_kernel, check_kind, configure, dtype_of, model_class
-from rowsft.models.processor import is_empty, processor_of
+from rowsft.models.processor import check_filled, processor_of
 from rowsft.models.source import local_revision, readable, resolve
 from rowsft.selection.targets import Targets
 from rowsft.tasks.heads import Head
@@ -56,11 +56,7 @@ def load(
             options["revision"] = commit
         processor = processor_of(head, place, options)
     check_kind(source, config)
-    if is_empty(processor):
-        raise UserError(
-            f"model.source={source}: its tokenizer knows only its {len(processor)} special tokens, so its files are "
-            "missing; save the tokenizer into the same folder"
-        )
+    check_filled(processor, source)
     configure(config, head_settings)
     with readable(source), _own_random_stream(seed), attention_kernel(model_cfg):
         kernel = model_cfg.get("attn_implementation")

@@ -28,6 +28,25 @@ def processor_of(head: Head, place: str, options: Mapping[str, Any]) -> Any:
     return processor
 
 
+def load_processor(model_cfg: Mapping[str, Any], head: Head) -> Any:
+    """The processor of conf/model alone, fetched if need be. Raises UserError for a source that cannot be read."""
+    source = str(model_cfg["source"])
+    place, options = resolve(source, model_cfg)
+    with readable(source):
+        processor = processor_of(head, place, options)
+    check_filled(processor, source)
+    return processor
+
+
+def check_filled(processor: Any, source: str) -> None:
+    """Raise UserError for a tokenizer that `is_empty`."""
+    if is_empty(processor):
+        raise UserError(
+            f"model.source={source}: its tokenizer knows only its {len(processor)} special tokens, so its files are "
+            "missing; save the tokenizer into the same folder"
+        )
+
+
 def is_empty(processor: Any) -> bool:
     """Whether it is a tokenizer of special tokens alone, which transformers makes where its files are missing."""
     return isinstance(processor, PreTrainedTokenizerBase) and len(processor) <= len(set(processor.all_special_tokens))

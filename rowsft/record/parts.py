@@ -189,6 +189,41 @@ class Alone(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HarnessResult(Part):
+    """One task of lm-evaluation-harness on the model that the attempt has made.
+
+    metrics: under the harness's names, such as acc,none and acc_stderr,none. The hashes are sha256: of the task's
+    configuration without where its data lie, of its data sets' documents and of the prompts, in order. limit: the most
+    documents that were asked for; examples: how many it were. adapter_difference: the largest difference of a logit
+    from the base model's on fixed tokens; merged_difference: that between merged and unmerged, merged_tolerance what it
+    may be.
+    """
+
+    task: Text
+    evaluated_at: Text | None = None
+    harness_version: Text | None = None
+    task_version: Text | None = None
+    config_sha256: Text | None = None
+    documents_sha256: Text | None = None
+    prompts_sha256: Text | None = None
+    limit: Count | None = None
+    examples: Count | None = None
+    examples_available: Count | None = None
+    shots: Count | None = None
+    batch_size: Count | None = None
+    autocast: Text | None = None
+    adds_bos: Truth | None = None
+    metrics: dict[Text, Number | None] = NOTHING
+    higher_is_better: dict[Text, Truth | None] = NOTHING
+    seconds: Number | None = None
+    command: Text | None = None
+    adapter_difference: Number | None = None
+    merged_difference: Number | None = None
+    merged_tolerance: Number | None = None
+    environment: Environment = Environment()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attempt(Part):
     """One try at a run. Times are ISO 8601 in UTC."""
 
@@ -230,6 +265,8 @@ class Attempt(Part):
     validation_seconds: Number | None = None
     energy: Energy = Energy()
     memory: Memory = Memory()
+    # One after the other as they were asked for; none takes the place of another.
+    lm_eval: list[HarnessResult] | None = None
     files: dict[Text, File] = NOTHING
     non_finite: list[Text] | None = None
 

@@ -76,3 +76,19 @@ def test_a_task_of_ones_own_is_planned_and_run_as_a_shipped_one(project, capsys,
     assert plan["lengths"]["source"] == "data"
     # The dummy batch is what the collator makes of the longest examples.
     assert plan["peak_bytes"] == pytest.approx(attempt["memory"]["train"]["peak_allocated_bytes"], rel=1e-3)
+
+
+@pytest.mark.parametrize("task", ["bright_corner", "word_count"])
+def test_task_show_knows_examples_of_any_kind(task, project, capsys):
+    name, *overrides = overrides_of(task, project)
+    assert status(["task", "show", name.removeprefix("task="), *overrides, "--examples", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (shown,) = found["splits"]["test"]["rendered"]
+    assert not any(overlap["count"] for overlap in found["overlaps"])
+    assert status(["task", "show", name.removeprefix("task="), *overrides, "--examples", "1"]) == 0
+    printed = capsys.readouterr().out
+    if task == "bright_corner":
+        assert shown["inputs"] == {"pixel_values": [3, 8, 8]} and "pixel_values: 3 x 8 x 8" in printed
+        assert sum(found["splits"]["test"]["labels"]["counts"].values()) == 16 and "top left" in printed
+    else:
+        assert shown["tokens"] == len(shown["pieces"]) and found["splits"]["test"]["labels"]["least"] >= 1

@@ -138,6 +138,6 @@ def test_rows_without_a_response_are_left_out_and_counted_where_that_is_asked_fo
     ids = {row["id"] for part in built.splits().values() for row in part}
     assert ids == {f"row-{i}" for i in range(20) if i not in (3, 17)}
     about = built.about()
-    assert about["counts"]["empty_rows_dropped"] == 2
+    assert about["counts"]["rows_with_empty_cells_dropped"] == 2
     with pytest.raises(UserError, match="line 4: no value in column answer"):
         task(str(file)).splits()
