@@ -14,6 +14,7 @@ from rowsft.tasks import Evaluation, Progress, Size, metrics
 from rowsft.tasks.base import SplitTask
 from rowsft.tasks.evaluating import run_batches
 from rowsft.tasks.heads import SEQUENCE_CLASSIFICATION, label_settings
+from rowsft.tasks.long_examples import longer
 
 
 class ClassificationTask(SplitTask):
@@ -29,8 +30,9 @@ class ClassificationTask(SplitTask):
         primary_metric: str,
         extra_metrics: Sequence[str] = (),
         limits: Mapping[str, int | None] | None = None,
+        long_examples: str = "truncate",
     ):
-        super().__init__(name, max_length, limits)
+        super().__init__(name, max_length, limits, long_examples)
         self.primary_metric = primary_metric
         if isinstance(extra_metrics, str) or not isinstance(extra_metrics, Sequence):
             raise UserError(f"task.extra_metrics={shortened(extra_metrics)}: expected a list of metrics, such as [f1]")
@@ -63,6 +65,14 @@ class ClassificationTask(SplitTask):
         return [
             {**{name: out[name][i] for name in names}, "labels": example["label"]} for i, example in enumerate(examples)
         ]
+
+    def too_long(self, examples: list[dict], tokenizer, /) -> list[bool]:
+        """Whether the text, or both texts of a pair, have more than max_length tokens with those around them."""
+
+        def count(example: dict) -> int:
+            return len(tokenizer(example["text"], example.get("pair"), truncation=False, verbose=False)["input_ids"])
+
+        return longer(examples, ("text", "pair"), self.max_length, count)
 
     @property
     def _label_dtype(self) -> torch.dtype:

@@ -42,10 +42,11 @@ class TextClassification(ClassificationTask):
         labels: Sequence[Any] | None = None,
         regression: bool = False,
         limits: Mapping[str, int | None] | None = None,
+        long_examples: str = "truncate",
     ):
         if not isinstance(regression, bool):
             raise UserError(f"task.regression={shortened(regression)}: expected true or false")
-        super().__init__(name, max_length, primary_metric, extra_metrics, limits)
+        super().__init__(name, max_length, primary_metric, extra_metrics, limits, long_examples)
         for metric in self.metric_names:
             if (metric in _FOR_NUMBERS) != regression:
                 expected = "pearson or spearman" if regression else "metrics of classes, such as accuracy"
