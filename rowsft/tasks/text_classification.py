@@ -169,6 +169,11 @@ class TextClassification(ClassificationTask):
                 if len(rows) > 1 and len(labels := {row["label"] for row in rows}) == 1
             ]
             return {**facts, "counts": counts, "warnings": warnings}
+        warnings += [
+            f"every {split} row is of the class {shortened(self.classes[labels.pop()])}: nothing tells classes apart"
+            for split, rows in self.splits().items()
+            if len(rows) > 1 and len(labels := {row["label"] for row in rows}) == 1
+        ]
         warnings += _look_alike(self.classes)
         return {**facts, "counts": counts, "warnings": warnings, "classes": self.classes}
 
