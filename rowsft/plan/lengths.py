@@ -89,6 +89,7 @@ def of_data(config: DictConfig) -> Lengths:
             processor = processor_at_hand(config.model, task.head)
             if processor is None:
                 return assumed(task, "the tokenizer is not at hand")
+            task.limit_lengths(processor, ["train", *config.trainer.evaluate])
             splits = task.splits()
     except _NotFetched as error:
         return assumed(task, str(error))

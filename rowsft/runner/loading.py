@@ -40,6 +40,9 @@ def load_all(job: Job) -> None:
                 capacity.check_padding(job.loaded.tokenizer, config.model.source)
             job.model = job.loaded.model.to(job.whole_device)  # type: ignore[arg-type]  # its wrapper loses self
         with job.clock.phase("data"):
+            watched = ["validation"] if job.settings.evaluate_every is not None else []
+            job.task.limit_lengths(job.loaded.processor, ["train", *job.settings.evaluate, *watched])
+            job.splits = job.task.splits()
             job.encoded = _encode(job, job.splits["train"])
             _check_tokens(job)
     # What loading leaves behind: the loader's own threads escape a ledger, and only the resident set shows them.

@@ -90,6 +90,8 @@ def old_identity(config: dict) -> dict:
             # Younger than many records: where it is off it is in no id.
             trainer.pop(key, None)
     task = settings.get("task")
+    if isinstance(task, dict) and task.get("long_examples") == "truncate":
+        task.pop("long_examples")
     if isinstance(data := task.get("data") if isinstance(task, dict) else None, dict):
         for key, off in (("splits", None), ("hub", None), ("empty", "refuse")):
             if data.get(key) in (None, off):

@@ -65,6 +65,10 @@ class Task(Protocol):
         """train, validation and test as lists of plain dicts, each with an `id` that no change of settings alters."""
 
     @abstractmethod
+    def limit_lengths(self, processor: Any, names: Iterable[str], /) -> None:
+        """Called once before these splits are used: see to examples longer than max_length, and count them."""
+
+    @abstractmethod
     def encode(self, examples: list[dict], processor: Any, /) -> list[dict]:
         """One training example each: what the model takes, unpadded (of texts input_ids, list of int), and labels."""
 

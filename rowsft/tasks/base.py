@@ -1,7 +1,7 @@
 """What every task shares: splits read once, cut to the limits, refused if empty; facts about the data."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +9,7 @@ from rowsft import batch as batches
 from rowsft.errors import UserError, shortened
 from rowsft.tasks import Size, Task
 from rowsft.tasks.evaluating import run_batches
+from rowsft.tasks.long_examples import checked, kept
 from rowsft.tasks.splits import check_limits, limit
 
 
@@ -17,7 +18,13 @@ class SplitTask(Task):
 
     evaluates_as_trained = True
 
-    def __init__(self, name: str, max_length: int | None, limits: Mapping[str, int | None] | None = None):
+    def __init__(
+        self,
+        name: str,
+        max_length: int | None,
+        limits: Mapping[str, int | None] | None = None,
+        long_examples: str = "truncate",
+    ):
         if not isinstance(name, str | int | float) or isinstance(name, bool) or not str(name).strip():
             raise UserError(f"task.name={shortened(name)}: expected a name")
         if max_length is not None:
@@ -25,6 +32,8 @@ class SplitTask(Task):
         self.name = str(name)
         self.max_length = max_length
         self.limits = check_limits(limits)
+        self.long_examples = checked(long_examples)
+        self._long: dict[str, int] = {}
 
     @abstractmethod
     def _read(self) -> dict[str, list[dict]]:
@@ -73,11 +82,28 @@ class SplitTask(Task):
         """train, validation and test, each a list of dicts with an `id`; read on the first call."""
         return self._splits
 
+    def too_long(self, examples: list[dict], processor, /) -> list[bool] | None:
+        """Whether each example is longer than max_length tokens; None for a task that does not tell."""
+        return None
+
+    def limit_lengths(self, processor, names: Iterable[str], /) -> None:
+        """Count the examples of these splits that are too long; drop or refuse them where `long_examples` says so."""
+        for name in dict.fromkeys(names):
+            examples = self.splits().get(name)
+            if examples is None or name in self._long or (long := self.too_long(examples, processor)) is None:
+                continue
+            self._splits[name] = kept(examples, long, self.long_examples, name, self.max_length)
+            self._long[name] = sum(long)
+
     def about(self) -> dict[str, Any]:
-        """source, licence, caveat, sizes (after the limits) and sha256 of the data."""
+        """source, licence, caveat, sizes (after the limits) and sha256 of the data; counts of what is too long."""
         # Read first: what reading counts is among the facts.
         sizes = {name: len(examples) for name, examples in self.splits().items()}
-        return {**self._facts(), "sizes": sizes}
+        facts = self._facts()
+        if self._long:
+            cut = "dropped" if self.long_examples == "drop" else "truncated"
+            facts = {**facts, "counts": {**facts.get("counts", {}), f"long_examples_{cut}": dict(self._long)}}
+        return {**facts, "sizes": sizes}
 
 
 def whole_number(key: str, value: Any, least: int, unit: str = "") -> int:

@@ -8,6 +8,7 @@ import torch
 from rowsft.tasks import Size
 from rowsft.tasks.heads import SEQUENCE_CLASSIFICATION
 from rowsft.tasks.labelled import LabelledTask
+from rowsft.tasks.long_examples import longer
 
 
 class ClassificationTask(LabelledTask):
@@ -29,6 +30,14 @@ class ClassificationTask(LabelledTask):
         return [
             {**{name: out[name][i] for name in names}, "labels": example["label"]} for i, example in enumerate(examples)
         ]
+
+    def too_long(self, examples: list[dict], tokenizer, /) -> list[bool]:
+        """Whether the text, or both texts of a pair, have more than max_length tokens with those around them."""
+
+        def count(example: dict) -> int:
+            return len(tokenizer(example["text"], example.get("pair"), truncation=False, verbose=False)["input_ids"])
+
+        return longer(examples, ("text", "pair"), self.max_length, count)
 
     def collator(self, tokenizer, model=None, /) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
         """Right padding to the longest example: input_ids, attention_mask (batch, length), labels (batch,)."""

@@ -38,8 +38,9 @@ class GeneratedAnswer(PromptResponse):
         max_new_tokens: int,
         stop: Sequence[str] = (),
         limits: Mapping[str, int | None] | None = None,
+        long_examples: str = "truncate",
     ):
-        super().__init__(name, max_length, data, prompt, response, limits)
+        super().__init__(name, max_length, data, prompt, response, limits, long_examples)
         self.max_new_tokens = whole_number("task.max_new_tokens", max_new_tokens, 1)
         if max_new_tokens >= max_length:
             raise UserError(

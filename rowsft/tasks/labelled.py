@@ -28,8 +28,9 @@ class LabelledTask(SplitTask):
         primary_metric: str,
         extra_metrics: Sequence[str] = (),
         limits: Mapping[str, int | None] | None = None,
+        long_examples: str = "truncate",
     ):
-        super().__init__(name, max_length, limits)
+        super().__init__(name, max_length, limits, long_examples)
         self.primary_metric = primary_metric
         if isinstance(extra_metrics, str) or not isinstance(extra_metrics, Sequence):
             raise UserError(f"task.extra_metrics={shortened(extra_metrics)}: expected a list of metrics, such as [f1]")

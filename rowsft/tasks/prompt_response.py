@@ -1,5 +1,6 @@
 """Supervised fine-tuning of a causal language model on the user's own prompts and responses."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ from rowsft.tasks import Evaluation, Progress, held_out
 from rowsft.tasks.alternatives import Alternatives
 from rowsft.tasks.causal import CausalTask, encode_answer
 from rowsft.tasks.local_data import Tables
+from rowsft.tasks.long_examples import longer
 from rowsft.tasks.reading import Table
 from rowsft.tasks.template import Template
 
@@ -31,8 +33,9 @@ class PromptResponse(CausalTask):
         prompt: str | Sequence[str],
         response: str,
         limits: Mapping[str, int | None] | None = None,
+        long_examples: str = "truncate",
     ):
-        super().__init__(name, max_length, limits)
+        super().__init__(name, max_length, limits, long_examples)
         self.tables = Tables(data)
         self.prompt, self.response = Alternatives("prompt", prompt), Template("response", response)
 
@@ -58,6 +61,14 @@ class PromptResponse(CausalTask):
             encode_answer(tokenizer, example["prompt"], example["response"], self.max_length, end=True)
             for example in examples
         ]
+
+    def too_long(self, examples: list[dict], tokenizer, /) -> list[bool]:
+        """Whether prompt, response and end-of-sequence token are more than max_length tokens."""
+
+        def count(example: dict) -> int:
+            return len(encode_answer(tokenizer, example["prompt"], example["response"], sys.maxsize, True)["input_ids"])
+
+        return longer(examples, ("prompt", "response"), self.max_length, count)
 
     def evaluate(
         self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None

@@ -42,10 +42,11 @@ class TextClassification(ClassificationTask):
         labels: Sequence[Any] | None = None,
         regression: bool = False,
         limits: Mapping[str, int | None] | None = None,
+        long_examples: str = "truncate",
     ):
         if not isinstance(regression, bool):
             raise UserError(f"task.regression={shortened(regression)}: expected true or false")
-        super().__init__(name, max_length, primary_metric, extra_metrics, limits)
+        super().__init__(name, max_length, primary_metric, extra_metrics, limits, long_examples)
         for metric in self.metric_names:
             if (metric in _FOR_NUMBERS) != regression:
                 expected = "pearson or spearman" if regression else "metrics of classes, such as accuracy"
@@ -168,6 +169,11 @@ class TextClassification(ClassificationTask):
                 if len(rows) > 1 and len(labels := {row["label"] for row in rows}) == 1
             ]
             return {**facts, "counts": counts, "warnings": warnings}
+        warnings += [
+            f"every {split} row is of the class {shortened(self.classes[labels.pop()])}: nothing tells classes apart"
+            for split, rows in self.splits().items()
+            if len(rows) > 1 and len(labels := {row["label"] for row in rows}) == 1
+        ]
         warnings += _look_alike(self.classes)
         return {**facts, "counts": counts, "warnings": warnings, "classes": self.classes}
 

@@ -80,3 +80,21 @@ def test_the_loss_of_responses_is_computed_again_from_the_predictions(workshop, 
     gap = difference(first, second)
     expected = runs[0].result.metrics["test"]["loss"] - runs[1].result.metrics["test"]["loss"]
     assert gap.value == pytest.approx(expected) and gap.low <= gap.value <= gap.high
+
+
+def test_dropped_examples_are_neither_trained_on_nor_evaluated_and_the_record_counts_them(workshop, tmp_path):
+    data = [f"task.data.path={workshop.folder / 'data' / 'texts.jsonl'}", f"store={tmp_path / 'store'}"]
+    given = [*workshop.overrides("bert"), "method=head", *data, "task.max_length=7", "task.long_examples=drop"]
+    done = workshop.rowsft("run", *given)
+    assert done.returncode == 0, done.stderr
+    (record,) = Store(tmp_path / "store").runs()
+    rows = [json.loads(line) for line in (workshop.folder / "data" / "texts.jsonl").read_text().splitlines()]
+    long = [len(row["text"].split()) > 7 for row in rows]
+    counts = record.result.task_about.counts["long_examples_dropped"]
+    lines = [json.loads(line) for line in record.file("predictions").read_text().splitlines()]
+    ids = {line["id"] for line in lines if line["split"] == "test"}
+    assert ids and not ids & {f"row-{i}" for i, is_long in enumerate(long) if is_long}
+    assert set(counts) == {"train", *record.config["trainer"]["evaluate"]} and 0 < counts["train"] < sum(long)
+    assert record.result.task_about.sizes["test"] == len(ids)
+    refused = workshop.rowsft("run", *given[:-1], "task.long_examples=refuse")
+    assert refused.returncode == 2 and "train examples have more than task.max_length=7 tokens" in refused.stderr

@@ -228,3 +228,31 @@ def test_a_folder_of_another_kind_as_one_of_the_splits(tmp_path):
     assert [row["id"] for row in task.splits()["test"]] == [f"test-{i}" for i in range(9)]
     with pytest.raises(UserError, match="holds the splits test, train; give it as task.data.path"):
         classification({"train_path": str(tmp_path / "c")}).splits()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_marks_and_line_ends_of_the_files_are_no_part_of_the_text(tmp_path, end, mark):
+    bodies = {
+        "train.csv": ["text,label", *(f"w{i},{i % 2}" for i in range(9))],
+        "valid.tsv": ["label\ttext", "0\tv0", "1\tv1"],
+        "test.jsonl": ['{"text": "t0", "label": 0}', '{"text": "t1", "label": 1}'],
+    }
+    for name, lines in bodies.items():
+        written(tmp_path, mark + end.join(lines) + end, name)
+    expected = {"train": [f"w{i}" for i in range(9)], "validation": ["v0", "v1"], "test": ["t0", "t1"]}
+    assert texts(classification(tmp_path)) == expected
+    written(tmp_path, mark + end.join([*bodies["test.jsonl"], '{"text": "t2", "label"']) + end, "test.jsonl")
+    assert "file test.jsonl, line 3: cannot be read as JSON" in refusal(classification(tmp_path).splits)
+
+
+def test_texts_in_two_files_and_splits_of_one_class_are_said(tmp_path):
+    for name, labels in (("train", "ab"), ("dev", "ab"), ("test", "b")):
+        lines = (f'{{"text": "{name if i else "same"} {i}", "label": "{labels[i % len(labels)]}"}}' for i in range(6))
+        written(tmp_path, "\n".join(lines), f"{name}.jsonl")
+    about = classification(tmp_path).about()
+    assert set(about["counts"]["rows_repeated_across_splits"].values()) == {1}
+    assert "every test row is of the class b: nothing tells classes apart" in about["warnings"]
+    assert "1 class in the training data (b)" in refusal(
+        classification({"path": str(tmp_path), "splits": {"train": "test", "test": "dev", "validation": None}}).splits
+    )

@@ -96,8 +96,8 @@ def _taken_apart(path: Path) -> tuple[str, _File]:
     stem, _, packed = path.name.lower().rpartition(ending)
     match = _STEM.fullmatch(stem)
     name, number, total = match.groups() if match else (stem, None, None)
-    file = _File(path, (name, ending + packed), number and int(number), total and int(total))
-    return canonical(name), file
+    counts = (None if digits is None else int(digits) for digits in (number, total))
+    return canonical(name), _File(path, (name, ending + packed), *counts)
 
 
 def _in_order(name: str, files: list[_File], where: str) -> list[Path]:

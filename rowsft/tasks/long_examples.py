@@ -1,0 +1,49 @@
+"""Examples of more tokens than task.max_length: cut, dropped or refused, and counted."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rowsft.errors import UserError, shortened
+
+CHOICES = ("truncate", "drop", "refuse")
+# More than any tokenizer puts around one or two texts.
+_AROUND = 8
+
+
+def checked(choice: Any) -> str:
+    """task.long_examples. Raises UserError for another word."""
+    if not isinstance(choice, str) or choice not in CHOICES:
+        raise UserError(f"task.long_examples={shortened(choice)}: expected {', '.join(CHOICES)}")
+    return choice
+
+
+def longer(examples: Sequence[dict], texts: Sequence[str], max_length: int, count: Callable[[dict], int]) -> list[bool]:
+    """Whether each example has more than `max_length` tokens by `count`, which cuts nothing.
+
+    texts: the keys of an example's texts. A text of ASCII has at most a token a character: most are not tokenised.
+    """
+
+    def may_be(example: dict) -> bool:
+        given = [example[key] for key in texts if key in example]
+        return not all(map(str.isascii, given)) or sum(map(len, given)) + _AROUND > max_length
+
+    return [may_be(example) and count(example) > max_length for example in examples]
+
+
+def kept(examples: list[dict], long: Sequence[bool], choice: str, split: str, max_length: int | None) -> list[dict]:
+    """The examples of a split that are left. Raises UserError where one is too long under `refuse`, or none is left."""
+    if choice == "truncate" or not any(long):
+        return examples
+    number = f"{sum(long):,} of {len(examples):,} {split} examples"
+    if choice == "refuse":
+        first = examples[long.index(True)]
+        raise UserError(
+            f"task.long_examples=refuse: {number} have more than task.max_length={max_length} tokens, the first of "
+            f"them {shortened(first['id'])}; raise task.max_length, or set task.long_examples=truncate or drop"
+        )
+    left = [example for example, is_long in zip(examples, long, strict=True) if not is_long]
+    if not left:
+        raise UserError(
+            f"task.long_examples=drop: all {number} have more than task.max_length={max_length} tokens; raise it"
+        )
+    return left
