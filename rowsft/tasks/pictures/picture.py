@@ -34,7 +34,11 @@ class Labelled:
 
     def take(self, rows: Sequence[int]) -> "Labelled":
         """Return those rows."""
-        return Labelled(*([values[row] for row in rows] for values in (self.ids, self.pictures, self.labels)))
+        return Labelled(
+            ids=[self.ids[row] for row in rows],
+            pictures=[self.pictures[row] for row in rows],
+            labels=[self.labels[row] for row in rows],
+        )
 
     def __len__(self) -> int:
         return len(self.ids)

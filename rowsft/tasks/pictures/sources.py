@@ -49,7 +49,7 @@ class Pictures:
 
     def at_hand(self) -> bool:
         """Whether the pictures lie in a folder here."""
-        return self.data["path"] is not None and Path(self.data["path"]).expanduser().is_dir()
+        return self.data["path"] is not None and Path(str(self.data["path"])).expanduser().is_dir()
 
     def read(self) -> tuple[dict[str, Labelled], list[str]]:
         """train, validation and test, and the name of every class. Raises UserError for what cannot be read."""
@@ -69,7 +69,7 @@ class Pictures:
             "revision": self.data["revision"],
             "licence": "not stated: the user's own data",
             "caveat": "",
-            "sha256": {"path": sha256(Path(self.data["path"]).expanduser())} if self.at_hand() else {},
+            "sha256": {"path": sha256(Path(str(self.data["path"])).expanduser())} if self.at_hand() else {},
             "warnings": self.warnings,
         }
 
