@@ -1,5 +1,6 @@
 """One way to stop: Ctrl-C, and a scheduler's SIGTERM or SIGUSR2."""
 
+import atexit
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ from rowsft.errors import INTERRUPTED
 
 #: Seconds between two looks at whether a stop has been lost.
 LOOK_SECONDS = 0.5
-#: Seconds that the interpreter has for ending, once the stop has arrived and all is recorded.
+#: Seconds that threads have for ending, once the stop has arrived and all is recorded.
 END_SECONDS = 10.0
 
 
@@ -51,6 +52,9 @@ def arrived() -> None:
     if hasattr(signal, "setitimer"):
         signal.signal(signal.SIGALRM, lambda *_: os._exit(INTERRUPTED))
         signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
+        # Exit handlers run once the threads are done. From then on nothing waits, however long it takes, and Python gives
+        # the signal its default back, which ends the process with another status.
+        atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
 
 
 def _again(stop: KeyboardInterrupt) -> None:

@@ -85,3 +85,22 @@ main.main([])
 def test_a_thread_that_nobody_wakes_keeps_no_stopped_process():
     done = subprocess.run([sys.executable, "-c", POOL], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (130, "rowsft: interrupted; finished runs are untouched\n")
+
+
+# What is left for the interpreter to take down, long after the time that threads have for ending.
+SLOW_END = """
+import sys, time
+from rowsft.cli import signals
+signals.END_SECONDS = 0.2
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(1)
+kept = Slow()
+signals.arrived()
+sys.exit(130)
+"""
+
+
+def test_an_interpreter_that_ends_slowly_keeps_the_status_of_a_stop():
+    done = subprocess.run([sys.executable, "-c", SLOW_END], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 130, done
