@@ -52,8 +52,8 @@ def arrived() -> None:
     if hasattr(signal, "setitimer"):
         signal.signal(signal.SIGALRM, lambda *_: os._exit(INTERRUPTED))
         signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
-        # Exit handlers run once the threads are done. From then on nothing waits, however long it takes, and Python gives
-        # the signal its default back, which ends the process with another status.
+        # Exit handlers run once the threads are done. From then on nothing waits, however long it takes, and Python
+        # gives the signal its default back, which ends the process with another status.
         atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
 
 

@@ -36,9 +36,9 @@ class ReportFiles:
     curves: Path | None = None
 
 
-def sections(store_root: str | Path, experiment: str | None = None) -> list[Section]:
+def sections(store: str | Path | Store, experiment: str | None = None) -> list[Section]:
     """Return the computed tables of one experiment, or of all. Raises UserError when the store has no such run."""
-    store = Store(store_root)
+    store = store if isinstance(store, Store) else Store(store)
     everything = store.runs()
     known = sorted({name for record in everything for name in record.experiments})
     if experiment is not None and experiment not in known:
@@ -60,8 +60,9 @@ def build(store_root: str | Path, experiment: str | None = None, out: str | Path
 
     Raises UserError when there is nothing to report or `out` cannot be written.
     """
-    out = Path(out)
-    computed = sections(store_root, experiment)
+    out, store = Path(out), Store(store_root)
+    computed = sections(store, experiment)
+    missing = _missing(store.skipped)
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
     records = {record.id: record for part in computed for record in part.table.records}
@@ -82,13 +83,23 @@ def build(store_root: str | Path, experiment: str | None = None, out: str | Path
     if light:
         parts.append("![primary metric against peak memory of training](accuracy_vs_memory.png)\n")
         write_atomic(picture, light)
+    parts += [f"> {escape.markdown(missing)}\n"] if missing else []
     write_atomic(files.markdown, "\n".join([*parts, *(markdown(part) for part in computed)]).encode())
     write_csv(files.runs, flat.run_rows([records[key] for key in sorted(records)]))
     write_csv(files.table, flat.table_rows(computed))
     if files.curves is not None:
         write_csv(files.curves, curves)
-    write_atomic(files.page, page(title, computed, light, dark).encode())
+    write_atomic(files.page, page(title, computed, light, dark, missing).encode())
     return files
+
+
+def _missing(skipped: list[str]) -> str | None:
+    """Return what a reader must know of runs that are in no table, whatever experiment they belong to."""
+    if not skipped:
+        return None
+    shown = ", ".join(skipped[:5]) + ("" if len(skipped) <= 5 else " ...")
+    runs = "1 run of the store has a record" if len(skipped) == 1 else f"{len(skipped)} runs of the store have records"
+    return f"{runs} that cannot be read, in no table here: {shown}"
 
 
 def print_tables(files: ReportFiles, console: Console | None = None) -> None:

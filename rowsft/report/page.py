@@ -19,8 +19,13 @@ from rowsft.report.tables import blocks, by_budget, heading, main
 from rowsft.store import Record
 
 
-def page(title: str, sections: list[Section], light: bytes | None, dark: bytes | None) -> str:
-    """Return the page as text. `light` and `dark` are the PNG bytes of the picture for both colour schemes."""
+def page(
+    title: str, sections: list[Section], light: bytes | None, dark: bytes | None, missing: str | None = None
+) -> str:
+    """Return the page as text. `light` and `dark` are the PNG bytes of the picture for both colour schemes.
+
+    missing: which runs of the store are in no table.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -32,7 +37,7 @@ def page(title: str, sections: list[Section], light: bytes | None, dark: bytes |
     records = list({record.id: record for section in sections for record in section.table.records}.values())
     return environment.get_template("page.html.j2").render(
         title=title,
-        summary=_summary(records),
+        summary=[*_summary(records), *([missing] if missing else [])],
         sections=[_section(section) for section in sections],
         light=_encoded(light),
         dark=_encoded(dark),

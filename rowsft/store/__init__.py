@@ -55,6 +55,8 @@ class Store:
     def __init__(self, root: str | Path):
         self.root = Path(root)
         self._warned: set[str] = set()
+        #: Ids of the runs that `runs` has skipped, the last time.
+        self.skipped: list[str] = []
 
     def open(self, config: dict) -> RunFolder:
         """The run of this resolved config, locked, created (state pending) if it is new, entered in its experiment.
@@ -71,14 +73,14 @@ class Store:
 
     def runs(self, experiment: str | None = None) -> list[Record]:
         """Every readable run (of one experiment), by id. An unreadable record is skipped with a one-line warning."""
-        records = []
+        records, self.skipped = [], []
         for folder in each("reading runs", self._folders()):
             try:
                 records.append(read_record(folder))
-            except UnreadableRecord as reason:
-                self._warn(f"{reason}: skipped; {_MEND}")
-            except UserError as reason:
-                self._warn(f"{reason}: skipped")
+            except (UnreadableRecord, UserError) as reason:
+                mend = f"; {_MEND}" if isinstance(reason, UnreadableRecord) else ""
+                self._warn(f"{reason}: skipped{mend}")
+                self.skipped.append(folder.name)
         return [record for record in records if experiment is None or experiment in record.experiments]
 
     def experiments(self) -> list[str]:

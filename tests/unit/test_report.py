@@ -142,3 +142,10 @@ def test_a_damaged_record_is_left_out_with_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         (section,) = report.sections(tmp_path)
     assert [line.runs for line in section.lines] == [good] and bad in caplog.text and caplog.text.count("\n") == 1
+    # Whoever reads the files alone must know it, too.
+    files = report.build(tmp_path, out=tmp_path / "out")
+    said = f"1 run of the store has a record that cannot be read, in no table here: {bad}"
+    assert said in files.markdown.read_text() and said in files.page.read_text()
+    (tmp_path / bad / "record.json").unlink()
+    files = report.build(tmp_path, out=tmp_path / "out")
+    assert "cannot be read" not in files.markdown.read_text() + files.page.read_text()
