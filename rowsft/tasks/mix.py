@@ -74,7 +74,12 @@ class Mix(CausalTask):
 
     def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
         """Each example as its own task encodes it."""
-        return [self.tasks[example["task"]].encode([example], tokenizer)[0] for example in examples]
+        encoded: dict[int, dict] = {}
+        for name in dict.fromkeys(example["task"] for example in examples):
+            numbers = [number for number, example in enumerate(examples) if example["task"] == name]
+            own = self.tasks[name].encode([examples[number] for number in numbers], tokenizer)
+            encoded |= zip(numbers, own, strict=True)
+        return [encoded[number] for number in range(len(examples))]
 
     def evaluate(
         self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None
