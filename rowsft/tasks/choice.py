@@ -33,6 +33,10 @@ class ChoiceTask(CausalTask):
         """The text before the options."""
         return example["prompt"]
 
+    def encoding_settings(self) -> dict[str, Any]:
+        """The most tokens of prompt and option, and what stands between them."""
+        return {"max_length": self.max_length, "delimiter": self.delimiter}
+
     def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
         """The right option after its prompt; the loss is on the option's tokens alone."""
         return self._encode([(example, example["options"][example["label"]]) for example in examples], tokenizer)

@@ -21,6 +21,10 @@ class ClassificationTask(LabelledTask):
         """Whether a text without tokens stays without: nothing is put around it."""
         return not tokenizer("")["input_ids"]
 
+    def encoding_settings(self) -> dict[str, Any]:
+        """The most tokens of an example."""
+        return {"max_length": self.max_length}
+
     def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
         """input_ids (and token_type_ids where the model has them) cut to max_length tokens, labels, no padding."""
         out = _tokenised(examples, tokenizer, truncation=True, max_length=self.max_length)

@@ -55,6 +55,10 @@ class PromptResponse(CausalTask):
         """Whether the files of `data` are here."""
         return self.tables.at_hand()
 
+    def encoding_settings(self) -> dict[str, Any]:
+        """The most tokens of an example; templates are in its texts."""
+        return {"max_length": self.max_length}
+
     def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
         """Prompt, response and end-of-sequence token; labels on the last two."""
         return self._encoded(examples, tokenizer, self.max_length)
