@@ -13,6 +13,9 @@ from rowsft.output import escape, redact
 from rowsft.progress import bar
 from rowsft.runner import memory_probe
 from rowsft.runner.context import Job
+from rowsft.store.token_cache import TokenCache
+from rowsft.tasks.base import SplitTask
+from rowsft.tasks.token_caching import kept
 
 # Examples between two moves of the tokenising bar.
 ENCODED_AT_ONCE = 1000
@@ -40,6 +43,8 @@ def load_all(job: Job) -> None:
                 capacity.check_padding(job.loaded.tokenizer, config.model.source)
             job.model = job.loaded.model.to(job.whole_device)  # type: ignore[arg-type]  # its wrapper loses self
         with job.clock.phase("data"):
+            if isinstance(job.task, SplitTask):
+                job.task.token_cache = TokenCache(job.spec.store)
             watched = ["validation"] if job.settings.evaluate_every is not None else []
             job.task.limit_lengths(job.loaded.processor, ["train", *job.settings.evaluate, *watched])
             job.splits = job.task.splits()
@@ -65,10 +70,15 @@ def load_all(job: Job) -> None:
 
 
 def _encode(job: Job, examples: list[dict]) -> list[dict]:
-    encoded: list[dict] = []
-    for first in bar("tokenising")(range(0, len(examples), ENCODED_AT_ONCE)):
-        encoded += job.task.encode(examples[first : first + ENCODED_AT_ONCE], job.loaded.processor)
-    return encoded
+    def anew() -> list[dict]:
+        encoded: list[dict] = []
+        for first in bar("tokenising")(range(0, len(examples), ENCODED_AT_ONCE)):
+            encoded += job.task.encode(examples[first : first + ENCODED_AT_ONCE], job.loaded.processor)
+        return encoded
+
+    # Running text is cut into windows within what is encoded at once.
+    what = f"encode, {ENCODED_AT_ONCE} at once"
+    return kept(getattr(job.task, "token_cache", None), job.task, job.loaded.processor, examples, what, anew)
 
 
 def _check_tokens(job: Job) -> None:

@@ -66,7 +66,8 @@ class Store:
         Raises UserError when another process works on it, when the folder cannot be written or is full, and when
         its record was written by a newer version.
         """
-        files.remove_leftovers(self.root / "scores")
+        for folder in ("scores", "tokenised"):
+            files.remove_leftovers(self.root / folder)
         removal.clear(self.root)
         recorded = redact.config(config)
         return RunFolder(Places(self.root).place(recorded), recorded)

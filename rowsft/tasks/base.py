@@ -7,16 +7,20 @@ from typing import Any
 
 from rowsft import batch as batches
 from rowsft.errors import UserError, shortened
+from rowsft.store.token_cache import TokenCache
 from rowsft.tasks import Size, Task
 from rowsft.tasks.evaluating import run_batches
 from rowsft.tasks.long_examples import checked, kept
 from rowsft.tasks.splits import check_limits, limit
+from rowsft.tasks.token_caching import kept as cached
 
 
 class SplitTask(Task):
     """A task whose examples come from `_read`; subclasses add the head, the encoding and the evaluation."""
 
     evaluates_as_trained = True
+    #: Where what is tokenised is kept; None keeps nothing.
+    token_cache: TokenCache | None = None
 
     def __init__(
         self,
@@ -60,6 +64,10 @@ class SplitTask(Task):
         """False: every example has something that the model reads."""
         return False
 
+    def encoding_settings(self) -> dict[str, Any] | None:
+        """What `encode` and `too_long` read of the task, JSON-able; None where their results are not to be kept."""
+        return None
+
     def size(self, encoded: dict) -> Size:
         """Its tokens, none of them an answer."""
         return Size(batches.tokens(encoded))
@@ -90,10 +98,21 @@ class SplitTask(Task):
         """Count the examples of these splits that are too long; drop or refuse them where `long_examples` says so."""
         for name in dict.fromkeys(names):
             examples = self.splits().get(name)
-            if examples is None or name in self._long or (long := self.too_long(examples, processor)) is None:
+            if examples is None or name in self._long or (long := self._are_long(examples, processor)) is None:
                 continue
             self._splits[name] = kept(examples, long, self.long_examples, name, self.max_length)
             self._long[name] = sum(long)
+
+    def _are_long(self, examples: list[dict], processor) -> list[bool] | None:
+        """`too_long`, from the cache where it is there."""
+        if type(self).too_long is SplitTask.too_long:
+            return None
+
+        def rows() -> list[dict]:
+            return [{"long": int(is_long)} for is_long in self.too_long(examples, processor) or []]
+
+        found = cached(self.token_cache, self, processor, examples, "too_long", rows)
+        return [bool(row["long"]) for row in found] or None
 
     def about(self) -> dict[str, Any]:
         """source, licence, caveat, sizes (after the limits) and sha256 of the data; counts of what is too long."""

@@ -7,7 +7,7 @@ prompt token without label. `position_ids` count the tokens that are not padding
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +19,12 @@ from rowsft.tasks.base import SplitTask
 from rowsft.tasks.evaluating import run_batches
 from rowsft.tasks.heads import CAUSAL_LM
 
+# Texts tokenised at once: what a tokenizer returns of them takes many times the memory of what is kept.
+_AT_ONCE = 1000
+
 
 class CausalTask(SplitTask):
-    """A task of prompts and answers; subclasses encode them by `encode_answer` and make metrics of `score_answers`."""
+    """A task of prompts and answers; subclasses encode them by `encode_answers` and make metrics of `score_answers`."""
 
     head = CAUSAL_LM
     max_length: int
@@ -65,49 +68,84 @@ class CausalTask(SplitTask):
         return run_batches(model, encoded, self.collator(tokenizer, model), batch_size, progress, self.read_batch)
 
 
-def encode_answer(tokenizer, prompt: str, answer: str, max_length: int, end: bool) -> dict[str, Any]:
-    """input_ids of prompt + answer, labels -100 on the prompt; `end` appends the end-of-sequence token to the answer.
+def encode_answers(
+    tokenizer, prompts: Sequence[str], answers: Sequence[str], max_length: int, end: bool
+) -> list[dict[str, Any]]:
+    """Of every prompt with its answer: input_ids, and labels of -100 on the prompt.
 
-    `response_bytes` is the answer's length in bytes of UTF-8, of what is left of it where it was cut.
+    `end` appends the end-of-sequence token to the answers. `response_bytes` is an answer's length in bytes of UTF-8, of
+    what is left of it where it was cut.
 
-    The two are tokenised apart, so that no token spans the boundary. What exceeds `max_length` tokens is cut from the
-    start of the prompt, then from the end of the answer; at least one token stays before the answer.
+    Prompt and answer are tokenised apart, so that no token spans the boundary. What exceeds `max_length` tokens is cut
+    from the start of the prompt, then from the end of the answer; at least one token stays before the answer.
     """
-    size = len(answer.encode(errors="surrogatepass"))
-    if starts_words_with_a_space(tokenizer, answer):
-        # Such a tokenizer puts a space before whatever it is given: a second one would be a token of its own.
-        answer = answer.removeprefix(" ")
-    after = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    if len(after) > max_length - 1:
-        left = tokenizer.decode(after[: max_length - 1], clean_up_tokenization_spaces=False)
-        size = min(size, len(left.encode(errors="surrogatepass")))
-    if end and tokenizer.eos_token_id is not None:
-        after = [*after, tokenizer.eos_token_id]
-    after = after[: max_length - 1]
-    before, _ = encode_prompt(tokenizer, prompt, max_length - len(after))
-    labels = [IGNORED] * len(before) + after
-    return {"input_ids": before + after, "labels": labels, "response_bytes": size}
+    befores = _prompts_ids(tokenizer, prompts)
+    afters = _token_ids(tokenizer, _without_second_space(tokenizer, answers), add_special_tokens=False)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    encoded = []
+    for before, answer, after in zip(befores, answers, afters, strict=True):
+        size = len(answer.encode(errors="surrogatepass"))
+        if len(after) > max_length - 1:
+            left = tokenizer.decode(after[: max_length - 1], clean_up_tokenization_spaces=False)
+            size = min(size, len(left.encode(errors="surrogatepass")))
+        if end and eos is not None:
+            after = [*after, eos]
+        after = after[: max_length - 1]
+        kept, _ = _without_start(before, max_length - len(after), bos)
+        labels = [IGNORED] * len(kept) + after
+        encoded.append({"input_ids": kept + after, "labels": labels, "response_bytes": size})
+    return encoded
 
 
-def encode_prompt(tokenizer, prompt: str, room: int) -> tuple[list[int], int]:
-    """A prompt's tokens as an answer follows them, and how many were cut from its start to leave at most `room`."""
-    ids = _prompt_ids(tokenizer, prompt)
+def encode_prompts(tokenizer, prompts: Sequence[str], room: int) -> list[tuple[list[int], int]]:
+    """Every prompt's tokens as an answer follows them, and how many were cut from its start to leave at most `room`."""
+    bos = tokenizer.bos_token_id
+    return [_without_start(ids, room, bos) for ids in _prompts_ids(tokenizer, prompts)]
+
+
+def _without_start(ids: list[int], room: int, bos: int | None) -> tuple[list[int], int]:
     excess = max(0, len(ids) - room)
     if excess:
         # A prompt that starts with BOS keeps it: models rely on it.
-        start = ids[: min(room - 1, int(ids[0] == tokenizer.bos_token_id))]
+        start = ids[: min(room - 1, int(ids[0] == bos))]
         ids = start + ids[excess + len(start) :]
     return ids, excess
 
 
-def _prompt_ids(tokenizer, prompt: str) -> list[int]:
-    """The prompt with the tokens that the tokenizer puts in front (BOS), without any that it puts at the end."""
-    ids = tokenizer(prompt)["input_ids"]
-    while len(ids) > 1 and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
-        ids = ids[:-1]
-    # Something must stand before the answer for its first token to be predicted from.
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return ids or [start]
+def _prompts_ids(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """The prompts with the tokens that the tokenizer puts in front (BOS), without any that it puts at the end."""
+    bos, eos, ends = tokenizer.bos_token_id, tokenizer.eos_token_id, (tokenizer.eos_token_id, tokenizer.sep_token_id)
+    # Something must stand before an answer for its first token to be predicted from.
+    start = bos if bos is not None else eos
+    found = []
+    for ids in _token_ids(tokenizer, prompts):
+        while len(ids) > 1 and ids[-1] in ends:
+            ids = ids[:-1]
+        found.append(ids or [start])
+    return found
+
+
+def _token_ids(tokenizer, texts: Sequence[str], **options: Any) -> list[list[int]]:
+    """The tokens of every text; equal texts, such as the prompt of several options, are tokenised once."""
+    unique = list(dict.fromkeys(texts))
+    ids: dict[str, list[int]] = {}
+    for first in range(0, len(unique), _AT_ONCE):
+        some = unique[first : first + _AT_ONCE]
+        out = tokenizer(some, return_attention_mask=False, verbose=False, **options)["input_ids"]
+        ids |= zip(some, out, strict=True)
+    return [ids[text] for text in texts]
+
+
+def _without_second_space(tokenizer, answers: Sequence[str]) -> Sequence[str]:
+    """The answers as they are tokenised: a space that the tokenizer puts in front itself would be there twice."""
+    if not tokenizer.tokenize("a"):
+        # A tokenizer of another script: every answer is asked.
+        return [
+            answer.removeprefix(" ") if starts_words_with_a_space(tokenizer, answer) else answer for answer in answers
+        ]
+    if not starts_words_with_a_space(tokenizer, "a"):
+        return answers
+    return [answer.removeprefix(" ") for answer in answers]
 
 
 def starts_words_with_a_space(tokenizer, answer: str) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 from rowsft.batch import IGNORED
 from rowsft.errors import UserError, shortened
 from rowsft.tasks import Evaluation, Progress, held_out
-from rowsft.tasks.causal import CausalTask, encode_answer
+from rowsft.tasks.causal import CausalTask, encode_answers
 from rowsft.tasks.choice_scores import NORMS, Question, accuracies
 from rowsft.tasks.evaluating import run_batches
 
@@ -33,25 +33,32 @@ class ChoiceTask(CausalTask):
         """The text before the options."""
         return example["prompt"]
 
+    def encoding_settings(self) -> dict[str, Any]:
+        """The most tokens of prompt and option, and what stands between them."""
+        return {"max_length": self.max_length, "delimiter": self.delimiter}
+
     def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
         """The right option after its prompt; the loss is on the option's tokens alone."""
-        return [self._encode(example, example["options"][example["label"]], tokenizer) for example in examples]
+        return self._encode([(example, example["options"][example["label"]]) for example in examples], tokenizer)
 
-    def _encode(self, example: dict, option: str, tokenizer) -> dict[str, Any]:
-        encoded = self._after(self.prompt_of(example), option, tokenizer)
-        if encoded["labels"][-1] == IGNORED:
-            # Nothing would be its score, the best there is.
-            raise UserError(
-                f"task {self.name}, example {example['id']}: the tokenizer has no token for the option "
-                f"{shortened(option)}; use another model or leave the example out"
-            )
+    def _encode(self, chosen: list[tuple[dict, str]], tokenizer) -> list[dict[str, Any]]:
+        """Every option after the prompt of its example."""
+        encoded = self._after([(self.prompt_of(example), option) for example, option in chosen], tokenizer)
+        for (example, option), one in zip(chosen, encoded, strict=True):
+            if one["labels"][-1] == IGNORED:
+                # Nothing would be its score, the best there is.
+                raise UserError(
+                    f"task {self.name}, example {example['id']}: the tokenizer has no token for the option "
+                    f"{shortened(option)}; use another model or leave the example out"
+                )
         return encoded
 
-    def _after(self, prompt: str, option: str, tokenizer) -> dict[str, Any]:
+    def _after(self, pairs: list[tuple[str, str]], tokenizer) -> list[dict[str, Any]]:
         # White space at the prompt's end is the beginning of an option's first token, as lm-evaluation-harness has it.
-        stem = prompt.rstrip() or prompt
-        answer = f"{prompt[len(stem) :]}{self.delimiter}{option}"
-        return encode_answer(tokenizer, stem, answer, self.max_length, end=False)
+        stems = [prompt.rstrip() or prompt for prompt, _ in pairs]
+        ends = [prompt[len(stem) :] for stem, (prompt, _) in zip(stems, pairs, strict=True)]
+        answers = [f"{end}{self.delimiter}{option}" for end, (_, option) in zip(ends, pairs, strict=True)]
+        return encode_answers(tokenizer, stems, answers, self.max_length, end=False)
 
     def evaluate(
         self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None
@@ -61,7 +68,7 @@ class ChoiceTask(CausalTask):
         A prediction has the log-likelihoods of its options (`scores`, nats), their lengths, and the option chosen under
         each normalisation; `prediction` is that of the primary metric.
         """
-        encoded = [self._encode(example, option, tokenizer) for example in examples for option in example["options"]]
+        encoded = self._encode([(example, option) for example in examples for option in example["options"]], tokenizer)
         scored = self.score_answers(model, encoded, tokenizer, batch_size, progress)
         domain = self._domain_scores(model, examples, tokenizer, batch_size, progress)
         questions, right, start = [], [], 0
@@ -97,7 +104,7 @@ class ChoiceTask(CausalTask):
         if self.domain_prompt is None:
             return None
         options = list(dict.fromkeys(option for example in examples for option in example["options"]))
-        encoded = [self._after(self.domain_prompt, option, tokenizer) for option in options]
+        encoded = self._after([(self.domain_prompt, option) for option in options], tokenizer)
         # Not with a shared prompt: all options would be one batch.
         collate = self.collator(tokenizer, model)
         scored = run_batches(model, encoded, collate, batch_size, progress, self.read_batch)

@@ -1,6 +1,6 @@
 """Sequence classification and regression: encoding of one text or a pair, right padding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,11 +21,13 @@ class ClassificationTask(LabelledTask):
         """Whether a text without tokens stays without: nothing is put around it."""
         return not tokenizer("")["input_ids"]
 
+    def encoding_settings(self) -> dict[str, Any]:
+        """The most tokens of an example."""
+        return {"max_length": self.max_length}
+
     def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
         """input_ids (and token_type_ids where the model has them) cut to max_length tokens, labels, no padding."""
-        pairs = [example["pair"] for example in examples] if examples and "pair" in examples[0] else None
-        texts = [example["text"] for example in examples]
-        out = tokenizer(texts, pairs, truncation=True, max_length=self.max_length, return_attention_mask=False)
+        out = _tokenised(examples, tokenizer, truncation=True, max_length=self.max_length)
         names = [name for name in ("input_ids", "token_type_ids") if name in out]
         return [
             {**{name: out[name][i] for name in names}, "labels": example["label"]} for i, example in enumerate(examples)
@@ -34,10 +36,10 @@ class ClassificationTask(LabelledTask):
     def too_long(self, examples: list[dict], tokenizer, /) -> list[bool]:
         """Whether the text, or both texts of a pair, have more than max_length tokens with those around them."""
 
-        def count(example: dict) -> int:
-            return len(tokenizer(example["text"], example.get("pair"), truncation=False, verbose=False)["input_ids"])
+        def counts(some: list[dict]) -> list[int]:
+            return list(map(len, _tokenised(some, tokenizer, truncation=False, verbose=False)["input_ids"]))
 
-        return longer(examples, ("text", "pair"), self.max_length, count)
+        return longer(examples, ("text", "pair"), self.max_length, counts)
 
     def collator(self, tokenizer, model=None, /) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
         """Right padding to the longest example: input_ids, attention_mask (batch, length), labels (batch,)."""
@@ -51,6 +53,11 @@ class ClassificationTask(LabelledTask):
             names.append("token_type_ids")
         batch = {name: empty((count, size.tokens)) for name in names}
         return {**batch, "labels": empty((count,), self._label_dtype)}
+
+
+def _tokenised(examples: list[dict], tokenizer, **options: Any) -> Mapping[str, list[list[int]]]:
+    pairs = [example["pair"] for example in examples] if examples and "pair" in examples[0] else None
+    return tokenizer([example["text"] for example in examples], pairs, return_attention_mask=False, **options)
 
 
 def pad_right(encoded: list[dict], pad_id: int, label_dtype: torch.dtype) -> dict[str, torch.Tensor]:

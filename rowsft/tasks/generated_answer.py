@@ -9,7 +9,7 @@ from rowsft.errors import UserError, shortened
 from rowsft.formulas import accuracy
 from rowsft.tasks import Evaluation, Progress, Size
 from rowsft.tasks.base import whole_number
-from rowsft.tasks.causal import encode_prompt
+from rowsft.tasks.causal import encode_prompts
 from rowsft.tasks.final_number import final_number
 from rowsft.tasks.generating import continuations, dry_continuation
 from rowsft.tasks.prompt_response import PromptResponse
@@ -93,7 +93,7 @@ class GeneratedAnswer(PromptResponse):
         `prompt_tokens_cut`.
         """
         held_out = super().evaluate(model, examples, tokenizer, batch_size=batch_size, progress=progress)
-        prompts = [encode_prompt(tokenizer, example["prompt"], self._prompt_room) for example in examples]
+        prompts = encode_prompts(tokenizer, [example["prompt"] for example in examples], self._prompt_room)
         written = continuations(
             model, [ids for ids, _ in prompts], tokenizer, self.max_new_tokens, batch_size, self.stop, progress
         )

@@ -14,7 +14,7 @@ from rowsft.tasks.answer_score import AnswerScore
 def metrics(encoded: Sequence[dict], scores: Sequence[AnswerScore]) -> dict[str, float]:
     """Return what the responses of a split come to, every token counting alike.
 
-    encoded: with `response_bytes`, as `causal.encode_answer` gives them. `loss` is in nats per token, `perplexity` its
+    encoded: with `response_bytes`, as `causal.encode_answers` gives them. `loss` is in nats per token, `perplexity` its
     exponential, `bits_per_byte` in bits per byte of UTF-8 (left out where no response has any), `token_accuracy` the
     share of tokens that were the likeliest.
     """

@@ -100,6 +100,10 @@ class LanguageModelling(CausalTask):
             )
         return stream
 
+    def encoding_settings(self) -> dict[str, Any]:
+        """The most tokens of a window; separators are in the texts."""
+        return {"max_length": self.max_length}
+
     def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
         """The windows of the examples' joined text: input_ids, and labels on what no window before has."""
         stream, start = self._stream(examples, tokenizer), windows.start_of(tokenizer)

@@ -8,6 +8,7 @@ from rowsft.errors import UserError, shortened
 CHOICES = ("truncate", "drop", "refuse")
 # More than any tokenizer puts around one or two texts.
 _AROUND = 8
+_AT_ONCE = 1000
 
 
 def checked(choice: Any) -> str:
@@ -17,8 +18,10 @@ def checked(choice: Any) -> str:
     return choice
 
 
-def longer(examples: Sequence[dict], texts: Sequence[str], max_length: int, count: Callable[[dict], int]) -> list[bool]:
-    """Whether each example has more than `max_length` tokens by `count`, which cuts nothing.
+def longer(
+    examples: Sequence[dict], texts: Sequence[str], max_length: int, counts: Callable[[list[dict]], list[int]]
+) -> list[bool]:
+    """Whether each example has more than `max_length` tokens by `counts`, which cuts nothing.
 
     texts: the keys of an example's texts. A text of ASCII has at most a token a character: most are not tokenised.
     """
@@ -27,7 +30,13 @@ def longer(examples: Sequence[dict], texts: Sequence[str], max_length: int, coun
         given = [example[key] for key in texts if key in example]
         return not all(map(str.isascii, given)) or sum(map(len, given)) + _AROUND > max_length
 
-    return [may_be(example) and count(example) > max_length for example in examples]
+    long = [False] * len(examples)
+    candidates = [number for number, example in enumerate(examples) if may_be(example)]
+    for first in range(0, len(candidates), _AT_ONCE):
+        numbers = candidates[first : first + _AT_ONCE]
+        for number, tokens in zip(numbers, counts([examples[number] for number in numbers]), strict=True):
+            long[number] = tokens > max_length
+    return long
 
 
 def kept(examples: list[dict], long: Sequence[bool], choice: str, split: str, max_length: int | None) -> list[dict]:

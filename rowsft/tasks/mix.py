@@ -10,6 +10,7 @@ from rowsft.tasks import Evaluation, Progress, held_out
 from rowsft.tasks.answer_score import AnswerScore
 from rowsft.tasks.causal import CausalTask
 from rowsft.tasks.choice import ChoiceTask
+from rowsft.tasks.token_caching import settings_of
 
 
 class Mix(CausalTask):
@@ -72,9 +73,19 @@ class Mix(CausalTask):
         """Whether the files of every task are here."""
         return all(task.data_at_hand() for task in self.tasks.values())
 
+    def encoding_settings(self) -> dict[str, Any] | None:
+        """Those of every task; None where one of them has nothing kept."""
+        settings = {name: settings_of(task) for name, task in self.tasks.items()}
+        return None if None in settings.values() else settings
+
     def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
         """Each example as its own task encodes it."""
-        return [self.tasks[example["task"]].encode([example], tokenizer)[0] for example in examples]
+        encoded: dict[int, dict] = {}
+        for name in dict.fromkeys(example["task"] for example in examples):
+            numbers = [number for number, example in enumerate(examples) if example["task"] == name]
+            own = self.tasks[name].encode([examples[number] for number in numbers], tokenizer)
+            encoded |= zip(numbers, own, strict=True)
+        return [encoded[number] for number in range(len(examples))]
 
     def evaluate(
         self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None

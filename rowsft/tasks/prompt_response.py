@@ -6,7 +6,7 @@ from typing import Any
 
 from rowsft.tasks import Evaluation, Progress, held_out
 from rowsft.tasks.alternatives import Alternatives
-from rowsft.tasks.causal import CausalTask, encode_answer
+from rowsft.tasks.causal import CausalTask, encode_answers
 from rowsft.tasks.local_data import Tables
 from rowsft.tasks.long_examples import longer
 from rowsft.tasks.reading import Table
@@ -55,20 +55,25 @@ class PromptResponse(CausalTask):
         """Whether the files of `data` are here."""
         return self.tables.at_hand()
 
+    def encoding_settings(self) -> dict[str, Any]:
+        """The most tokens of an example; templates are in its texts."""
+        return {"max_length": self.max_length}
+
     def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
         """Prompt, response and end-of-sequence token; labels on the last two."""
-        return [
-            encode_answer(tokenizer, example["prompt"], example["response"], self.max_length, end=True)
-            for example in examples
-        ]
+        return self._encoded(examples, tokenizer, self.max_length)
+
+    def _encoded(self, examples: list[dict], tokenizer, max_length: int) -> list[dict]:
+        prompts, responses = ([example[key] for example in examples] for key in ("prompt", "response"))
+        return encode_answers(tokenizer, prompts, responses, max_length, end=True)
 
     def too_long(self, examples: list[dict], tokenizer, /) -> list[bool]:
         """Whether prompt, response and end-of-sequence token are more than max_length tokens."""
 
-        def count(example: dict) -> int:
-            return len(encode_answer(tokenizer, example["prompt"], example["response"], sys.maxsize, True)["input_ids"])
+        def counts(some: list[dict]) -> list[int]:
+            return [len(encoded["input_ids"]) for encoded in self._encoded(some, tokenizer, sys.maxsize)]
 
-        return longer(examples, ("prompt", "response"), self.max_length, count)
+        return longer(examples, ("prompt", "response"), self.max_length, counts)
 
     def evaluate(
         self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None

@@ -10,7 +10,7 @@ from tiny import tiny_gpt2, tiny_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rowsft.tasks.causal import encode_answer
+from rowsft.tasks.causal import encode_answers
 from rowsft.tasks.prompt_response import PromptResponse
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs pip install '.[eval]': make eval-test")
@@ -74,7 +74,7 @@ def harness_scores(folder: Path, model, tokenizer, rows: list[dict], choices: li
 
 def own_scores(model, tokenizer, pairs: list[tuple[str, str]]):
     task = PromptResponse("any", 1024, {"path": "none.jsonl"}, "{a}", "{b}")
-    encoded = [encode_answer(tokenizer, context, answer, 1024, end=False) for context, answer in pairs]
+    encoded = encode_answers(tokenizer, *zip(*pairs, strict=True), 1024, end=False)
     return task.score_answers(model, encoded, tokenizer, 4)
 
 

@@ -17,8 +17,13 @@ PAIRS = [
 TASK = PromptResponse("pairs", 64, data={}, prompt="{prompt}", response="{response}")
 
 
+def encode_answer(tokenizer, prompt, answer, max_length, end):
+    (encoded,) = causal.encode_answers(tokenizer, [prompt], [answer], max_length, end)
+    return encoded
+
+
 def encoded(tokenizer):
-    return [causal.encode_answer(tokenizer, prompt, answer, 64, end=False) for prompt, answer in PAIRS]
+    return causal.encode_answers(tokenizer, *zip(*PAIRS, strict=True), 64, end=False)
 
 
 def brute_force(model, example):
@@ -77,9 +82,9 @@ def test_answers_to_one_prompt_share_it_and_score_as_if_alone(build):
     tokenizer, model = bpe(), build()
     answers = [" sleep in the sun", " good", " dull film that is bad", " a"]
     pairs = [(prompt, answer) for prompt, _ in PAIRS for answer in answers]
-    examples = [causal.encode_answer(tokenizer, *pair, 64, end=False) for pair in pairs]
+    examples = [encode_answer(tokenizer, *pair, 64, end=False) for pair in pairs]
     # A prompt that is cut by its answer's length is another prompt, and one answer alone is still scored.
-    examples += [causal.encode_answer(tokenizer, PAIRS[1][0], answer, 8, end=False) for answer in answers]
+    examples += [encode_answer(tokenizer, PAIRS[1][0], answer, 8, end=False) for answer in answers]
     expected = [brute_force(model, example) for example in examples]
     seen = []
     hook = model.get_input_embeddings().register_forward_hook(lambda _, args, __: seen.append(args[0].numel()))
@@ -124,7 +129,7 @@ def test_no_token_spans_the_boundary():
     joint = tokenizer(prompt + answer, return_offsets_mapping=True)["offset_mapping"]
     # Tokenised together, one token holds characters of both.
     assert any(start < len(prompt) < stop for start, stop in joint)
-    example = causal.encode_answer(tokenizer, prompt, answer, 64, end=False)
+    example = encode_answer(tokenizer, prompt, answer, 64, end=False)
     inside = [i for i, label in zip(example["input_ids"], example["labels"], strict=True) if label == -100]
     after = [label for label in example["labels"] if label != -100]
     assert tokenizer.decode(inside) == prompt and tokenizer.decode(after) == answer
@@ -133,8 +138,8 @@ def test_no_token_spans_the_boundary():
 
 def test_bos_comes_first_and_eos_last_and_only_where_wanted():
     tokenizer = bpe(bos=True)
-    plain = causal.encode_answer(tokenizer, "the cat", " sleep", 64, end=False)
-    closed = causal.encode_answer(tokenizer, "the cat", " sleep", 64, end=True)
+    plain = encode_answer(tokenizer, "the cat", " sleep", 64, end=False)
+    closed = encode_answer(tokenizer, "the cat", " sleep", 64, end=True)
     assert plain["input_ids"].count(tokenizer.bos_token_id) == 1 == plain["input_ids"][0]
     assert tokenizer.eos_token_id not in plain["input_ids"]
     assert closed["input_ids"] == [*plain["input_ids"], tokenizer.eos_token_id]
@@ -143,7 +148,7 @@ def test_bos_comes_first_and_eos_last_and_only_where_wanted():
 
 def test_a_tokenizer_that_prepends_a_space_gets_no_second_one():
     tokenizer = bpe(metaspace=True)
-    example = causal.encode_answer(tokenizer, "the cat", " sun", 64, end=False)
+    example = encode_answer(tokenizer, "the cat", " sun", 64, end=False)
     answer = [label for label in example["labels"] if label != -100]
     text = "".join(tokenizer.convert_ids_to_tokens(answer))
     assert text == "\u2581sun"
@@ -152,21 +157,21 @@ def test_a_tokenizer_that_prepends_a_space_gets_no_second_one():
 @pytest.mark.parametrize("bos", [True, False])
 def test_too_long_input_loses_the_prompts_start_then_the_answers_end(bos):
     tokenizer = bpe(bos=bos)
-    whole = causal.encode_answer(tokenizer, PAIRS[1][0], PAIRS[0][1], 64, end=False)
+    whole = encode_answer(tokenizer, PAIRS[1][0], PAIRS[0][1], 64, end=False)
     answer = [label for label in whole["labels"] if label != -100]
     size = len(answer) + 4
-    cut = causal.encode_answer(tokenizer, PAIRS[1][0], PAIRS[0][1], size, end=False)
+    cut = encode_answer(tokenizer, PAIRS[1][0], PAIRS[0][1], size, end=False)
     assert len(cut["input_ids"]) == size and cut["labels"][4:] == answer
     kept = 3 if bos else 4
     assert cut["input_ids"][4 - kept : 4] == whole["input_ids"][-len(answer) - kept : -len(answer)]
     assert (cut["input_ids"][0] == tokenizer.bos_token_id) == bos
-    tiny = causal.encode_answer(tokenizer, PAIRS[1][0], PAIRS[0][1], 3, end=False)
+    tiny = encode_answer(tokenizer, PAIRS[1][0], PAIRS[0][1], 3, end=False)
     assert tiny["labels"] == [-100, *answer[:2]]
 
 
 def test_an_empty_prompt_still_has_a_token_to_predict_from():
     tokenizer = bpe()
-    example = causal.encode_answer(tokenizer, "", "good", 16, end=False)
+    example = encode_answer(tokenizer, "", "good", 16, end=False)
     assert example["input_ids"][0] == tokenizer.bos_token_id and example["labels"][0] == -100
 
 
