@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from rowsft.assets import python_reference
 from rowsft.config import typed
 from rowsft.errors import UserError, shortened
 from rowsft.output import redact
@@ -79,8 +80,11 @@ def _data_revisions(config: dict) -> dict[str, str]:
     """The sha256 of the content of every local data file or folder that task or trainer.forgetting name: edited data
     are another run."""
     digests = {}
-    forgetting = config["trainer"].get("forgetting") or {}
-    for key, value in sorted([*_leaves(config["task"]), (GENERAL_TEXT, forgetting.get("path"))]):
+    general = (config["trainer"].get("forgetting") or {}).get("path")
+    if general == python_reference.NAME:
+        # Of the Python that runs.
+        general = str(python_reference.file() or general)
+    for key, value in sorted([*_leaves(config["task"]), (GENERAL_TEXT, general)]):
         if isinstance(value, str) and value and _may_be_path(key, value):
             digest = _digest(value, folders=key.rsplit(".", 1)[-1].endswith("path"))
             if digest:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rowsft.assets import python_reference
 from rowsft.batch import IGNORED
 from rowsft.errors import UserError, shortened
 from rowsft.tasks.language_modelling import LanguageModelling
@@ -30,7 +31,7 @@ class GeneralText(LanguageModelling):
     """The first `limit` examples of one text, all of which are evaluated: `evaluate` of LanguageModelling.
 
     path: a file, a folder of files or a saved one, or a hub id (with `config` and `revision`); `split` is that of a
-    folder or hub data set. It is read by `read`.
+    folder or hub data set. Or python_reference.NAME, whose examples are topics. It is read by `read`.
     """
 
     def __init__(
@@ -55,15 +56,23 @@ class GeneralText(LanguageModelling):
 
     def read(self) -> None:
         """Read the examples. Raises UserError for what cannot be read."""
+        examples = (self._topics() if self.path == python_reference.NAME else self._rows())[: self.limit]
+        if not examples:
+            raise UserError(f"{self._where}: holds no text")
+        self.examples = examples
+
+    def _topics(self) -> list[dict]:
+        end = self.separator
+        return [{"id": name, "text": text.strip() + end} for name, text in python_reference.topics().items()]
+
+    def _rows(self) -> list[dict]:
         table = self._table()
         if self.documents == "lines":
             table = pieces(table)
         end = "" if self.documents == "lines" else self.separator
-        texts = zip(table.ids()[: self.limit], table.columns[self.column], strict=False)
-        examples = [{"id": id_, "text": text + end} for id_, text in texts]
-        if not examples:
-            raise UserError(f"{self._where}: holds no text")
-        self.examples = examples
+        return [
+            {"id": id_, "text": text + end} for id_, text in zip(table.ids(), table.columns[self.column], strict=True)
+        ]
 
     @property
     def sha256(self) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from pydoc_data.topics import topics
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from peft import PeftModel
 from refusals import refusal
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rowsft.assets import python_reference
 from rowsft.config.compose import compose
 from rowsft.config.run_spec import run_spec
 from rowsft.config.settings import trainer_settings
 from rowsft.runner.run import run
 from rowsft.store import Store
+from rowsft.tasks.general_text import GeneralText
 from rowsft.tasks.language_modelling import LanguageModelling
 
 WORDS = [f"w{number}" for number in range(40)]
@@ -126,6 +129,27 @@ def test_the_text_counts_by_its_content(workshop, tmp_path, text):
     other.write_text("w1 w2 w3\n")
     ids = [run_spec(compose([*workshop.overrides("llama"), *asked(path)])).run_id for path in (text, copy_of, other)]
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_the_packaged_text_and_splits_of_a_folder_are_read(workshop, tmp_path):
+    def made(path, **changes):
+        settings = {"config": None, "revision": None, "split": "test", "column": "text", "documents": "lines"}
+        text = GeneralText(**{"path": str(path), **settings, "max_length": 24, "stride": None, "limit": 3, **changes})
+        text.read()
+        return text
+
+    packaged = made(python_reference.NAME)
+    assert [example["id"] for example in packaged.examples] == sorted(topics)[:3]
+    for example in packaged.examples:
+        assert example["text"] == topics[example["id"]].strip() + "\n"
+    spec = run_spec(compose([*workshop.overrides("llama"), *asked(python_reference.NAME)]))
+    assert len(spec.config["revisions"]["data"]["trainer.forgetting.path"]) == 64
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.txt").write_text(f"{split} one\n{split} two\n")
+    assert [example["text"] for example in made(tmp_path).examples] == ["test one\ntest two\n"]
+    rows = made(tmp_path, split="train", documents="rows", limit=1)
+    assert [example["text"] for example in rows.examples] == ["train one\n"]
+    assert "no such split" in refusal(lambda: made(tmp_path, split="validation"))
 
 
 def test_what_cannot_be_measured_is_refused_before_training(workshop, tmp_path, text):
