@@ -8,12 +8,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from rowsft.assets import python_reference
 from rowsft.config import typed
 from rowsft.errors import UserError, shortened
 from rowsft.output import redact
 from rowsft.record import is_alone
 from rowsft.store import Store
 from rowsft.store.files import sha256
+from rowsft.store.identity import GENERAL_TEXT
 from rowsft.store.places import Places
 from rowsft.store.record import UnreadableRecord, read_record
 
@@ -54,7 +56,7 @@ def run_spec(config: DictConfig | dict, places: Places | None = None) -> RunSpec
     places: the listed store, for a caller who asks for many runs.
     """
     plain = config if isinstance(config, dict) else typed.plain(config)
-    plain["revisions"] = {"model": _model_revision(plain["model"]), "data": _data_revisions(plain["task"])}
+    plain["revisions"] = {"model": _model_revision(plain["model"]), "data": _data_revisions(plain)}
     store = Path(plain["store"])
     folder = (places or Places(store)).place(plain)
     label = f"{plain['method']['name']} on {plain['task']['name']} with {plain['model']['name']}, seed {plain['seed']}"
@@ -74,10 +76,15 @@ def _model_revision(model: dict) -> str:
     return str(model.get("revision") or source)
 
 
-def _data_revisions(task: dict) -> dict[str, str]:
-    """The sha256 of the content of every local data file or folder that the task names: edited data are another run."""
+def _data_revisions(config: dict) -> dict[str, str]:
+    """The sha256 of the content of every local data file or folder that task or trainer.forgetting name: edited data
+    are another run."""
     digests = {}
-    for key, value in sorted(_leaves(task)):
+    general = (config["trainer"].get("forgetting") or {}).get("path")
+    if general == python_reference.NAME:
+        # Of the Python that runs.
+        general = str(python_reference.file() or general)
+    for key, value in sorted([*_leaves(config["task"]), (GENERAL_TEXT, general)]):
         if isinstance(value, str) and value and _may_be_path(key, value):
             digest = _digest(value, folders=key.rsplit(".", 1)[-1].endswith("path"))
             if digest:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from rowsft.config import typed
 from rowsft.config.devices import DEVICE
 from rowsft.config.experiment_names import check_experiment_name
+from rowsft.config.forgetting import ForgettingSettings, check_forgetting, forgetting_settings
 from rowsft.config.processes import STRATEGIES
 from rowsft.config.retrying import retry_policy
 from rowsft.config.tune import tune_settings
@@ -43,6 +44,7 @@ class TrainerSettings:
     eval_batch_size: int = 64
     evaluate: list[str] = field(default_factory=lambda: ["validation", "test"])
     evaluate_every: int | None = None
+    forgetting: ForgettingSettings = field(default_factory=ForgettingSettings)
     calibration_batches: int = 50
     calibration_overlap: float | None = None
     warm_head: int = 0
@@ -182,6 +184,8 @@ def trainer_settings(config: DictConfig) -> TrainerSettings:
 
 
 def _trainer(values: Mapping[str, Any]) -> TrainerSettings:
+    if "forgetting" in values:
+        values = {**values, "forgetting": forgetting_settings(values["forgetting"])}
     return typed.read(TrainerSettings, values, "trainer", "conf/trainer/default.yaml")
 
 
@@ -232,6 +236,7 @@ def _check(settings: TrainerSettings) -> None:
     _require(settings.autocast in (None, "bf16", "fp16"), "autocast", settings, "null, bf16 or fp16")
     _require(DEVICE.fullmatch(settings.device) is not None, "device", settings, "auto, cpu, cuda or cuda:NUMBER")
     _check_strategy(settings)
+    check_forgetting(settings.forgetting, settings.strategy)
     overlap = settings.calibration_overlap
     _require(
         overlap is None or 0 < overlap <= 1, "calibration_overlap", settings, "a share above 0 and up to 1, or null"

@@ -9,6 +9,7 @@ May import errors alone, so that every room can name what it measures or shows. 
 
 from rowsft.record.alone import as_measured, is_alone
 from rowsft.record.checking import config_faults, read, read_attempt
+from rowsft.record.forgetting import Forgetting
 from rowsft.record.memory import LedgerMoment, Memory, PhaseMemory, RankRecord, RanksRecord
 from rowsft.record.migration import SCHEMA_VERSION, migrated
 from rowsft.record.part import LARGEST, Part, plain, unknown_keys
@@ -45,6 +46,7 @@ __all__ = [
     "Environment",
     "Error",
     "File",
+    "Forgetting",
     "HarnessResult",
     "Inputs",
     "LedgerMoment",

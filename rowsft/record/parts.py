@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, WrapValidator
 
 from rowsft.record.configuration import Config, Identity, as_it_is
+from rowsft.record.forgetting import Forgetting
 from rowsft.record.memory import Memory, RanksRecord
 from rowsft.record.part import NOTHING, Count, Number, Part, Text, Truth
 
@@ -257,6 +258,7 @@ class Attempt(Part):
     train_loss_final: Number | None = None
     metrics: dict[Text, Numbers | None] = NOTHING
     reference: dict[Text, Number | Text | None] = NOTHING
+    forgetting: Forgetting = Forgetting()
     seconds: Seconds = Seconds()
     step_seconds: StepSeconds = StepSeconds()
     data_seconds: DataSeconds = DataSeconds()

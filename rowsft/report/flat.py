@@ -19,6 +19,8 @@ def run_rows(records: list[Record]) -> list[dict]:
         fields.pop("state", None)
         if fields.get("error"):
             fields["error"] = {key: value for key, value in fields["error"].items() if key != "traceback"}
+        if layers := (fields.get("forgetting") or {}).get("csd_rel_layers"):
+            fields["forgetting"] = {**fields["forgetting"], "csd_rel_layers": json.dumps(layers, sort_keys=True)}
         whole = {key: json.dumps(fields.pop(key), sort_keys=True) for key in _WHOLE if key in fields}
         row = {
             "id": record.id,

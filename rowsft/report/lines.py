@@ -22,6 +22,11 @@ def _measured(read: Callable[[Attempt], float | None], over: Callable[[list], An
     return field(default=None, metadata={"read": read, "over": over})
 
 
+def _forgetting(attempt: Attempt) -> float | None:
+    before, after = (loss.get("loss") for loss in (attempt.forgetting.before, attempt.forgetting.after))
+    return None if before is None or after is None else after - before
+
+
 @dataclass(kw_only=True)
 class Line:
     """A shown row as numbers, in the order of table.csv, units in the names; None for what was not measured.
@@ -29,6 +34,7 @@ class Line:
     Metrics are means over seeds, costs medians over seeds. `*_to_lora` are ratios to the row's LoRA; `minus_lora` and
     `minus_full` paired differences of the primary metric to its LoRA and its full fine-tuning, whose titles are
     `lora_reference` and `full_reference` (references.py says which those are). metrics: all others, by split and name.
+    forgetting: the loss of the general text after training minus that before, in nats per token.
     """
 
     experiment: str
@@ -74,6 +80,10 @@ class Line:
     train_joules: float | None = _measured(lambda a: a.energy.train_joules)
     evaluate_joules: float | None = _measured(lambda a: a.energy.evaluate_joules)
     learning_rate: float | None
+    general_loss_before: float | None = _measured(lambda a: a.forgetting.before.get("loss"), over=fmean)
+    general_loss_after: float | None = _measured(lambda a: a.forgetting.after.get("loss"), over=fmean)
+    forgetting: float | None = _measured(_forgetting, over=fmean)
+    csd_rel: float | None = _measured(lambda a: a.forgetting.csd_rel, over=fmean)
     metrics: dict[str, float]
     differs_in: str
     train_peak_to_lora: float | None = None

@@ -32,6 +32,7 @@ def main(section: Section) -> Sheet[Line]:
         Column("budget_achieved", "budget asked → achieved", _budget),
         _metric(table),
         Column("seeds", "seeds", "d"),
+        *_forgetting(section.lines),
         Column("train_peak_allocated_bytes", "training peak", ",.1f", "MiB", group="cost"),
         Column("train_peak_to_lora", f"× LoRA{same}", ".2f", "×", group="cost"),
         Column("select_peak_allocated_bytes", "selection peak", ",.1f", "MiB", group="cost"),
@@ -55,6 +56,7 @@ def terminal_main(section: Section, lines: list[Line]) -> Sheet[Line]:
         Column("budget_off_percent", "off", "+.2f", "%"),
         _metric(section.table),
         Column("seeds", "n", "d"),
+        *_forgetting(lines),
         Column("train_peak_allocated_bytes", "peak", ",.1f", "MiB", group="cost"),
         Column("train_peak_to_lora", "× LoRA", ".2f", "×", group="cost"),
         Column("step_median_seconds", "step", ",.0f", "ms", group="cost"),
@@ -203,6 +205,15 @@ def _share_with(name: str) -> Column[tuple[str, dict]]:
 def _metric(table: Table) -> Column[Line]:
     title = f"{table.split} {table.metric}"
     return Column("value", title, metric, "(95 %)", "higher" if table.higher_is_better else "lower")
+
+
+def _forgetting(lines: list[Line]) -> list[Column[Line]]:
+    """The columns of a general text, where a run was asked for it."""
+    columns: list[Column[Line]] = [
+        Column("forgetting", "forgetting", "+.4f", "nats/token", "lower"),
+        Column("csd_rel", "CSD_rel", ".3g"),
+    ]
+    return columns if any(line.forgetting is not None for line in lines) else []
 
 
 def metric(line: Line) -> str:

@@ -1,7 +1,7 @@
 """What one run holds as it goes, and how it ended."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.models.loading import Loaded
 from rowsft.runner import trainer as training
 from rowsft.runner.device import run_device
+from rowsft.runner.originals import Originals
 from rowsft.runner.progress import ProgressFile
 from rowsft.runner.ranks import ALONE, Ranks
 from rowsft.runner.resuming import Resumption
@@ -22,6 +23,7 @@ from rowsft.runner.unrecorded import UnrecordedAttempt
 from rowsft.selection.budget import Budget
 from rowsft.store import OpenAttempt
 from rowsft.tasks import Task
+from rowsft.tasks.general_text import GeneralText
 from rowsft.tracking.tracker import Tracker
 
 
@@ -49,6 +51,11 @@ class Job:
     energy: measure.EnergyMeter = field(init=False)
     gpu: measure.Gpu | None = field(init=False)
     progress: ProgressFile = field(init=False)
+    # Where trainer.forgetting asks for it: the text, and what training changes in place.
+    general_text: GeneralText | None = None
+    originals: Originals | None = None
+    # What has to be cleared away when the run ends, however it does.
+    until_end: ExitStack = field(default_factory=ExitStack)
     # The steps fill these in; nothing reads them before.
     loaded: Loaded = field(init=False)
     model: Any = field(init=False)

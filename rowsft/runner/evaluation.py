@@ -4,7 +4,7 @@ import torch
 
 from rowsft.progress import bar
 from rowsft.runner.context import Job
-from rowsft.tasks import Evaluation
+from rowsft.tasks import Evaluation, Task
 
 
 def evaluate(job: Job) -> None:
@@ -37,15 +37,20 @@ def takes_part(job: Job) -> bool:
     return job.ranks.is_first or job.ranks.is_sharded
 
 
-def evaluate_examples(job: Job, examples: list[dict], title: str | None) -> Evaluation:
-    """Evaluate under the run's autocast; `title` is that of the bar, None for no bar."""
+def evaluate_examples(
+    job: Job, examples: list[dict], title: str | None, task: Task | None = None, batch_size: int | None = None
+) -> Evaluation:
+    """Evaluate under the run's autocast; `title` is that of the bar, None for no bar.
+
+    task, batch_size: other ones than the run's own.
+    """
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}
     kind = kinds[job.settings.autocast]
     with torch.autocast(job.device.type, dtype=kind, enabled=kind is not None):
-        return job.task.evaluate(
+        return (task or job.task).evaluate(
             job.model,
             examples,
             job.loaded.processor,
-            job.settings.eval_batch_size,
+            batch_size or job.settings.eval_batch_size,
             progress=bar(title) if title else None,
         )

@@ -20,7 +20,7 @@ from rowsft.errors import UserError
 from rowsft.method_info import info_of, to_record
 from rowsft.methods.base import method_of
 from rowsft.models.checkpoint import write_checkpoint
-from rowsft.runner import memory_probe, rank_failure, resuming, sharding
+from rowsft.runner import forgetting, memory_probe, rank_failure, resuming, sharding
 from rowsft.runner.context import Job, Outcome
 from rowsft.runner.device import run_device
 from rowsft.runner.evaluation import evaluate, evaluate_examples, takes_part
@@ -152,8 +152,9 @@ def _read_ahead(task: Task, clock: measure.PhaseClock) -> None:
 
 def _perform(job: Job) -> None:
     run_id = f"{job.spec.run_id}-{job.attempt.number}"
-    with tracking(job.tracker, run_id, job.spec.config, job.spec.experiment):
-        for step in (load_all, select, _attach, train, evaluate, _save, probe_memory):
+    with tracking(job.tracker, run_id, job.spec.config, job.spec.experiment), job.until_end:
+        before_training = (forgetting.read_text, load_all, select, _attach, forgetting.keep_originals)
+        for step in (*before_training, train, evaluate, _save, forgetting.measure, probe_memory):
             step(job)
             # What kills a process for its memory lets it write nothing more.
             job.attempt.update(memory=job.memory.record)

@@ -42,6 +42,9 @@ CHECKPOINTS = ("trainer.checkpoint_steps", "trainer.checkpoint_minutes", "traine
 #: A property of the machine: the same steps on the same batches, in as many processes as it has devices.
 PROCESSES = "trainer.processes"
 
+#: The one path outside of the task whose content counts, under this name in `revisions.data`.
+GENERAL_TEXT = "trainer.forgetting.path"
+
 #: The same, wherever they stand: where files are cached and whether a bar is drawn.
 PRESENTATION_ANYWHERE = frozenset({"cache_dir", "progress"})
 
@@ -89,6 +92,8 @@ def old_identity(config: dict) -> dict:
         if isinstance(trainer, dict) and trainer.get(key) is None:
             # Younger than many records: where it is off it is in no id.
             trainer.pop(key, None)
+    if isinstance(trainer, dict) and not _is_measured(trainer.get("forgetting")):
+        trainer.pop("forgetting", None)
     task = settings.get("task")
     if isinstance(task, dict) and task.get("long_examples") == "truncate":
         task.pop("long_examples")
@@ -100,6 +105,11 @@ def old_identity(config: dict) -> dict:
             # It stands in where no path is given.
             data.pop("hub", None)
     return {"results_version": RESULTS_VERSION, **settings}
+
+
+def _is_measured(forgetting: object) -> bool:
+    """Whether trainer.forgetting names a text; where it does not, nothing reads its other keys."""
+    return isinstance(forgetting, dict) and forgetting.get("path") is not None
 
 
 def run_id(config: dict) -> str:
@@ -139,7 +149,7 @@ def _by_content(settings: dict) -> None:
             model["revision"] = None
     for key in revisions.get("data") or () if isinstance(revisions.get("data"), dict) else ():
         *path, last = key.split(".")
-        node: object = task
+        node: object = settings if key == GENERAL_TEXT else task
         for part in path:
             node = node.get(part) if isinstance(node, dict) else None
         if isinstance(node, dict) and isinstance(node.get(last), str):

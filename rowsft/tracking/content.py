@@ -51,6 +51,8 @@ def final_numbers(attempt: Attempt) -> dict[str, int | float]:
 
     for name in ("metrics", *_COSTS, "reference"):
         walk(name, plain(getattr(attempt, name)))
+    for name in ("before", "after", "csd_rel"):
+        walk(f"forgetting/{name}", plain(getattr(attempt.forgetting, name)))
     return flat | _results(attempt)
 
 

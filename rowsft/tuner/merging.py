@@ -35,6 +35,14 @@ class MergeableLayer(RowSFTLayer):
         dense = self._updates([adapter])[0].dense(self.out_features, self.in_features).detach()
         return as_matrix(self.get_base_layer(), dense).contiguous()
 
+    def squared_change(self, x: torch.Tensor, adapter: str) -> torch.Tensor:
+        """Return the sum of ‖ΔW h‖² over the inputs h, the rows of x (n, d_in): a float64 scalar.
+
+        Raises UserError where its values are sharded over processes.
+        """
+        self._check_whole(adapter)
+        return self._updates([adapter])[0].squared_change(x)
+
     def _check_whole(self, adapter: str) -> None:
         rows = len(self.row_sft_ids[adapter]) if adapter in self.row_sft_ids else 0
         columns = len(self.row_sft_column_ids[adapter]) if adapter in self.row_sft_column_ids else 0

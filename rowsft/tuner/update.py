@@ -67,6 +67,19 @@ class Update:
             y = y + product if self.others is None else y.index_add(-1, self.others, product)
         return y
 
+    def squared_change(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum over the inputs h, the rows of x (n, d_in), of ‖ΔW h‖² as a float64 scalar; biases are no part of it.
+
+        Only what is trained is multiplied. Rows and columns add up: they change different entries of the output.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=x.device)
+        if self.delta is not None:
+            total += functional.linear(x, self.delta.to(x.dtype)).square().sum(dtype=torch.float64)
+        if self.columns is not None and self.column_delta is not None:
+            product = functional.linear(x.index_select(-1, self.columns), self.column_delta.to(x.dtype))
+            total += product.square().sum(dtype=torch.float64)
+        return total
+
     def dense(self, d_out: int, d_in: int) -> torch.Tensor:
         """The update as a matrix (d_out, d_in), zero where nothing is trained."""
         value = self.delta if self.delta is not None else self.column_delta

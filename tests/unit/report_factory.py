@@ -107,12 +107,13 @@ def finish(
     metric=None,
     size=None,
     peak=None,
+    forgetting=None,
     **arguments,
 ):
     """Record one finished run and return its id.
 
     facts: added to the model's. metric: (name, value) instead of the task's own. size: (parameters asked, achieved).
-    peak: of training, in MiB. validation: the metric on that split; False leaves it out.
+    peak: of training, in MiB. forgetting: as it is recorded. validation: the metric on that split; False leaves it out.
     `arguments` are those of `config`.
     """
     wanted = config(**arguments)
@@ -157,6 +158,8 @@ def finish(
             reference={"cosine_pearson": 0.827} if method == "none" else {},
             resolved={"r": 8, "rank_pattern": {"layer": 7}},
         )
+        if forgetting is not None:
+            attempt.update(forgetting=forgetting)
         if peak is not None:
             attempt.update(
                 memory={

@@ -149,3 +149,38 @@ def test_a_damaged_record_is_left_out_with_a_warning(tmp_path, caplog):
     (tmp_path / bad / "record.json").unlink()
     files = report.build(tmp_path, out=tmp_path / "out")
     assert "cannot be read" not in files.markdown.read_text() + files.page.read_text()
+
+
+def test_forgetting_has_columns_where_a_run_was_asked(built, tmp_path):
+    store = Store(tmp_path / "runs")
+    for seed, after in ((1, 3.5), (2, 3.25)):
+        finish(
+            store,
+            classification("lora", seed),
+            seed=seed,
+            task="sentiment",
+            forgetting={
+                "before": {"loss": 3.0},
+                "after": {"loss": after},
+                "csd_rel": 0.001 * seed,
+                "csd_rel_layers": {"model.layers.0.self_attn.q_proj": 0.25},
+            },
+        )
+    finish(store, classification("row_sft", 1), method="row_sft", task="sentiment")
+    files = report.build(tmp_path / "runs", "demo", tmp_path / "out")
+    (section,) = files.sections
+    by_method = {line.method: line for line in section.lines}
+    lora, other = by_method["lora"], by_method["row_sft"]
+    assert (lora.general_loss_before, lora.general_loss_after, lora.forgetting) == (3.0, 3.375, 0.375)
+    assert lora.csd_rel == pytest.approx(0.0015) and other.forgetting is None and other.csd_rel is None
+    for sheet in (tables.main(section), tables.terminal_main(section, section.lines)):
+        cells = {
+            column.key: [column.cell(line) for line in (lora, other)]
+            for column in sheet.columns
+            if column.key in ("forgetting", "csd_rel")
+        }
+        assert cells == {"forgetting": ["+0.3750", NONE], "csd_rel": ["0.0015", NONE]}
+    for part in built[1].sections:
+        assert not {"forgetting", "csd_rel"} & {column.key for column in tables.main(part).columns}
+    header, *rows = files.runs.read_text().splitlines()
+    assert "forgetting.before.loss" in header and "forgetting.csd_rel_layers.model" not in header

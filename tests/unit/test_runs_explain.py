@@ -63,6 +63,7 @@ def test_every_key_stands_on_the_side_that_its_effect_on_the_id_says(tmp_path, o
         "ignores",
         "trainer.calibration_overlap",
         "trainer.evaluate_every",
+        "trainer.forgetting.path",
         "trainer.strategy",
     }
     for key, value in found.identity.items():
