@@ -136,11 +136,12 @@ def write_tokenizer(tokenizer, folder, side="right", pad="<pad>", types=False):
     said |= {"bos_token": "<s>", "eos_token": "</s>"}
     said["model_input_names"] = ["input_ids", "attention_mask", *(["token_type_ids"] if types else [])]
     path.write_text(json.dumps({name: value for name, value in said.items() if value is not None}))
-    # As the files of sentence encoders have it: every text as long as the last one here was to be.
-    fills = {"strategy": {"Fixed": 9}, "direction": side.title(), "pad_to_multiple_of": None, "pad_id": 0}
+    # As files of sentence encoders have it: all texts of one length. transformers takes a pad token from there, too.
     cuts = {"direction": side.title(), "max_length": 4, "strategy": "LongestFirst", "stride": 0}
-    given = json.loads(fast.read_text())
-    given |= {"padding": {**fills, "pad_type_id": 0, "pad_token": "<pad>"}, "truncation": cuts}
+    fills = {"strategy": {"Fixed": 9}, "direction": side.title(), "pad_to_multiple_of": None, "pad_type_id": 0}
+    given = json.loads(fast.read_text()) | {"truncation": cuts}
+    if pad is not None:
+        given["padding"] = {**fills, "pad_id": tokenizer.convert_tokens_to_ids(pad), "pad_token": pad}
     fast.write_text(json.dumps(given))
 
 
