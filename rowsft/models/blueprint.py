@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from rowsft.errors import UserError
 from rowsft.models.hub import without_waiting
-from rowsft.models.options import attention_kernel, check_kind, configure, dtype_of, model_class
+from rowsft.models.options import attention_kernel, check_dtype, check_kind, configure, dtype_of, model_class
 from rowsft.models.source import readable, resolve
 from rowsft.tasks.heads import Head
 
@@ -70,6 +70,7 @@ def blueprint(
     if getattr(text, "pad_token_id", None) is None:
         text.pad_token_id = 0
     dtype = dtype_of(model_cfg.get("dtype"))
+    check_dtype(config, dtype)
     kernel = model_cfg.get("attn_implementation")
     options = {} if kernel is None else {"attn_implementation": kernel}
     with _sensible(source), torch.device("meta"), attention_kernel(model_cfg):

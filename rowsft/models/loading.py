@@ -1,5 +1,6 @@
 """Model and processor from a package, a local folder or the hub: one code path once the source is resolved."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from rowsft.compat.transformers import attention_of, commit_of
 from rowsft.errors import UserError
 from rowsft.layers.quantised import keep_layout
 from rowsft.models.capacity import counts_from_padding
-from rowsft.models.options import attention_kernel, check_kind, configure, dtype_of, model_class
+from rowsft.models.options import attention_kernel, check_dtype, check_kind, configure, dtype_of, model_class
 from rowsft.models.processor import check_filled, processor_of
 from rowsft.models.source import local_revision, readable, resolve
 from rowsft.selection.targets import Targets
@@ -56,6 +57,7 @@ def load(
             options["revision"] = commit
         processor = processor_of(head, place, options)
     check_kind(source, config)
+    check_dtype(config, dtype)
     check_filled(processor, source)
     configure(config, head_settings)
     with readable(source), _own_random_stream(seed), attention_kernel(model_cfg):
@@ -80,7 +82,7 @@ def load(
             new_weights = ["all"]
     keep_layout(model)
     if isinstance(processor, PreTrainedTokenizerBase):
-        _set_padding(model, processor)
+        _tell_apart(model, processor)
     revision = commit or local_revision(source)
     facts = _facts(model, source, revision, new_weights)
     return Loaded(model.eval(), processor, revision, facts)
@@ -128,16 +130,19 @@ def _check_new_weights(new_weights: list[str], allowed: list[str], source: str, 
         )
 
 
-def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer a pad token if it has none (padding is masked everywhere) and tell the model about it.
+def _tell_apart(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tell the model which token is padding, and the tokenizer whether the model takes token types.
 
     A model that counts positions from its padding keeps its own: saved with another, it would count otherwise.
     """
-    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
-        tokenizer.pad_token = tokenizer.eos_token
-    # A tokenizer with neither is refused where texts are put into batches: capacity.check_padding.
     if tokenizer.pad_token_id is not None and not counts_from_padding(model):
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    types = getattr(model.config.get_text_config(), "type_vocab_size", None)
+    named = "token_type_ids" in inspect.signature(model.forward).parameters
+    # Without a table of types in its configuration, a model that takes them (XLNet) has what its tokenizer's file says.
+    if not named or types is not None:
+        names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+        tokenizer.model_input_names = [*names, "token_type_ids"] if named and types and types > 1 else names
 
 
 def _facts(model: PreTrainedModel, source: str, revision: str, new_weights: list[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from rowsft.errors import UserError
 from rowsft.tasks.heads import Head
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_FLOAT32_ALONE = ("deberta",)
 
 
 def model_class(head: Head) -> Any:
@@ -41,6 +42,16 @@ def dtype_of(name: str | None) -> torch.dtype | str:
     if name not in _DTYPES:
         raise UserError(f"model.dtype={name}: expected {', '.join(_DTYPES)}, or null for the checkpoint's own")
     return getattr(torch, name)
+
+
+def check_dtype(config: PretrainedConfig, dtype: torch.dtype | str) -> None:
+    """Raise UserError for a dtype ("auto": the configuration's own) in which transformers cannot run that model."""
+    kind = config.dtype if dtype == "auto" else dtype
+    if config.model_type in _FLOAT32_ALONE and kind not in (None, torch.float32):
+        raise UserError(
+            f"model.dtype={str(kind).removeprefix('torch.')}: models of type {config.model_type} compute in float32 "
+            "alone, as transformers mixes dtypes in their attention; set model.dtype=float32"
+        )
 
 
 @contextmanager

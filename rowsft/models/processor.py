@@ -24,7 +24,10 @@ def processor_of(head: Head, place: str, options: Mapping[str, Any]) -> Any:
     processor = getattr(transformers, head.processor_class).from_pretrained(place, **options)
     if isinstance(processor, PreTrainedTokenizerBase):
         # Settings that cannot be (a length that is no number) show at the first text.
-        processor("a")
+        ids = processor("a")["input_ids"]
+        # Ours, never the file's: copies of one model differ in them.
+        processor.padding_side, processor.truncation_side = "left" if head.answers else "right", "right"
+        _set_pad_token(processor, ids[-1:])
     return processor
 
 
@@ -67,6 +70,24 @@ def processor_at_hand(model_cfg: Mapping[str, Any], head: Head) -> Any | None:
             return None
         raise
     return None if is_empty(processor) else processor
+
+
+def _set_pad_token(tokenizer: PreTrainedTokenizerBase, end: list[int]) -> None:
+    """Take another pad token where there is none, or where texts end with it: with the unknown token, or with `end`.
+
+    Padding is masked everywhere, so any token will do, with one exception: causal models that classify read the last
+    token that is not padding, and would miss the end of a text. A tokenizer without pad and end-of-sequence token is
+    left without: `capacity.check_padding` refuses it where texts are put into batches.
+    """
+    usable = [token for token in (tokenizer.pad_token, tokenizer.eos_token) if token is not None]
+    if not usable:
+        return
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    # Byte-level tokenizers name an unknown token, too, but no text gives it.
+    unknown = {tokenizer.unk_token_id} if getattr(model, "unk_token", None) is not None else set()
+    candidates = [*usable, *([] if tokenizer.bos_token is None else [tokenizer.bos_token])]
+    ids = dict(zip(candidates, tokenizer.convert_tokens_to_ids(candidates), strict=True))
+    tokenizer.pad_token = next((token for token in candidates if ids[token] not in {*unknown, *end}), usable[0])
 
 
 def _has_files(place: str, revision: str | None) -> bool:

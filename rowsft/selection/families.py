@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from rowsft.selection.groups import Member, UnitGroup
 class Coupling:
     """Layers of a block, by their names in it: the rows of the producers feed matching columns of the consumer.
 
-    Attention producers are q, k and v, or one fused layer that holds the three as blocks of rows, in this order.
+    Attention producers are q, k and v, or one fused layer that holds the three as blocks of rows, in this order. An MLP
+    producer holds `stacked` blocks of rows, one below the other, with a row of every hidden unit in each.
     """
 
     producers: tuple[str, ...]
     consumer: str
+    stacked: int = 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,18 @@ FAMILIES: list[Family] = [
         ),
         Coupling(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj"),
         Coupling(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
+    ),
+    Family(
+        "Phi",
+        ("phi",),
+        Coupling(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.dense"),
+        Coupling(("mlp.fc1",), "mlp.fc2"),
+    ),
+    Family(
+        "Phi-3 and 4",
+        ("phi3",),
+        Coupling(("self_attn.qkv_proj",), "self_attn.o_proj"),
+        Coupling(("mlp.gate_up_proj",), "mlp.down_proj", stacked=2),
     ),
     Family(
         "GPT-2",
@@ -125,12 +140,13 @@ def coupled_groups(model: nn.Module, layers: Mapping[str, LinearLayer], with_att
     """
     family = family_of(model, "channel=neurons")
     unit_groups = []
-    for coupling, build in ((family.attention, _heads), (family.mlp, _hidden_units)):
+    hidden_units = partial(_hidden_units, stacked=family.mlp.stacked)
+    for coupling, build in ((family.attention, partial(_heads, model)), (family.mlp, hidden_units)):
         if coupling is family.attention and not with_attention:
             continue
         for producers, consumer in _blocks(model, coupling):
             if _whole((*producers, consumer), layers, "a unit of channel=neurons"):
-                unit_groups.append(build(model, layers, producers, consumer))
+                unit_groups.append(build(layers, producers, consumer))
     if not unit_groups:
         raise UserError(
             f"channel=neurons: target_modules selects no whole unit of {type(model).__name__} ({family.name}); a "
@@ -194,17 +210,19 @@ def _whole(members: tuple[str, ...], layers: Mapping[str, LinearLayer], needed_b
 
 
 def _hidden_units(
-    model: nn.Module, layers: Mapping[str, LinearLayer], producers: tuple[str, ...], consumer: str
+    layers: Mapping[str, LinearLayer], producers: tuple[str, ...], consumer: str, stacked: int
 ) -> UnitGroup:
     units = layer_shape(layers[consumer])[1]
     ids = torch.arange(units, device="cpu").unsqueeze(1)
     for name in producers:
-        if layer_shape(layers[name])[0] != units:
+        if layer_shape(layers[name])[0] != units * stacked:
             raise UserError(
                 f"layer {name} has {layer_shape(layers[name])[0]} rows for the {units} columns of {consumer}; "
-                "expected as many: use channel rows, columns or both for this model"
+                f"expected {'as many' if stacked == 1 else f'{stacked} times as many'}: use channel rows, columns or "
+                "both for this model"
             )
-    members = (*(Member(name, "rows", ids) for name in producers), Member(consumer, "columns", ids))
+    rows = [Member(name, "rows", block * units + ids) for name in producers for block in range(stacked)]
+    members = (*rows, Member(consumer, "columns", ids))
     return UnitGroup(producers[0].rpartition(".")[0], "hidden units", members)
 
 
@@ -233,7 +251,8 @@ def _geometry(model: nn.Module, layers: Mapping[str, LinearLayer], producers: tu
     heads = getattr(config, "num_key_value_heads", None) or query
     rows = [layer_shape(layers[name])[0] for name in producers]
     if len(rows) == 1:
-        rows = [rows[0] // 3] * 3
+        size = rows[0] // (query + 2 * heads)
+        rows = [query * size, heads * size, rows[0] - (query + heads) * size]
     size = rows[0] // query
     if query % heads or rows != [query * size, heads * size, heads * size]:
         raise _odd_heads(model, producers[0])

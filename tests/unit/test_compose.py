@@ -26,7 +26,8 @@ CHANNELS = {"row_sft_both": "both", "row_sft_columns": "columns", "row_sft_neuro
 METHODS = {"row_sft", *CHANNELS, "lora", "dora", "shira", "full", "head", "none"}
 MODELS = {
     *("minilm", "smollm2_135m", "llama2_7b", "llama3_8b", "mistral_7b", "gemma_7b"),
-    *("bert_base", "bert_large", "deberta_v3_base", "deberta_v3_large"),
+    *("llama3_2_1b", "qwen2_5_1_5b", "qwen3_1_7b", "gemma2_2b", "gemma3_1b", "smollm3_3b", "phi2", "phi4_mini"),
+    *("bert_base", "bert_large", "roberta_base", "deberta_base", "deberta_v3_base", "deberta_v3_large"),
     *("vit_base", "deit_base", "dinov2_small", "dinov2_base", "vits_focus", "vits_random"),
 }
 GLUE = {f"glue/{name}" for name in ("cola", "mnli", "mnli_mismatched", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb")}

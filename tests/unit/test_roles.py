@@ -1,11 +1,14 @@
 """Coupled units and shared rows of q, k and v, held against what a model computes when one unit is silenced."""
 
+from collections import Counter
+
 import pytest
 import torch
 from tiny import causal_batch, classification_batch, tiny_bert, tiny_gpt2, tiny_llama
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     OPTConfig,
     OPTForCausalLM,
@@ -19,6 +22,8 @@ from rowsft.selection.families import FAMILIES, is_attention
 from rowsft.selection.targets import Targets, eligible_layers
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
+VISION_TYPES = {"vit", "deit", "dinov2"}
+DECODER_TYPES = {*FAMILIES[0].models, "phi", "phi3"}
 DECODERS = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
 FUSED = {"n_embd": 32, "n_inner": 64, "n_layer": 2, "n_head": 4, "vocab_size": 96}
 
@@ -27,9 +32,14 @@ def build(kind):
     """A tiny model of a model type, in float64."""
     if kind == "gpt2":
         return tiny_gpt2(torch.float64), causal_batch()
-    if kind in FAMILIES[0].models:
+    if kind in DECODER_TYPES:
         config = AutoConfig.for_model(kind, **DECODERS)
         model, batch = AutoModelForCausalLM.from_config(config), causal_batch()
+    elif kind in VISION_TYPES:
+        sizes = {**SIZES, "mlp_ratio": 2, "image_size": 16, "patch_size": 4}
+        config = AutoConfig.for_model(kind, architectures=["DeiTForImageClassification"], **sizes)
+        model = AutoModelForImageClassification.from_config(config)
+        batch = {"pixel_values": torch.randn(2, 3, 16, 16, dtype=torch.float64)}
     else:
         more = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         if kind == "deberta-v2":
@@ -77,7 +87,7 @@ def test_a_unit_is_whole_and_alone(kind):
     model, batch = build(kind)
     unit_groups = neuron_groups(model)
     assert [group.noun for group in unit_groups] == ["heads", "hidden units"] * 2
-    heads = 4 if kind not in FAMILIES[0].models else 2
+    heads = 4 if kind not in DECODER_TYPES else 2
     assert [group.size for group in unit_groups] == [heads, 64] * 2
     plain = outputs_without(model, batch, [])
     for group in unit_groups[2:]:
@@ -88,10 +98,11 @@ def test_a_unit_is_whole_and_alone(kind):
             torch.testing.assert_close(cut, same, rtol=1e-9, atol=1e-11)
             assert not torch.allclose(cut, plain, rtol=1e-9, atol=1e-9)
     for group in unit_groups:
+        taken = Counter()
         for layer, axis, of_step in group.widths():
-            shape = layer_shape(model.get_submodule(layer))
-            blocks = 3 if layer.endswith("c_attn") else 1
-            assert of_step * group.size * blocks == shape[axis == "columns"]
+            taken[layer, axis] += of_step * group.size
+        for (layer, axis), count in taken.items():
+            assert count == layer_shape(model.get_submodule(layer))[axis == "columns"]
 
 
 @pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2, tiny_bert])
