@@ -86,7 +86,7 @@ def _set_pad_token(tokenizer: PreTrainedTokenizerBase, end: list[int]) -> None:
     # Byte-level tokenizers name an unknown token, too, but no text gives it.
     unknown = {tokenizer.unk_token_id} if getattr(model, "unk_token", None) is not None else set()
     candidates = [*usable, *([] if tokenizer.bos_token is None else [tokenizer.bos_token])]
-    ids = dict(zip(candidates, tokenizer.convert_tokens_to_ids(candidates), strict=True))
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in candidates}
     tokenizer.pad_token = next((token for token in candidates if ids[token] not in {*unknown, *end}), usable[0])
 
 
