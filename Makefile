@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets quickstart demo wandb-demo test test-peft-versions test-oldest lint types docs bench tune-quickstart tune-demo importance row-budget plan-8b \
+.PHONY: help setup assets quickstart demo wandb-demo test test-whole test-peft-versions test-oldest lint types docs bench tune-quickstart tune-demo importance row-budget plan-8b \
 	plan-accuracy gpu gpu-wheels distributed-test fuzz kill-test slurm-test ray-test optuna-test eval-test bench-store clean
 
 help: ## list the targets
@@ -40,7 +40,10 @@ demo: assets ## STS-B on MiniLM and Social IQA on SmolLM2-135M, about an hour; S
 	@$(BIN)/rowsft report --experiment demo --out reports/demo
 
 test: setup ## run the tests that every change must pass, on every core
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile -m "not whole"
+
+test-whole: setup ## run the tests that make test leaves out: whole runs and sweeps, half an hour and more
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile -m whole
 
 test-peft-versions: setup ## run the tuner's contract tests on the oldest and the newest peft that pyproject.toml admits
 	@$(BIN)/python tests/peft_versions.py

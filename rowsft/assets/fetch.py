@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -40,9 +41,17 @@ def get(key: str) -> Asset:
 
 
 def fetch_all(keys: Iterable[str] = (), progress: bool = True) -> dict[str, Path]:
-    """Fetch `keys` (none: everything) and return the folder of each. Wrong keys are refused before any download."""
-    wanted = [get(key).key for key in keys] or sorted(ASSETS)
+    """Fetch `keys` (none: all that can be unpacked here) and return the folder of each.
+
+    Wrong keys are refused before any download.
+    """
+    wanted = [get(key).key for key in keys] or [key for key in sorted(ASSETS) if can_be_unpacked(key)]
     return {key: fetch(key, progress) for key in wanted}
+
+
+def can_be_unpacked(key: str) -> bool:
+    """Whether what unpacks the asset is installed: an exported graph needs onnx, of the images extra."""
+    return get(key).unpack is None or find_spec("onnx") is not None
 
 
 def ensure(key: str) -> Path:

@@ -14,6 +14,9 @@ def run(parsed: argparse.Namespace) -> int:
     """Fetch what is named and print where it is."""
     from rowsft.assets import fetch
 
-    for name, folder in fetch.fetch_all(parsed.names).items():
+    fetched = fetch.fetch_all(parsed.names)
+    for name, folder in fetched.items():
         print(f"{name}: {folder}")
+    for name in sorted(fetch.ASSETS.keys() - fetched.keys()) if not parsed.names else ():
+        print(f"{name}: not fetched, since it needs the images extra: pip install 'rowsft[images]'")
     return 0

@@ -17,6 +17,8 @@ from rowsft.runner import launching
 from rowsft.runner.resuming import last_checkpoint
 from rowsft.store import Store
 
+pytestmark = pytest.mark.whole
+
 TWO = ["trainer=ddp", "trainer.processes=2"]
 QUICK = ["method=lora", "trainer.steps=2", "trainer.memory_probe_steps=0"]
 ENDLESS = ["method=lora", "trainer.steps=1000000", "trainer.memory_probe_steps=0"]

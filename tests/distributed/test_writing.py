@@ -9,6 +9,8 @@ from tiny_tokenizer import byte_level
 
 from rowsft.runner.ranks import ALONE
 
+pytestmark = pytest.mark.whole
+
 
 def overrides(workshop, store, *more):
     folder = workshop.folder / "models" / "writer"

@@ -5,6 +5,8 @@ from collections import Counter
 import pytest
 from fuzz_run import KINDS, build_place, failures
 
+pytestmark = pytest.mark.whole
+
 CASES = 220
 SEED = 20
 

@@ -17,6 +17,8 @@ from rowsft.runner.alone import measure_alone
 from rowsft.runner.run import run
 from rowsft.store import Store
 
+pytestmark = pytest.mark.whole
+
 KINDS = [
     ("llama", ["method=row_sft", "method.dropout=0.1"]),
     ("llama", ["method=row_sft", "method.channel=neurons", "budget.rows=2", "trainer.gradient_accumulation=2"]),

@@ -12,6 +12,8 @@ from rowsft.runner.run import run
 from rowsft.selection.ids import Chosen, overlap
 from rowsft.store import Store
 
+pytestmark = pytest.mark.whole
+
 
 def done(workshop, store, *overrides):
     quick = ["trainer.steps=1", "trainer.memory_probe_steps=0", "trainer.batch_size=2"]

@@ -9,6 +9,8 @@ from tiny_workshop import only_run
 
 from rowsft.store import Store
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.mark.parametrize(
     ("extra", "said"),

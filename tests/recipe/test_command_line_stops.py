@@ -15,6 +15,8 @@ from tiny_workshop import last_line, only_run
 from rowsft.record import PhaseMemory
 from rowsft.store import Store
 
+pytestmark = pytest.mark.whole
+
 
 def test_sweep_uses_fresh_processes_and_survives_a_failure(workshop):
     """One job of four cannot be run and leaves no trace; the others are recorded, by processes of their own, and a

@@ -81,6 +81,8 @@ def ran(gallery, family, *more, planned=True):
 @pytest.mark.parametrize("method", ["row_sft", "row_sft_columns", "row_sft_neurons", "lora", "dora", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_methods_learn_colours_at_the_planned_peak(gallery, family, method):
+    if family != "vit_base" and method not in ("row_sft", "row_sft_neurons", "full"):
+        pytest.skip("of the other families the two ways to choose rows, and what trains all")
     planned, record = ran(gallery, family, f"method={method}")
     assert record.result.metrics["test"]["accuracy"] >= 0.8
     assert record.result.task_about.classes == ["apple", "box", "cup"]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).parents[2]
 # All that a wheel is made of.
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "rowsft", "conf", "baselines", "hydra_plugins")

@@ -9,6 +9,8 @@ from kill import Damage, KillTest, check, jobs, table
 
 from rowsft.store import Store
 
+pytestmark = pytest.mark.whole
+
 
 def test_a_killed_sweep_ends_with_the_table_of_an_undisturbed_one(workshop, tmp_path):
     test = KillTest(tmp_path, jobs(workshop, 1), seed=1)

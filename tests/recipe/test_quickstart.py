@@ -11,6 +11,8 @@ import pytest
 
 from rowsft.assets import fetch
 
+pytestmark = pytest.mark.whole
+
 METHODS = {"head", "row_sft", "lora", "dora", "full"}
 
 

@@ -6,7 +6,11 @@ import pty
 import re
 import sys
 
+import pytest
+
 from rowsft.store import Store
+
+pytestmark = pytest.mark.whole
 
 
 def cheap(workshop, store):

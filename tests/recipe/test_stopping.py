@@ -13,6 +13,8 @@ from kill import table
 from rowsft.store import Store
 from rowsft.store.checkpoints import of_run
 
+pytestmark = pytest.mark.whole
+
 STEPS = 400
 
 

@@ -15,6 +15,8 @@ from rowsft.config.compose import compose
 from rowsft.config.run_spec import run_spec
 from rowsft.store import Store
 
+pytestmark = pytest.mark.whole
+
 FORKING = Path(__file__).parents[1] / "forking"
 RATES = (1e-3, 1e-2)
 

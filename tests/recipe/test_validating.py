@@ -15,6 +15,8 @@ from rowsft.store import Store
 from rowsft.tracking.content import curve
 from rowsft.tracking.tracker import NullTracker
 
+pytestmark = pytest.mark.whole
+
 KINDS = [
     ("llama", ["method=row_sft", "method.dropout=0.1"]),
     ("bert", ["method=row_sft", "method.channel=columns", "method.importance=l2"]),

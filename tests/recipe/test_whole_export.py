@@ -15,6 +15,8 @@ from rowsft.config.settings import trainer_settings
 from rowsft.runner import run as job
 from rowsft.store import Store
 
+pytestmark = pytest.mark.whole
+
 AUTO = {"llama": AutoModelForCausalLM, "bert": AutoModelForSequenceClassification}
 
 

@@ -14,6 +14,8 @@ from rowsft.plan import plan
 from rowsft.plan.lengths import of_data
 from rowsft.runner.run import run
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def short_answers(tmp_path_factory):

@@ -5,6 +5,8 @@ from planned_runs import both
 
 from rowsft.tracking.tracker import NullTracker
 
+pytestmark = pytest.mark.whole
+
 STEP = ("forward", "backward", "optimizer_step")
 SETTINGS = [
     ("bert", ["method=full"]),

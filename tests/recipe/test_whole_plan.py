@@ -13,6 +13,8 @@ from rowsft.config.run_spec import run_spec
 from rowsft.config.settings import trainer_settings
 from rowsft.plan import plan
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.mark.parametrize(
     ("family", "overrides"),

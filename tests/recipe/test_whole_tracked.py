@@ -12,6 +12,8 @@ from wandb_server import Server
 from rowsft.output.quantities import MIB
 from rowsft.tracking import names
 
+pytestmark = pytest.mark.whole
+
 
 def test_a_run_of_row_sft_mirrors_its_memory_and_its_selection(workshop, tmp_path):
     command = [*workshop.overrides("llama"), "method=row_sft", "experiment_name=mirrored", "seed=41"]

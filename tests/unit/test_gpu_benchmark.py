@@ -23,6 +23,8 @@ import step
 import summary
 from contenders import CONTENDERS
 
+pytestmark = pytest.mark.whole
+
 BENCHMARKS = Path(gpu.__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"}
 FACTS = {

@@ -9,6 +9,8 @@ from transformers import OPTConfig, OPTForCausalLM
 from rowsft.importance.recomputing import at_once, recomputed_blocks, recomputing
 from rowsft.importance.registry import Context, score_layers
 
+pytestmark = pytest.mark.whole
+
 METRICS = ["taylor", "grad2", "taylor_row", "fisher", "taylor2", "wanda"]
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.whole
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # Scratch is that of one layer: several percent of a tiny model, little of eight layers.
 COMPARE = """

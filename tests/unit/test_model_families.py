@@ -27,7 +27,7 @@ from rowsft.methods.base import method_class, selected
 from rowsft.models.loading import load, targets_of
 from rowsft.models.options import model_class
 from rowsft.selection.budget import Budget
-from rowsft.tasks.causal import CausalTask, encode_answer
+from rowsft.tasks.causal import CausalTask, encode_answers
 from rowsft.tasks.classification import ClassificationTask
 from rowsft.tasks.heads import CAUSAL_LM, IMAGE_CLASSIFICATION, SEQUENCE_CLASSIFICATION, label_settings
 
@@ -105,7 +105,8 @@ class Answers(CausalTask):
     _read = _facts = None
 
     def encode(self, examples, tokenizer, /):
-        return [encode_answer(tokenizer, prompt, answer, self.max_length, end=True) for prompt, answer in examples]
+        prompts, answers = zip(*examples, strict=True)
+        return encode_answers(tokenizer, prompts, answers, self.max_length, end=True)
 
     def reference_metrics(self, *given):
         raise NotImplementedError
