@@ -61,6 +61,11 @@ class Loader:
             raise UserError(
                 f"run {record.id}: its adapter is gone, so there is nothing to evaluate; run it again (--rerun)"
             )
+        if not record.config["model"].get("pretrained", True) and not (method.trains and method.saves_checkpoint):
+            raise UserError(
+                f"run {record.id}: its base had random weights (model.pretrained=false), which no run keeps; evaluate "
+                "runs of pretrained models, or of full fine-tuning"
+            )
         if method.trains and not method.saves_checkpoint and not isinstance(method, ReloadedMethod):
             raise UserError(
                 f"run {record.id}: method {method.name} has no `load`; see rowsft.methods.base.ReloadedMethod"
@@ -74,7 +79,7 @@ class Loader:
         autocast = (record.config.get("trainer") or {}).get("autocast")
         if method.trains and method.saves_checkpoint:
             self._forget()
-            own = {**record.config["model"], "source": str(folder), "revision": None}
+            own = {**record.config["model"], "source": str(folder), "revision": None, "pretrained": True}
             loaded = load(own, CAUSAL_LM)
             yield Adapted(record.id, self._placed(loaded), loaded.tokenizer, Checks(), autocast)
             return

@@ -82,7 +82,7 @@ def load(
             new_weights = ["all"]
     keep_layout(model)
     if isinstance(processor, PreTrainedTokenizerBase):
-        _tell_apart(model, processor)
+        _match(model, processor)
     revision = commit or local_revision(source)
     facts = _facts(model, source, revision, new_weights)
     return Loaded(model.eval(), processor, revision, facts)
@@ -130,7 +130,7 @@ def _check_new_weights(new_weights: list[str], allowed: list[str], source: str, 
         )
 
 
-def _tell_apart(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _match(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Tell the model which token is padding, and the tokenizer whether the model takes token types.
 
     A model that counts positions from its padding keeps its own: saved with another, it would count otherwise.

@@ -96,6 +96,7 @@ def plan(
     run = planned_run(config, settings, changes, lengths)
     base = run.base()
     check_length(base, max(run.length, run.task.max_length or 0))
+    run.task.check_model(base)
     resolved = run.sizes(base)
     prefix = info_of(run.method).adapter_prefix
     total = _by_kind(base, trained_only=False, prefix=None)

@@ -39,6 +39,7 @@ def load_all(job: Job) -> None:
         with job.clock.phase("load"), peak or nullcontext():
             job.loaded = load(config.model, job.task.head, job.task.head_settings(), seed=job.seed)
             capacity.check_length(job.loaded.model, job.task.max_length)
+            job.task.check_model(job.loaded.model)
             if job.loaded.tokenizer is not None:
                 capacity.check_padding(job.loaded.tokenizer, config.model.source)
             job.model = job.loaded.model.to(job.whole_device)  # type: ignore[arg-type]  # its wrapper loses self

@@ -40,7 +40,7 @@ def checked(data: Any) -> dict[str, Any]:
     seed = data.get("split_seed")
     if isinstance(seed, bool) or not isinstance(seed, int | None):
         raise UserError(f"task.data.split_seed={shortened(seed)}: expected a whole number")
-    shares = {name: _share(name, data.get(name)) for name in NAMES[1:]}
+    shares = {name: share(name, data.get(name)) for name in NAMES[1:]}
     if sum(shares[name] for name in shares if not data.get(f"{name}_path")) >= 1:
         raise UserError(
             f"task.data.validation={data.get('validation')}, task.data.test={data.get('test')}: nothing is left to "
@@ -65,7 +65,8 @@ def _hub(hub: Any) -> dict[str, str | None] | None:
     return {key: None if hub.get(key) is None else str(hub[key]) for key in HUB}
 
 
-def _share(name: str, value: Any) -> float:
+def share(name: str, value: Any) -> float:
+    """task.data.`name` as a share of the training rows. Raises UserError for what is none."""
     if value is None:
         return 0.0
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:

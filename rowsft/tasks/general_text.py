@@ -67,12 +67,7 @@ class GeneralText(LanguageModelling):
 
     def _rows(self) -> list[dict]:
         table = self._table()
-        if self.documents == "lines":
-            table = pieces(table)
-        end = "" if self.documents == "lines" else self.separator
-        return [
-            {"id": id_, "text": text + end} for id_, text in zip(table.ids(), table.columns[self.column], strict=True)
-        ]
+        return self._texts(pieces(table) if self.documents == "lines" else table)
 
     @property
     def sha256(self) -> str:

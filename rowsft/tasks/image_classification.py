@@ -1,11 +1,13 @@
 """Classification of pictures by a vision transformer."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from rowsft.errors import UserError
 from rowsft.tasks import Size
 from rowsft.tasks.base import whole_number
 from rowsft.tasks.heads import IMAGE_CLASSIFICATION
@@ -16,8 +18,8 @@ from rowsft.tasks.pictures import Labelled, Pictures
 class ImageClassification(LabelledTask):
     """`data`: see Pictures. Examples are {"id", "image", "label"}, pictures opened when a batch needs them.
 
-    image_size: every picture is resized to this many pixels a side, whatever its shape; None leaves size and cropping
-    to the model's own processor. Pictures become RGB and are scaled as the processor says.
+    image_size: every picture is resized to this many pixels a side, whatever its shape. It becomes RGB and is scaled as
+    the model's processor says.
     """
 
     head = IMAGE_CLASSIFICATION
@@ -27,15 +29,13 @@ class ImageClassification(LabelledTask):
         self,
         name: str,
         data: Mapping[str, Any],
-        image_size: int | None = None,
+        image_size: int,
         primary_metric: str = "accuracy",
         extra_metrics: Sequence[str] = (),
         limits: Mapping[str, int | None] | None = None,
     ):
         super().__init__(name, None, primary_metric, extra_metrics, limits)
-        if image_size is not None:
-            whole_number("task.image_size", image_size, 8, " pixels")
-        self.image_size = image_size
+        self.image_size = whole_number("task.image_size", image_size, 8, " pixels")
         self.pictures = Pictures(data)
 
     @property
@@ -74,27 +74,33 @@ class ImageClassification(LabelledTask):
 
     def collator(self, processor, model=None, /) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
         """pixel_values (batch, 3, height, width) float32, labels (batch,)."""
-        size = {} if self.image_size is None else self._resizing
+        side = {"height": self.image_size, "width": self.image_size}
+        resizing = {"do_resize": True, "size": side, "do_center_crop": False}
 
         def collate(encoded: list[dict]) -> dict[str, torch.Tensor]:
-            pixels = processor([one["image"].opened() for one in encoded], return_tensors="pt", **size)["pixel_values"]
+            pictures = [one["image"].opened() for one in encoded]
+            pixels = processor(pictures, return_tensors="pt", **resizing)["pixel_values"]
             # numpy's memory is none that torch counts: the batch would be missing from the peaks on a CPU.
             return {"pixel_values": pixels.clone(), "labels": torch.tensor([one["labels"] for one in encoded])}
 
         return collate
 
-    @property
-    def _resizing(self) -> dict[str, Any]:
-        side = {"height": self.image_size, "width": self.image_size}
-        return {"do_resize": True, "size": side, "do_center_crop": False}
+    def check_model(self, model, /) -> None:
+        """Raise UserError for a model whose position embeddings are of pictures of another size, and stay so."""
+        own = model.config.image_size
+        fixed = "interpolate_pos_encoding" in inspect.signature(type(model).forward).parameters
+        if fixed and own not in (self.image_size, [self.image_size] * 2, (self.image_size,) * 2):
+            raise UserError(
+                f"task.image_size={self.image_size}: the model takes pictures of {own} pixels a side; set "
+                f"task.image_size={own if isinstance(own, int) else own[0]}, or take a model that interpolates its "
+                "positions, such as DINOv2"
+            )
 
     def size(self, encoded: dict) -> Size:
         """One: all pictures cost the same."""
         return Size(1)
 
     def dummy_batch(self, model, count: int, size: Size, empty: Callable[..., torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The collator's tensors, of the model's own picture size where the task sets none."""
-        own = model.config.image_size
-        side = self.image_size or (own if isinstance(own, int) else own[0])
-        pixels = empty((count, model.config.num_channels, side, side), torch.float32)
+        """The collator's tensors."""
+        pixels = empty((count, 3, self.image_size, self.image_size), torch.float32)
         return {"pixel_values": pixels, "labels": empty((count,))}

@@ -12,6 +12,7 @@ from rowsft.tasks.base import whole_number
 from rowsft.tasks.causal import CausalTask, starts_words_with_a_space
 from rowsft.tasks.evaluating import run_batches
 from rowsft.tasks.local_data import Tables
+from rowsft.tasks.reading import Table
 from rowsft.tasks.running_text import pieces
 
 DOCUMENTS = ("lines", "rows")
@@ -67,14 +68,13 @@ class LanguageModelling(CausalTask):
     def _read(self) -> dict[str, list[dict]]:
         names = [self.column]
         tables = self.tables.read(names, names, pieces if self.documents == "lines" else None)
+        return {split: self._texts(table) for split, table in tables.items()}
+
+    def _texts(self, table: Table) -> list[dict]:
+        """The examples of a table of pieces or of documents."""
         end = "" if self.documents == "lines" else self.separator
-        return {
-            split: [
-                {"id": id_, "text": text + end}
-                for id_, text in zip(table.ids(), table.columns[self.column], strict=True)
-            ]
-            for split, table in tables.items()
-        }
+        rows = zip(table.ids(), table.columns[self.column], strict=True)
+        return [{"id": id_, "text": text + end} for id_, text in rows]
 
     def _facts(self) -> dict[str, Any]:
         return self.tables.facts()

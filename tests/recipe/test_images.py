@@ -54,7 +54,13 @@ def gallery(tmp_path_factory):
 def ran(gallery, family, *more, planned=True):
     """The plan (None where it is not asked for) and the record of a run on the gallery."""
     given = [
-        *(f"model={family}", "task=images/folder", f"task.data.path={gallery / 'pictures'}", "trainer.steps=30"),
+        *(
+            f"model={family}",
+            "task=images/folder",
+            "task.image_size=16",
+            f"task.data.path={gallery / 'pictures'}",
+            "trainer.steps=30",
+        ),
         *(
             "trainer.batch_size=8",
             "trainer.eval_batch_size=4",

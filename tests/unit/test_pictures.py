@@ -5,7 +5,9 @@ import struct
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from transformers import Dinov2Config, Dinov2ForImageClassification, ViTConfig, ViTForImageClassification
 
 from rowsft.errors import UserError
 from rowsft.tasks.image_classification import ImageClassification
@@ -111,8 +113,8 @@ def test_a_saved_data_set_has_columns_of_pictures_and_classes(tmp_path):
     assert classes == ["a", "b"] and [len(part) for part in splits.values()] == [8, 2, 4]
     assert splits["test"].labels == [0, 1, 0, 1]
     assert (np.asarray(splits["test"].pictures[3].opened()) == 60).all()
-    with pytest.raises(UserError, match=r"task.data.splits.test=dev: .* has the splits train, valid"):
-        Pictures({**data, "image": "img", "label": "fine", "splits": {"test": "dev"}}).read()
+    with pytest.raises(UserError, match=r"task.data.splits.test=held: no such split; .* has train, valid"):
+        Pictures({**data, "image": "img", "label": "fine", "splits": {"test": "held", "validation": None}}).read()
 
 
 @pytest.mark.parametrize(
@@ -124,8 +126,12 @@ def test_a_saved_data_set_has_columns_of_pictures_and_classes(tmp_path):
         ({"path": ".", "colour": 1}, "task.data.colour: no such key"),
         ({"path": ".", "test": 1.5}, "task.data.test=1.5: expected a share between 0 and 1"),
         ({"path": ".", "test": 0.6, "validation": 0.5}, "nothing is left to train on"),
-        ({"path": ".", "splits": {"dev": "a"}}, "expected a mapping of train, validation, test"),
-        ({"path": ".", "splits": {"train": None}}, "task.data.splits.train=None: expected the name of a split"),
+        (
+            {"path": ".", "splits": {"dev": "a"}},
+            "task.data.splits.dev: no such split; expected train, validation, test",
+        ),
+        ({"path": ".", "splits": {"train": None}}, "task.data.splits.train=null: expected the name of the split"),
+        ({"path": ".", "split_seed": "x"}, "task.data.split_seed=x: expected a whole number"),
     ],
 )
 def test_mistakes_are_named(tmp_path, monkeypatch, data, message):
@@ -136,7 +142,7 @@ def test_mistakes_are_named(tmp_path, monkeypatch, data, message):
 
 def test_a_file_that_is_no_picture_is_named(folder):
     (folder / "cup" / "3.png").write_text("no picture")
-    task = ImageClassification("own", {"path": str(folder), **SHARES})
+    task = ImageClassification("own", {"path": str(folder), **SHARES}, image_size=8)
     bad = [row for rows in task.splits().values() for row in rows if row["id"] == "train/cup/3.png"]
     with pytest.raises(UserError, match=r"cup/3.png: cannot be read as a picture"):
         bad[0]["image"].opened()
@@ -167,5 +173,18 @@ def test_a_batch_has_the_models_own_pixels(folder):
     resized = np.asarray(examples[2]["image"].opened().resize((16, 16), Image.Resampling.BILINEAR), np.float64)
     wanted = (resized / 255 - 0.5) / 0.5
     assert np.abs(batch["pixel_values"][2].permute(1, 2, 0).numpy() - wanted).max() < 1e-5
-    own = ImageClassification("own", {"path": str(folder), **SHARES})
-    assert own.collator(processor)(own.encode(examples, processor))["pixel_values"].shape == (4, 3, 8, 8)
+
+
+def test_a_model_of_another_picture_size_is_refused_unless_it_interpolates(folder):
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "patch_size": 4, "image_size": 16}
+    vit = ViTForImageClassification(ViTConfig(intermediate_size=64, **shape))
+    dino = Dinov2ForImageClassification(Dinov2Config(mlp_ratio=2, **shape))
+    fits, other = (ImageClassification("own", {"path": str(folder), **SHARES}, image_size=size) for size in (16, 24))
+    fits.check_model(vit)
+    other.check_model(dino)
+    with pytest.raises(UserError, match="task.image_size=24: the model takes pictures of 16 pixels a side; set .*=16"):
+        other.check_model(vit)
+    # What is refused is what the model refuses.
+    assert dino(pixel_values=torch.zeros(1, 3, 24, 24)).logits.isfinite().all()
+    with pytest.raises(ValueError, match="doesn't match model"):
+        vit(pixel_values=torch.zeros(1, 3, 24, 24))

@@ -6,13 +6,14 @@ from typing import Any
 
 from rowsft.errors import UserError, shortened
 from rowsft.store.files import sha256
+from rowsft.tasks import source_splits
+from rowsft.tasks.data_settings import share
 from rowsft.tasks.pictures import idx
 from rowsft.tasks.pictures.picture import DatasetPicture, FilePicture, Labelled
+from rowsft.tasks.reading import canonical
 from rowsft.tasks.splits import NAMES, split_by_hash
 
 KEYS = ("path", "config", "revision", "image", "label", "splits", "validation", "test", "split_seed")
-#: What a folder of pictures may call a split.
-_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
 _ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"))
 _EXPECTED = (
     "a folder of class folders with pictures (or train/, validation/ and test/ with class folders each), a folder of "
@@ -23,9 +24,9 @@ _EXPECTED = (
 class Pictures:
     """What `task.data` describes: `path` is a folder or a hub id (with `config` and `revision`).
 
-    `image` and `label` are columns of a data set. `splits` says which split of the source is which of ours; null cuts
-    one off train: the share `validation` or `test` of its pictures, by the hash of their content and `split_seed`;
-    equal pictures stay together.
+    `image` and `label` are columns of a data set. `splits` says which split of the source is which of ours (see
+    source_splits). One that is null or that the source lacks is cut off train: the share `validation` or `test` of its
+    pictures, by the hash of their content and `split_seed`; equal pictures stay together.
     """
 
     def __init__(self, data: Mapping[str, Any]):
@@ -38,13 +39,16 @@ class Pictures:
         for key in ("path", "config", "revision", "image", "label"):
             if not isinstance(self.data[key], str | None):
                 raise UserError(f"task.data.{key}={shortened(self.data[key])}: expected text or null")
-        self.shares = {name: _share(name, self.data[name]) for name in NAMES[1:]}
+        self.shares = {name: share(name, self.data[name]) for name in NAMES[1:]}
         if sum(self.shares.values()) >= 1:
             raise UserError(
                 f"task.data.validation={self.data['validation']}, task.data.test={self.data['test']}: nothing is left "
                 "to train on; expected a sum below 1"
             )
-        self.names = _names(self.data["splits"])
+        seed = self.data["split_seed"]
+        if isinstance(seed, bool) or not isinstance(seed, int | None):
+            raise UserError(f"task.data.split_seed={shortened(seed)}: expected a whole number")
+        self.names = source_splits.checked(self.data["splits"])
         self.warnings: list[str] = []
 
     def at_hand(self) -> bool:
@@ -56,8 +60,6 @@ class Pictures:
         if self.data["path"] is None:
             raise UserError(f"task.data.path=null: expected {_EXPECTED}")
         given, classes = self._given(self.data["path"])
-        if "train" not in given:
-            raise UserError(f"task.data.path={self.data['path']}: no training pictures; expected {_EXPECTED}")
         if len(classes) < 2:
             raise UserError(f"task.data.path={self.data['path']}: {len(classes)} class; expected two or more")
         return self._completed(given), classes
@@ -100,7 +102,7 @@ class Pictures:
 
     def _of_folders(self, folder: Path, where: str) -> tuple[dict[str, Labelled], list[str]]:
         inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-        splits = {_FOLDERS[path.name]: path for path in inside if path.name in _FOLDERS}
+        splits = {canonical(path.name): path for path in inside if canonical(path.name) in NAMES}
         if "train" not in splits:
             splits = {"train": folder}
         classes = sorted(path.name for path in splits["train"].iterdir() if path.is_dir() and path.name[0] != ".")
@@ -157,16 +159,8 @@ class Pictures:
 
     def _named(self, read: dict[str, Labelled], where: str) -> dict[str, Labelled]:
         """The splits under our names."""
-        named = {}
-        for ours in NAMES:
-            theirs = self.names.get(ours, ours)
-            if theirs is None:
-                continue
-            if theirs in read:
-                named[ours] = read[theirs]
-            elif ours in self.names:
-                raise UserError(f"task.data.splits.{ours}={theirs}: {where} has the splits {', '.join(sorted(read))}")
-        return named
+        chosen = source_splits.choice(self.names, where, all_known=False)(list(read))
+        return {ours: read[theirs] for ours, theirs in chosen.items()}
 
     def _completed(self, given: dict[str, Labelled]) -> dict[str, Labelled]:
         train = given["train"]
@@ -187,24 +181,3 @@ class Pictures:
                 f"{repeated:,} of {len(keys):,} training pictures repeat another; equal ones stay together"
             ]
         return {name: train.take(cut[name]) if name in ("train", *missing) else given[name] for name in NAMES}
-
-
-def _share(name: str, value: Any) -> float:
-    if value is None:
-        return 0.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise UserError(f"task.data.{name}={shortened(value)}: expected a share between 0 and 1, or null")
-    return float(value)
-
-
-def _names(splits: Any) -> dict[str, str | None]:
-    if splits is None:
-        return {}
-    if not isinstance(splits, Mapping) or not set(splits) <= set(NAMES):
-        raise UserError(
-            f"task.data.splits={shortened(splits)}: expected a mapping of {', '.join(NAMES)} to split names"
-        )
-    for name, value in splits.items():
-        if not isinstance(value, str | None) or (name == "train" and value is None):
-            raise UserError(f"task.data.splits.{name}={shortened(value)}: expected the name of a split")
-    return dict(splits)
