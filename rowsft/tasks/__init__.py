@@ -68,6 +68,7 @@ class Task(Protocol):
     def limit_lengths(self, processor: Any, names: Iterable[str], /) -> None:
         """Called once before these splits are used: see to examples longer than max_length, and count them."""
 
+    @abstractmethod
     def check_model(self, model: Any, /) -> None:
         """Raise UserError for a model that cannot take the task's examples, for more than their length in tokens."""
 

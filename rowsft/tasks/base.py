@@ -60,6 +60,9 @@ class SplitTask(Task):
         """True: the task reads no data of the user's."""
         return True
 
+    def check_model(self, model, /) -> None:
+        """Nothing: texts are checked by their length in tokens."""
+
     def may_encode_nothing(self, processor, /) -> bool:
         """False: every example has something that the model reads."""
         return False
