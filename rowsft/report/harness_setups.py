@@ -4,14 +4,14 @@ Two numbers of a task compare where its version, documents, prompts, shots and l
 evaluations that differ in these have names of their own: none is averaged with another or held against it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rowsft.record import Attempt, HarnessResult
 from rowsft.store import Record
 
-#: What may tell evaluations of one task apart, with how it is called in a name. Of hashes so many digits are shown.
-_APART = {"version": "version", "shots": "shots", "limit": "limit", "prompts": "prompts", "documents": "documents"}
+#: What may tell evaluations of one task apart, in the order in which it is told. Of hashes so many digits are shown.
+_APART = ("version", "shots", "limit", "prompts", "documents")
 _DIGITS = 8
 
 
@@ -30,14 +30,19 @@ class Setup:
 def setup_of(result: HarnessResult) -> Setup:
     """Return the setup of one evaluation."""
     return Setup(
-        *(result.task, result.task_version, result.shots, result.limit),
-        *(result.prompts_sha256, result.documents_sha256),
+        task=result.task,
+        version=result.task_version,
+        shots=result.shots,
+        limit=result.limit,
+        prompts=result.prompts_sha256,
+        documents=result.documents_sha256,
     )
 
 
 def newest(attempt: Attempt | None) -> dict[Setup, HarnessResult]:
     """Return an attempt's results: of several of one setup the newest."""
-    return {setup_of(result): result for result in (attempt and attempt.lm_eval) or []}
+    results = attempt.lm_eval if attempt is not None else None
+    return {setup_of(result): result for result in results or []}
 
 
 def main_metric(result: HarnessResult) -> str | None:
@@ -76,16 +81,28 @@ class Names:
 
 
 def differing(setups: Iterable[Setup]) -> list[str]:
-    """Return in what these differ, in words."""
+    """Return what tells these apart. A limit takes the part of the prompts and documents that differ because of it."""
     setups = list(setups)
-    return [words for name, words in _APART.items() if len({getattr(one, name) for one in setups}) > 1]
+    told = {name for one in setups for name in _apart(one, setups)}
+    return [name for name in _APART if name in told]
+
+
+def _apart(setup: Setup, others: list[Setup]) -> list[str]:
+    """Return what tells a setup from others, each after those before it have told what they can."""
+    names = []
+    for name in _APART:
+        alike = [one for one in others if getattr(one, name) == getattr(setup, name)]
+        if len(alike) < len(others):
+            names.append(name)
+            others = alike
+    return names
 
 
 def _own_words(setup: Setup, all_of_task: list[Setup]) -> list[str]:
     """Shots and a limit are always told: such a number is read otherwise."""
-    apart = differing(all_of_task)
+    apart = _apart(setup, all_of_task)
     told = [f"{setup.shots}-shot"] if setup.shots or "shots" in apart else []
     told += [f"limit {setup.limit}"] if setup.limit is not None else []
     told += [f"version {setup.version}"] if "version" in apart else []
-    hashes: Mapping[str, str | None] = {"prompts": setup.prompts, "documents": setup.documents}
+    hashes = {"prompts": setup.prompts, "documents": setup.documents}
     return told + [f"{name} {(value or 'unknown')[:_DIGITS]}" for name, value in hashes.items() if name in apart]

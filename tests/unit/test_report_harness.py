@@ -119,6 +119,11 @@ def test_the_newest_counts_of_evaluations_that_may_be_compared(tmp_path):
         ({"documents_sha256": "c" * 64}, "boolq acc, documents cccccccc", "documents"),
         ({"shots": 5}, "boolq acc, 5-shot", "shots"),
         ({"limit": 120}, "boolq acc, limit 120", "limit"),
+        (
+            {"limit": 120, "prompts_sha256": "c" * 64, "documents_sha256": "d" * 64},
+            "boolq acc, limit 120",
+            "limit",
+        ),
     ],
 )
 def test_evaluations_of_another_kind_are_neither_averaged_nor_compared(tmp_path, other, title, words):
