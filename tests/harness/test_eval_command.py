@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rowsft.harness import Settings, adapted, evaluate_runs
+from rowsft.report import sections
 from rowsft.store import Store
 from rowsft.store.files import sha256
 
@@ -102,6 +103,21 @@ def test_a_later_evaluation_is_added_and_tells_by_its_hashes_what_differs(worksh
     kept = store.get(runs["row_sft"]).result.lm_eval[had:]
     assert kept == [whole, part, other]
     assert [len(samples_of(store.root / runs["row_sft"], one)) for one in kept] == [30, 4, 30]
+
+
+def test_a_report_holds_methods_against_each_other_on_the_same_documents(workshop, runs, tasks):
+    names, root = ("row_sft", "lora", "full"), workshop.folder / "runs"
+    outcomes = evaluate_runs([runs[name] for name in names], root, Settings(["pick"], tasks, limit=20), say=str)
+    scores = {out.record.id: out.results[0].metrics["acc,none"] for out in outcomes}
+    assert len(set(scores.values())) > 1, "the test could not tell them apart"
+    (section,) = sections(root)
+    (column,) = (column for column in section.harness if column.title == "pick acc, limit 20")
+    cells = {line.method: line.harness[column.key] for line in section.lines if column.key in line.harness}
+    assert {name: cell.estimate.value for name, cell in cells.items()} == {name: scores[runs[name]] for name in names}
+    against = cells["row_sft"].minus_lora
+    assert against.value == pytest.approx(scores[runs["row_sft"]] - scores[runs["lora"]]) and against.examples == 20
+    assert against.low <= against.value <= against.high and cells["row_sft"].minus_full is not None
+    assert all(cell.estimate.low <= cell.estimate.value <= cell.estimate.high for cell in cells.values())
 
 
 def test_a_group_has_its_own_result_and_its_tasks_say_that_they_are_part_of_it(workshop, runs, tasks):
