@@ -19,11 +19,13 @@ Seed = int | None
 
 @dataclass(frozen=True)
 class Cell:
-    """One row's number. examples: of each evaluation. sampled: whether the examples of all seeds are there."""
+    """One row's number. examples: of each evaluation. sampled: whether the examples of all seeds were kept; a group has
+    none, and older: whether an evaluation is of before they were kept."""
 
     estimate: Estimate
     examples: int | None
     sampled: bool
+    older: bool
     minus_lora: Difference | None = None
     minus_full: Difference | None = None
 
@@ -114,9 +116,10 @@ def _cells(table: Table, rows: list[Row], own: list[list[_Evaluation]]) -> list[
             cells.append(None)
             continue
         pairs = (against(number, method) for method in REFERENCES)
-        sampled = all(one.result.samples.path is not None for one in found)
+        without = [one.result for one in found if one.result.samples.path is None]
+        older = any(result.main_metric is None for result in without)
         estimate = _estimate(found, partial(scores, number))
-        cells.append(Cell(estimate, found[0].result.examples, sampled, *pairs))
+        cells.append(Cell(estimate, found[0].result.examples, not without, older, *pairs))
     return cells
 
 

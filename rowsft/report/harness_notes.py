@@ -22,13 +22,21 @@ def harness_notes(section: Section) -> list[str]:
                 f"{task} was evaluated in {len(several)} ways, which differ in {', '.join(apart)}: each is a column of "
                 "its own, and numbers of different ways are neither averaged nor compared."
             )
-    without = [
-        column.title for column in columns if any(cell is not None and not cell.sampled for cell in column.cells)
+    older = [column.title for column in columns if any(cell is not None and cell.older for cell in column.cells)]
+    groups = [
+        column.title
+        for column in columns
+        if column.title not in older and any(cell is not None and not cell.sampled for cell in column.cells)
     ]
-    if without:
+    if older:
         texts.append(
             "Evaluations without results per example, so without intervals over examples and differences (evaluate "
-            f"again to have them): {few(without, ', ')}."
+            f"again to have them): {few(older, ', ')}."
+        )
+    if groups:
+        texts.append(
+            "A group has no examples of its own, so neither intervals over examples nor differences: "
+            f"{few(groups, ', ')}."
         )
     fewer = [
         f"{column.title} of {line.title} ({cell.estimate.seeds} of {line.seeds})"
