@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from rowsft.report.statistics import OVER_EXAMPLES, Estimate, percentiles, wilso
 from rowsft.store import Record
 from rowsft.store.files import read_regular
 
-#: How far the recomputed metric may lie from the recorded one before the predictions are taken for something else.
+#: How far the recomputed metric may lie from the recorded one before the predictions are taken for something else; of a
+#: metric beyond 1 as a share of it.
 TOLERANCE = 1e-3
 
 # A hundred bytes an example: ten million of them.
@@ -68,17 +70,26 @@ def scored(record: Record, split: str, metric_name: str | None = None) -> Scored
     if result is None or path is None or not path.exists():
         return None
     name = metric_name or result.primary_metric or ""
+    lines = [line for line in read_lines(path) if line.get("split", "test") == split]
+    return scored_lines(lines, name, (result.metrics.get(split) or {}).get(name))
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Return the lines of a file of examples. Parsed in one go: a store holds millions of them."""
     text = read_regular(path, _LARGEST_BYTES).decode()
-    lines = [line for line in _read(text) if line.get("split", "test") == split]
+    return json.loads("[" + ",".join(line for line in text.split("\n") if line.strip()) + "]")
+
+
+def scored_lines(lines: list[dict], name: str, recorded: float | None) -> Scored | None:
+    """Return examples with the metric of that name, or None when they do not give back the recorded one."""
     ids, order = _in_order([str(line["id"]) for line in lines])
     recomputed = _metric([lines[index] for index in order], name)
-    recorded = (result.metrics.get(split) or {}).get(name)
     if recomputed is None or recorded is None:
         return None
     metric, is_proportion, resampled = recomputed
     with np.errstate(invalid="ignore", divide="ignore"):
         # nan (a prediction that is no number) fails this comparison too.
-        if not abs(metric(np.arange(len(lines))) - recorded) <= TOLERANCE:
+        if not abs(metric(np.arange(len(lines))) - recorded) <= TOLERANCE * max(1.0, abs(recorded)):
             return None
     return Scored(ids, metric, is_proportion, resampled)
 
@@ -104,6 +115,12 @@ class Difference:
     examples: int
 
 
+def flat_difference(name: str, pair: Difference | None) -> dict[str, float | None]:
+    """Return a difference as columns of a CSV file that begin with its name."""
+    parts = {f"{name}_{part}": getattr(pair, part, None) for part in ("low", "high", "seeds", "examples")}
+    return {name: getattr(pair, "value", None), **parts}
+
+
 def difference(mine: Mapping[Any, Scored], reference: Mapping[Any, Scored]) -> Difference | None:
     """Pair two settings, each {seed: its scored run}; return None when they share no seed or no examples.
 
@@ -124,11 +141,6 @@ def _gaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     # Where one has fewer resamples, they are the first of the other's.
     fewer = min(len(a), len(b))
     return a[:fewer] - b[:fewer]
-
-
-def _read(text: str) -> list[dict]:
-    """Return the lines of a predictions file. Parsed in one go: a store holds millions of them."""
-    return json.loads("[" + ",".join(line for line in text.split("\n") if line.strip()) + "]")
 
 
 _orders: dict[int, tuple[list[str], tuple[str, ...], list[int]]] = {}
