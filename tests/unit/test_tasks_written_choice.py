@@ -158,7 +158,8 @@ def test_what_was_learned_by_heart_is_right_in_both_ways(tmp_path):
         row["instruction"] = row["instruction"].replace("is it", ("zz " if i % 2 else "aaaa ") * (4 + i))
     path.write_text(json.dumps(rows))
     built, tokenizer = made("boolq", f"task.data.path={path}", *CONVENTION, "task.max_new_tokens=40"), byte_level()
-    examples = built.splits()["train"][:4]
+    train = built.splits()["train"]
+    examples = [[row for row in train if row["label"] == label][place] for place in (0, 1) for label in (0, 1)]
     torch.manual_seed(0)
     shape = {"vocab_size": 260, "max_position_embeddings": 512, "hidden_size": 64, "intermediate_size": 128}
     learner = tiny_llama(**shape).train()
@@ -170,7 +171,6 @@ def test_what_was_learned_by_heart_is_right_in_both_ways(tmp_path):
         optimizer.step()
         optimizer.zero_grad()
     result = built.evaluate(learner, examples, tokenizer, batch_size=3)
-    assert {row["label"] for row in result.predictions} == {0, 1}
     assert result.metrics["accuracy_generated"] == result.metrics["accuracy_sum"] == 1.0
     for row, example in zip(result.predictions, examples, strict=True):
         assert row["generated"] == example["options"][example["label"]] and row["stopped"]
