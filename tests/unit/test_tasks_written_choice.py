@@ -23,6 +23,7 @@ from rowsft.config.compose import compose
 from rowsft.report import predictions as pred
 from rowsft.store import Store
 from rowsft.store.identity import identity
+from rowsft.tasks import Size
 from rowsft.tasks.inspection import inspect
 
 TOKENS = 12
@@ -211,6 +212,22 @@ def test_a_mix_has_both_ways_of_every_task_and_their_means(tmp_path):
 
 def settings(*overrides):
     return OmegaConf.to_container(compose(list(overrides)))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_plan_computes_the_first_and_the_last_token_that_are_written(tmp_path, known):
+    rows = [{"question": f"q {i}", "options": ["x", "y"], "label": "0"} for i in range(9)]
+    built, tokenizer, seen = questions(write(tmp_path, rows, "jsonl"), max_new_tokens=TOKENS), bpe(), []
+    model = tiny_llama()
+    model.register_forward_pre_hook(lambda module, args, given: seen.append(given), with_kwargs=True)
+    longest = max(built.size(one).prompt for one in built.encode(built.splits()["train"], tokenizer))
+    assert longest == max(len(tokenizer(f"q {i}")["input_ids"]) for i in range(9))
+    size = Size(48, None, longest if known else None)
+    batch = built.dummy_batch(model, 2, size, lambda shape: torch.ones(shape, dtype=torch.int64))
+    built.dry_evaluation(model, batch, 1)
+    shapes = [(tuple(given["input_ids"].shape), given["attention_mask"].shape[1]) for given in seen]
+    prompt = longest if known else 48 - TOKENS
+    assert shapes == [((2, 48), 48), ((2, prompt), prompt), ((2, 1), prompt + TOKENS - 1)]
 
 
 @pytest.mark.parametrize("name", ["multiple_choice", "commonsense/piqa", "commonsense/mix"])
