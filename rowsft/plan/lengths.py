@@ -111,16 +111,16 @@ def _evaluated(task: Task, names: Sequence[str], splits: dict, processor: Any, c
     """The longest example that is evaluated, the longest response and the longest prompt that is continued; of the
     first two the most where a task reads others than it trains on, as one with several answers to a question does.
     And whether all are equally long."""
-    as_trained = task.evaluates_as_trained or task.max_length is None
-    if not as_trained and not continues:
-        return Size(task.max_length), False
+    most = None if task.evaluates_as_trained else task.max_length
+    if most is not None and not continues:
+        return Size(most), False
     names = [name for name in names if name in splits] or ["train"]
     sizes = [size for name in names for size in _sizes(task, splits[name], processor)]
     tokens = [size.tokens for size in sizes]
     answer = max((size.answer for size in sizes if size.answer is not None), default=None)
     prompt = max((size.prompt for size in sizes if size.prompt is not None), default=None)
-    if not as_trained:
-        return Size(task.max_length, None, prompt), False
+    if most is not None:
+        return Size(most, None, prompt), False
     return Size(max(tokens), answer, prompt), min(tokens) == max(tokens)
 
 
