@@ -2,8 +2,10 @@
 
 A line of predictions.jsonl has `id`, `split` (test where absent), `prediction` and `label`; a number under the metric's
 own name (or `correct`, for accuracy) is taken instead where it stands there. Multiple choice has an accuracy for each
-normalisation of log-likelihoods: `prediction_bytes` is the option that `accuracy_bytes` goes by, and so on.
-A mix of tasks has an accuracy of each (`correct` of the lines of that `task`) and their mean, `accuracy_mean`.
+normalisation of log-likelihoods: `prediction_bytes` is the option that `accuracy_bytes` goes by, and so on; that of
+`accuracy_generated` is -1 where none was named.
+A mix of tasks has an accuracy of each (`correct` of the lines of that `task`) and their mean, `accuracy_mean`; of what
+was written `accuracy_generated_<task>` and their mean, `accuracy_generated`.
 Means over tokens, words or bytes (loss, perplexity, bits_per_byte, token_accuracy of responses and of text) come from
 each example's sum and its number of them.
 """
@@ -32,7 +34,9 @@ TOLERANCE = 1e-3
 _LARGEST_BYTES = 2**30
 
 #: Metrics whose predictions stand under a name of their own. accuracy_norm's stood under `prediction` in older runs.
-_OWN_PREDICTIONS = {f"accuracy_{name}": f"prediction_{name}" for name in ("sum", "norm", "bytes", "tokens", "pmi")}
+_OWN_PREDICTIONS = {
+    f"accuracy_{name}": f"prediction_{name}" for name in ("sum", "norm", "bytes", "tokens", "pmi", "generated")
+}
 #: Means over tokens, words or bytes: the keys of each example's sum and of its number, and what is made of the mean.
 _MEANS: dict[str, tuple[str, str, Callable[[float], float]]] = {
     "loss": ("negative_log_likelihood", "tokens", float),
@@ -166,7 +170,7 @@ def _metric(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | N
     if name in _MEANS:
         return _mean_over(lines, *_MEANS[name])
     if all("task" in line and "correct" in line for line in lines):
-        return _mean_over_tasks(lines, name.removeprefix("accuracy_"))
+        return _mean_over_tasks(lines, name)
     predicted = _OWN_PREDICTIONS.get(name, "prediction")
     if name == "accuracy_norm" and predicted not in lines[0]:
         predicted = "prediction"
@@ -204,12 +208,14 @@ def _mean_of(values: np.ndarray) -> tuple[Callable, bool, Callable]:
 
 
 def _mean_over_tasks(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | None:
-    """The share of `correct` lines of the task of that name, or the mean of the tasks' shares where it is "mean"."""
-    names = sorted({line["task"] for line in lines})
-    names = names if name == "mean" else [name] * (name in names)
-    if not names:
+    """The share of right lines of one task, or the mean of the tasks' shares."""
+    written = name.startswith("accuracy_generated")
+    mean, prefix = ("accuracy_generated", "accuracy_generated_") if written else ("accuracy_mean", "accuracy_")
+    names = [task for task in sorted({line["task"] for line in lines}) if name in (mean, f"{prefix}{task}")]
+    if not names or (written and any("prediction_generated" not in line for line in lines)):
         return None
-    hits = np.array([line["correct"] for line in lines], dtype=float)
+    right = (line["prediction_generated"] == line["label"] if written else line["correct"] for line in lines)
+    hits = np.array(list(right), dtype=float)
     of_task = [np.array([line["task"] == name for line in lines], dtype=float) for name in names]
     return (
         lambda rows: float(np.mean([hits[rows] @ of[rows] / of[rows].sum() for of in of_task])),

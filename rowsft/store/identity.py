@@ -52,6 +52,9 @@ PRESENTATION_ANYWHERE = frozenset({"cache_dir", "progress"})
 BUDGET_KEYS = ("rows", "ratio", "params", "like")
 
 
+#: Keys of multiple choice that are younger than many records, and what they are where they are off: then in no id.
+_OFF = {"form": "fields", "max_new_tokens": None, "primary_metric": "accuracy_mean"}
+
 # Endings that say how a file is packed, not what it holds.
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
@@ -97,6 +100,7 @@ def old_identity(config: dict) -> dict:
     task = settings.get("task")
     if isinstance(task, dict) and task.get("long_examples") == "truncate":
         task.pop("long_examples")
+    _without_what_is_off(task)
     if isinstance(data := task.get("data") if isinstance(task, dict) else None, dict):
         for key, off in (("splits", None), ("hub", None), ("empty", "refuse")):
             if data.get(key) in (None, off):
@@ -105,6 +109,19 @@ def old_identity(config: dict) -> dict:
             # It stands in where no path is given.
             data.pop("hub", None)
     return {"results_version": RESULTS_VERSION, **settings}
+
+
+def _without_what_is_off(task: object) -> None:
+    """Drop _OFF of multiple choice and of a mix of such tasks."""
+    if not isinstance(task, dict):
+        return
+    parts = task.get("tasks")
+    if "llm_adapters" in task or isinstance(parts, dict):
+        for key, off in _OFF.items():
+            if task.get(key, ...) == off:
+                task.pop(key)
+    for part in parts.values() if isinstance(parts, dict) else ():
+        _without_what_is_off(part)
 
 
 def _is_measured(forgetting: object) -> bool:
