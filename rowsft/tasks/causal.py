@@ -28,6 +28,8 @@ class CausalTask(SplitTask):
 
     head = CAUSAL_LM
     max_length: int
+    #: Whether evaluation scores several answers to each prompt.
+    shares_prompts = False
 
     def may_encode_nothing(self, tokenizer, /) -> bool:
         """Whether an example without tokens stays without: neither BOS nor EOS is there to be put before an answer."""
@@ -51,6 +53,13 @@ class CausalTask(SplitTask):
         keep = size.answer + 1
         return {**batch, "labels": batch["labels"][:, -keep:], "logits_to_keep": keep}
 
+    def dry_evaluation(self, model, batch: dict[str, Any], times: int) -> None:
+        """The passes of `score_answers` over `times` batches like `batch`."""
+        super().dry_evaluation(model, batch, times)
+        if self.shares_prompts and shared_prompt.keeps_rows(model):
+            ids = batch["input_ids"]
+            shared_prompt.dry_score(model, ids, batch.get("logits_to_keep", ids.shape[1]) - 1, times)
+
     @staticmethod
     def read_batch(output, batch: dict[str, Any]) -> list[AnswerScore]:
         """The score of every answer of a batch."""
@@ -64,7 +73,8 @@ class CausalTask(SplitTask):
         Answers to the same prompt share one pass over it where the model keeps a cache (see shared_prompt.py).
         """
         if shared_prompt.pays(model, encoded):
-            return shared_prompt.score(model, encoded, tokenizer.pad_token_id, batch_size, progress)
+            pad = tokenizer.pad_token_id
+            return shared_prompt.score(model, encoded, pad, batch_size, self.max_length, progress)
         return run_batches(model, encoded, self.collator(tokenizer, model), batch_size, progress, self.read_batch)
 
 

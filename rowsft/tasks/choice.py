@@ -26,6 +26,7 @@ class ChoiceTask(CausalTask):
 
     higher_is_better = True
     evaluates_as_trained = False
+    shares_prompts = True
     delimiter = " "
     domain_prompt: str | None = None
 

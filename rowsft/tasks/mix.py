@@ -23,6 +23,7 @@ class Mix(CausalTask):
     primary_metric = "accuracy_mean"
     higher_is_better = True
     evaluates_as_trained = False
+    shares_prompts = True
 
     def __init__(
         self,
