@@ -1,9 +1,10 @@
 """What every task shares: splits read once, cut to the limits, refused if empty; facts about the data."""
 
+import copy
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from rowsft import batch as batches
 from rowsft.errors import UserError, shortened
@@ -93,6 +94,17 @@ class SplitTask(Task):
         """train, validation and test, each a list of dicts with an `id`; read on the first call."""
         return self._splits
 
+    def with_max_length(self, tokens: int) -> Self:
+        """A copy of the task whose examples have at most so many tokens; it shares what was read."""
+        other = copy.copy(self)
+        other.max_length = tokens
+        return other
+
+    @property
+    def _limit(self) -> str:
+        """The most tokens of an example, as messages name it."""
+        return f"task.max_length={self.max_length}"
+
     def too_long(self, examples: list[dict], processor, /) -> list[bool] | None:
         """Whether each example is longer than max_length tokens; None for a task that does not tell."""
         return None
@@ -103,7 +115,7 @@ class SplitTask(Task):
             examples = self.splits().get(name)
             if examples is None or name in self._long or (long := self._are_long(examples, processor)) is None:
                 continue
-            self._splits[name] = kept(examples, long, self.long_examples, name, self.max_length)
+            self._splits[name] = kept(examples, long, self.long_examples, name, self._limit)
             self._long[name] = sum(long)
 
     def _are_long(self, examples: list[dict], processor) -> list[bool] | None:

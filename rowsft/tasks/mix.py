@@ -1,7 +1,7 @@
 """Several multiple-choice tasks trained together, each evaluated on its own."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
 
 import numpy as np
 
@@ -31,13 +31,14 @@ class Mix(CausalTask):
         max_length: int,
         tasks: Mapping[str, Any],
         limits: Mapping[str, int | None] | None = None,
+        long_examples: str = "truncate",
     ):
-        super().__init__(name, max_length, limits)
+        super().__init__(name, max_length, limits, long_examples)
         self.tasks: dict[str, ChoiceTask] = {str(key): task for key, task in tasks.items() if task is not None}
         if not self.tasks:
             raise UserError("task.tasks: names no task; expected one or more")
         for key, task in self.tasks.items():
-            _check(f"task.tasks.{shortened(key)}", task, max_length)
+            _check(f"task.tasks.{shortened(key)}", task, max_length, self.long_examples)
 
     def _read(self) -> dict[str, list[dict]]:
         read = {name: _splits_of(name, task) for name, task in self.tasks.items()}
@@ -51,10 +52,15 @@ class Mix(CausalTask):
         }
 
     def splits(self) -> dict[str, list[dict]]:
-        """As every task's. Raises UserError where the limits leave a task without examples."""
+        """As every task's. Raises UserError where limits, or dropping long examples, leave a task without any."""
         splits = super().splits()
         for split, examples in splits.items():
             for name in sorted(self.tasks.keys() - {example["task"] for example in examples}):
+                if self.long_examples == "drop" and self._long.get(split):
+                    raise UserError(
+                        f"task.long_examples=drop: all {split} examples of {name} have more than {self._limit} tokens; "
+                        f"raise it, or leave the task out (task.tasks.{name}=null)"
+                    )
                 raise UserError(
                     f"task.limits.{split}={self.limits.get(split)}: leaves no example of {name}; raise it, or limit "
                     f"each task by itself (task.tasks.{name}.limits.{split})"
@@ -81,12 +87,35 @@ class Mix(CausalTask):
 
     def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
         """Each example as its own task encodes it."""
-        encoded: dict[int, dict] = {}
+        return self._by_task(examples, lambda task, own: task.encode(own, tokenizer))
+
+    def too_long(self, examples: list[dict], tokenizer, /) -> list[bool]:
+        """As every example's own task says."""
+        return self._by_task(examples, lambda task, own: task.too_long(own, tokenizer))
+
+    def limit_lengths(self, tokenizer, names: Iterable[str], /) -> None:
+        """As every task's. Raises UserError where dropping leaves a task without examples."""
+        super().limit_lengths(tokenizer, names)
+        self.splits()
+
+    def with_max_length(self, tokens: int) -> Self:
+        """A copy of the mix, each of whose tasks takes so many tokens."""
+        other = super().with_max_length(tokens)
+        other.tasks = {name: task.with_max_length(tokens) for name, task in self.tasks.items()}
+        return other
+
+    @property
+    def _limit(self) -> str:
+        alike = all(task.max_length == self.max_length for task in self.tasks.values())
+        return super()._limit if alike else "max_length of their task"
+
+    def _by_task(self, examples: list[dict], work: Callable[[ChoiceTask, list[dict]], list]) -> list:
+        """One result an example: `work` of every task on the examples that are its own."""
+        found: dict[int, Any] = {}
         for name in dict.fromkeys(example["task"] for example in examples):
             numbers = [number for number, example in enumerate(examples) if example["task"] == name]
-            own = self.tasks[name].encode([examples[number] for number in numbers], tokenizer)
-            encoded |= zip(numbers, own, strict=True)
-        return [encoded[number] for number in range(len(examples))]
+            found |= zip(numbers, work(self.tasks[name], [examples[number] for number in numbers]), strict=True)
+        return [found[number] for number in range(len(examples))]
 
     def evaluate(
         self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None
@@ -129,7 +158,7 @@ def _splits_of(name: str, task: ChoiceTask) -> dict[str, list[dict]]:
         raise UserError(f"task.tasks.{name}: {error}") from error
 
 
-def _check(key: str, task: Any, max_length: int) -> None:
+def _check(key: str, task: Any, max_length: int, long_examples: str) -> None:
     if not isinstance(task, ChoiceTask):
         raise UserError(f"{key}={shortened(task)}: is no multiple-choice task; expected one, or null to leave it out")
     if not task.primary_metric.startswith("accuracy"):
@@ -138,6 +167,11 @@ def _check(key: str, task: Any, max_length: int) -> None:
         )
     if task.max_length > max_length:
         raise UserError(f"{key}.max_length={task.max_length}: exceeds task.max_length={max_length}; lower it")
+    if task.long_examples != long_examples:
+        raise UserError(
+            f"{key}.long_examples={task.long_examples}: expected that of the mix, {long_examples}; set "
+            f"task.long_examples={task.long_examples} for all of its tasks"
+        )
 
 
 def _listed(facts: Mapping[str, Mapping[str, Any]], key: str) -> str:

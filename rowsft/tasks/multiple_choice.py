@@ -38,8 +38,9 @@ class MultipleChoice(ChoiceTask):
         primary_metric: str = "accuracy_norm",
         llm_adapters: Mapping[str, Any] | None = None,
         limits: Mapping[str, int | None] | None = None,
+        long_examples: str = "truncate",
     ):
-        super().__init__(name, max_length, limits)
+        super().__init__(name, max_length, limits, long_examples)
         self.tables = Tables(data)
         self.prompt = Template("prompt", prompt)
         self.options = Options(options)

@@ -73,7 +73,7 @@ class PromptResponse(CausalTask):
         def counts(some: list[dict]) -> list[int]:
             return [len(encoded["input_ids"]) for encoded in self._encoded(some, tokenizer, sys.maxsize)]
 
-        return longer(examples, ("prompt", "response"), self.max_length, counts)
+        return longer(examples, lambda one: (one["prompt"], one["response"]), self.max_length, counts)
 
     def evaluate(
         self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None
