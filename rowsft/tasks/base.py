@@ -2,7 +2,7 @@
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, Self
 
@@ -20,7 +20,6 @@ class SplitTask(Task):
     """A task whose examples come from `_read`; subclasses add the head, the encoding and the evaluation."""
 
     evaluates_as_trained = True
-    #: Where what is tokenised is kept; None keeps nothing.
     token_cache: TokenCache | None = None
 
     def __init__(
@@ -71,6 +70,17 @@ class SplitTask(Task):
     def encoding_settings(self) -> dict[str, Any] | None:
         """What `encode` and `too_long` read of the task, JSON-able; None where their results are not to be kept."""
         return None
+
+    def keep_tokens(self, cache: TokenCache) -> None:
+        """Have what is tokenised kept in `cache`, and read from there; nothing is kept before this is called."""
+        self.token_cache = cache
+
+    def kept_tokens(self, what: str, examples: list[dict], processor, make: Callable[[], list[dict]]) -> list[dict]:
+        """What `make` encodes of these examples, from the cache where it is there.
+
+        what: a name for it; with `encoding_settings` it says all that `make` depends on beside examples and processor.
+        """
+        return cached(self.token_cache, self, processor, examples, what, make)
 
     def size(self, encoded: dict) -> Size:
         """Its tokens, none of them an answer."""
@@ -126,7 +136,7 @@ class SplitTask(Task):
         def rows() -> list[dict]:
             return [{"long": int(is_long)} for is_long in self.too_long(examples, processor) or []]
 
-        found = cached(self.token_cache, self, processor, examples, "too_long", rows)
+        found = self.kept_tokens("too_long", examples, processor, rows)
         return [bool(row["long"]) for row in found] or None
 
     def about(self) -> dict[str, Any]:

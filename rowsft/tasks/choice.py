@@ -111,7 +111,12 @@ class ChoiceTask(CausalTask):
         A prediction has the log-likelihoods of its options (`scores`, nats), their lengths, and the option chosen under
         each normalisation; `prediction` is that of the primary metric.
         """
-        encoded = self._encode(examples, [example["options"] for example in examples], tokenizer)
+        encoded = self.kept_tokens(
+            "options",
+            examples,
+            tokenizer,
+            lambda: self._encode(examples, [example["options"] for example in examples], tokenizer),
+        )
         scored = self.score_answers(model, encoded, tokenizer, batch_size, progress)
         domain = self._domain_scores(model, examples, tokenizer, batch_size, progress)
         questions, right, start = [], [], 0
@@ -147,7 +152,9 @@ class ChoiceTask(CausalTask):
         if self.domain_prompt is None:
             return None
         options = list(dict.fromkeys(option for example in examples for option in example["options"]))
-        encoded = self._after([(self.domain_prompt, option) for option in options], tokenizer, self.max_length)
+        pairs = [(self.domain_prompt, option) for option in options]
+        what = f"options after {self.domain_prompt!r}"
+        encoded = self.kept_tokens(what, examples, tokenizer, lambda: self._after(pairs, tokenizer, self.max_length))
         # Not with a shared prompt: all options would be one batch.
         collate = self.collator(tokenizer, model)
         scored = run_batches(model, encoded, collate, batch_size, progress, self.read_batch)

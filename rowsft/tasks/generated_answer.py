@@ -93,10 +93,9 @@ class GeneratedAnswer(PromptResponse):
         `prompt_tokens_cut`.
         """
         held_out = super().evaluate(model, examples, tokenizer, batch_size=batch_size, progress=progress)
-        prompts = encode_prompts(tokenizer, [example["prompt"] for example in examples], self._prompt_room)
-        written = continuations(
-            model, [ids for ids, _ in prompts], tokenizer, self.max_new_tokens, batch_size, self.stop, progress
-        )
+        prompts = self._prompts(examples, tokenizer)
+        texts = [prompt["input_ids"] for prompt in prompts]
+        written = continuations(model, texts, tokenizer, self.max_new_tokens, batch_size, self.stop, progress)
         rows = [
             {
                 **row,
@@ -105,12 +104,21 @@ class GeneratedAnswer(PromptResponse):
                 "generated": one.text,
                 "generated_tokens": len(one.token_ids),
                 "stopped": one.stopped,
-                "prompt_tokens_cut": cut,
+                "prompt_tokens_cut": prompt["cut"],
             }
-            for row, example, one, (_, cut) in zip(held_out.predictions, examples, written, prompts, strict=True)
+            for row, example, one, prompt in zip(held_out.predictions, examples, written, prompts, strict=True)
         ]
         predicted, labels = (np.array([row[key] for row in rows]) for key in ("prediction", "label"))
         return Evaluation({"exact_match": accuracy(predicted, labels), **held_out.metrics}, rows)
+
+    def _prompts(self, examples: list[dict], tokenizer) -> list[dict]:
+        """The tokens of every prompt as the model continues it, and how many were cut off."""
+
+        def encode() -> list[dict]:
+            found = encode_prompts(tokenizer, [example["prompt"] for example in examples], self._prompt_room)
+            return [{"input_ids": ids, "cut": cut} for ids, cut in found]
+
+        return self.kept_tokens(f"prompts of up to {self._prompt_room} tokens", examples, tokenizer, encode)
 
 
 def _texts(stop: Any) -> list[str]:

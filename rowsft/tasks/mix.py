@@ -6,6 +6,7 @@ from typing import Any, Self
 import numpy as np
 
 from rowsft.errors import UserError, shortened
+from rowsft.store.token_cache import TokenCache
 from rowsft.tasks import Evaluation, Progress, held_out
 from rowsft.tasks.answer_score import AnswerScore
 from rowsft.tasks.causal import CausalTask
@@ -84,6 +85,12 @@ class Mix(CausalTask):
         """Those of every task; None where one of them has nothing kept."""
         settings = {name: settings_of(task) for name, task in self.tasks.items()}
         return None if None in settings.values() else settings
+
+    def keep_tokens(self, cache: TokenCache) -> None:
+        """As every task's."""
+        super().keep_tokens(cache)
+        for task in self.tasks.values():
+            task.keep_tokens(cache)
 
     def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
         """Each example as its own task encodes it."""

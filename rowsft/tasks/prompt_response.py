@@ -79,7 +79,7 @@ class PromptResponse(CausalTask):
         self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None
     ) -> Evaluation:
         """The metrics of `held_out`. A prediction is the example's mean token loss; it has no label."""
-        encoded = self.encode(examples, tokenizer)
+        encoded = self.kept_tokens("encode", examples, tokenizer, lambda: self.encode(examples, tokenizer))
         scored = self.score_answers(model, encoded, tokenizer, batch_size, progress)
         rows = [
             {
