@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rowsft.errors import UserError
 from rowsft.measure.ledger import CUDA_BLOCK_BYTES, Ledger
 from rowsft.methods import weight_change
 from rowsft.models.capacity import check_length
@@ -46,7 +47,17 @@ def plan_forgetting(run: "PlannedRun", base: PreTrainedModel, model: nn.Module) 
     copies = 2 * sum(parameter.numel() * parameter.element_size() for parameter in trained) if in_place else 0
     # Where the weights are on a CPU, what is written to disk and read back counts among its tensors.
     beside = 0 if run.gpu else copies // 2
-    return ForgettingPlan(_peak(run, model, text) + beside, copies)
+    try:
+        peak = _peak(run, model, text)
+    except RuntimeError as error:
+        if "swap" not in str(error):
+            raise
+        # torch refuses to change the type of parameters without data that autocast sees on a device.
+        raise UserError(
+            f"trainer.forgetting.path={text.path}: merging the adapter of method={run.method.name} cannot be planned "
+            f"under trainer.autocast={run.settings.autocast}; plan with trainer.forgetting.path=null"
+        ) from error
+    return ForgettingPlan(peak + beside, copies)
 
 
 def _peak(run: "PlannedRun", model: nn.Module, text: GeneralText) -> int:
