@@ -114,7 +114,8 @@ def test_what_a_run_refuses_without_the_text_a_plan_refuses(workshop, text):
         return refusal(lambda: plan(config, trainer_settings(config)))
 
     assert "measured on causal language models" in said(*workshop.overrides("bert"))
-    cast = said(*workshop.overrides("llama"), "method=dora", "trainer=bf16")
+    short = "trainer.forgetting.max_length=24"
+    cast = said(*workshop.overrides("llama"), "method=dora", "trainer=bf16", short)
     assert "method=dora cannot be planned under trainer.autocast=bf16" in cast
     long = said(*workshop.overrides("llama"), "trainer.forgetting.max_length=65")
     assert "trainer.forgetting.max_length=65: the model has 64 positions" in long
