@@ -98,9 +98,14 @@ def old_identity(config: dict) -> dict:
     if isinstance(trainer, dict) and not _is_measured(trainer.get("forgetting")):
         trainer.pop("forgetting", None)
     task = settings.get("task")
-    if isinstance(task, dict) and task.get("long_examples") == "truncate":
-        task.pop("long_examples")
-    _without_what_is_off(task)
+    for each in _with_tasks_within(task):
+        if each.get("long_examples") == "truncate":
+            each.pop("long_examples")
+        if "llm_adapters" in each or "tasks" in each:
+            # Multiple choice, or a mix of such tasks.
+            for key, off in _OFF.items():
+                if each.get(key, ...) == off:
+                    each.pop(key)
     if isinstance(data := task.get("data") if isinstance(task, dict) else None, dict):
         for key, off in (("splits", None), ("hub", None), ("empty", "refuse")):
             if data.get(key) in (None, off):
@@ -111,17 +116,12 @@ def old_identity(config: dict) -> dict:
     return {"results_version": RESULTS_VERSION, **settings}
 
 
-def _without_what_is_off(task: object) -> None:
-    """Drop _OFF of multiple choice and of a mix of such tasks."""
+def _with_tasks_within(task: object) -> list[dict]:
+    """The settings of a task, and of each of those that it is made of."""
     if not isinstance(task, dict):
-        return
-    parts = task.get("tasks")
-    if "llm_adapters" in task or isinstance(parts, dict):
-        for key, off in _OFF.items():
-            if task.get(key, ...) == off:
-                task.pop(key)
-    for part in parts.values() if isinstance(parts, dict) else ():
-        _without_what_is_off(part)
+        return []
+    inner = task.get("tasks")
+    return [task, *(each for each in inner.values() if isinstance(each, dict))] if isinstance(inner, dict) else [task]
 
 
 def _is_measured(forgetting: object) -> bool:

@@ -21,24 +21,35 @@ class ContinuingTask(CausalTask):
     stop: Sequence[str] = ()
 
     def continued(
-        self, model, prompts: Sequence[str], tokenizer, batch_size: int, progress: Progress = None
+        self,
+        model,
+        examples: list[dict],
+        prompts: Sequence[str],
+        tokenizer,
+        batch_size: int,
+        progress: Progress = None,
     ) -> list[dict[str, Any]]:
-        """What the model writes after every prompt, as fields of a prediction.
+        """What the model writes after every example's prompt, as fields of a prediction.
 
         `generated` (the text), `generated_tokens`, `stopped` (by itself, before the limit) and `prompt_tokens_cut`.
         """
         assert self.max_new_tokens is not None, "the task continues nothing"
-        encoded = encode_prompts(tokenizer, prompts, self._prompt_room)
-        ids = [tokens for tokens, _ in encoded]
+
+        def encode() -> list[dict]:
+            found = encode_prompts(tokenizer, prompts, self._prompt_room)
+            return [{"input_ids": ids, "cut": cut} for ids, cut in found]
+
+        encoded = self.kept_tokens(f"prompts of up to {self._prompt_room} tokens", examples, tokenizer, encode)
+        ids = [one["input_ids"] for one in encoded]
         written = continuations(model, ids, tokenizer, self.max_new_tokens, batch_size, self.stop, progress)
         return [
             {
                 "generated": one.text,
                 "generated_tokens": len(one.token_ids),
                 "stopped": one.stopped,
-                "prompt_tokens_cut": cut,
+                "prompt_tokens_cut": prompt["cut"],
             }
-            for one, (_, cut) in zip(written, encoded, strict=True)
+            for one, prompt in zip(written, encoded, strict=True)
         ]
 
     @property

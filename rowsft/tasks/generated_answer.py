@@ -60,7 +60,8 @@ class GeneratedAnswer(ContinuingTask, PromptResponse):
         response; beside them the fields of `continued`.
         """
         held_out = super().evaluate(model, examples, tokenizer, batch_size=batch_size, progress=progress)
-        written = self.continued(model, [example["prompt"] for example in examples], tokenizer, batch_size, progress)
+        prompts = [example["prompt"] for example in examples]
+        written = self.continued(model, examples, prompts, tokenizer, batch_size, progress)
         rows = [
             {**row, "prediction": final_number(own["generated"]) or "", "label": example["number"], **own}
             for row, example, own in zip(held_out.predictions, examples, written, strict=True)

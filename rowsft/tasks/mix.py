@@ -1,11 +1,12 @@
 """Several multiple-choice tasks trained together, each evaluated on its own."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
 
 import numpy as np
 
 from rowsft.errors import UserError, shortened
+from rowsft.store.token_cache import TokenCache
 from rowsft.tasks import Evaluation, Progress, choice_settings, held_out
 from rowsft.tasks.answer_score import AnswerScore
 from rowsft.tasks.choice import ChoiceTask
@@ -27,6 +28,7 @@ class Mix(ContinuingTask):
 
     higher_is_better = True
     evaluates_as_trained = False
+    shares_prompts = True
 
     def __init__(
         self,
@@ -37,8 +39,9 @@ class Mix(ContinuingTask):
         primary_metric: str = METRICS[0],
         form: str = FIELDS,
         max_new_tokens: int | None = None,
+        long_examples: str = "truncate",
     ):
-        super().__init__(name, max_length, limits)
+        super().__init__(name, max_length, limits, long_examples)
         self.max_new_tokens = None if max_new_tokens is None else new_tokens(max_new_tokens, max_length)
         self.form = choice_settings.form(form)
         self.primary_metric = choice_settings.metric(primary_metric, METRICS, None, max_new_tokens)
@@ -60,10 +63,15 @@ class Mix(ContinuingTask):
         }
 
     def splits(self) -> dict[str, list[dict]]:
-        """As every task's. Raises UserError where the limits leave a task without examples."""
+        """As every task's. Raises UserError where limits, or dropping long examples, leave a task without any."""
         splits = super().splits()
         for split, examples in splits.items():
             for name in sorted(self.tasks.keys() - {example["task"] for example in examples}):
+                if self.long_examples == "drop" and self._long.get(split):
+                    raise UserError(
+                        f"task.long_examples=drop: all {split} examples of {name} have more than {self._limit} tokens; "
+                        f"raise it, or leave the task out (task.tasks.{name}=null)"
+                    )
                 raise UserError(
                     f"task.limits.{split}={self.limits.get(split)}: leaves no example of {name}; raise it, or limit "
                     f"each task by itself (task.tasks.{name}.limits.{split})"
@@ -88,14 +96,43 @@ class Mix(ContinuingTask):
         settings = {name: settings_of(task) for name, task in self.tasks.items()}
         return None if None in settings.values() else settings
 
+    def keep_tokens(self, cache: TokenCache) -> None:
+        """As every task's."""
+        super().keep_tokens(cache)
+        for task in self.tasks.values():
+            task.keep_tokens(cache)
+
     def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
         """Each example as its own task encodes it."""
-        encoded: dict[int, dict] = {}
+        return self._by_task(examples, lambda task, own: task.encode(own, tokenizer))
+
+    def too_long(self, examples: list[dict], tokenizer, /) -> list[bool]:
+        """As every example's own task says."""
+        return self._by_task(examples, lambda task, own: task.too_long(own, tokenizer))
+
+    def limit_lengths(self, tokenizer, names: Iterable[str], /) -> None:
+        """As every task's. Raises UserError where dropping leaves a task without examples."""
+        super().limit_lengths(tokenizer, names)
+        self.splits()
+
+    def with_max_length(self, tokens: int) -> Self:
+        """A copy of the mix, each of whose tasks takes so many tokens."""
+        other = super().with_max_length(tokens)
+        other.tasks = {name: task.with_max_length(tokens) for name, task in self.tasks.items()}
+        return other
+
+    @property
+    def _limit(self) -> str:
+        alike = all(task.max_length == self.max_length for task in self.tasks.values())
+        return super()._limit if alike else "max_length of their task"
+
+    def _by_task(self, examples: list[dict], work: Callable[[ChoiceTask, list[dict]], list]) -> list:
+        """One result an example: `work` of every task on the examples that are its own."""
+        found: dict[int, Any] = {}
         for name in dict.fromkeys(example["task"] for example in examples):
             numbers = [number for number, example in enumerate(examples) if example["task"] == name]
-            own = self.tasks[name].encode([examples[number] for number in numbers], tokenizer)
-            encoded |= zip(numbers, own, strict=True)
-        return [encoded[number] for number in range(len(examples))]
+            found |= zip(numbers, work(self.tasks[name], [examples[number] for number in numbers]), strict=True)
+        return [found[number] for number in range(len(examples))]
 
     def evaluate(
         self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None
@@ -158,7 +195,7 @@ def _check(key: str, task: Any, mix: Mix) -> None:
         )
     if task.max_length > mix.max_length:
         raise UserError(f"{key}.max_length={task.max_length}: exceeds task.max_length={mix.max_length}; lower it")
-    for setting in ("form", "max_new_tokens"):
+    for setting in ("form", "max_new_tokens", "long_examples"):
         own, whole = getattr(task, setting), getattr(mix, setting)
         if own != whole:
             raise UserError(f"{key}.{setting}={own}: differs from task.{setting}={whole}, which holds for every task")

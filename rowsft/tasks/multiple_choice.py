@@ -47,8 +47,9 @@ class MultipleChoice(ChoiceTask):
         limits: Mapping[str, int | None] | None = None,
         form: str = FIELDS,
         max_new_tokens: int | None = None,
+        long_examples: str = "truncate",
     ):
-        super().__init__(name, max_length, limits)
+        super().__init__(name, max_length, limits, long_examples)
         self.max_new_tokens = None if max_new_tokens is None else new_tokens(max_new_tokens, max_length)
         self.form = settings.form(form)
         self.tables = Tables(data)
