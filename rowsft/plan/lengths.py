@@ -101,34 +101,36 @@ def of_data(config: DictConfig) -> Lengths:
     if answers:
         spread["answer"] = _spread(answers)
         text += f"; the longest response {max(answers)} ({_shares(spread['answer'])})"
-    continues = train[0].prompt is not None
-    evaluated, evaluated_alike = _evaluated(task, config.trainer.evaluate, splits, processor, continues)
+    evaluated, evaluated_alike = _evaluated(task, config.trainer.evaluate, splits, processor)
     alike = len({size.tokens for size in train}) == 1, evaluated_alike
     return Lengths(longest, max(answers, default=None), "data", text, evaluated, spread, alike)
 
 
-def _evaluated(task: Task, names: Sequence[str], splits: dict, processor: Any, continues: bool) -> tuple[Size, bool]:
-    """The longest example that is evaluated, the longest response and the longest prompt that is continued; of the
-    first two the most where a task reads others than it trains on, as one with several answers to a question does.
-    And whether all are equally long."""
-    most = None if task.evaluates_as_trained else task.max_length
-    if most is not None and not continues:
-        return Size(most), False
+def _evaluated(task: Task, names: Sequence[str], splits: dict, processor: Any) -> tuple[Size, bool]:
+    """The longest sequence that is evaluated, the longest response and the longest prompt that is continued. And
+    whether all are equally long."""
     names = [name for name in names if name in splits] or ["train"]
-    sizes = [size for name in names for size in _sizes(task, splits[name], processor)]
-    tokens = [size.tokens for size in sizes]
+    sizes = [size for name in names for size in task.evaluated_sizes(_some(splits[name]), processor)]
+    longest = max(size.tokens for size in sizes)
     answer = max((size.answer for size in sizes if size.answer is not None), default=None)
     prompt = max((size.prompt for size in sizes if size.prompt is not None), default=None)
-    if most is not None:
-        return Size(most, None, prompt), False
-    return Size(max(tokens), answer, prompt), min(tokens) == max(tokens)
+    if task.evaluates_as_trained:
+        return Size(longest, answer, prompt), longest == min(size.tokens for size in sizes)
+    # Answers that share a prompt: a batch may have its longest prompt of one example, its longest answer of another.
+    together = max(size.tokens - (size.answer or 0) for size in sizes) + (answer or 0)
+    return Size(min(together, task.max_length or together), answer, prompt), False
 
 
 def _sizes(task: Task, examples: list[dict], processor: Any) -> list[Size]:
-    if len(examples) > MOST_ENCODED:
-        step = -(-len(examples) // MOST_ENCODED)
-        examples = [*examples[::step], *longest_first(examples)[: MOST_ENCODED // 20]]
-    return [task.size(encoded) for encoded in task.encode(examples, processor)]
+    return [task.size(encoded) for encoded in task.encode(_some(examples), processor)]
+
+
+def _some(examples: list[dict]) -> list[dict]:
+    """The examples, of many a part with the longest."""
+    if len(examples) <= MOST_ENCODED:
+        return examples
+    step = -(-len(examples) // MOST_ENCODED)
+    return [*examples[::step], *longest_first(examples)[: MOST_ENCODED // 20]]
 
 
 def _spread(counts: Sequence[int]) -> dict[str, int]:

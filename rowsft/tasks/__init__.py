@@ -85,6 +85,10 @@ class Task(Protocol):
         """What an encoded example costs."""
 
     @abstractmethod
+    def evaluated_sizes(self, examples: list[dict], processor: Any, /) -> list[Size]:
+        """What the sequences cost that evaluation reads of examples, one or several of each."""
+
+    @abstractmethod
     def collator(self, processor: Any, model: Any = None, /) -> Callable[[list[dict]], dict[str, Any]]:
         """A function from encoded examples to a batch that model.forward accepts.
 

@@ -86,6 +86,10 @@ class SplitTask(Task):
         """Its tokens, none of them an answer."""
         return Size(batches.tokens(encoded))
 
+    def evaluated_sizes(self, examples: list[dict], processor, /) -> list[Size]:
+        """As encoded to train on."""
+        return [self.size(encoded) for encoded in self.encode(examples, processor)]
+
     def dry_evaluation(self, model, batch: dict[str, Any], times: int) -> None:
         """The pass of `run_batches` over `times` batches like `batch`."""
         count = len(batch["labels"])

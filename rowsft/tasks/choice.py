@@ -9,7 +9,7 @@ import numpy as np
 
 from rowsft.batch import IGNORED
 from rowsft.errors import UserError, shortened
-from rowsft.tasks import Evaluation, Progress, held_out
+from rowsft.tasks import Evaluation, Progress, Size, held_out
 from rowsft.tasks.answer_words import first_named
 from rowsft.tasks.causal import answer_lengths, encode_answers
 from rowsft.tasks.choice_scores import Question, accuracies
@@ -92,6 +92,13 @@ class ChoiceTask(ContinuingTask):
                 )
         return encoded
 
+    def _encode_all(self, examples: list[dict], tokenizer) -> list[dict[str, Any]]:
+        return self._encode(examples, [example["options"] for example in examples], tokenizer)
+
+    def evaluated_sizes(self, examples: list[dict], tokenizer, /) -> list[Size]:
+        """Of every option after its prompt."""
+        return [self.size(encoded) for encoded in self._encode_all(examples, tokenizer)]
+
     def _longest_options(self, examples: list[dict], prompts: list[str], tokenizer) -> list[int]:
         """Tokens of every example's longest option, the right one or not, as trained; 0 where no prompt is cut."""
         may_be_cut = [may_exceed(self._texts(example), self.max_length) for example in examples]
@@ -136,12 +143,7 @@ class ChoiceTask(ContinuingTask):
         and `unanswered` (the share of continuations that name no option), and of each example what `continued` gives,
         `prediction_generated` (-1 where no option is named: wrong) and `unanswered`; `batch_size` then counts prompts.
         """
-        encoded = self.kept_tokens(
-            "options",
-            examples,
-            tokenizer,
-            lambda: self._encode(examples, [example["options"] for example in examples], tokenizer),
-        )
+        encoded = self.kept_tokens("options", examples, tokenizer, lambda: self._encode_all(examples, tokenizer))
         scored = self.score_answers(model, encoded, tokenizer, batch_size, progress)
         domain = self._domain_scores(model, examples, tokenizer, batch_size, progress)
         questions, right, start = [], [], 0

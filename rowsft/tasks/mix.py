@@ -7,7 +7,7 @@ import numpy as np
 
 from rowsft.errors import UserError, shortened
 from rowsft.store.token_cache import TokenCache
-from rowsft.tasks import Evaluation, Progress, choice_settings, held_out
+from rowsft.tasks import Evaluation, Progress, Size, choice_settings, held_out
 from rowsft.tasks.answer_score import AnswerScore
 from rowsft.tasks.choice import ChoiceTask
 from rowsft.tasks.choice_settings import FIELDS
@@ -105,6 +105,11 @@ class Mix(ContinuingTask):
     def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
         """Each example as its own task encodes it."""
         return self._by_task(examples, lambda task, own: task.encode(own, tokenizer))
+
+    def evaluated_sizes(self, examples: list[dict], tokenizer, /) -> list[Size]:
+        """Those of every task."""
+        own = {name: [example for example in examples if example["task"] == name] for name in self.tasks}
+        return [size for name, task in self.tasks.items() for size in task.evaluated_sizes(own[name], tokenizer)]
 
     def too_long(self, examples: list[dict], tokenizer, /) -> list[bool]:
         """As every example's own task says."""

@@ -22,7 +22,7 @@ SHAPES = {"prompts": (60, 4), "options": (1, 63), "both": (None, None)}
 @pytest.fixture(scope="module")
 def keeper(workshop):
     """A model whose keys and values outweigh its logits."""
-    folder = workshop.folder / "models" / "keeper"
+    folder = workshop.folder / "models" / "choice_keeper"
     shutil.copytree(workshop.folder / "models" / "llama", folder)
     tiny_llama(num_hidden_layers=6, num_key_value_heads=4).save_pretrained(folder)
     return folder

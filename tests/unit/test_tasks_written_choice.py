@@ -227,7 +227,9 @@ def test_a_plan_computes_the_first_and_the_last_token_that_are_written(tmp_path,
     built.dry_evaluation(model, batch, 1)
     shapes = [(tuple(given["input_ids"].shape), given["attention_mask"].shape[1]) for given in seen]
     prompt = longest if known else 48 - TOKENS
-    assert shapes == [((2, 48), 48), ((2, prompt), prompt), ((2, 1), prompt + TOKENS - 1)]
+    # Whole examples, answers that share a prompt, and what is written.
+    scored = [((2, 48), 48), ((2, 1), 1), ((2, 46), 47)]
+    assert shapes == [*scored, ((2, prompt), prompt), ((2, 1), prompt + TOKENS - 1)]
 
 
 @pytest.mark.parametrize("name", ["multiple_choice", "commonsense/piqa", "commonsense/mix"])
