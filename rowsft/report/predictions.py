@@ -86,6 +86,7 @@ def read_lines(path: Path) -> list[dict]:
 
 def scored_lines(lines: list[dict], name: str, recorded: float | None) -> Scored | None:
     """Return examples with the metric of that name, or None when they do not give back the recorded one."""
+    lines = _of_task(lines, name)
     ids, order = _in_order([str(line["id"]) for line in lines])
     recomputed = _metric([lines[index] for index in order], name)
     if recomputed is None or recorded is None:
@@ -207,6 +208,18 @@ def _mean_of(values: np.ndarray) -> tuple[Callable, bool, Callable]:
     return lambda rows: float(values[rows].mean()), is_proportion, lambda: resampling.means(values)
 
 
+def _of_task(lines: list[dict], name: str) -> list[dict]:
+    """The lines that a metric of a mix is about: those of one task, where it is that task's alone."""
+    if not all("task" in line and "correct" in line for line in lines):
+        return lines
+    # accuracy_generated is a mean, even of a task called generated.
+    for prefix in ("accuracy_generated_", "accuracy_"):
+        own = [line for line in lines if name == f"{prefix}{line['task']}"]
+        if own and name != "accuracy_generated":
+            return own
+    return lines
+
+
 def _mean_over_tasks(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | None:
     """The share of right lines of one task, or the mean of the tasks' shares."""
     written = name.startswith("accuracy_generated")
@@ -216,12 +229,21 @@ def _mean_over_tasks(lines: list[dict], name: str) -> tuple[Callable, bool, Call
         return None
     right = (line["prediction_generated"] == line["label"] if written else line["correct"] for line in lines)
     hits = np.array(list(right), dtype=float)
+    if name not in ("accuracy_mean", "accuracy_generated"):
+        # The lines are those of the task.
+        return _mean_of(hits)
     of_task = [np.array([line["task"] == name for line in lines], dtype=float) for name in names]
     return (
         lambda rows: float(np.mean([hits[rows] @ of[rows] / of[rows].sum() for of in of_task])),
         False,
-        lambda: np.mean([resampling.ratios(hits * of, of) for of in of_task], axis=0),
+        lambda: _finite(np.mean([resampling.ratios(hits * of, of) for of in of_task], axis=0)),
     )
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """The resamples that have an example of every task, where most do: a task of few examples misses some."""
+    has = np.isfinite(values)
+    return values[has] if has.mean() > 0.5 else values
 
 
 def _mean_over(

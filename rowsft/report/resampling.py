@@ -52,12 +52,13 @@ def means(values: np.ndarray) -> np.ndarray:
 
 
 def ratios(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return sum(sums) / sum(weights) on every resample; both are (n,), and no weight is 0 or less."""
+    """Return sum(sums) / sum(weights) on every resample; both are (n,). nan where all weights are 0."""
     middle = sums.sum() / weights.sum()
     # Around the whole's ratio, 32 bit are enough.
     columns = np.stack([sums - middle * weights, weights], axis=1).astype(np.float32)
     above, below = (_counts(len(sums)) @ columns).astype(float).T
-    return middle + above / below
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return middle + above / below
 
 
 def metric(name: str, prediction: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -150,7 +150,16 @@ class SplitTask(Task):
         facts = self._facts()
         if self._long:
             cut = "dropped" if self.long_examples == "drop" else "truncated"
-            facts = {**facts, "counts": {**facts.get("counts", {}), f"long_examples_{cut}": dict(self._long)}}
+            warnings = [
+                f"{count:,} {name} examples have more than {self._limit} tokens: {cut}"
+                for name, count in self._long.items()
+                if count
+            ]
+            facts = {
+                **facts,
+                "counts": {**facts.get("counts", {}), f"long_examples_{cut}": dict(self._long)},
+                "warnings": [*facts.get("warnings", []), *warnings],
+            }
         return {**facts, "sizes": sizes}
 
 

@@ -11,9 +11,11 @@ The number is read from the first of these places that the text has:
 In the first three an equation such as `3 + 4 = 7` or `x = 7` counts by its right side, and a place without a number
 means that there is none.
 
-A number is written with a decimal point; commas, spaces or nothing between thousands; perhaps a fraction (3/4, 1 1/2,
-`\frac{3}{4}`, ½) or a power of ten (1.5e3, 1.5 × 10^3). Currencies, percent signs and units are passed over: 50% is 50,
-and 5 million is 5. A minus between two numbers is an operator or a range. Numbers of more than 60 digits are not read.
+A number is written with a decimal point; commas, spaces or nothing between thousands, or as 12,34,567; perhaps a
+fraction (3/4, 1 1/2, `\frac{3}{4}`, ½) or a power of ten (1.5e3, 1.5 × 10^3). Currencies, percent signs and units are
+passed over: 50% is 50, and 5 million is 5. A minus between two numbers is an operator or a range. Numbers of more than
+60 digits are not read, nor are fractions over 0; in the first three places, nor is a number that goes on with a comma
+and other digits (1,23).
 """
 
 import re
@@ -31,9 +33,12 @@ _COMMAND = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{([^{}]*)\}")
 _LATEX = {"\\times": "×", "\\cdot": "×", "\\$": "$", "\\%": "%", "{,}": ",", "\\,": " ", "\\ ": " ", "\\!": ""}
 _ALIKE = {
     **dict.fromkeys(map(ord, "\u2212\u2012\u2013\ufe63\uff0d"), "-"),
+    **dict.fromkeys(map(ord, "\u2044\u2215"), "/"),
     **dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u202f\u2002\u2003"), " "),
     **{0xFF10 + digit: str(digit) for digit in range(10)},
 }
+# What goes on a number that is written in no way known here: 1,23 and 1,2345.
+_CUT = re.compile(r",[0-9]")
 _NUMBER = re.compile(
     r"""
     (?P<sign>(?<![0-9A-Za-z_)\]}%])-)?
@@ -43,7 +48,10 @@ _NUMBER = re.compile(
     (?:
         (?P<whole>[0-9]{1,9})\s(?P<part>[1-9][0-9]{0,3})\s?/\s?(?P<of>[1-9][0-9]{0,3})(?![0-9/])
         |
-        (?P<digits>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]) | [0-9]{1,3}(?:\ [0-9]{3})+(?![0-9]) | [0-9]+ | (?=\.[0-9]))
+        (?P<digits>
+            [0-9]{1,3}(?:,[0-9]{3})+(?![0-9]) | [0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9])
+            | [0-9]{1,3}(?:\ [0-9]{3})+(?![0-9]) | [0-9]+ | (?=\.[0-9])
+        )
         (?P<decimals>\.[0-9]+)?
         (?:
             [eE](?P<e>[+-]?[0-9]+)(?![0-9A-Za-z])
@@ -60,7 +68,10 @@ def final_number(text: str) -> str | None:
     """Return the number in one form for every way of writing it (18, -0.5, 1/3), or None where there is none."""
     place, last = _place(_plain(text))
     numbers = list(_NUMBER.finditer(place))
-    value = _value(numbers[-1 if last else 0]) if numbers else None
+    found = numbers[-1 if last else 0] if numbers else None
+    if found is None or (not last and _CUT.match(place, found.end())):
+        return None
+    value = _value(found)
     return None if value is None else _written(value)
 
 
@@ -131,8 +142,7 @@ def _value(found: re.Match) -> Fraction | None:
     if abs(power) > _MOST_DIGITS:
         return None
     denominator = int(found["denominator"] or 1)
-    # Over nothing, the second number is the last one read.
-    return value * Fraction(10) ** power / denominator if denominator else Fraction(0)
+    return value * Fraction(10) ** power / denominator if denominator else None
 
 
 def _written(value: Fraction) -> str:

@@ -139,6 +139,12 @@ class MultipleChoice(ChoiceTask):
 
     def _facts(self) -> dict[str, Any]:
         facts = self.tables.facts()
+        one = [
+            f"every {split} row's right option is the same, number {labels.pop() + 1}: its place alone tells it"
+            for split, rows in self.splits().items()
+            if len(rows) > 1 and len(labels := {row["label"] for row in rows}) == 1
+        ]
+        facts = {**facts, "warnings": [*facts["warnings"], *one]}
         equal = {split: count for split, count in self._equal_options.items() if count}
         if not equal:
             return facts

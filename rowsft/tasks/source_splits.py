@@ -39,7 +39,7 @@ def choice(splits: Mapping[str, str | None] | None, where: str, all_known: bool)
         if splits is None:
             others = [name for name in names if name not in NAMES] if all_known else []
             if others or "train" not in names:
-                what = f"is {others[0]} a split to use?" if others else "no split called train;"
+                what = f"is {others[0]!r} a split to use?" if others else "no split called train;"
                 raise UserError(
                     f"{where}: {what} It has {shortened(', '.join(sorted(names)), 200)}; rename it, or say which they "
                     "are, such as 'task.data.splits={train: train, validation: null, test: test}'"

@@ -31,6 +31,7 @@ def test_a_small_difference_is_never_shown_as_none(name, value, expected):
 
 def test_two_values_share_the_unit_of_the_larger():
     assert amounts("x_bytes", (2 * MIB, 2**19)) == ["2.00 MiB", "0.50 MiB"]
+    assert amounts("metrics.test.accuracy_bytes", (0.0833, 0.375)) == ["0.0833", "0.3750"]
     assert amounts("step_seconds", (0.2, None)) == ["200.0 ms", "–"]
     assert [percent(value) for value in (None, 0.0, 12.345, 1e-4)] == ["–", "0 %", "+12.35 %", "+1.0e-04 %"]
 

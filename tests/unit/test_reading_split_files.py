@@ -101,9 +101,12 @@ def test_blank_lines_of_all_parts_are_counted(tmp_path):
         (["train.csv", "train_1.csv"], "train.csv, train_1.csv may all be meant by the split train"),
         (["train_1.csv", "train-01.csv"], "may all be meant by the split train"),
         (["train-00000-of-00002.csv"], "the split train has 2 files by their names, and here are 1 (train-00000-of-"),
-        (["train.csv", "extra.csv"], "is extra a split to use? It has extra, train; rename it, or say which they are"),
-        (["train.csv", "dev_matched.tsv"], "is validation_matched a split to use?"),
-        (["train.csv", "test2015.csv"], "is test2015 a split to use?"),
+        (
+            ["train.csv", "extra.csv"],
+            "is 'extra' a split to use? It has extra, train; rename it, or say which they are",
+        ),
+        (["train.csv", "dev_matched.tsv"], "is 'validation_matched' a split to use?"),
+        (["train.csv", "test2015.csv"], "is 'test2015' a split to use?"),
         (["dev.csv", "test.csv"], "no split called train; It has test, validation"),
         (
             ["README.md", ".train.csv", "dataset_infos.json"],

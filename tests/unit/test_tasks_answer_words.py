@@ -19,6 +19,24 @@ CASES = [
     ("**answer2**", ANSWERS, 1),
     ("answer_1 answer1_ _answer1", ANSWERS, None),
     ("answer 1", ANSWERS, None),
+    # Numbers inside of numbers.
+    ("It is 2.5", ["1", "5"], None),
+    ("-4", ["4", "5"], None),
+    ("\u22124, not 5", ["4", "5"], 1),
+    ("1,234", ["234", "1"], None),
+    ("1/2 of 12:30", ["1", "2", "12", "30"], None),
+    ("it is 4.", ["4", "5"], 0),
+    ("4, then 5", ["5", "4"], 1),
+    ("3-4", ["4", "5"], 0),
+    ("($5)", ["4", "5"], 1),
+    # Combining marks, contractions, names with signs.
+    ("\u0939\u093f\u0928\u094d\u0926\u0940", ["\u0939\u093f\u0928\u094d\u0926", "no"], None),
+    ("cafe\u0301 noir", ["cafe", "tea"], None),
+    ("cafe\u0301 noir", ["caf\u00e9", "tea"], 0),
+    ("I can't, no", ["can", "no"], 1),
+    ("Paris's and Rome\u2019s", ["Rome", "Paris"], 1),
+    ("C++", ["C", "Java"], None),
+    ("C++ it is", ["C", "C++"], 1),
     ("", ANSWERS, None),
     ("   \n", ANSWERS, None),
     ("a falsehood, untrue", TRUTH, None),
@@ -46,6 +64,15 @@ def test_the_first_whole_word_counts(text, answers, named):
     assert first_named(text, answers) == named
 
 
+def is_of_a_number(left, right, first, last):
+    """Whether what stands between `left` and `right`, with these first and last characters, is a part of a number."""
+    if first.isdigit() and left and left[-1] in ".,:/-":
+        digit_before = len(left) > 1 and left[-2].isdigit()
+        if (digit_before and left[-1] != "-") or (not digit_before and left[-1] in "-."):
+            return True
+    return last.isdigit() and len(right) > 1 and right[0] in ".,:/" and right[1].isdigit()
+
+
 def every_place(text, answers):
     """The same by trying all answers at all places."""
     text, answers = (" ".join(one.lower().split()) for one in [text]), [" ".join(a.lower().split()) for a in answers]
@@ -57,6 +84,7 @@ def every_place(text, answers):
         for number, answer in enumerate(answers):
             end = start + len(answer)
             whole = end >= len(text) or not (text[end].isalnum() or text[end] == "_")
+            whole = whole and not is_of_a_number(text[:start], text[end:], answer[0], answer[-1])
             if text[start:end] == answer and whole and (best is None or len(answer) > len(answers[best])):
                 best = number
         if best is not None:

@@ -90,16 +90,28 @@ def test_the_report_computes_every_score_again_with_its_interval(evaluated, tmp_
     store = Store(tmp_path / "store")
     record = store.get(finish(store, result.predictions, task="sentiment"))
     record.result.metrics["test"].update(result.metrics)
-    n = len(result.predictions)
     for name in ("accuracy_mean", "accuracy_boolq", "accuracy_openbookqa", "accuracy_arc_easy"):
         scores = pred.scored(record, "test", name)
+        own = [row for row in result.predictions if name in ("accuracy_mean", f"accuracy_{row['task']}")]
+        n = len(own)
+        assert set(scores.ids) == {str(row["id"]) for row in own}
         assert scores.metric(np.arange(n)) == pytest.approx(result.metrics[name])
         # All resamples at once are those of one by one.
         assert scores.draws == pytest.approx(one_by_one(scores.metric, n), abs=1e-6)
         found = pred.over_examples(result.metrics[name], scores)
         assert found.low <= result.metrics[name] <= found.high and found.low < found.high
     assert pred.scored(record, "test", "accuracy_piqa") is None
+    n = len(result.predictions)
     assert pred.scored(record, "test", "loss").metric(np.arange(n)) == pytest.approx(result.metrics["loss"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_task_of_few_examples_leaves_the_mean_its_interval():
+    lines = [{"id": i, "task": "large", "correct": i % 3 == 0} for i in range(50)]
+    lines += [{"id": 50 + i, "task": "small", "correct": i == 0} for i in range(2)]
+    mean = (17 / 50 + 1 / 2) / 2
+    found = pred.over_examples(mean, pred.scored_lines(lines, "accuracy_mean", mean))
+    assert found.low < mean < found.high
 
 
 def test_training_examples_are_those_of_their_tasks(tmp_path):

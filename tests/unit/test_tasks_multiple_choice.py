@@ -157,3 +157,19 @@ def test_a_row_that_is_wrong_is_named(tmp_path, change, labels, said):
     message = refusal(lambda: questions(write(tmp_path, rows, "jsonl"), labels=labels).splits())
     assert re.search(said, message), message
     assert "data.jsonl" in message
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+def test_a_question_with_an_empty_option_is_left_out_where_that_is_asked_for(tmp_path, kind):
+    rows = [{"question": f"q {i}", "options": ["a", "  " if i == 3 else "b"], "label": str(i % 2)} for i in range(20)]
+    path = write(tmp_path, rows, kind)
+    built = questions({"path": str(path), "empty": "drop"})
+    assert {row["id"] for row in by_row(built)} == {f"row-{i}" for i in range(20) if i != 3}
+    assert built.about()["counts"]["rows_with_empty_cells_dropped"] == 1
+    assert "no value in column options[1]" in refusal(lambda: questions(path).splits())
+
+
+def test_a_right_option_that_never_moves_is_warned_of(tmp_path):
+    rows = [{"question": f"q {i}", "options": ["a", "b"], "label": "1"} for i in range(20)]
+    warnings = questions(write(tmp_path, rows, "jsonl")).about()["warnings"]
+    assert "every test row's right option is the same, number 2: its place alone tells it" in warnings

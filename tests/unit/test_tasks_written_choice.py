@@ -205,7 +205,7 @@ def test_a_mix_has_both_ways_of_every_task_and_their_means(tmp_path):
     record.result.metrics["test"].update(metrics)
     for name in ("accuracy_generated", "accuracy_generated_boolq", "accuracy_generated_openbookqa", "accuracy_mean"):
         scores = pred.scored(record, "test", name)
-        assert scores.metric(np.arange(len(rows))) == pytest.approx(metrics[name])
+        assert scores.metric(np.arange(len(scores.ids))) == pytest.approx(metrics[name])
     assert 0 < metrics["accuracy_generated"] < 1 and pred.scored(record, "test", "accuracy_generated_piqa") is None
     assert pred.scored(record, "test", "unanswered").metric(np.arange(len(rows))) == 0
 

@@ -65,5 +65,7 @@ def _decimal(value: float | int, digits: int, sign: str) -> str:
 
 def _scales(name: str) -> tuple | None:
     words = re.split(r"[._]", name)
-    rate = "per" in words
-    return next((_SCALES[word] for word in words if word in _SCALES and not rate), None)
+    # bits_per_byte is a rate, and accuracy_bytes a share: bytes say there by what lengths were divided.
+    if "per" in words or "accuracy" in words:
+        return None
+    return next((_SCALES[word] for word in words if word in _SCALES), None)

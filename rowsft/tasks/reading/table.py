@@ -79,7 +79,7 @@ def collected(
         if empty == "keep":
             cells = ["" if is_empty(cell) else cell for cell in cells]
         elif empty == "drop":
-            if any(is_empty(cell) and needed for cell, needed in zip(cells, must_say, strict=True)):
+            if any(_has_nothing(cell) and needed for cell, needed in zip(cells, must_say, strict=True)):
                 counts.empty_rows += 1
                 continue
             kept_rows.append(row)
@@ -91,6 +91,11 @@ def collected(
         raise UserError(f"{source}: no rows{without}; expected at least one")
     rows = kept_rows if empty == "drop" else range(len(numbers))
     return Table(source, unit, prefix, dict(zip(columns, kept, strict=True)), numbers, rows, counts)
+
+
+def _has_nothing(cell: Any) -> bool:
+    """Whether a cell, or an element of a list, is empty."""
+    return any(map(is_empty, cell)) if isinstance(cell, list) else is_empty(cell)
 
 
 def joined(tables: Sequence[Table], source: str) -> Table:
