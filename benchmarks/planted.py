@@ -8,14 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from rowsft.store import Store
+from rowsft.record import File, HarnessResult
+from rowsft.store import Store, write_jsonl
 
 METHODS = ("row_sft", "lora", "dora", "shira")
 SIZES = {"row_sft": 1.0, "lora": 0.998, "dora": 0.992, "shira": 0.995}
 
 
-def plant(root: Path, settings: int, seeds: int, examples: int = 1000, experiment: str = "planted") -> None:
-    """Record `settings` x `seeds` runs: four methods at as many budgets, each with predictions and a training curve."""
+def plant(
+    root: Path, settings: int, seeds: int, examples: int = 1000, experiment: str = "planted", harness_tasks: int = 0
+) -> None:
+    """Record `settings` x `seeds` runs: four methods at as many budgets, each with predictions and a training curve.
+
+    harness_tasks: on how many tasks of lm-evaluation-harness each is evaluated, with the same examples' outcomes.
+    """
     store = Store(root)
     labels = np.random.default_rng(0).integers(0, 2, examples)
     for number in range(settings):
@@ -32,7 +38,21 @@ def plant(root: Path, settings: int, seeds: int, examples: int = 1000, experimen
                     {"id": f"test-{i}", "split": "test", "prediction": int(p), "label": int(t), "scores": [0.25, -0.5]}
                     for i, (p, t) in enumerate(zip(predictions, labels, strict=True))
                 )
-                attempt.finish("done")
+                tasks = [_evaluated(attempt.path, f"task{place}", right) for place in range(harness_tasks)]
+                attempt.finish("done", **({"lm_eval": tasks} if tasks else {}))
+
+
+def _evaluated(folder: Path, task: str, right: np.ndarray) -> HarnessResult:
+    hits = [{"id": i, "doc": f"{i:016x}", "acc,none": int(hit)} for i, hit in enumerate(right)]
+    path = folder / f"lm_eval-1-{task}.jsonl"
+    return HarnessResult.of(
+        task=task,
+        prompts_sha256="0" * 64,
+        examples=len(right),
+        main_metric="acc,none",
+        metrics={"acc,none": float(right.mean()), "acc_stderr,none": 0.01},
+        samples=File.of(path=f"{folder.name}/{path.name}", sha256=write_jsonl(path, hits)),
+    )
 
 
 def _config(method: str, rows: int, seed: int, experiment: str) -> dict:
@@ -115,5 +135,6 @@ if __name__ == "__main__":
     parser.add_argument("--settings", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--examples", type=int, default=1000)
+    parser.add_argument("--harness-tasks", type=int, default=0)
     given = parser.parse_args()
-    plant(given.folder, given.settings, given.seeds, given.examples)
+    plant(given.folder, given.settings, given.seeds, given.examples, harness_tasks=given.harness_tasks)

@@ -56,8 +56,9 @@ def _f1_of(predicted: np.ndarray, true: np.ndarray) -> float:
 
 FORMULAS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": accuracy,
-    # Multiple choice, by the normalisation of log-likelihoods.
+    # Multiple choice, by the normalisation of log-likelihoods, and by what the model writes.
     **dict.fromkeys(("accuracy_sum", "accuracy_norm", "accuracy_bytes", "accuracy_tokens", "accuracy_pmi"), accuracy),
+    "accuracy_generated": accuracy,
     "exact_match": accuracy,
     "f1": f1,
     "pearson": pearson,

@@ -11,7 +11,9 @@ from rowsft.export.command import command
 from rowsft.export.source import Source
 from rowsft.output import escape, redact
 from rowsft.record import Attempt
+from rowsft.report.harness_setups import Names, main_metric, newest
 from rowsft.report.settings import flatten, named
+from rowsft.store import Record
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _MIB = 2**20
@@ -83,7 +85,7 @@ def _numbers(source: Source) -> list[str]:
     line = command(record.config)
     return [
         f"## Numbers of run {record.id}",
-        _table(_measured(record.config, result)),
+        _table({**_measured(record.config, result), **_evaluated(record)}),
         "Accuracies and losses are those of the adapter as trained; times and memory those of the machine it ran on.",
         "## How it was trained",
         *([escape.code_block(line, "sh")] if line else []),
@@ -110,6 +112,17 @@ def _measured(config: dict[str, Any], result: Attempt) -> dict[str, Any]:
         "seconds of training": _rounded(result.seconds.train),
         "median step, ms": None if step is None else f"{1000 * step:.1f}",
         "steps": result.steps,
+    }
+
+
+def _evaluated(record: Record) -> dict[str, str]:
+    """The main metric of every task of lm-evaluation-harness that the run was evaluated on."""
+    names = Names([record])
+    main = ((one, main_metric(result), result.metrics) for one, result in newest(record.result).items())
+    return {
+        escape.markdown(f"{names.title(one, key)} (lm-eval)"): f"{value:.4f}"
+        for one, key, values in main
+        if key is not None and (value := values.get(key)) is not None
     }
 
 

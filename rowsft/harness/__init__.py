@@ -7,9 +7,11 @@ May import methods, models, config, tasks (heads), record and store. Must not kn
 when it is asked to evaluate.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,9 +19,13 @@ from rowsft.config.plugins import check_extra
 from rowsft.harness.adapted import Loader
 from rowsft.harness.random_states import kept_random_states
 from rowsft.harness.settings import Settings
-from rowsft.record import HarnessResult
-from rowsft.store import Record, RunFolder
+from rowsft.output import escape
+from rowsft.record import File, HarnessResult
+from rowsft.store import Record, RunFolder, write_jsonl
 from rowsft.store.finding import finished_run
+
+if TYPE_CHECKING:
+    from rowsft.harness.measuring import Evaluated
 
 __all__ = ["Outcome", "Settings", "evaluate_runs"]
 
@@ -60,13 +66,24 @@ def evaluate_runs(
         say(f"evaluating run {record.id} on {', '.join(settings.tasks)}")
         # Held until the results are written: nobody may train the run anew meanwhile.
         with kept_random_states(), RunFolder(record.folder) as folder, loader.adapted(record) as adapted:
-            results = tasks.evaluated(adapted)
-            _enter(folder, record, results)
+            results = _enter(folder, record, tasks.evaluated(adapted))
         yield Outcome(record, results)
 
 
-def _enter(folder: RunFolder, record: Record, results: list[HarnessResult]) -> None:
-    """Add the results to the attempt whose adapter they are of."""
+def _enter(folder: RunFolder, record: Record, evaluated: "list[Evaluated]") -> list[HarnessResult]:
+    """Add the results to the attempt whose adapter they are of, their examples in files beside it; return them."""
     assert record.result is not None, "the caller has looked"
     attempt = folder.attempt(record.result.attempt)
+    place = folder.path / f"attempt-{attempt.attempt}"
+    # Higher than that of any file there, one without an entry too, which a killed evaluation has left.
+    found = (re.match(r"lm_eval-(\d{1,9})-", path.name) for path in place.glob("lm_eval-*.jsonl"))
+    number = max((int(name[1]) for name in found if name), default=0) + 1
+    results = []
+    for result, samples in evaluated:
+        if samples:
+            path = place / f"lm_eval-{number}-{escape.file_name(result.task)}.jsonl"
+            digest = write_jsonl(path, samples)
+            result = result.changed(samples=File.of(path=f"{place.name}/{path.name}", sha256=digest))
+        results.append(result)
     folder.put(attempt.changed(lm_eval=[*(attempt.lm_eval or []), *results]))
+    return results

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import lm_eval
 from lm_eval.models.huggingface import HFLM
@@ -20,6 +20,7 @@ from lm_eval.tasks import TaskManager
 from rowsft import measure
 from rowsft.errors import UserError, shortened
 from rowsft.harness.adapted import Adapted
+from rowsft.harness.samples import by_document
 from rowsft.harness.settings import Settings
 from rowsft.record import Environment, HarnessResult
 from rowsft.store.record import now
@@ -30,6 +31,13 @@ _AUTOCAST = {"bf16": "bfloat16", "fp16": "float16", None: None}
 _BOOTSTRAPS = 1000
 # Of a task's configuration: where its data lie, which documents_sha256 stands for.
 _PLACES = ("dataset_kwargs", "dataset_path", "metadata")
+
+
+class Evaluated(NamedTuple):
+    """A task's result, and its examples as `by_document` gives them."""
+
+    result: HarnessResult
+    samples: list[dict[str, Any]]
 
 
 class Tasks:
@@ -50,8 +58,8 @@ class Tasks:
                     "--include-path"
                 )
 
-    def evaluated(self, adapted: Adapted) -> list[HarnessResult]:
-        """Return the result of every task (and group that has one) on a model, whose modes stay as they were.
+    def evaluated(self, adapted: Adapted) -> list[Evaluated]:
+        """Return what every task (and group that has a result) gave on a model, whose modes stay as they were.
 
         Raises UserError for data that cannot be loaded, and for a tokenizer that the harness would misread.
         """
@@ -82,15 +90,26 @@ class Tasks:
                 ) from error
         assert found is not None, "one process evaluates alone"
         seconds = time.monotonic() - started
-        return [self._result(adapted, name, found, seconds) for name in found["results"]]
+        numbers = {name: _numbers(values) for name, values in found["results"].items()}
+        return [
+            Evaluated(self._result(adapted, name, found, numbers, seconds), by_document(found["samples"].get(name, [])))
+            for name in numbers
+            if numbers[name]
+        ]
 
-    def _result(self, adapted: Adapted, name: str, found: Any, seconds: float) -> HarnessResult:
-        numbers = {key: value for key, value in found["results"][name].items() if key.partition(",")[1]}
-        samples = sorted(found["samples"].get(name, []), key=lambda sample: (sample["filter"], sample["doc_id"]))
+    def _result(self, adapted: Adapted, name: str, found: Any, numbers: dict, seconds: float) -> HarnessResult:
+        inside = found["group_subtasks"]
+        samples = [
+            sample
+            for task in _tasks_of(name, inside)
+            for sample in sorted(found["samples"].get(task, []), key=lambda one: (one["filter"], one["doc_id"]))
+        ]
+        groups = (group for group in inside if numbers.get(group) and name in _below(group, inside))
         counts = found["n-samples"].get(name, {})
         task_version, shots = found["versions"].get(name), found["n-shot"].get(name)
         return HarnessResult.of(
             task=name,
+            part_of=None if name in self.settings.tasks else next(groups, None),
             evaluated_at=now(),
             harness_version=version("lm_eval"),
             task_version=None if task_version is None else str(task_version),
@@ -104,8 +123,9 @@ class Tasks:
             batch_size=self.settings.batch_size,
             autocast=adapted.autocast,
             adds_bos=_adds_bos(adapted.tokenizer),
+            main_metric=_main(numbers[name], found["configs"].get(name)),
             # A metric that has no value, or no standard error, is said to be N/A.
-            metrics={key: value if _is_number(value) else None for key, value in numbers.items()},
+            metrics={key: value if _is_number(value) else None for key, value in numbers[name].items()},
             higher_is_better=dict(found["higher_is_better"].get(name) or {}),
             seconds=seconds,
             command=self.settings.command,
@@ -136,6 +156,28 @@ def _check_tokenizer(adapted: Adapted) -> None:
 def _adds_bos(tokenizer: Any) -> bool:
     ids = tokenizer("a")["input_ids"]
     return bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """A task's metrics with their standard errors; what else the harness puts there has no filter in its name."""
+    return {key: value for key, value in values.items() if "," in key}
+
+
+def _main(numbers: dict[str, Any], config: dict | None) -> str | None:
+    """The key of the metric that the task's configuration lists first; without a list, of the first result."""
+    listed = [str(metric.get("metric")) for metric in (config or {}).get("metric_list") or []]
+    keys = [key for key in numbers if not key.partition(",")[0].endswith("_stderr")]
+    return next((key for name in listed for key in keys if key.partition(",")[0] == name), next(iter(keys), None))
+
+
+def _below(group: str, inside: dict[str, list[str]]) -> list[str]:
+    """All tasks and groups in a group, at any depth."""
+    return [name for child in inside.get(group, []) for name in (child, *_below(child, inside))]
+
+
+def _tasks_of(name: str, inside: dict[str, list[str]]) -> list[str]:
+    """The task itself, or the tasks of a group, each once."""
+    return list(dict.fromkeys(one for one in (name, *_below(name, inside)) if one not in inside))
 
 
 def _config_hash(config: dict | None) -> str | None:

@@ -5,7 +5,7 @@ The inputs h are those of the untouched model, so that E‖W0 h‖² is the same
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from rowsft.errors import UserError
 from rowsft.layers.matrix import LinearLayer, as_matrix
+from rowsft.selection.targets import Targets, eligible_layers
 from rowsft.tuner.merging import MergeableLayer
 
 #: The sum of ‖ΔW h‖² over inputs h (n, d_in) as a float64 scalar.
@@ -84,6 +85,24 @@ def of_weights(layers: Mapping[str, LinearLayer], tuned: Callable[[Tensor], Tens
 
 
 @contextmanager
+def untouched(
+    model: nn.Module, targets: Targets, tuned: AbstractContextManager[Callable[[Tensor], Tensor]]
+) -> Iterator[dict[str, ChangedLayer]]:
+    """`model` computes inside what it did before training; yields its layers with what training has changed in them.
+
+    targets: which layers of a model without an adapter. tuned: what puts the originals of that model back; gives what
+    each weight is after training.
+    """
+    if isinstance(model, PeftModel):
+        layers = of_adapter(model)
+        with model.disable_adapter():
+            yield layers
+        return
+    with tuned as after:
+        yield of_weights(eligible_layers(model, targets), after)
+
+
+@contextmanager
 def watched(layers: Mapping[str, ChangedLayer], counted: Callable[[], Tensor]) -> Iterator[dict[str, Sums]]:
     """Fill the mapping that it yields, when the block ends, with every layer's sums over the block's forwards.
 
@@ -95,7 +114,7 @@ def watched(layers: Mapping[str, ChangedLayer], counted: Callable[[], Tensor]) -
     def hook(name: str) -> Callable[..., None]:
         def look(layer: Any, args: tuple, output: Tensor) -> None:
             # Sums of squares of a 16-bit change would be lost in its rounding.
-            with torch.autocast(output.device.type, enabled=False), torch.no_grad():
+            with _without_autocast(output.device.type), torch.no_grad():
                 found[name].append(_sums(name, layers[name], args[0], output, counted()))
 
         return look
@@ -110,6 +129,11 @@ def watched(layers: Mapping[str, ChangedLayer], counted: Callable[[], Tensor]) -
     for name, parts in found.items():
         changed, original = torch.stack(parts).sum(0).tolist() if parts else (0.0, 0.0)
         sums[name] = Sums(changed, original)
+
+
+def _without_autocast(device: str) -> AbstractContextManager:
+    # A model without data, which a plan has, lies on a device that knows none.
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _sums(name: str, changed: ChangedLayer, x: Tensor, output: Tensor, counted: Tensor) -> Tensor:

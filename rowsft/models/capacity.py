@@ -29,15 +29,15 @@ def counts_from_padding(model: PreTrainedModel) -> bool:
     return configured is not None and bool(configured and _position_tables(model, configured))
 
 
-def check_length(model: PreTrainedModel, length: int | None) -> None:
-    """Raise UserError for texts of more tokens than the model has positions for."""
+def check_length(model: PreTrainedModel, length: int | None, key: str = "task.max_length") -> None:
+    """Raise UserError for texts of more tokens than the model has positions for. key: the setting of `length`."""
     positions = positions_of(model)
     if not (positions and length and length > positions):
         return
     configured = model.config.get_text_config().max_position_embeddings
     before = f" for tokens (of {configured}, the first {configured - positions} are for padding)"
     raise UserError(
-        f"task.max_length={length}: the model has {positions} positions{before if configured > positions else ''}; "
+        f"{key}={length}: the model has {positions} positions{before if configured > positions else ''}; "
         f"lower it to {positions} or less"
     )
 

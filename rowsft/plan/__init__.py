@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omegaconf import DictConfig
@@ -22,6 +22,7 @@ from rowsft.methods.base import calibrating, selection_bounds
 from rowsft.models.capacity import check_length
 from rowsft.plan.evaluating import evaluation_peak
 from rowsft.plan.fit import Demand
+from rowsft.plan.forgetting import ForgettingPlan, plan_forgetting
 from rowsft.plan.lengths import Lengths
 from rowsft.plan.planned_run import PlannedRun, planned_run
 from rowsft.plan.scoring import selection_peak
@@ -37,7 +38,9 @@ _REFUSALS = (UnknownWithoutData, *LACKS_DATA)
 class Plan:
     """What one configuration needs. bounds: where a part of the choice is not known before scores are, the peak in
     bytes for each extreme; empty where there is one way. selection_bytes: the peak while rows are scored; None where
-    nothing is scored on data. evaluation_bytes: the peak of evaluating; None where training alone was planned."""
+    nothing is scored on data. evaluation_bytes: the peak of evaluating; None where training alone was planned.
+    forgetting: what measuring a general text takes, its peak with the optimizer's state; None where none is asked for.
+    """
 
     run: PlannedRun
     step: StepPlan
@@ -47,6 +50,7 @@ class Plan:
     bounds: dict[str, int]
     selection_bytes: int | None
     evaluation_bytes: int | None
+    forgetting: ForgettingPlan | None = None
 
     @property
     def peak_bytes(self) -> int:
@@ -55,9 +59,11 @@ class Plan:
 
     @property
     def demands(self) -> dict[str, Demand]:
-        """What a device has to hold in each stage of the run: training, scoring and evaluating, as far as planned."""
+        """What a device has to hold in each stage of the run: training, scoring, evaluating and measuring what was
+        forgotten, as far as planned."""
         training = max(self.peak_bytes, *self.bounds.values()) if self.bounds else self.peak_bytes
         sizes = {"training": training, "scoring": self.selection_bytes, "evaluating": self.evaluation_bytes}
+        sizes["forgetting"] = self.forgetting.peak_bytes if self.forgetting else None
         return {stage: Demand(size) for stage, size in sizes.items() if size is not None}
 
     @property
@@ -115,11 +121,14 @@ def plan(
         gc.collect()
     assert largest is not None, "a method has one way to choose at least"
     step, model = largest
-    evaluation = None
+    evaluation = forgetting = None
     if not training_only:
         # The optimizer's state stays while the trained model is evaluated.
         state = max(moment.parts["optimizer_state"] for moment in step.peaks.values())
         evaluation = state + _or_refuse(run, lambda: evaluation_peak(run, model))
+        forgetting = _or_refuse(run, lambda: plan_forgetting(run, base, model))
+        if forgetting is not None:
+            forgetting = replace(forgetting, peak_bytes=state + forgetting.peak_bytes)
     return Plan(
         run=run,
         step=step,
@@ -129,6 +138,7 @@ def plan(
         bounds=bounds if len(bounds) > 1 else {},
         selection_bytes=selection,
         evaluation_bytes=evaluation,
+        forgetting=forgetting,
     )
 
 

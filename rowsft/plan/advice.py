@@ -1,8 +1,10 @@
 """What to change when a card does not hold a run: the usual ways out, each planned anew."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from rowsft.config.forgetting import ForgettingSettings
 from rowsft.plan import Plan
 from rowsft.plan.fit import MIB, Card
 
@@ -56,6 +58,8 @@ def memory_suggestions(plan: Plan, again: Callable[[Mapping[str, Any]], Plan], c
     if settings.eval_batch_size > size:
         # It changes no result.
         steps.insert(0, {"eval_batch_size": size})
+    if plan.forgetting and settings.forgetting.batch_size > 1:
+        steps.insert(0, {"forgetting": replace(settings.forgetting, batch_size=1)})
     while size > 1:
         size = max(1, size // 4)
         spread = settings.batch_size // size * settings.gradient_accumulation
@@ -65,7 +69,7 @@ def memory_suggestions(plan: Plan, again: Callable[[Mapping[str, Any]], Plan], c
     for step in steps:
         changes |= step
         planned = again(changes)
-        settings_changed = " ".join(f"trainer.{name}={str(value).lower()}" for name, value in changes.items())
+        settings_changed = " ".join(_override(name, value) for name, value in changes.items())
         needs = planned.demand.card_bytes / MIB
         fits = planned.demand.fits(card)
         lines.append(f"{settings_changed}: needs {needs:,.0f} MiB" + (f", fits {card.name}" if fits else ""))
@@ -81,3 +85,10 @@ def memory_suggestions(plan: Plan, again: Callable[[Mapping[str, Any]], Plan], c
             "what is left is the base model itself and one example: lower task.max_length, or take a smaller model"
         )
     return lines
+
+
+def _override(name: str, value: Any) -> str:
+    """A change of the trainer as it is written on a command line."""
+    if isinstance(value, ForgettingSettings):
+        return f"trainer.{name}.batch_size={value.batch_size}"
+    return f"trainer.{name}={str(value).lower()}"

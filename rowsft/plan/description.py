@@ -65,7 +65,7 @@ def of_plan(plan: Plan, beside: Mapping[str, Plan] = MappingProxyType({})) -> De
     blocks.append(f"{flops / 1e12:.3f} TFLOP a step. No step is faster than (roofline, from data sheets):")
     seconds = [f"{plan.step.costs.seconds(device):.3f} s" for device in DEVICES.values()]
     blocks.append(Table(list(DEVICES), [seconds], words=len(DEVICES)))
-    blocks += ["Each stage of the run", _stages(plan), *_cards(plan)]
+    blocks += ["Each stage of the run", _stages(plan), *_cards(plan), *_on_disk(plan)]
     return Description(
         title,
         f"one step of {settings.gradient_accumulation} x {settings.batch_size} examples, {run.length} tokens each, "
@@ -129,6 +129,8 @@ def as_json(plan: Plan, beside: Mapping[str, Plan] = MappingProxyType({})) -> di
         "peak_bytes_bounds": plan.bounds or None,
         "selection_peak_bytes": plan.selection_bytes,
         "evaluation_peak_bytes": plan.evaluation_bytes,
+        "forgetting_peak_bytes": plan.forgetting.peak_bytes if plan.forgetting else None,
+        "forgetting_disk_bytes": plan.forgetting.disk_bytes if plan.forgetting else None,
         "flops": plan.step.costs.flops,
         "bytes_moved": plan.step.costs.bytes_moved,
         "roofline_step_seconds": {name: plan.step.costs.seconds(device) for name, device in DEVICES.items()},
@@ -174,6 +176,7 @@ def _stages(plan: Plan) -> Table:
         "training": f"{settings.batch_size} at a time",
         "scoring": f"{settings.batch_size} at a time, {method.importance if method else ''}",
         "evaluating": f"{settings.eval_batch_size} at a time",
+        "forgetting": f"{settings.forgetting.batch_size} windows of {settings.forgetting.max_length} tokens at a time",
     }
     return Table(
         ["MiB", "examples", "tensors at the peak", "needed on a card"],
@@ -183,6 +186,16 @@ def _stages(plan: Plan) -> Table:
         ],
         words=2,
     )
+
+
+def _on_disk(plan: Plan) -> list[str]:
+    size = plan.forgetting.disk_bytes if plan.forgetting else 0
+    if not size:
+        return []
+    return [
+        f"On disk, in the run's folder until it ends: {mib(size)} MiB for trainer.forgetting, the trained weights as "
+        "they were before training and as they are after it."
+    ]
 
 
 def _cards(plan: Plan) -> list[str]:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def evaluation_peak(run: "PlannedRun", model: nn.Module) -> int:
     """Bytes of tensors at the largest moment of evaluating with `model`, attached and without an optimizer.
 
-    Every answer has a prompt of its own. Where a task's answers share prompts, their keys and values are kept instead
-    of the prompts' logits: less, unless the answers are the longer part.
+    Every answer has a prompt of its own. Where a task's answers share prompts, the keys and values of all tokens are
+    kept beside the answers' logits: the larger of both ways counts.
     """
     count = run.settings.eval_batch_size
     batch = run.batch(model, evaluated=True)

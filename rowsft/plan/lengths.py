@@ -101,21 +101,26 @@ def of_data(config: DictConfig) -> Lengths:
     if answers:
         spread["answer"] = _spread(answers)
         text += f"; the longest response {max(answers)} ({_shares(spread['answer'])})"
-    evaluated, evaluated_alike = _evaluated(task, config.trainer.evaluate, splits, processor)
+    continues = train[0].prompt is not None
+    evaluated, evaluated_alike = _evaluated(task, config.trainer.evaluate, splits, processor, continues)
     alike = len({size.tokens for size in train}) == 1, evaluated_alike
     return Lengths(longest, max(answers, default=None), "data", text, evaluated, spread, alike)
 
 
-def _evaluated(task: Task, names: Sequence[str], splits: dict, processor: Any) -> tuple[Size, bool]:
-    """The longest example that is evaluated and the longest response; the most where a task reads others than it
-    trains on, as one with several answers to a question does. And whether all are equally long."""
-    if not task.evaluates_as_trained and task.max_length is not None:
-        return Size(task.max_length), False
+def _evaluated(task: Task, names: Sequence[str], splits: dict, processor: Any, continues: bool) -> tuple[Size, bool]:
+    """The longest example that is evaluated, the longest response and the longest prompt that is continued; of the
+    first two the most where a task reads others than it trains on, as one with several answers to a question does.
+    And whether all are equally long."""
+    most = None if task.evaluates_as_trained else task.max_length
+    if most is not None and not continues:
+        return Size(most), False
     names = [name for name in names if name in splits] or ["train"]
     sizes = [size for name in names for size in _sizes(task, splits[name], processor)]
     tokens = [size.tokens for size in sizes]
     answer = max((size.answer for size in sizes if size.answer is not None), default=None)
     prompt = max((size.prompt for size in sizes if size.prompt is not None), default=None)
+    if most is not None:
+        return Size(most, None, prompt), False
     return Size(max(tokens), answer, prompt), min(tokens) == max(tokens)
 
 

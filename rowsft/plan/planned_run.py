@@ -75,11 +75,15 @@ class PlannedRun:
         """A batch without data, as the task's collator would make it for `model`: of training, or of evaluation."""
         size = self.lengths.evaluated if evaluated else Size(self.lengths.tokens, self.lengths.answer)
         count = self.settings.eval_batch_size if evaluated else self.settings.batch_size
+        return self.dummy_batch(model, self.task, count, size)
+
+    def dummy_batch(self, model: nn.Module, task: Task, count: int, size: Size) -> dict[str, Any]:
+        """A batch without data of `count` examples of that size, as the collator of `task` makes it for `model`."""
 
         def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Tensor:
             return claimed_alike(torch.empty(shape, dtype=dtype, device="meta"), model)
 
-        batch = self.task.dummy_batch(model, count, size, empty)
+        batch = task.dummy_batch(model, count, size, empty)
         if not self.gpu:
             return batch
         # What is a view on the host is copied to a GPU alone, without the rest of its storage.

@@ -197,10 +197,12 @@ class HarnessResult(Part):
     configuration without where its data lie, of its data sets' documents and of the prompts, in order. limit: the most
     documents that were asked for; examples: how many it were. adapter_difference: the largest difference of a logit
     from the base model's on fixed tokens; merged_difference: that between merged and unmerged, merged_tolerance what it
-    may be.
+    may be. main_metric: the key in `metrics` of the task's own first metric. part_of: the group that it was evaluated
+    for. samples: the file of its examples' metrics; a group has none.
     """
 
     task: Text
+    part_of: Text | None = None
     evaluated_at: Text | None = None
     harness_version: Text | None = None
     task_version: Text | None = None
@@ -214,8 +216,10 @@ class HarnessResult(Part):
     batch_size: Count | None = None
     autocast: Text | None = None
     adds_bos: Truth | None = None
+    main_metric: Text | None = None
     metrics: dict[Text, Number | None] = NOTHING
     higher_is_better: dict[Text, Truth | None] = NOTHING
+    samples: File = File()
     seconds: Number | None = None
     command: Text | None = None
     adapter_difference: Number | None = None

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 from rowsft.errors import shortened
@@ -16,12 +17,13 @@ Read = TypeVar("Read")
 ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
-def or_none(read: Callable[[], Read], record: Record, name: str) -> Read | None:
-    """Return what `read` makes of the run's file of that name, or None, with a warning, where it is damaged."""
+def or_none(read: Callable[[], Read], record: Record, name: str | Path) -> Read | None:
+    """Return what `read` makes of the run's file of that name or path, or None, with a warning, where it is damaged."""
     try:
         return read()
     except ERRORS as error:
-        _warn(escape.terminal(record.file(name)), f"{type(error).__name__}: {escape.terminal(shortened(error))}")
+        path = name if isinstance(name, Path) else record.file(name)
+        _warn(escape.terminal(path), f"{type(error).__name__}: {escape.terminal(shortened(error))}")
         return None
 
 

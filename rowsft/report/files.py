@@ -12,6 +12,7 @@ from rowsft.output import escape
 from rowsft.progress import steps
 from rowsft.report import flat, plots, terminal
 from rowsft.report.grids import Grids
+from rowsft.report.harness_setups import Names
 from rowsft.report.markdown import markdown
 from rowsft.report.page import page
 from rowsft.report.rows import gather
@@ -50,9 +51,9 @@ def sections(store: str | Path | Store, experiment: str | None = None) -> list[S
         raise UserError(f"store {store.root}: no runs; make some with `rowsft run` or name another with --store FOLDER")
     wanted: list[str | None] = [experiment] if experiment is not None else [*known, None]
     tables = gather(everything, wanted)
-    grids = Grids(everything)
+    grids, names = Grids(everything), Names(record for table in tables for record in table.records)
     with steps("computing tables", sum(bool(row.done) for table in tables for row in table.rows)) as step:
-        return [section(table, grids, step) for table in tables]
+        return [section(table, grids, names, step) for table in tables]
 
 
 def build(store_root: str | Path, experiment: str | None = None, out: str | Path = "reports") -> ReportFiles:

@@ -8,13 +8,12 @@ from typing import Any
 
 from rowsft.output.quantities import text
 from rowsft.record import Attempt
-from rowsft.report.predictions import Difference, difference
+from rowsft.report.harness import Cell
+from rowsft.report.predictions import Difference, difference, flat_difference
+from rowsft.report.references import REFERENCES
 from rowsft.report.rows import Row, Table
 from rowsft.report.settings import differing, failed_phase, failure, short_names
 from rowsft.report.statistics import Estimate
-
-#: Every other row is held against these, on the same test examples and in cost.
-REFERENCES = ("lora", "full")
 
 
 def _measured(read: Callable[[Attempt], float | None], over: Callable[[list], Any] = median) -> Any:
@@ -34,6 +33,7 @@ class Line:
     Metrics are means over seeds, costs medians over seeds. `*_to_lora` are ratios to the row's LoRA; `minus_lora` and
     `minus_full` paired differences of the primary metric to its LoRA and its full fine-tuning, whose titles are
     `lora_reference` and `full_reference` (references.py says which those are). metrics: all others, by split and name.
+    harness: tasks of lm-evaluation-harness, by the key of their column.
     forgetting: the loss of the general text after training minus that before, in nats per token.
     """
 
@@ -92,6 +92,7 @@ class Line:
     lora_reference: str | None = None
     minus_full: Difference | None = None
     full_reference: str | None = None
+    harness: dict[str, Cell] = field(default_factory=dict)
 
     @property
     def value(self) -> float | None:
@@ -104,14 +105,13 @@ class Line:
         for name, value in ((entry.name, getattr(self, entry.name)) for entry in fields(self)):
             if name == "metrics":
                 columns |= value
+            elif name == "harness":
+                columns |= {column: part for key, cell in value.items() for column, part in cell.flat(key).items()}
             elif name == "estimate":
                 keys = {"value": "value", "low": "low", "high": "high", "interval": "covers", "interval_cut": "cut"}
                 columns |= {key: getattr(value, part, None) for key, part in keys.items()}
             elif name in ("minus_lora", "minus_full"):
-                columns[name] = getattr(value, "value", None)
-                columns |= {
-                    f"{name}_{part}": getattr(value, part, None) for part in ("low", "high", "seeds", "examples")
-                }
+                columns |= flat_difference(name, value)
             else:
                 columns[name] = value
         return columns

@@ -1,7 +1,9 @@
 """What a reader needs around a table to read its numbers right."""
 
 from rowsft.report.grids import few
-from rowsft.report.lines import REFERENCES, memory_kinds, untrained_metrics
+from rowsft.report.harness_notes import harness_notes
+from rowsft.report.lines import memory_kinds, untrained_metrics
+from rowsft.report.references import REFERENCES
 from rowsft.report.rows import Table
 from rowsft.report.section import Section
 from rowsft.report.settings import short_names
@@ -42,13 +44,15 @@ def notes(section: Section) -> list[str]:
     table, lines = section.table, section.lines
     texts = []
     estimates = [line.estimate for line in lines if line.estimate]
+    estimates += [cell.estimate for line in lines for cell in line.harness.values()]
     intervals = sorted({estimate.covers for estimate in estimates if estimate.covers})
     if intervals:
         texts.append("Intervals: " + "; ".join(intervals) + ". Costs: medians over seeds.")
     if OVER_EXAMPLES in intervals:
         texts.append("A test-set interval says nothing about the spread between seeds.")
     if any(estimate.cut for estimate in estimates):
-        texts.append(f"Intervals that reach beyond what {table.metric} can be are cut there and shown as [low, high].")
+        what = "a metric" if section.harness else table.metric
+        texts.append(f"Intervals that reach beyond what {what} can be are cut there and shown as [low, high].")
     texts += _references(table)
     kinds = memory_kinds(table)
     if kinds:
@@ -71,7 +75,7 @@ def notes(section: Section) -> list[str]:
             + ", ".join(f"{name} {value:.4f}" for name, value in sorted(zero.items()))
             + "."
         )
-    return texts + _tuning(section)
+    return texts + harness_notes(section) + _tuning(section)
 
 
 def demonstration(table: Table) -> dict | None:

@@ -2,8 +2,10 @@
 
 A line of predictions.jsonl has `id`, `split` (test where absent), `prediction` and `label`; a number under the metric's
 own name (or `correct`, for accuracy) is taken instead where it stands there. Multiple choice has an accuracy for each
-normalisation of log-likelihoods: `prediction_bytes` is the option that `accuracy_bytes` goes by, and so on.
-A mix of tasks has an accuracy of each (`correct` of the lines of that `task`) and their mean, `accuracy_mean`.
+normalisation of log-likelihoods: `prediction_bytes` is the option that `accuracy_bytes` goes by, and so on; that of
+`accuracy_generated` is -1 where none was named.
+A mix of tasks has an accuracy of each (`correct` of the lines of that `task`) and their mean, `accuracy_mean`; of what
+was written `accuracy_generated_<task>` and their mean, `accuracy_generated`.
 Means over tokens, words or bytes (loss, perplexity, bits_per_byte, token_accuracy of responses and of text) come from
 each example's sum and its number of them.
 """
@@ -13,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,14 +26,17 @@ from rowsft.report.statistics import OVER_EXAMPLES, Estimate, percentiles, wilso
 from rowsft.store import Record
 from rowsft.store.files import read_regular
 
-#: How far the recomputed metric may lie from the recorded one before the predictions are taken for something else.
+#: How far the recomputed metric may lie from the recorded one before the predictions are taken for something else; of a
+#: metric beyond 1 as a share of it.
 TOLERANCE = 1e-3
 
 # A hundred bytes an example: ten million of them.
 _LARGEST_BYTES = 2**30
 
 #: Metrics whose predictions stand under a name of their own. accuracy_norm's stood under `prediction` in older runs.
-_OWN_PREDICTIONS = {f"accuracy_{name}": f"prediction_{name}" for name in ("sum", "norm", "bytes", "tokens", "pmi")}
+_OWN_PREDICTIONS = {
+    f"accuracy_{name}": f"prediction_{name}" for name in ("sum", "norm", "bytes", "tokens", "pmi", "generated")
+}
 #: Means over tokens, words or bytes: the keys of each example's sum and of its number, and what is made of the mean.
 _MEANS: dict[str, tuple[str, str, Callable[[float], float]]] = {
     "loss": ("negative_log_likelihood", "tokens", float),
@@ -68,17 +74,26 @@ def scored(record: Record, split: str, metric_name: str | None = None) -> Scored
     if result is None or path is None or not path.exists():
         return None
     name = metric_name or result.primary_metric or ""
+    lines = [line for line in read_lines(path) if line.get("split", "test") == split]
+    return scored_lines(lines, name, (result.metrics.get(split) or {}).get(name))
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Return the lines of a file of examples. Parsed in one go: a store holds millions of them."""
     text = read_regular(path, _LARGEST_BYTES).decode()
-    lines = [line for line in _read(text) if line.get("split", "test") == split]
+    return json.loads("[" + ",".join(line for line in text.split("\n") if line.strip()) + "]")
+
+
+def scored_lines(lines: list[dict], name: str, recorded: float | None) -> Scored | None:
+    """Return examples with the metric of that name, or None when they do not give back the recorded one."""
     ids, order = _in_order([str(line["id"]) for line in lines])
     recomputed = _metric([lines[index] for index in order], name)
-    recorded = (result.metrics.get(split) or {}).get(name)
     if recomputed is None or recorded is None:
         return None
     metric, is_proportion, resampled = recomputed
     with np.errstate(invalid="ignore", divide="ignore"):
         # nan (a prediction that is no number) fails this comparison too.
-        if not abs(metric(np.arange(len(lines))) - recorded) <= TOLERANCE:
+        if not abs(metric(np.arange(len(lines))) - recorded) <= TOLERANCE * max(1.0, abs(recorded)):
             return None
     return Scored(ids, metric, is_proportion, resampled)
 
@@ -104,6 +119,12 @@ class Difference:
     examples: int
 
 
+def flat_difference(name: str, pair: Difference | None) -> dict[str, float | None]:
+    """Return a difference as columns of a CSV file that begin with its name."""
+    parts = {f"{name}_{part}": getattr(pair, part, None) for part in ("low", "high", "seeds", "examples")}
+    return {name: getattr(pair, "value", None), **parts}
+
+
 def difference(mine: Mapping[Any, Scored], reference: Mapping[Any, Scored]) -> Difference | None:
     """Pair two settings, each {seed: its scored run}; return None when they share no seed or no examples.
 
@@ -124,11 +145,6 @@ def _gaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     # Where one has fewer resamples, they are the first of the other's.
     fewer = min(len(a), len(b))
     return a[:fewer] - b[:fewer]
-
-
-def _read(text: str) -> list[dict]:
-    """Return the lines of a predictions file. Parsed in one go: a store holds millions of them."""
-    return json.loads("[" + ",".join(line for line in text.split("\n") if line.strip()) + "]")
 
 
 _orders: dict[int, tuple[list[str], tuple[str, ...], list[int]]] = {}
@@ -154,7 +170,7 @@ def _metric(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | N
     if name in _MEANS:
         return _mean_over(lines, *_MEANS[name])
     if all("task" in line and "correct" in line for line in lines):
-        return _mean_over_tasks(lines, name.removeprefix("accuracy_"))
+        return _mean_over_tasks(lines, name)
     predicted = _OWN_PREDICTIONS.get(name, "prediction")
     if name == "accuracy_norm" and predicted not in lines[0]:
         predicted = "prediction"
@@ -192,12 +208,14 @@ def _mean_of(values: np.ndarray) -> tuple[Callable, bool, Callable]:
 
 
 def _mean_over_tasks(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | None:
-    """The share of `correct` lines of the task of that name, or the mean of the tasks' shares where it is "mean"."""
-    names = sorted({line["task"] for line in lines})
-    names = names if name == "mean" else [name] * (name in names)
-    if not names:
+    """The share of right lines of one task, or the mean of the tasks' shares."""
+    written = name.startswith("accuracy_generated")
+    mean, prefix = ("accuracy_generated", "accuracy_generated_") if written else ("accuracy_mean", "accuracy_")
+    names = [task for task in sorted({line["task"] for line in lines}) if name in (mean, f"{prefix}{task}")]
+    if not names or (written and any("prediction_generated" not in line for line in lines)):
         return None
-    hits = np.array([line["correct"] for line in lines], dtype=float)
+    right = (line["prediction_generated"] == line["label"] if written else line["correct"] for line in lines)
+    hits = np.array(list(right), dtype=float)
     of_task = [np.array([line["task"] == name for line in lines], dtype=float) for name in names]
     return (
         lambda rows: float(np.mean([hits[rows] @ of[rows] / of[rows].sum() for of in of_task])),

@@ -6,6 +6,9 @@ from typing import Any
 from rowsft.report.settings import differing, text_of
 from rowsft.report.sweeps import Sweep
 
+#: Every other row is held against these, on the same test examples and in cost.
+REFERENCES = ("lora", "full")
+
 
 @dataclass(frozen=True)
 class Reference:

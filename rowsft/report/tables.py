@@ -1,19 +1,18 @@
 """The tables of a section and the columns of each: one list for Markdown, the page and the terminal."""
 
 import json
-from dataclasses import replace
 
 from rowsft.output.quantities import NONE, count, number
 from rowsft.report.budgets import Series
 from rowsft.report.columns import Column, Sheet, words
+from rowsft.report.harness_tables import harness_differences, harness_main
 from rowsft.report.lines import Line, Rate, Unfinished
 from rowsft.report.notes import of_the_same
-from rowsft.report.predictions import Difference
 from rowsft.report.rows import Table
 from rowsft.report.section import Section
 from rowsft.report.settings import short
-from rowsft.report.statistics import OVER_EXAMPLES, Estimate
 from rowsft.report.tuned import Tuned
+from rowsft.report.written import estimated, paired
 
 _METHOD = words("title", "method")
 
@@ -73,6 +72,8 @@ def blocks(section: Section) -> list[Sheet]:
         _unfinished(section),
         by_budget(section),
         _differences(section),
+        harness_main(section, section.lines),
+        *harness_differences(section),
         _clocks(section),
         *_overlaps(section),
         _rates(section),
@@ -97,14 +98,14 @@ def _differences(section: Section) -> Sheet[Line]:
     table = section.table
     columns: list[Column[Line]] = [
         _METHOD,
-        Column("minus_lora", f"{table.metric} minus LoRA{of_the_same(table)}", lambda line: _pair(line.minus_lora)),
-        Column("minus_full", f"{table.metric} minus full fine-tuning", lambda line: _pair(line.minus_full)),
+        Column("minus_lora", f"{table.metric} minus LoRA{of_the_same(table)}", lambda line: paired(line.minus_lora)),
+        Column("minus_full", f"{table.metric} minus full fine-tuning", lambda line: paired(line.minus_full)),
         Column("minus_lora_seeds", "seeds shared (LoRA / full)", lambda line: _shared(line, "seeds")),
         Column("minus_lora_examples", "examples (LoRA / full)", lambda line: _shared(line, "examples")),
     ]
-    paired = any(line.minus_lora or line.minus_full for line in section.lines)
+    compared = any(line.minus_lora or line.minus_full for line in section.lines)
     return Sheet(
-        "Paired differences on the same examples (paired bootstrap, 95 %)", columns, section.lines if paired else []
+        "Paired differences on the same examples (paired bootstrap, 95 %)", columns, section.lines if compared else []
     )
 
 
@@ -172,8 +173,7 @@ def by_budget(section: Section, intervals: bool = True) -> Sheet[Series]:
 
 def _at_budget(size: int, intervals: bool) -> Column[Series]:
     def cell(one: Series) -> str:
-        estimate = point.estimate if (point := one.at(size)) is not None else None
-        return estimated(estimate if intervals or estimate is None else replace(estimate, low=None), 3)
+        return estimated(point.estimate if (point := one.at(size)) is not None else None, 3, intervals)
 
     return Column("value", count(size), cell)
 
@@ -221,18 +221,6 @@ def metric(line: Line) -> str:
     return estimated(line.estimate)
 
 
-def estimated(estimate: Estimate | None, digits: int = 4) -> str:
-    """Return an estimate to so many digits after the point, with its interval, as `metric` does."""
-    if estimate is None:
-        return NONE
-    value, low, high = estimate.value, estimate.low, estimate.high
-    if low is None or high is None:
-        return f"{value:.{digits}f}"
-    if estimate.covers == OVER_EXAMPLES or estimate.cut:
-        return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"{value:.{digits}f} ± {high - value:.{digits}f}"
-
-
 def _parameters(line: Line) -> str:
     head = f" + {line.head_parameters:,} head" if line.head_parameters else ""
     return NONE if line.adapter_parameters is None else f"{line.adapter_parameters:,}{head}"
@@ -255,13 +243,6 @@ def _step_spread(line: Line) -> str:
         return NONE
     median, low, high = (number(value, ",.1f", scale=1000) for value in seconds)
     return f"{median} [{low}, {high}]"
-
-
-def _pair(difference: Difference | None) -> str:
-    if difference is None:
-        return NONE
-    interval = f" [{difference.low:+.4f}, {difference.high:+.4f}]" if difference.low is not None else ""
-    return f"{difference.value:+.4f}{interval}"
 
 
 def _shared(line: Line, name: str) -> str:

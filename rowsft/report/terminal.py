@@ -7,6 +7,7 @@ from rowsft.output import escape
 from rowsft.report.columns import Sheet
 from rowsft.report.fairness import MET, STATED, Condition
 from rowsft.report.grid import grid, line
+from rowsft.report.harness_tables import harness_main
 from rowsft.report.lines import Line
 from rowsft.report.notes import demonstration, notes
 from rowsft.report.section import Section
@@ -33,6 +34,8 @@ def show(section: Section, console: Console) -> None:
                 f"the best {len(shown)} of {len(section.lines)} rows by {table.metric}; all are in the page and files"
             )
             console.print(line(text, "dim"))
+        if section.harness:
+            _print_harness(console, section, shown)
         if section.budgets:
             sheet = by_budget(section, intervals=False)
             console.print(line(sheet.title, "bold"))
@@ -60,12 +63,28 @@ def _best(section: Section) -> list[Line]:
 
 def _print_main(console: Console, sheet: Sheet[Line]) -> None:
     """Print it in one piece where the terminal is wide enough, else what the methods give above what they cost."""
-    whole = grid(sheet)
-    if console.measure(whole, options=console.options.update(max_width=1000)).maximum <= console.width:
-        console.print(whole)
+    if _fits(console, sheet):
+        console.print(grid(sheet))
         return
     console.print(grid(sheet.of("setting", "result")))
     console.print(grid(sheet.of("cost")))
+
+
+def _print_harness(console: Console, section: Section, lines: list[Line]) -> None:
+    """Print the columns of lm-evaluation-harness: with their intervals where these fit, else in pieces that fit."""
+    sheet = harness_main(section, lines)
+    console.print(line(sheet.title, "bold"))
+    if not _fits(console, sheet):
+        sheet = harness_main(section, lines, intervals=False)
+    first, *rest = sheet.columns
+    while rest:
+        most = next((n for n in range(len(rest), 1, -1) if _fits(console, Sheet("", [first, *rest[:n]], lines))), 1)
+        console.print(grid(Sheet("", [first, *rest[:most]], lines)))
+        rest = rest[most:]
+
+
+def _fits(console: Console, sheet: Sheet) -> bool:
+    return console.measure(grid(sheet), options=console.options.update(max_width=1000)).maximum <= console.width
 
 
 def _contract(conditions: list[Condition], remarks: list[str]) -> Text:

@@ -5,26 +5,21 @@ Outside of training's peak and clock, and of evaluation's: they are part of the 
 
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 
 from peft import PeftModel
 from torch import Tensor
 
-from rowsft.errors import UserError
 from rowsft.methods import weight_change
-from rowsft.methods.weight_change import ChangedLayer
 from rowsft.models import capacity
 from rowsft.models.loading import targets_of
 from rowsft.record import Forgetting
 from rowsft.runner.context import Job
 from rowsft.runner.evaluation import evaluate_examples
 from rowsft.runner.originals import Originals
-from rowsft.selection.targets import eligible_layers
 from rowsft.tasks import Evaluation
-from rowsft.tasks.general_text import GeneralText
-from rowsft.tasks.heads import CAUSAL_LM
+from rowsft.tasks.general_text import GeneralText, named_by
 
 
 def read_text(job: Job) -> None:
@@ -32,17 +27,9 @@ def read_text(job: Job) -> None:
 
     Raises UserError for a text that cannot be read, and for a task of another kind of model.
     """
-    settings = job.settings.forgetting
-    if settings.path is None or not job.ranks.is_first:
+    text = named_by(asdict(job.settings.forgetting), job.task) if job.ranks.is_first else None
+    if text is None:
         return
-    if job.task.head != CAUSAL_LM:
-        raise UserError(
-            f"trainer.forgetting.path={settings.path}: is measured on causal language models, and task {job.task.name} "
-            f"trains a {job.task.head.name} model; set it to null"
-        )
-    values = asdict(settings)
-    del values["batch_size"]
-    text = GeneralText(**values)
     with job.clock.phase("data"):
         # Before the model is loaded: a mistake in it costs little.
         text.read()
@@ -57,12 +44,7 @@ def keep_originals(job: Job) -> None:
     text, loaded = job.general_text, job.loaded
     if text is None:
         return
-    positions = capacity.positions_of(loaded.model)
-    if positions is not None and text.max_length > positions:
-        raise UserError(
-            f"trainer.forgetting.max_length={text.max_length}: the model has {positions} positions; lower it to "
-            f"{positions} or less"
-        )
+    capacity.check_length(loaded.model, text.max_length, "trainer.forgetting.max_length")
     with job.clock.phase("data"):
         encoded = text.encode(text.examples, loaded.processor)
         source = job.spec.config["model"]["source"]
@@ -84,7 +66,12 @@ def measure(job: Job) -> None:
         return
     begin = time.perf_counter()
     with job.clock.phase("measure"):
-        with _untouched(job) as layers, weight_change.watched(layers, lambda: text.counted) as sums:
+        targets = targets_of(job.spec.config["model"], job.task.head)
+        tuned = job.originals.put_back() if job.originals else nullcontext(Tensor.detach)
+        with (
+            weight_change.untouched(job.model, targets, tuned) as layers,
+            weight_change.watched(layers, lambda: text.counted) as sums,
+        ):
             before = _evaluated(job, text, "general text, untouched model")
         after = _evaluated(job, text, "general text, tuned model") if job.method.trains else before
     whole = weight_change.total(sums)
@@ -104,19 +91,6 @@ def measure(job: Job) -> None:
     losses = f"{before.metrics['loss']:.4f} before, {after.metrics['loss']:.4f} after"
     shown = "" if whole.csd_rel is None else f", CSD_rel {whole.csd_rel:.3g}"
     job.say(f"  forgetting: loss of the general text {losses}{shown}")
-
-
-@contextmanager
-def _untouched(job: Job) -> Iterator[dict[str, ChangedLayer]]:
-    """The model computes what it did before training; yields the layers with what training has changed in them."""
-    if isinstance(job.model, PeftModel):
-        layers = weight_change.of_adapter(job.model)
-        with job.model.disable_adapter():
-            yield layers
-        return
-    eligible = eligible_layers(job.model, targets_of(job.spec.config["model"], job.task.head))
-    with job.originals.put_back() if job.originals else nullcontext(Tensor.detach) as tuned:
-        yield weight_change.of_weights(eligible, tuned)
 
 
 def _evaluated(job: Job, text: GeneralText, title: str) -> Evaluation:

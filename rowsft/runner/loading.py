@@ -45,7 +45,7 @@ def load_all(job: Job) -> None:
             job.model = job.loaded.model.to(job.whole_device)  # type: ignore[arg-type]  # its wrapper loses self
         with job.clock.phase("data"):
             if isinstance(job.task, SplitTask):
-                job.task.token_cache = TokenCache(job.spec.store)
+                job.task.keep_tokens(TokenCache(job.spec.store))
             watched = ["validation"] if job.settings.evaluate_every is not None else []
             job.task.limit_lengths(job.loaded.processor, ["train", *job.settings.evaluate, *watched])
             job.splits = job.task.splits()

@@ -52,6 +52,9 @@ PRESENTATION_ANYWHERE = frozenset({"cache_dir", "progress"})
 BUDGET_KEYS = ("rows", "ratio", "params", "like")
 
 
+#: Keys of multiple choice that are younger than many records, and what they are where they are off: then in no id.
+_OFF = {"form": "fields", "max_new_tokens": None, "primary_metric": "accuracy_mean"}
+
 # Endings that say how a file is packed, not what it holds.
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
@@ -95,8 +98,14 @@ def old_identity(config: dict) -> dict:
     if isinstance(trainer, dict) and not _is_measured(trainer.get("forgetting")):
         trainer.pop("forgetting", None)
     task = settings.get("task")
-    if isinstance(task, dict) and task.get("long_examples") == "truncate":
-        task.pop("long_examples")
+    for each in _with_tasks_within(task):
+        if each.get("long_examples") == "truncate":
+            each.pop("long_examples")
+        if "llm_adapters" in each or "tasks" in each:
+            # Multiple choice, or a mix of such tasks.
+            for key, off in _OFF.items():
+                if each.get(key, ...) == off:
+                    each.pop(key)
     if isinstance(data := task.get("data") if isinstance(task, dict) else None, dict):
         for key, off in (("splits", None), ("hub", None), ("empty", "refuse")):
             if data.get(key) in (None, off):
@@ -105,6 +114,14 @@ def old_identity(config: dict) -> dict:
             # It stands in where no path is given.
             data.pop("hub", None)
     return {"results_version": RESULTS_VERSION, **settings}
+
+
+def _with_tasks_within(task: object) -> list[dict]:
+    """The settings of a task, and of each of those that it is made of."""
+    if not isinstance(task, dict):
+        return []
+    inner = task.get("tasks")
+    return [task, *(each for each in inner.values() if isinstance(each, dict))] if isinstance(inner, dict) else [task]
 
 
 def _is_measured(forgetting: object) -> bool:

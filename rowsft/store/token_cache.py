@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rowsft.errors import UserError
-from rowsft.store.files import explained, read_regular, write_atomic
+from rowsft.store.files import explained, read_regular, remove_leftovers, write_atomic
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -75,7 +75,9 @@ class TokenCache:
         self._shrink()
 
     def _shrink(self) -> None:
-        """Remove the files that were used least recently until the others have at most LARGEST_BYTES."""
+        """Remove what killed writers left, and the files that were used least recently until the others have at most
+        LARGEST_BYTES."""
+        remove_leftovers(self.folder)
         found = []
         for path in self.folder.glob("*.tokens"):
             # Another process may remove it, too.

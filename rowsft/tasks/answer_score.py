@@ -22,7 +22,11 @@ def read_scores(logits: Tensor, targets: Tensor) -> list[AnswerScore]:
 
     Targets of -100 do not count. Log-probabilities are taken in float32 and summed in float64.
     """
-    log_probabilities, matches = token_scores(logits, targets)
+    return summed(*token_scores(logits, targets), targets)
+
+
+def summed(log_probabilities: Tensor, matches: Tensor, targets: Tensor) -> list[AnswerScore]:
+    """One score a row from what `token_scores` gives of all targets (answers, length)."""
     sums, counts, hits = log_probabilities.sum(1), (targets != IGNORED).sum(1), matches.sum(1)
     return [AnswerScore(*row) for row in zip(sums.tolist(), counts.tolist(), hits.tolist(), strict=True)]
 

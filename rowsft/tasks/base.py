@@ -1,9 +1,10 @@
 """What every task shares: splits read once, cut to the limits, refused if empty; facts about the data."""
 
+import copy
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from rowsft import batch as batches
 from rowsft.errors import UserError, shortened
@@ -19,7 +20,6 @@ class SplitTask(Task):
     """A task whose examples come from `_read`; subclasses add the head, the encoding and the evaluation."""
 
     evaluates_as_trained = True
-    #: Where what is tokenised is kept; None keeps nothing.
     token_cache: TokenCache | None = None
 
     def __init__(
@@ -71,6 +71,17 @@ class SplitTask(Task):
         """What `encode` and `too_long` read of the task, JSON-able; None where their results are not to be kept."""
         return None
 
+    def keep_tokens(self, cache: TokenCache) -> None:
+        """Have what is tokenised kept in `cache`, and read from there; nothing is kept before this is called."""
+        self.token_cache = cache
+
+    def kept_tokens(self, what: str, examples: list[dict], processor, make: Callable[[], list[dict]]) -> list[dict]:
+        """What `make` encodes of these examples, from the cache where it is there.
+
+        what: a name for it; with `encoding_settings` it says all that `make` depends on beside examples and processor.
+        """
+        return cached(self.token_cache, self, processor, examples, what, make)
+
     def size(self, encoded: dict) -> Size:
         """Its tokens, none of them an answer."""
         return Size(batches.tokens(encoded))
@@ -93,6 +104,17 @@ class SplitTask(Task):
         """train, validation and test, each a list of dicts with an `id`; read on the first call."""
         return self._splits
 
+    def with_max_length(self, tokens: int) -> Self:
+        """A copy of the task whose examples have at most so many tokens; it shares what was read."""
+        other = copy.copy(self)
+        other.max_length = tokens
+        return other
+
+    @property
+    def _limit(self) -> str:
+        """The most tokens of an example, as messages name it."""
+        return f"task.max_length={self.max_length}"
+
     def too_long(self, examples: list[dict], processor, /) -> list[bool] | None:
         """Whether each example is longer than max_length tokens; None for a task that does not tell."""
         return None
@@ -103,7 +125,7 @@ class SplitTask(Task):
             examples = self.splits().get(name)
             if examples is None or name in self._long or (long := self._are_long(examples, processor)) is None:
                 continue
-            self._splits[name] = kept(examples, long, self.long_examples, name, self.max_length)
+            self._splits[name] = kept(examples, long, self.long_examples, name, self._limit)
             self._long[name] = sum(long)
 
     def _are_long(self, examples: list[dict], processor) -> list[bool] | None:
@@ -114,7 +136,7 @@ class SplitTask(Task):
         def rows() -> list[dict]:
             return [{"long": int(is_long)} for is_long in self.too_long(examples, processor) or []]
 
-        found = cached(self.token_cache, self, processor, examples, "too_long", rows)
+        found = self.kept_tokens("too_long", examples, processor, rows)
         return [bool(row["long"]) for row in found] or None
 
     def about(self) -> dict[str, Any]:

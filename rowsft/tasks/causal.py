@@ -28,6 +28,8 @@ class CausalTask(SplitTask):
 
     head = CAUSAL_LM
     max_length: int
+    #: Whether evaluation scores several answers to each prompt.
+    shares_prompts = False
 
     def may_encode_nothing(self, tokenizer, /) -> bool:
         """Whether an example without tokens stays without: neither BOS nor EOS is there to be put before an answer."""
@@ -51,6 +53,13 @@ class CausalTask(SplitTask):
         keep = size.answer + 1
         return {**batch, "labels": batch["labels"][:, -keep:], "logits_to_keep": keep}
 
+    def dry_evaluation(self, model, batch: dict[str, Any], times: int) -> None:
+        """The passes of `score_answers` over `times` batches like `batch`."""
+        super().dry_evaluation(model, batch, times)
+        if self.shares_prompts and shared_prompt.keeps_rows(model):
+            ids = batch["input_ids"]
+            shared_prompt.dry_score(model, ids, batch.get("logits_to_keep", ids.shape[1]) - 1, times)
+
     @staticmethod
     def read_batch(output, batch: dict[str, Any]) -> list[AnswerScore]:
         """The score of every answer of a batch."""
@@ -64,12 +73,18 @@ class CausalTask(SplitTask):
         Answers to the same prompt share one pass over it where the model keeps a cache (see shared_prompt.py).
         """
         if shared_prompt.pays(model, encoded):
-            return shared_prompt.score(model, encoded, tokenizer.pad_token_id, batch_size, progress)
+            pad = tokenizer.pad_token_id
+            return shared_prompt.score(model, encoded, pad, batch_size, self.max_length, progress)
         return run_batches(model, encoded, self.collator(tokenizer, model), batch_size, progress, self.read_batch)
 
 
 def encode_answers(
-    tokenizer, prompts: Sequence[str], answers: Sequence[str], max_length: int, end: bool
+    tokenizer,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    max_length: int,
+    end: bool,
+    reserved: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
     """Of every prompt with its answer: input_ids, and labels of -100 on the prompt.
 
@@ -77,13 +92,14 @@ def encode_answers(
     what is left of it where it was cut.
 
     Prompt and answer are tokenised apart, so that no token spans the boundary. What exceeds `max_length` tokens is cut
-    from the start of the prompt, then from the end of the answer; at least one token stays before the answer.
+    from the start of the prompt, then from the end of the answer; at least one token stays before the answer. A prompt
+    leaves as many tokens as its answer has, or `reserved` says, if that is more.
     """
     befores = _prompts_ids(tokenizer, prompts)
     afters = _token_ids(tokenizer, _without_second_space(tokenizer, answers), add_special_tokens=False)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     encoded = []
-    for before, answer, after in zip(befores, answers, afters, strict=True):
+    for before, answer, after, least in zip(befores, answers, afters, reserved or [0] * len(befores), strict=True):
         size = len(answer.encode(errors="surrogatepass"))
         if len(after) > max_length - 1:
             left = tokenizer.decode(after[: max_length - 1], clean_up_tokenization_spaces=False)
@@ -91,10 +107,15 @@ def encode_answers(
         if end and eos is not None:
             after = [*after, eos]
         after = after[: max_length - 1]
-        kept, _ = _without_start(before, max_length - len(after), bos)
+        kept, _ = _without_start(before, max_length - max(len(after), min(least, max_length - 1)), bos)
         labels = [IGNORED] * len(kept) + after
         encoded.append({"input_ids": kept + after, "labels": labels, "response_bytes": size})
     return encoded
+
+
+def answer_lengths(tokenizer, answers: Sequence[str]) -> list[int]:
+    """Tokens of every answer as `encode_answers` has it, uncut and without an end-of-sequence token."""
+    return list(map(len, _token_ids(tokenizer, _without_second_space(tokenizer, answers), add_special_tokens=False)))
 
 
 def encode_prompts(tokenizer, prompts: Sequence[str], room: int) -> list[tuple[list[int], int]]:

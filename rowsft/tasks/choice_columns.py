@@ -29,6 +29,11 @@ class Options:
             )
 
     @property
+    def count(self) -> int | None:
+        """How many there are; None where each row has its own number."""
+        return None if self.templates is None else len(self.templates)
+
+    @property
     def columns(self) -> list[str]:
         """The columns to be read."""
         if self.templates is None:
@@ -66,7 +71,7 @@ class Labels:
         elif isinstance(labels, str) and labels.strip():
             self.column = labels.removesuffix(LIST) + LIST
         elif isinstance(labels, Sequence) and not isinstance(labels, str):
-            self.listed = [_text(label) for label in labels]
+            self.listed = [label_text(label) for label in labels]
             self._check(options)
         else:
             raise UserError(
@@ -129,7 +134,7 @@ class Labels:
         return f"{place}: {value}; {expected}{hint}"
 
 
-def _text(label: Any) -> str:
+def label_text(label: Any) -> str:
     """A label of the list as it is written in the data: YAML reads true and 1 as what they are."""
     if isinstance(label, bool):
         return str(label).lower()

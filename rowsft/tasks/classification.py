@@ -39,7 +39,7 @@ class ClassificationTask(LabelledTask):
         def counts(some: list[dict]) -> list[int]:
             return list(map(len, _tokenised(some, tokenizer, truncation=False, verbose=False)["input_ids"]))
 
-        return longer(examples, ("text", "pair"), self.max_length, counts)
+        return longer(examples, lambda one: (one["text"], one.get("pair", "")), self.max_length, counts)
 
     def collator(self, tokenizer, model=None, /) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
         """Right padding to the longest example: input_ids, attention_mask (batch, length), labels (batch,)."""

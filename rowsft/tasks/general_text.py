@@ -1,7 +1,7 @@
 """A general text that no run trains on: what a model has forgotten of it is told by its loss before and after."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from rowsft.assets import python_reference
 from rowsft.batch import IGNORED
 from rowsft.errors import UserError, shortened
+from rowsft.tasks import Task
+from rowsft.tasks.heads import CAUSAL_LM
 from rowsft.tasks.language_modelling import LanguageModelling
 from rowsft.tasks.reading import (
     EXPECTED,
@@ -117,3 +119,18 @@ class GeneralText(LanguageModelling):
             return batch
 
         return collate_and_keep
+
+
+def named_by(settings: Mapping[str, Any], task: Task) -> GeneralText | None:
+    """The text that these settings (`trainer.forgetting`) name, not read yet; None where they name none.
+
+    Raises UserError where `task` trains a model of another kind.
+    """
+    if settings["path"] is None:
+        return None
+    if task.head != CAUSAL_LM:
+        raise UserError(
+            f"{_KEY}.path={settings['path']}: is measured on causal language models, and task {task.name} trains a "
+            f"{task.head.name} model; set it to null"
+        )
+    return GeneralText(**{key: value for key, value in settings.items() if key != "batch_size"})

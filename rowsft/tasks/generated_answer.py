@@ -1,28 +1,24 @@
 """Problems whose answer is a number at the end of a rationale, such as GSM8K's."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rowsft.errors import UserError, shortened
 from rowsft.formulas import accuracy
-from rowsft.tasks import Evaluation, Progress, Size
-from rowsft.tasks.base import whole_number
-from rowsft.tasks.causal import encode_prompts
+from rowsft.tasks import Evaluation, Progress
+from rowsft.tasks.continuing import ContinuingTask, new_tokens
 from rowsft.tasks.final_number import final_number
-from rowsft.tasks.generating import continuations, dry_continuation
 from rowsft.tasks.prompt_response import PromptResponse
 from rowsft.tasks.reading import Table
 
 
-class GeneratedAnswer(PromptResponse):
+class GeneratedAnswer(ContinuingTask, PromptResponse):
     """Training is on the whole response, rationale and answer; in evaluation the model writes one to the same prompt.
 
-    A continuation is greedy, of at most `max_new_tokens`, and ends before any of the texts in `stop`. `exact_match`,
-    the primary metric, is the share of continuations whose final number (see final_number.py) is that of the response.
-    Beside it stand the metrics of `held_out`. Prompt and continuation together have at most `max_length` tokens: a
-    longer prompt loses its start, as in training.
+    `exact_match`, the primary metric, is the share of continuations whose final number (see final_number.py) is that of
+    the response. Beside it stand the metrics of `held_out`.
     """
 
     primary_metric = "exact_match"
@@ -41,12 +37,7 @@ class GeneratedAnswer(PromptResponse):
         long_examples: str = "truncate",
     ):
         super().__init__(name, max_length, data, prompt, response, limits, long_examples)
-        self.max_new_tokens = whole_number("task.max_new_tokens", max_new_tokens, 1)
-        if max_new_tokens >= max_length:
-            raise UserError(
-                f"task.max_new_tokens={max_new_tokens}: leaves no token of task.max_length={max_length} to the prompt; "
-                "lower it or raise task.max_length"
-            )
+        self.max_new_tokens = new_tokens(max_new_tokens, max_length)
         self.stop = _texts(stop)
 
     def _examples(self, table: Table) -> list[dict]:
@@ -60,54 +51,20 @@ class GeneratedAnswer(PromptResponse):
                 )
         return examples
 
-    def size(self, encoded: dict) -> Size:
-        """Tokens of prompt and response, those of the response, those of the prompt as it is continued."""
-        tokens, answer, _ = super().size(encoded)
-        # An example of full length may have had its prompt cut to make room for its response.
-        prompt = tokens - (answer or 0) if tokens < self.max_length else self._prompt_room
-        return Size(tokens, answer, min(prompt, self._prompt_room))
-
-    @property
-    def _prompt_room(self) -> int:
-        return self.max_length - self.max_new_tokens
-
-    def dummy_batch(self, model, count: int, size: Size, empty: Callable[..., Any]) -> dict[str, Any]:
-        """The collator's entries; of what is evaluated also `prompt_tokens`, which evaluation takes out."""
-        batch = super().dummy_batch(model, count, size, empty)
-        return batch if size.prompt is None else {**batch, "prompt_tokens": size.prompt}
-
-    def dry_evaluation(self, model, batch: dict[str, Any], times: int) -> None:
-        """The pass over prompts with responses, then the first and the last of generating."""
-        scored = {name: value for name, value in batch.items() if name != "prompt_tokens"}
-        super().dry_evaluation(model, scored, times)
-        prompt = batch.get("prompt_tokens", self._prompt_room)
-        dry_continuation(model, batch["input_ids"], min(prompt, self._prompt_room), self.max_new_tokens)
-
     def evaluate(
         self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None
     ) -> Evaluation:
         """`exact_match` and the metrics of `held_out`.
 
         A prediction is the final number of what the model wrote, "" where there is none, and its label that of the
-        response. Beside them: `generated` (the text), `generated_tokens`, `stopped` (by itself, before the limit) and
-        `prompt_tokens_cut`.
+        response; beside them the fields of `continued`.
         """
         held_out = super().evaluate(model, examples, tokenizer, batch_size=batch_size, progress=progress)
-        prompts = encode_prompts(tokenizer, [example["prompt"] for example in examples], self._prompt_room)
-        written = continuations(
-            model, [ids for ids, _ in prompts], tokenizer, self.max_new_tokens, batch_size, self.stop, progress
-        )
+        prompts = [example["prompt"] for example in examples]
+        written = self.continued(model, examples, prompts, tokenizer, batch_size, progress)
         rows = [
-            {
-                **row,
-                "prediction": final_number(one.text) or "",
-                "label": example["number"],
-                "generated": one.text,
-                "generated_tokens": len(one.token_ids),
-                "stopped": one.stopped,
-                "prompt_tokens_cut": cut,
-            }
-            for row, example, one, (_, cut) in zip(held_out.predictions, examples, written, prompts, strict=True)
+            {**row, "prediction": final_number(own["generated"]) or "", "label": example["number"], **own}
+            for row, example, own in zip(held_out.predictions, examples, written, strict=True)
         ]
         predicted, labels = (np.array([row[key] for row in rows]) for key in ("prediction", "label"))
         return Evaluation({"exact_match": accuracy(predicted, labels), **held_out.metrics}, rows)

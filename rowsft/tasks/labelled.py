@@ -58,16 +58,9 @@ class LabelledTask(SplitTask):
         self, model, examples: list[dict], processor, /, batch_size: int, progress: Progress = None
     ) -> Evaluation:
         """The task's metrics and the mean loss (cross-entropy in nats, or squared error); scores are the logits."""
-        logits = np.array(
-            run_batches(
-                model,
-                self.encode(examples, processor),
-                self.collator(processor),
-                batch_size,
-                progress,
-                self.read_batch,
-            )
-        )
+        encoded = self.kept_tokens("encode", examples, processor, lambda: self.encode(examples, processor))
+        collate = self.collator(processor)
+        logits = np.array(run_batches(model, encoded, collate, batch_size, progress, self.read_batch))
         labels = np.array([example["label"] for example in examples])
         predicted = logits[:, 0] if self.is_regression else logits.argmax(axis=1)
         numbers = metrics.compute(self.metric_names, predicted, labels)

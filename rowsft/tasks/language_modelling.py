@@ -87,12 +87,17 @@ class LanguageModelling(CausalTask):
         """False: windows have tokens, or there are none."""
         return False
 
-    def _stream(self, examples: list[dict], tokenizer) -> _Stream:
+    def _tokens(self, examples: list[dict], tokenizer) -> list[dict]:
+        """The tokens of every example's text, without any that the tokenizer puts around."""
         texts = [example["text"] for example in examples]
         if starts_words_with_a_space(tokenizer, texts[0]):
             # Such a tokenizer puts a space before whatever it is given: a second one would be a token of its own.
             texts = [text.removeprefix(" ") for text in texts]
         ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        return [{"input_ids": each} for each in ids]
+
+    def _stream(self, tokenised: list[dict], tokenizer) -> _Stream:
+        ids = [each["input_ids"] for each in tokenised]
         stream = _Stream([token for each in ids for token in each], list(map(len, ids)))
         if len(stream.tokens) + len(windows.start_of(tokenizer).first) < 2:
             raise UserError(
@@ -106,7 +111,7 @@ class LanguageModelling(CausalTask):
 
     def encode(self, examples: list[dict], tokenizer, /) -> list[dict]:
         """The windows of the examples' joined text: input_ids, and labels on what no window before has."""
-        stream, start = self._stream(examples, tokenizer), windows.start_of(tokenizer)
+        stream, start = self._stream(self._tokens(examples, tokenizer), tokenizer), windows.start_of(tokenizer)
         cut = windows.cut(len(stream.tokens), self.max_length, None, start)
         return [windows.encoded(window, stream.tokens, start) for window in cut]
 
@@ -114,7 +119,8 @@ class LanguageModelling(CausalTask):
         self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None
     ) -> Evaluation:
         """The metrics; a prediction is an example's mean token loss, beside its sums."""
-        stream, start = self._stream(examples, tokenizer), windows.start_of(tokenizer)
+        tokenised = self.kept_tokens("tokens", examples, tokenizer, lambda: self._tokens(examples, tokenizer))
+        stream, start = self._stream(tokenised, tokenizer), windows.start_of(tokenizer)
         cut = windows.cut(len(stream.tokens), self.max_length, self.stride, start)
         encoded = [windows.encoded(window, stream.tokens, start) for window in cut]
         collate = self.collator(tokenizer, model)

@@ -1,6 +1,6 @@
 """Examples of more tokens than task.max_length: cut, dropped or refused, and counted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rowsft.errors import UserError, shortened
@@ -18,20 +18,24 @@ def checked(choice: Any) -> str:
     return choice
 
 
+def may_exceed(texts: Iterable[str], max_length: int) -> bool:
+    """Whether these texts together can have more tokens than that: one of ASCII has at most a token a character."""
+    given = list(texts)
+    return not all(map(str.isascii, given)) or sum(map(len, given)) + _AROUND > max_length
+
+
 def longer(
-    examples: Sequence[dict], texts: Sequence[str], max_length: int, counts: Callable[[list[dict]], list[int]]
+    examples: Sequence[dict],
+    texts: Callable[[dict], Iterable[str]],
+    max_length: int,
+    counts: Callable[[list[dict]], list[int]],
 ) -> list[bool]:
     """Whether each example has more than `max_length` tokens by `counts`, which cuts nothing.
 
-    texts: the keys of an example's texts. A text of ASCII has at most a token a character: most are not tokenised.
+    texts: those of an example. Examples that cannot be too long are not tokenised.
     """
-
-    def may_be(example: dict) -> bool:
-        given = [example[key] for key in texts if key in example]
-        return not all(map(str.isascii, given)) or sum(map(len, given)) + _AROUND > max_length
-
     long = [False] * len(examples)
-    candidates = [number for number, example in enumerate(examples) if may_be(example)]
+    candidates = [number for number, example in enumerate(examples) if may_exceed(texts(example), max_length)]
     for first in range(0, len(candidates), _AT_ONCE):
         numbers = candidates[first : first + _AT_ONCE]
         for number, tokens in zip(numbers, counts([examples[number] for number in numbers]), strict=True):
@@ -39,20 +43,21 @@ def longer(
     return long
 
 
-def kept(examples: list[dict], long: Sequence[bool], choice: str, split: str, max_length: int | None) -> list[dict]:
-    """The examples of a split that are left. Raises UserError where one is too long under `refuse`, or none is left."""
+def kept(examples: list[dict], long: Sequence[bool], choice: str, split: str, limit: str) -> list[dict]:
+    """The examples of a split that are left. limit: what `long` ones exceed, in words.
+
+    Raises UserError where one is too long under `refuse`, or none is left.
+    """
     if choice == "truncate" or not any(long):
         return examples
     number = f"{sum(long):,} of {len(examples):,} {split} examples"
     if choice == "refuse":
         first = examples[long.index(True)]
         raise UserError(
-            f"task.long_examples=refuse: {number} have more than task.max_length={max_length} tokens, the first of "
+            f"task.long_examples=refuse: {number} have more than {limit} tokens, the first of "
             f"them {shortened(first['id'])}; raise task.max_length, or set task.long_examples=truncate or drop"
         )
     left = [example for example, is_long in zip(examples, long, strict=True) if not is_long]
     if not left:
-        raise UserError(
-            f"task.long_examples=drop: all {number} have more than task.max_length={max_length} tokens; raise it"
-        )
+        raise UserError(f"task.long_examples=drop: all {number} have more than {limit} tokens; raise it")
     return left

@@ -1,11 +1,16 @@
 """Multiple choice on the user's own questions, options and labels."""
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
-from rowsft.errors import UserError, shortened
-from rowsft.tasks.choice import METRICS, ChoiceTask
+from rowsft.errors import UserError
+from rowsft.tasks import choice_settings as settings
+from rowsft.tasks.answer_words import fault
+from rowsft.tasks.choice import ChoiceTask, words_of
 from rowsft.tasks.choice_columns import Labels, Options
+from rowsft.tasks.choice_settings import FIELDS, INSTRUCTION, METRICS
+from rowsft.tasks.continuing import new_tokens
 from rowsft.tasks.instruction_form import COLUMNS, InstructionForm
 from rowsft.tasks.local_data import Tables
 from rowsft.tasks.reading import MissingColumn, Table
@@ -17,8 +22,10 @@ class MultipleChoice(ChoiceTask):
     """`prompt` is a template with column names in braces (see Template), `data`: see Tables.
 
     options, label, labels: see choice_columns. delimiter: what stands between prompt and option. pmi: the domain prompt
-    of `accuracy_pmi`, or None. primary_metric: one of choice.METRICS. llm_adapters: how files of one's own with the
-    columns `instruction`, `output` and `answer` are taken apart (see InstructionForm); None for no such files.
+    of `accuracy_pmi`, or None. primary_metric: one of choice_settings.METRICS. llm_adapters: how files of one's own
+    with the columns `instruction`, `output` and `answer` are taken apart (see InstructionForm); None for no such files.
+    form: FIELDS puts their parts into `prompt`; INSTRUCTION shows the instructions as they are, and an option is an
+    output. max_new_tokens: the most that the model writes, for `accuracy_generated`; None leaves that out.
     """
 
     #: Columns that a subclass reads beside those of its settings.
@@ -38,32 +45,77 @@ class MultipleChoice(ChoiceTask):
         primary_metric: str = "accuracy_norm",
         llm_adapters: Mapping[str, Any] | None = None,
         limits: Mapping[str, int | None] | None = None,
+        form: str = FIELDS,
+        max_new_tokens: int | None = None,
+        long_examples: str = "truncate",
     ):
-        super().__init__(name, max_length, limits)
+        super().__init__(name, max_length, limits, long_examples)
+        self.max_new_tokens = None if max_new_tokens is None else new_tokens(max_new_tokens, max_length)
+        self.form = settings.form(form)
         self.tables = Tables(data)
         self.prompt = Template("prompt", prompt)
         self.options = Options(options)
         self.labels = Labels(label, labels, self.options)
-        self.delimiter = _delimiter(delimiter, prompt)
-        self.domain_prompt = _domain_prompt(pmi)
-        self.primary_metric = _metric(primary_metric, pmi)
+        # A template for instructions ends with a line break.
+        self.delimiter = settings.delimiter(delimiter, prompt) if form == FIELDS else ""
+        self.domain_prompt = settings.domain_prompt(pmi)
+        self.primary_metric = settings.metric(primary_metric, METRICS, pmi, max_new_tokens)
         self.higher_is_better = METRICS[primary_metric]
-        self.form = None if llm_adapters is None else InstructionForm(llm_adapters)
+        self.instructions = None if llm_adapters is None else InstructionForm(llm_adapters)
+        if form == INSTRUCTION and self.instructions is None:
+            raise UserError(
+                "task.form=instruction: task.llm_adapters says how the answers are called, and is null; set it, or "
+                "task.form=fields"
+            )
         self._equal_options: dict[str, int] = {}
 
     def _read(self) -> dict[str, list[dict]]:
-        if self.form is not None and (self.tables.data["path"] or self.tables.data["train_path"]):
-            return self._read_either(self.form)
-        return self._read_columns()
+        splits = self._read_any()
+        if self.max_new_tokens is not None:
+            for example in chain(*splits.values()):
+                if said := fault(words_of(example)):
+                    raise UserError(
+                        f"task {self.name}, example {example['id']}: {said}; leave the example out, or set "
+                        "task.max_new_tokens=null"
+                    )
+        return splits
+
+    def _read_any(self) -> dict[str, list[dict]]:
+        has_files = self.tables.data["path"] or self.tables.data["train_path"]
+        if self.form == INSTRUCTION and not has_files:
+            raise UserError(
+                f"task.form=instruction: reads files with the columns {', '.join(COLUMNS)}; name one, or a folder of "
+                "them, with task.data.path"
+            )
+        if self.instructions is None or not has_files:
+            return self._read_columns()
+        return self._read_asked(self.instructions) if self.form == INSTRUCTION else self._read_either(self.instructions)
 
     def _read_columns(self) -> dict[str, list[dict]]:
         columns = [*self.prompt.columns, *self.options.columns, *self.labels.columns, *self.extra_columns]
         tables = self.tables.read(columns, self.prompt.columns)
         return {name: self._examples(name, table, self.prompt, self.labels) for name, table in tables.items()}
 
-    def _read_either(self, form: InstructionForm) -> dict[str, list[dict]]:
+    def _of_files(self) -> Tables:
         # Files of instructions are called by the splits that they are; task.data.splits is about those of the hub.
-        instructions = Tables({**self.tables.data, "splits": None})
+        return Tables({**self.tables.data, "splits": None})
+
+    def _read_asked(self, form: InstructionForm) -> dict[str, list[dict]]:
+        self.tables = self._of_files()
+        tables = self.tables.read(COLUMNS, COLUMNS[:1])
+        return {name: self._asked(table, form) for name, table in tables.items()}
+
+    def _asked(self, table: Table, form: InstructionForm) -> list[dict]:
+        prompts, options, words = form.asked(table, self.options.count)
+        labels = Labels(COLUMNS[-1], form.answers, self.options).of(table, options)
+        rows = zip(table.ids(), prompts, options, labels, words, strict=True)
+        return [
+            {"id": id_, "prompt": prompt, "options": own, "label": label, "words": called}
+            for id_, prompt, own, label, called in rows
+        ]
+
+    def _read_either(self, form: InstructionForm) -> dict[str, list[dict]]:
+        instructions = self._of_files()
         try:
             tables = instructions.read(COLUMNS, COLUMNS[:1])
         except UserError as refused:
@@ -101,29 +153,3 @@ class MultipleChoice(ChoiceTask):
     def data_at_hand(self) -> bool:
         """Whether the files of `data` are here."""
         return self.tables.at_hand()
-
-
-def _delimiter(delimiter: Any, prompt: str) -> str:
-    if not isinstance(delimiter, str):
-        raise UserError(f"task.delimiter={shortened(delimiter)}: expected text, such as ' '")
-    delimiter = delimiter.replace("\\n", "\n")
-    if delimiter and not delimiter.strip() and prompt.replace("\\n", "\n")[-1:].isspace():
-        raise UserError(
-            f"task.prompt={shortened(repr(prompt))}: ends with white space, and task.delimiter={delimiter!r} adds "
-            "more; drop one of them (task.delimiter='')"
-        )
-    return delimiter
-
-
-def _domain_prompt(pmi: Any) -> str | None:
-    if pmi is not None and not isinstance(pmi, str):
-        raise UserError(f"task.pmi={shortened(pmi)}: expected text, such as 'Answer:', or null")
-    return None if pmi is None else pmi.replace("\\n", "\n")
-
-
-def _metric(name: Any, pmi: Any) -> str:
-    if not isinstance(name, str) or name not in METRICS:
-        raise UserError(f"task.primary_metric={shortened(name)}: no such metric; expected {', '.join(METRICS)}")
-    if name == "accuracy_pmi" and pmi is None:
-        raise UserError("task.primary_metric=accuracy_pmi: needs a domain prompt; set task.pmi, such as 'Answer:'")
-    return name

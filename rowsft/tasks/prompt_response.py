@@ -73,13 +73,13 @@ class PromptResponse(CausalTask):
         def counts(some: list[dict]) -> list[int]:
             return [len(encoded["input_ids"]) for encoded in self._encoded(some, tokenizer, sys.maxsize)]
 
-        return longer(examples, ("prompt", "response"), self.max_length, counts)
+        return longer(examples, lambda one: (one["prompt"], one["response"]), self.max_length, counts)
 
     def evaluate(
         self, model, examples: list[dict], tokenizer, /, batch_size: int, progress: Progress = None
     ) -> Evaluation:
         """The metrics of `held_out`. A prediction is the example's mean token loss; it has no label."""
-        encoded = self.encode(examples, tokenizer)
+        encoded = self.kept_tokens("encode", examples, tokenizer, lambda: self.encode(examples, tokenizer))
         scored = self.score_answers(model, encoded, tokenizer, batch_size, progress)
         rows = [
             {

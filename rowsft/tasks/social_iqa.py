@@ -22,9 +22,15 @@ class SocialIqa(ChoiceTask):
     primary_metric = "accuracy_norm"
 
     def __init__(
-        self, name: str, max_length: int, validation: int, test: int, limits: Mapping[str, int | None] | None = None
+        self,
+        name: str,
+        max_length: int,
+        validation: int,
+        test: int,
+        limits: Mapping[str, int | None] | None = None,
+        long_examples: str = "truncate",
     ):
-        super().__init__(name, max_length, limits)
+        super().__init__(name, max_length, limits, long_examples)
         self.validation = whole_number("task.validation", validation, 1)
         self.test = whole_number("task.test", test, 1)
 

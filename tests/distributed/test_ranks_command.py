@@ -172,6 +172,11 @@ def test_a_stop_waits_as_long_as_a_checkpoint_may_take(tmp_path, monkeypatch, se
         (["trainer.processes=2"], {}, "trainer.processes=2: expected null where trainer.strategy is null"),
         (["trainer=ddp", "trainer.device=cuda:1"], {}, "trainer.device=cuda:1: expected auto, cpu or cuda under"),
         (["trainer=fsdp", "trainer.autocast=fp16"], {}, "trainer.autocast=fp16: expected null or bf16"),
+        (
+            ["trainer=fsdp", "trainer.processes=2", "trainer.forgetting.path=package:python_reference"],
+            {},
+            "trainer.forgetting.path=package:python_reference: is not measured under trainer.strategy=fsdp",
+        ),
         ([], {"WORLD_SIZE": "2"}, "WORLD_SIZE=2: this is one of several processes, and trainer.strategy=null"),
         (["trainer=ddp"], {"WORLD_SIZE": "3"}, "trainer.batch_size=4: the examples of a forward pass over all 3"),
         (["trainer=ddp"], {"WORLD_SIZE": "two"}, "WORLD_SIZE=two: expected whole numbers"),

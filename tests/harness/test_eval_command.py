@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rowsft.harness import Settings, adapted, evaluate_runs
+from rowsft.report import sections
 from rowsft.store import Store
 from rowsft.store.files import sha256
 
 
-def by_hand(model, tokenizer, rows: list[dict], prompt: str) -> tuple[float, float]:
-    """acc and acc_norm of two answers each, by one plain forward a sequence."""
+def by_hand(model, tokenizer, rows: list[dict], prompt: str) -> tuple[list[bool], list[bool]]:
+    """Hits of acc and of acc_norm, of two answers each, by one plain forward a sequence."""
     hits, hits_norm = [], []
     for row in rows:
         sums = []
@@ -31,7 +32,14 @@ def by_hand(model, tokenizer, rows: list[dict], prompt: str) -> tuple[float, flo
         norms = [total / len(answer) for total, answer in zip(sums, row["a"], strict=True)]
         hits.append(int(np.argmax(sums)) == row["label"])
         hits_norm.append(int(np.argmax(norms)) == row["label"])
-    return float(np.mean(hits)), float(np.mean(hits_norm))
+    return hits, hits_norm
+
+
+def samples_of(run: Path, result) -> list[dict]:
+    """The lines of the result's file, which is as it was recorded."""
+    file = run / result.samples.path
+    assert sha256(file) == result.samples.sha256
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def without_results(file: Path) -> dict:
@@ -59,7 +67,13 @@ def test_the_adapted_model_is_scored_and_the_record_holds_it_beside_all_else(wor
     for run, expected in (("lora", tuned), ("none", plain)):
         pick, truth = store.get(runs[run]).result.lm_eval
         assert (pick.task, truth.task) == ("pick", "truth")
-        assert (pick.metrics["acc,none"], pick.metrics["acc_norm,none"]) == pytest.approx(expected)
+        means = [float(np.mean(hits)) for hits in expected]
+        assert [pick.metrics["acc,none"], pick.metrics["acc_norm,none"]] == pytest.approx(means)
+        assert pick.main_metric == "acc,none" and pick.part_of is None
+        kept = samples_of(store.root / runs[run], pick)
+        assert [line["id"] for line in kept] == list(range(30)) and len({line["doc"] for line in kept}) == 30
+        assert [line["acc,none"] for line in kept] == expected[0]
+        assert [line["acc_norm,none"] for line in kept] == expected[1]
         assert pick.metrics["acc_stderr,none"] > 0 and pick.higher_is_better["acc"] is True
         assert (pick.task_version, pick.examples, pick.limit, pick.shots) == ("1.5", 30, None, 0)
         assert pick.harness_version >= "0.4.13" and pick.command.startswith("rowsft eval ")
@@ -87,7 +101,44 @@ def test_a_later_evaluation_is_added_and_tells_by_its_hashes_what_differs(worksh
     assert other.config_sha256 != whole.config_sha256 and other.prompts_sha256 != whole.prompts_sha256
     assert other.documents_sha256 == whole.documents_sha256
     kept = store.get(runs["row_sft"]).result.lm_eval[had:]
-    assert [one.prompts_sha256 for one in kept] == [one.prompts_sha256 for one in (whole, part, other)]
+    assert kept == [whole, part, other]
+    assert [len(samples_of(store.root / runs["row_sft"], one)) for one in kept] == [30, 4, 30]
+
+
+def test_a_report_holds_methods_against_each_other_on_the_same_documents(workshop, runs, tasks):
+    names, root = ("row_sft", "lora", "full"), workshop.folder / "runs"
+    outcomes = evaluate_runs([runs[name] for name in names], root, Settings(["pick"], tasks, limit=20), say=str)
+    scores = {out.record.id: out.results[0].metrics["acc,none"] for out in outcomes}
+    assert len(set(scores.values())) > 1, "the test could not tell them apart"
+    (section,) = sections(root)
+    (column,) = (column for column in section.harness if column.title == "pick acc, limit 20")
+    cells = {line.method: line.harness[column.key] for line in section.lines if column.key in line.harness}
+    assert {name: cell.estimate.value for name, cell in cells.items()} == {name: scores[runs[name]] for name in names}
+    against = cells["row_sft"].minus_lora
+    assert against.value == pytest.approx(scores[runs["row_sft"]] - scores[runs["lora"]]) and against.examples == 20
+    assert against.low <= against.value <= against.high and cells["row_sft"].minus_full is not None
+    assert all(cell.estimate.low <= cell.estimate.value <= cell.estimate.high for cell in cells.values())
+
+
+def test_a_group_has_its_own_result_and_its_tasks_say_that_they_are_part_of_it(workshop, runs, tasks):
+    how = "aggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    (tasks / "both.yaml").write_text(f"group: both\ntask: [pick, truth]\n{how}metadata: {{version: 2.0}}\n")
+    (tasks / "loose.yaml").write_text("group: loose\ntask: [pick, truth]\n")
+    root = workshop.folder / "runs"
+
+    def evaluated(name):
+        (outcome,) = evaluate_runs([runs["none"]], root, Settings([name], tasks), say=str)
+        return {result.task: result for result in outcome.results}
+
+    found, loose = evaluated("both"), evaluated("loose")
+    assert [(name, one.part_of) for name, one in found.items()] == [("pick", "both"), ("truth", "both"), ("both", None)]
+    whole = found["both"]
+    shares = [found[name].metrics["acc,none"] for name in ("pick", "truth")]
+    assert whole.main_metric == "acc,none" and whole.metrics["acc,none"] == pytest.approx(np.mean(shares))
+    assert whole.samples.path is None and len(whole.prompts_sha256) == len(whole.documents_sha256) == 64
+    # A group without a result of its own is only a way to name tasks.
+    assert {name: one.part_of for name, one in loose.items()} == {"pick": None, "truth": None}
+    assert loose["pick"].prompts_sha256 == found["pick"].prompts_sha256
 
 
 def test_runs_of_one_base_load_it_once_and_each_is_scored_as_alone(workshop, runs, tasks, monkeypatch):

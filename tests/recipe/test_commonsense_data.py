@@ -1,6 +1,7 @@
 """BoolQ, PIQA and OpenBookQA on real files, with one override each: whole runs of a tiny model."""
 
 import json
+import re
 
 import pytest
 from hydra.utils import instantiate
@@ -17,6 +18,11 @@ FILES = {
     "piqa": ("piqa/test.json",),
     "openbookqa": ("openbookqa/train.json",),
 }
+MISSING = ("social_iqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge")
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
 NORMS = ("sum", "norm", "bytes", "tokens", "pmi")
 
 
@@ -54,6 +60,10 @@ def data_of(name):
     return paths[0].parent if len(paths) > 1 else paths[0]
 
 
+def rows_of(name):
+    return [row for path in shared_data(*FILES[name]) for row in json.loads(path.read_text(encoding="utf-8"))]
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_task_runs_on_real_files_with_one_override(workshop, tmp_path, model, name):
     small = ["task.limits={train: 24, validation: 8, test: 40}", 'task.pmi="Answer:"']
@@ -64,16 +74,43 @@ def test_a_task_runs_on_real_files_with_one_override(workshop, tmp_path, model, 
 
 
 def test_the_mix_runs_on_real_files(workshop, tmp_path, model):
-    missing = ("social_iqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge")
     overrides = [
         *("task=commonsense/mix", "task.limits={train: 24, validation: 30, test: 60}"),
-        *(f"task.tasks.{name}=null" for name in missing),
+        *(f"task.tasks.{name}=null" for name in MISSING),
         *(f"task.tasks.{name}.data.path={data_of(name)}" for name in FILES),
     ]
     record, test = run(workshop, tmp_path / "store", model, *overrides)
     assert {row["task"] for row in test} == set(FILES) and len(test) == 60
     computed_again(record, 60, ("loss", "accuracy_mean", *(f"accuracy_{name}" for name in FILES)))
     assert record.result.primary_metric == "accuracy_mean"
+
+
+@pytest.mark.parametrize("name", [*FILES, "mix"])
+def test_the_convention_of_the_llm_adapters_papers_is_one_override(workshop, tmp_path, model, name):
+    """Beside the data: the real files' own instruction in Alpaca's template, their output, and what is written."""
+    parts = [f"task.tasks.{other}=null" for other in MISSING] + [
+        f"task.tasks.{other}.data.path={data_of(other)}" for other in FILES
+    ]
+    data = parts if name == "mix" else [f"task.data.path={data_of(name)}"]
+    small = ["task.limits={train: 24, validation: 12, test: 24}", "task.max_new_tokens=6"]
+    overrides = ["experiment=llm_adapters", f"task=commonsense/{name}", *data, *small]
+    record, test = run(workshop, tmp_path / "store", model, *overrides)
+    assert record.result.primary_metric == "accuracy_generated" and len(test) == 24
+    others = [f"accuracy_generated_{other}" for other in FILES] if name == "mix" else ["accuracy_sum", "accuracy_norm"]
+    computed_again(record, 24, ("loss", "accuracy_generated", "unanswered", *others))
+    words = r"(?<!\w)(true|false|solution[12]|answer[1-4])(?!\w)"
+    for row in test:
+        found = re.search(words, row["generated"], re.IGNORECASE)
+        assert row["unanswered"] is (found is None) and (row["prediction_generated"] == -1) is (found is None)
+        assert row["generated_tokens"] <= 6
+    # The text is the file's own.
+    task = instantiate(compose(overrides).task)
+    outputs = {row["instruction"]: row["output"] for other in FILES for row in rows_of(other)}
+    for example in (example for part in task.splits().values() for example in part):
+        before, after = ALPACA.split("{instruction}")
+        instruction = example["prompt"].removeprefix(before).removesuffix(after)
+        assert f"{before}{instruction}{after}" == example["prompt"]
+        assert example["options"][example["label"]] == outputs[instruction]
 
 
 def test_every_row_of_the_real_files_is_taken_apart():

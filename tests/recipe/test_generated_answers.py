@@ -30,11 +30,11 @@ def writer(workshop):
     return folder
 
 
-def settings(workshop, writer, *overrides):
+def settings(workshop, writer, *overrides, task="gsm8k"):
     own = ("task=", "task.data.path=", "task.max_length=")
     return [
         *(one for one in workshop.overrides("llama") if not one.startswith(own)),
-        *(f"model.source={writer}", "task=gsm8k", "trainer.steps=2", *overrides),
+        *(f"model.source={writer}", f"task={task}", "trainer.steps=2", *overrides),
     ]
 
 
@@ -138,3 +138,23 @@ def test_a_planned_evaluation_holds_the_cache_of_what_is_written(workshop, keepe
     measured = record.result.memory.evaluate.peak_allocated_bytes
     assert of_the_data == pytest.approx(measured, rel=1e-3)
     assert cached < of_the_data < of_none
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_planned_evaluation_of_choices_holds_the_cache_of_what_is_written(workshop, keeper, sums):
+    rows = [json.loads(line) for line in sums.read_text().splitlines()]
+    file = sums.with_name("choices.jsonl")
+    file.write_text("".join(json.dumps({**row, "options": ["12", "7"], "label": "0"}) + "\n" for row in rows))
+    given = settings(workshop, keeper, 'task.prompt="{q}"', f"task.data.path={file}", task="multiple_choice")
+    given += ["task.max_new_tokens=24", "task.max_length=88", "task.data.validation=0.5", "trainer.eval_batch_size=6"]
+    given += ["trainer.evaluate=[validation]", "method=row_sft", "method.importance=l2"]
+    config, unwritten = compose(given), compose([*given, "task.max_new_tokens=null"])
+    of_the_data, of_none, without = (
+        plan(one, trainer_settings(one), lengths=lengths).evaluation_bytes
+        for one, lengths in ((config, of_data(config)), (config, None), (unwritten, of_data(unwritten)))
+    )
+    cached = 6 * (43 + 23) * 2 * 4 * 4 * 128 * 4
+    measured = done(given).result.memory.evaluate.peak_allocated_bytes
+    # Scoring is planned with options as long as can be, and holds most there.
+    assert cached < measured <= of_the_data < 1.15 * measured
+    assert without <= of_the_data <= of_none

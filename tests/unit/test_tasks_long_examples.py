@@ -92,11 +92,22 @@ def test_another_word_is_refused(tmp_path, choice):
     assert "expected truncate, drop, refuse" in refusal(lambda: single(tmp_path, long_examples=choice))
 
 
-@pytest.mark.parametrize("task", ["text_classification", "prompt_response"])
-def test_the_default_is_in_no_id(task):
+@pytest.mark.parametrize(
+    ("task", "earlier"),
+    [
+        ("text_classification", None),
+        ("prompt_response", None),
+        ("multiple_choice", "637d7fa2ebd1"),
+        ("social_iqa", "49c4ea11717a"),
+        ("commonsense/piqa", "432c8b30a294"),
+        ("commonsense/mix", "361c8226ea64"),
+    ],
+)
+def test_the_default_is_in_no_id(task, earlier):
+    """earlier: the id from before the task had the setting."""
     config = run_spec(compose([f"task={task}", "method=lora"])).config
     before = {**config, "task": {key: value for key, value in config["task"].items() if key != "long_examples"}}
-    assert run_id(before) == run_id(config)
+    assert run_id(before) == run_id(config) == (earlier or run_id(config))
     assert run_id(run_spec(compose([f"task={task}", "method=lora", "task.long_examples=drop"])).config) != run_id(
         config
     )

@@ -5,6 +5,7 @@ import shutil
 import time
 
 import pytest
+from harness_factory import evaluate
 from report_factory import fail, finish, outcomes
 from tracked_run import POINTS, record_run
 from wandb_files import read_records, rowsft, summary
@@ -104,8 +105,8 @@ def test_two_folders_of_one_run_are_not_uploaded_until_a_replay_makes_one_of_the
 
 def test_the_comparison_is_the_reports_rows(tmp_path):
     store = Store(tmp_path / "runs")
-    for method in ("head", "lora"):
-        finish(store, outcomes(60), method=method, task="sentiment")
+    runs = [finish(store, outcomes(60), method=method, task="sentiment") for method in ("head", "lora")]
+    evaluate(store, runs[1], "boolq", [1, 0, 1, 1])
     fail(store, "failed", {"type": "TrainingDiverged", "message": "loss is nan"}, method="full", task="sentiment")
     done = rowsft(tmp_path, "track", "table", "--experiment", "demo", "--project", "rows")
     assert (done.returncode, done.stderr) == (0, "")
@@ -116,6 +117,7 @@ def test_the_comparison_is_the_reports_rows(tmp_path):
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     wanted = table_rows(report.sections(tmp_path / "runs", "demo"))
     assert len(rows) == len(wanted) == 3
+    assert [row["lm_eval.boolq.acc"] for row in rows] == [None, 0.75, None]
     for row, want in zip(rows, wanted, strict=True):
         assert {key: value for key, value in row.items() if value is not None} == pytest.approx(
             {key: value for key, value in want.items() if value is not None}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rowsft.errors import UserError, shortened
 from rowsft.report.compare import benchmark, run
+from rowsft.report.compare.harness import harness_numbers
 from rowsft.report.compare.inputs import Side
 from rowsft.report.compare.limits import WITHIN, Verdict, judge, parse
 from rowsft.report.compare.number import Number, paired_up
@@ -72,10 +73,11 @@ def compare(a: str, b: str, store: str | Path = "runs", limits: list[str] | None
         )
     if first.record is None or second.record is None:
         _check_common(first, second)
-        paired = {}
+        numbers = paired_up(first.numbers, second.numbers, {})
     else:
-        paired = paired_differences(first.record, second.record)
-    numbers = paired_up(first.numbers, second.numbers, paired)
+        evaluated = harness_numbers(first.record, second.record)
+        paired = paired_differences(first.record, second.record) | evaluated[2]
+        numbers = paired_up(first.numbers | evaluated[0], second.numbers | evaluated[1], paired)
     return Comparison(
         first,
         second,

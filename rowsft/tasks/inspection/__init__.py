@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rowsft.tasks import Progress, Task
+from rowsft.tasks.base import SplitTask
 from rowsft.tasks.inspection.labels import Labels, labels_of
 from rowsft.tasks.inspection.lengths import Lengths, Quantiles, lengths_of
-from rowsft.tasks.inspection.measuring import measured
+from rowsft.tasks.inspection.measuring import Measure, measured
 from rowsft.tasks.inspection.overlap import Overlap, overlaps, repeated
 from rowsft.tasks.inspection.rendering import Rendered, rendered
 
@@ -77,7 +78,7 @@ def inspect(
         facts[name] = SplitFacts(
             examples=len(rows),
             lengths=lengths_of(measure.tokens, measure.answers),
-            longer=None if most is None or not len(measure.tokens) else int((measure.tokens > most).sum()),
+            longer=_longer(task, processor, rows, measure),
             repeated=repeated(measure),
             labels=labels_of(rows, names),
             rendered=rendered(task, processor, shown, names),
@@ -92,3 +93,16 @@ def inspect(
         splits=facts,
         overlaps=overlaps(measures, ids),
     )
+
+
+def _longer(task: Task, processor: Any, rows: list[dict], measure: Measure) -> int | None:
+    """How many examples have more than the task's max_length tokens, in training or in evaluation."""
+    most = getattr(task, "max_length", None)
+    if most is None or not len(measure.tokens):
+        return None
+    if not task.evaluates_as_trained and isinstance(task, SplitTask):
+        # Any of several options may be too long.
+        long = task.too_long(rows, processor)
+        if long is not None:
+            return sum(long)
+    return int((measure.tokens > most).sum())

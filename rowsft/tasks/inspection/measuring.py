@@ -18,6 +18,7 @@ from numpy import ndarray
 
 from rowsft.batch import IGNORED
 from rowsft.tasks import Progress, Task
+from rowsft.tasks.base import SplitTask
 from rowsft.tasks.inspection.normalise import normalised
 
 # Longer than any text, and a number that tokenizers take.
@@ -40,9 +41,7 @@ class Measure:
 
 def measured(task: Task, processor: Any, examples: Sequence[dict], progress: Progress = None) -> Measure:
     """Encode `examples` without any limit of length; in several processes where there are many."""
-    whole = copy.copy(task)
-    if hasattr(whole, "max_length"):
-        whole.max_length = _ENDLESS
+    whole = _unlimited(task)
     chunks = [examples[first : first + _AT_ONCE] for first in range(0, len(examples), _AT_ONCE)]
     results = _in_processes(whole, processor, chunks) if len(examples) >= _MANY else _here(whole, processor, chunks)
     parts = list(progress(results, total=len(chunks)) if progress else results)
@@ -52,6 +51,15 @@ def measured(task: Task, processor: Any, examples: Sequence[dict], progress: Pro
         exact=[key for part in parts for key in part.exact],
         normalised=[key for part in parts for key in part.normalised],
     )
+
+
+def _unlimited(task: Task) -> Task:
+    if isinstance(task, SplitTask):
+        return task.with_max_length(_ENDLESS)
+    whole = copy.copy(task)
+    if hasattr(whole, "max_length"):
+        whole.max_length = _ENDLESS
+    return whole
 
 
 def _here(task: Task, processor: Any, chunks: list[Sequence[dict]]) -> Iterator[Measure]:
