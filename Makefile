@@ -49,14 +49,16 @@ fashion-mnist: $(VENV)-images/installed
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends dataset-fashion-mnist; } >/dev/null
 	@$(VENV)-images/bin/rowsft fetch vits_focus
 
-demo-images: fashion-mnist ## Fashion-MNIST on a vision transformer, and from random weights as control; installs Debian's dataset-fashion-mnist (as root)
+demo-images: fashion-mnist ## Fashion-MNIST on a vision transformer, and from random weights as control, within 30 minutes; installs Debian's dataset-fashion-mnist (as root)
 	@$(IMAGES) experiment=demo_images 'seed=$(SEED_LIST)'
 	@$(IMAGES) experiment=demo_images_random 'seed=$(SEED_LIST)'
 	@$(VENV)-images/bin/rowsft report --experiment demo_images --out reports/demo-images
 
-tune-demo-images: fashion-mnist ## the learning-rate grids behind demo-images, on the validation split
+tune-demo-images: fashion-mnist ## the learning-rate grids behind demo-images, on the validation split (an hour and a quarter)
 	@$(IMAGES) experiment=demo_images_grid
 	@$(IMAGES) experiment=demo_images_grid model=vits_random method=full
+	@$(IMAGES) experiment=demo_images_grid method=head trainer.learning_rate=1e-2,3e-2
+	@$(IMAGES) experiment=demo_images_grid method=full trainer.learning_rate=1e-5
 	@$(VENV)-images/bin/rowsft tune demo_images_grid
 
 test: setup ## run the tests that every change must pass, on every core
