@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets quickstart demo wandb-demo test test-whole test-peft-versions test-oldest lint types docs bench tune-quickstart tune-demo importance row-budget plan-8b \
+.PHONY: help setup assets quickstart demo demo-images tune-demo-images fashion-mnist wandb-demo test test-whole test-peft-versions test-oldest lint types docs bench tune-quickstart tune-demo importance row-budget plan-8b \
 	plan-accuracy gpu gpu-wheels distributed-test fuzz kill-test slurm-test ray-test optuna-test eval-test bench-store clean
 
 help: ## list the targets
@@ -38,6 +38,28 @@ demo: assets ## STS-B on MiniLM and Social IQA on SmolLM2-135M, about an hour; S
 	@$(BIN)/rowsft sweep experiment=demo_stsb 'seed=$(SEED_LIST)'
 	@$(BIN)/rowsft sweep experiment=demo_social_iqa 'seed=$(SEED_LIST)'
 	@$(BIN)/rowsft report --experiment demo --out reports/demo
+
+# Where Debian's package is not to be had: a folder of the four idx files, or FASHION_MNIST=zalandoresearch/fashion_mnist HF_HUB_OFFLINE=0.
+FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
+IMAGES = $(VENV)-images/bin/rowsft sweep task.data.path=$(FASHION_MNIST)
+
+fashion-mnist: $(VENV)-images/installed
+	@test "$(FASHION_MNIST)" != /usr/share/datasets/fashion-mnist || test -d $(FASHION_MNIST) || [ "$$(id -u)" != 0 ] || \
+		! command -v apt-get >/dev/null || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends dataset-fashion-mnist; } >/dev/null
+	@$(VENV)-images/bin/rowsft fetch vits_focus
+
+demo-images: fashion-mnist ## Fashion-MNIST on a vision transformer, and from random weights as control, within 30 minutes; installs Debian's dataset-fashion-mnist (as root)
+	@$(IMAGES) experiment=demo_images 'seed=$(SEED_LIST)'
+	@$(IMAGES) experiment=demo_images_random 'seed=$(SEED_LIST)'
+	@$(VENV)-images/bin/rowsft report --experiment demo_images --out reports/demo-images
+
+tune-demo-images: fashion-mnist ## the learning-rate grids behind demo-images, on the validation split (an hour and a quarter)
+	@$(IMAGES) experiment=demo_images_grid
+	@$(IMAGES) experiment=demo_images_grid model=vits_random method=full
+	@$(IMAGES) experiment=demo_images_grid method=head trainer.learning_rate=1e-2,3e-2
+	@$(IMAGES) experiment=demo_images_grid method=full trainer.learning_rate=1e-5
+	@$(VENV)-images/bin/rowsft tune demo_images_grid
 
 test: setup ## run the tests that every change must pass, on every core
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile -m "not whole"

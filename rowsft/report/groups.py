@@ -58,11 +58,17 @@ def _base(record: Record) -> tuple:
     """Return what tells base weights apart. A folder's fingerprint does, whichever way its path is written."""
     model = record.config.get("model")
     revision = str(dig(record.config, "revisions", "model"))
+    drawn = _is_random(record)
     if _SHA256.fullmatch(revision):
-        return (revision,)
+        return (revision, drawn)
     if not isinstance(model, dict) or not model.get("source"):
-        return (named(record.config, "model"), revision)
-    return (str(model["source"]), str(model.get("revision")), revision)
+        return (named(record.config, "model"), revision, drawn)
+    return (str(model["source"]), str(model.get("revision")), revision, drawn)
+
+
+def _is_random(record: Record) -> bool:
+    """Return whether the base weights are drawn from the seed, the checkpoint giving no more than their shapes."""
+    return dig(record.config, "model", "pretrained") is False
 
 
 def _data(record: Record) -> tuple:
@@ -88,6 +94,8 @@ def _models(record: Record) -> list[str]:
         # Another model's weights under this model's settings (model=llama3_8b model.source=someone/other).
         replaced = _named_source(name) not in (None, source) and source
         tails = [source.removeprefix("package:") if replaced else name, f"{name} ({source})"]
+    if _is_random(record):
+        tails = [f"{label} (random weights)" for label in tails]
     mark = revision[:8] if fingerprint else revision
     return [*tails, *(f"{label} @ {mark}" for label in tails), f"{name} {source} @ {revision}"]
 

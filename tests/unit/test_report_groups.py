@@ -214,6 +214,16 @@ def test_folders_of_one_name_and_contents_that_changed_are_told_apart(tmp_path):
     assert models == ["a/tiny", "tiny @ bbbbbbbb", "tiny @ cccccccc"]
 
 
+def test_random_weights_are_no_base_to_compare_with_the_checkpoint_that_gives_their_shape(tmp_path):
+    store = Store(tmp_path)
+    pretrained, random = base("./models/tiny", "a" * 64), base("./models/tiny", "a" * 64)
+    random["model"] = {**random["model"], "pretrained": False}
+    plant(store, "full", 80, **pretrained)
+    plant(store, "full", 50, **random)
+    models = [part.table.model for part in report.sections(tmp_path, "demo")]
+    assert models == ["tiny", "tiny (random weights)"]
+
+
 def test_another_hub_id_is_not_called_by_the_name_of_the_model_that_it_replaced(tmp_path):
     store = Store(tmp_path)
     plant(store, "lora", 50, **base("someone/other-8B"))
