@@ -3,6 +3,7 @@
 A panel of a few points names each, one of more numbers them, one of very many names the best of each method.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -125,7 +126,8 @@ class Panel:
         """
         values = [point.y for point in self.points]
         low, high = min(values), max(values)
-        reach = 1.5 * max(high - low, 0.02 * abs(high), 1e-6)
+        # Of one value, or equal ones, nothing is squeezed.
+        reach = 1.5 * max(high - low, 0.02 * abs(high), 1e-6) if high > low else math.inf
         if not self.crowded:
             low = max(min(point.low for point in self.points), low - reach)
             high = min(max(point.high for point in self.points), high + reach)

@@ -211,3 +211,12 @@ def test_a_store_of_many_experiments_has_a_picture_of_bounded_size(tmp_path):
         png = plots.accuracy_vs_memory(report.sections(tmp_path))
         heights[count] = int.from_bytes(png[20:24], "big")
     assert heights[1] < heights[12] == heights[40] < 2**15
+
+
+def test_the_picture_of_one_run_shows_its_whole_interval(tmp_path):
+    store = Store(tmp_path)
+    finish(store, outcomes(50), method="full", task="sentiment", validation=False)
+    section = one_section(store)
+    (line,) = section.lines
+    low, high = plots.Panel(section).limits()
+    assert low < line.estimate.low < line.value < line.estimate.high < high
