@@ -61,15 +61,16 @@ def contract(table: Table, grids: Grids, tuned: Mapping[int, Tuned]) -> list[Con
     stated = table.notes.get("fairness") or {}
     stated = stated if isinstance(stated, dict) else {}
     judged = _tuned(rows, tuned) if tuned else None
+    untrained = [row for row in table.rows if row.done and not row.trains]
     conditions = []
-    for key, text, check in _checks(grids, judged, table.higher_is_better):
+    for key, text, check in _checks(grids, judged, table.higher_is_better, untrained):
         status, detail = _together({label: check(group) for label, group in groups.items()})
         conditions.append(_condition(key, text, status, detail, _text(stated.get(key))))
     return conditions
 
 
 def _checks(
-    grids: Grids, tuned: tuple[str, str] | None, higher_is_better: bool
+    grids: Grids, tuned: tuple[str, str] | None, higher_is_better: bool, untrained: list[Row]
 ) -> list[tuple[str, str, Callable[[Group], tuple[str, str]]]]:
     return [
         ("base_weights", "same base weights", lambda g: _same(g, settings=_BASE, facts=_base_facts)),
@@ -85,7 +86,7 @@ def _checks(
         ),
         ("steps", "same number of optimizer steps", lambda g: _same(g, facts=lambda result: result.steps)),
         ("label_masking", "same label masking", lambda g: _same(g, settings=("task",), ending="the task does it")),
-        ("evaluation", "same evaluation on the same examples", _evaluation),
+        ("evaluation", "same evaluation on the same examples", lambda g: _evaluation(g, untrained)),
         (
             "learning_rate",
             "learning rate tuned per method over one grid on validation",
@@ -214,7 +215,7 @@ def _tuned(rows: list[Row], tuned: Mapping[int, Tuned]) -> tuple[str, str]:
     return (NOT_MET, few(lacking)) if lacking else (MET, in_short(rows, tuned))
 
 
-def _evaluation(group: Group) -> tuple[str, str]:
+def _evaluation(group: Group, untrained: list[Row]) -> tuple[str, str]:
     rows = group.rows
     status, detail = _same(group, settings=("task", "revisions.data"))
     if status != MET:
@@ -226,6 +227,9 @@ def _evaluation(group: Group) -> tuple[str, str]:
         return UNKNOWN, "no per-example predictions that give back the recorded metric"
     if len({one.ids for one in scores}) > 1:
         return NOT_MET, "the runs scored different examples"
+    beside = [one.ids for row in untrained for one in row.scores.values()]
+    if beside and scores[0].ids not in beside:
+        return NOT_MET, "the model without training scored other examples than the trained ones"
     return MET, f"{len(scores[0].ids):,} {rows[0].split} examples"
 
 

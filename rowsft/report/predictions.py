@@ -37,6 +37,8 @@ _LARGEST_BYTES = 2**30
 _OWN_PREDICTIONS = {
     f"accuracy_{name}": f"prediction_{name}" for name in ("sum", "norm", "bytes", "tokens", "pmi", "generated")
 }
+#: Means of a mix in which every task counts alike.
+_OVER_TASKS = ("accuracy_mean", "accuracy_generated")
 #: Means over tokens, words or bytes: the keys of each example's sum and of its number, and what is made of the mean.
 _MEANS: dict[str, tuple[str, str, Callable[[float], float]]] = {
     "loss": ("negative_log_likelihood", "tokens", float),
@@ -210,14 +212,10 @@ def _mean_of(values: np.ndarray) -> tuple[Callable, bool, Callable]:
 
 def _of_task(lines: list[dict], name: str) -> list[dict]:
     """The lines that a metric of a mix is about: those of one task, where it is that task's alone."""
-    if not all("task" in line and "correct" in line for line in lines):
+    if name in _OVER_TASKS or not all("task" in line and "correct" in line for line in lines):
         return lines
-    # accuracy_generated is a mean, even of a task called generated.
-    for prefix in ("accuracy_generated_", "accuracy_"):
-        own = [line for line in lines if name == f"{prefix}{line['task']}"]
-        if own and name != "accuracy_generated":
-            return own
-    return lines
+    own = [line for line in lines if name in (f"accuracy_{line['task']}", f"accuracy_generated_{line['task']}")]
+    return own or lines
 
 
 def _mean_over_tasks(lines: list[dict], name: str) -> tuple[Callable, bool, Callable] | None:
@@ -229,7 +227,7 @@ def _mean_over_tasks(lines: list[dict], name: str) -> tuple[Callable, bool, Call
         return None
     right = (line["prediction_generated"] == line["label"] if written else line["correct"] for line in lines)
     hits = np.array(list(right), dtype=float)
-    if name not in ("accuracy_mean", "accuracy_generated"):
+    if name not in _OVER_TASKS:
         # The lines are those of the task.
         return _mean_of(hits)
     of_task = [np.array([line["task"] == name for line in lines], dtype=float) for name in names]

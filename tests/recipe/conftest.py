@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from tiny_workshop import Workshop, build_workshop
 
 
@@ -25,3 +26,12 @@ def long_data(tmp_path_factory):
     for name, lines in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     return folder
+
+
+@pytest.fixture
+def one_thread():
+    """A CPU's attention has a buffer for every thread, which no plan counts: here they would outgrow a tiny model."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from shared_data import shared_data
 from tiny import tiny_llama
 from tiny_tokenizer import byte_level
@@ -83,14 +82,6 @@ def test_gsm8k_runs_on_its_real_files(workshop, writer):
     estimate = over_examples(record.result.metrics["test"]["exact_match"], values[1])
     assert estimate.low <= estimate.value < estimate.high
     assert difference({0: values[1]}, {0: values[2]}).examples == 9
-
-
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import random
 
 import pytest
-import torch
 from planned_runs import without_weights
 from refusals import refusal
 
@@ -55,14 +54,6 @@ def planned_and_measured(workshop, text, monkeypatch, *overrides):
     outcome = run(run_spec(config), trainer_settings(config), rerun=True, say=str)
     assert outcome.state == "done", outcome.message
     return planned, peaks[0], kept[0]
-
-
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")

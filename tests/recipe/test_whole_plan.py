@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-import torch
 from planned_runs import both, without_weights
 from tiny import tiny_llama
 
@@ -37,15 +36,6 @@ def test_the_planned_peak_is_that_of_the_run(workshop, long_data, family, overri
 
 
 EVALUATED = ["trainer.eval_batch_size=8", "trainer.evaluate=[validation]", "task.data.validation=0.5"]
-
-
-@pytest.fixture
-def one_thread():
-    """A CPU's attention has a buffer for every thread, which no plan counts: here they would outgrow a tiny model."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -38,6 +38,15 @@ def test_a_breach_of_the_contract_is_seen(tmp_path, key, changes):
     assert status(build_two(tmp_path, dict(changes)), key).status == "not met"
 
 
+@pytest.mark.parametrize(("examples", "judged"), [(200, "met"), (150, "not met")])
+def test_the_model_without_training_is_scored_on_the_same_examples(tmp_path, examples, judged):
+    store = Store(tmp_path)
+    finish(store, regression("lora", 1))
+    finish(store, regression("none", 1, n=examples, noise=1.0), method="none")
+    (section,) = report.sections(tmp_path, "demo")
+    assert status(section, "evaluation").status == judged
+
+
 def test_budget_and_machine_breaches_are_seen(tmp_path, monkeypatch):
     monkeypatch.setitem(COSTS, "row_sft", (230_000, 402.5, 290.1, 0.61))
     monkeypatch.setitem(ENVIRONMENT, "git_dirty", True)
