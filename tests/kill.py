@@ -145,7 +145,7 @@ class KillTest:
 
     def await_a_checkpoint(self, process: subprocess.Popen) -> None:
         """Wait until a job writes one, and a little longer: what is killed then goes on from there."""
-        end, before = time.monotonic() + 60, self._checkpoints()
+        end, before = time.monotonic() + 300, self._checkpoints()
         while process.poll() is None and time.monotonic() < end:
             if self._checkpoints() - before:
                 time.sleep(self.draw.uniform(0, 0.5))
