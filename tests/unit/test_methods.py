@@ -1,64 +1,41 @@
 """Every method on tiny models: what it trains, where it starts, what it saves, what it merges to."""
 
 import json
-from copy import deepcopy
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from method_contract import (
+    CASES,
+    check_merge,
+    check_only_the_trainable_moves,
+    check_saves_and_loads,
+    check_step_zero,
+    logits,
+    prepared,
+    train,
+)
+from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
-from tiny import causal_batch, classification_batch, tiny_bert, tiny_gpt2, tiny_llama
+from tiny import causal_batch, tiny_bert, tiny_llama
 from transformers import MambaConfig, MambaForCausalLM
 
 from rowsft.baselines.lora import Lora
 from rowsft.config.compose import compose
 from rowsft.errors import UserError
-from rowsft.methods.base import ResolvedMethod, method_class, method_of, selected
+from rowsft.methods.base import ResolvedMethod, method_class, method_of
 from rowsft.methods.plain_method import head_parameters
 from rowsft.methods.row_sft import RowSFT
 from rowsft.selection.budget import Budget
 from rowsft.selection.targets import Targets, eligible_layers
 
-HEAD = ["classifier", "bert.pooler"]
-CASES = {
-    "llama": (tiny_llama, causal_batch, Targets()),
-    "gpt2": (tiny_gpt2, causal_batch, Targets()),
-    "bert": (tiny_bert, classification_batch, Targets(head_modules=HEAD)),
-}
 METHODS = ["row_sft", "lora", "dora", "full", "none"]
 GRID = [(case, method) for case in CASES for method in METHODS] + [("bert", "head")]
-BUDGET = Budget(params=3000)
-
-
-def prepared(case, name, budget=BUDGET, **settings):
-    """A method attached to a fresh model: (method, resolved, wrapped, untouched copy of the model, batch)."""
-    build, make, targets = CASES[case]
-    model, batch = build(), make()
-    base = deepcopy(model)
-    method = method_class(name)(**settings)
-    resolved = method.solve(budget, model, targets)
-    resolved = selected(method, model, resolved, [batch])
-    return method, resolved, method.attach(model, resolved), base, batch
-
-
-def train(model, batch, steps=3):
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        model(**batch).loss.backward()
-        optimizer.step()
-
-
-def logits(model, batch):
-    with torch.no_grad():
-        return model.eval()(**batch).logits
 
 
 @pytest.mark.parametrize(("case", "name"), GRID)
 def test_step_zero_computes_what_the_base_computes(case, name):
-    _, _, wrapped, base, batch = prepared(case, name)
-    torch.testing.assert_close(logits(wrapped, batch), logits(base, batch), rtol=1e-5, atol=1e-6)
+    check_step_zero(case, name)
 
 
 @pytest.mark.parametrize(("case", "name"), GRID)
@@ -77,13 +54,7 @@ def test_trains_exactly_what_is_resolved(case, name):
 
 @pytest.mark.parametrize(("case", "name"), [item for item in GRID if item[1] != "none"])
 def test_training_moves_what_is_trainable_and_nothing_else(case, name):
-    _, _, wrapped, base, batch = prepared(case, name)
-    before = {n: p.clone() for n, p in wrapped.named_parameters()}
-    train(wrapped, batch)
-    moved = {n for n, p in wrapped.named_parameters() if not torch.equal(p, before[n])}
-    assert moved <= {n for n, p in wrapped.named_parameters() if p.requires_grad}
-    assert moved
-    assert not torch.allclose(logits(wrapped, batch), logits(base, batch), atol=1e-4)
+    check_only_the_trainable_moves(case, name)
 
 
 @pytest.mark.parametrize("name", ["row_sft", "lora", "dora"])
@@ -110,26 +81,14 @@ def test_the_head_starts_as_it_was_whatever_the_random_stream(name, seed):
 
 @pytest.mark.parametrize(("case", "name"), GRID)
 def test_merge_gives_the_plain_model_with_the_same_outputs(case, name):
-    method, _, wrapped, base, batch = prepared(case, name)
-    if method.trains:
-        train(wrapped, batch)
-    expected = logits(wrapped, batch)
-    merged = method.merge(wrapped)
-    assert type(merged) is type(base)
-    assert [n for n, _ in merged.named_parameters()] == [n for n, _ in base.named_parameters()]
-    torch.testing.assert_close(logits(merged, batch), expected, rtol=1e-4, atol=1e-5)
+    check_merge(case, name)
 
 
 @pytest.mark.parametrize("name", ["row_sft", "lora", "dora"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_saved_adapter_loads_through_peft(case, name, tmp_path):
-    method, _, wrapped, base, batch = prepared(case, name)
-    train(wrapped, batch)
-    expected = logits(wrapped, batch)
-    method.save(wrapped, tmp_path / "adapter")
+    check_saves_and_loads(case, name, tmp_path / "adapter")
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
-    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
-    torch.testing.assert_close(logits(loaded, batch), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["row_sft", "lora", "dora", "shira"])
