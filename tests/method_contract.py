@@ -120,10 +120,8 @@ def check_curve(
     case: str,
     name: str,
     by_hand: Callable[[nn.Module, ResolvedMethod], nn.Module],
-    optimizers: tuple[
-        Callable[[Method, nn.Module], torch.optim.Optimizer], Callable[[nn.Module], torch.optim.Optimizer]
-    ]
-    | None = None,
+    of_method: Callable[[Any, nn.Module], torch.optim.Optimizer] = lambda method, model: adamw(model),
+    of_hand: Callable[[nn.Module], torch.optim.Optimizer] = adamw,
     steps: int = 6,
     seeds: Iterable[int] = (0,),
     **settings,
