@@ -9,6 +9,7 @@ from typing import Any
 from rowsft.output.quantities import text
 from rowsft.record import Attempt
 from rowsft.report.harness import Cell
+from rowsft.report.other_metrics import other_estimates
 from rowsft.report.predictions import Difference, difference, flat_difference
 from rowsft.report.references import REFERENCES
 from rowsft.report.rows import Row, Table
@@ -33,6 +34,7 @@ class Line:
     Metrics are means over seeds, costs medians over seeds. `*_to_lora` are ratios to the row's LoRA; `minus_lora` and
     `minus_full` paired differences of the primary metric to its LoRA and its full fine-tuning, whose titles are
     `lora_reference` and `full_reference` (references.py says which those are). metrics: all others, by split and name.
+    others: those of the split beside the primary one, with intervals.
     harness: tasks of lm-evaluation-harness, by the key of their column.
     forgetting: the loss of the general text after training minus that before, in nats per token.
     """
@@ -85,6 +87,7 @@ class Line:
     forgetting: float | None = _measured(_forgetting, over=fmean)
     csd_rel: float | None = _measured(lambda a: a.forgetting.csd_rel, over=fmean)
     metrics: dict[str, float]
+    others: dict[str, Estimate]
     differs_in: str
     train_peak_to_lora: float | None = None
     step_to_lora: float | None = None
@@ -105,6 +108,10 @@ class Line:
         for name, value in ((entry.name, getattr(self, entry.name)) for entry in fields(self)):
             if name == "metrics":
                 columns |= value
+            elif name == "others":
+                for metric, estimate in value.items():
+                    parts = {"low": estimate.low, "high": estimate.high, "interval": estimate.covers}
+                    columns |= {f"{self.split}_{metric}_{part}": bound for part, bound in parts.items()}
             elif name == "harness":
                 columns |= {column: part for key, cell in value.items() for column, part in cell.flat(key).items()}
             elif name == "estimate":
@@ -183,6 +190,7 @@ def _line(table: Table, row: Row, differs: str) -> Line:
         select_seconds=_scoring_seconds(row),
         learning_rate=row.learning_rate,
         metrics=_metrics(row),
+        others=other_estimates(row.done, table.split),
         differs_in=differs,
         **{name: measured[name]["over"](values) for name, values in numbers.items() if values},
     )

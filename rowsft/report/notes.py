@@ -45,13 +45,14 @@ def notes(section: Section) -> list[str]:
     texts = []
     estimates = [line.estimate for line in lines if line.estimate]
     estimates += [cell.estimate for line in lines for cell in line.harness.values()]
+    estimates += [estimate for line in lines for estimate in line.others.values()]
     intervals = sorted({estimate.covers for estimate in estimates if estimate.covers})
     if intervals:
         texts.append("Intervals: " + "; ".join(intervals) + ". Costs: medians over seeds.")
     if OVER_EXAMPLES in intervals:
         texts.append("A test-set interval says nothing about the spread between seeds.")
     if any(estimate.cut for estimate in estimates):
-        what = "a metric" if section.harness else table.metric
+        what = "a metric" if section.harness or any(line.others for line in lines) else table.metric
         texts.append(f"Intervals that reach beyond what {what} can be are cut there and shown as [low, high].")
     texts += _references(table)
     kinds = memory_kinds(table)

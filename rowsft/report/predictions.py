@@ -12,7 +12,7 @@ each example's sum and its number of them.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -72,12 +72,18 @@ def scored(record: Record, split: str, metric_name: str | None = None) -> Scored
 
     metric_name: None is the primary metric.
     """
+    name = metric_name or (record.result.primary_metric if record.result else None) or ""
+    return scored_as(record, split, [name]).get(name)
+
+
+def scored_as(record: Record, split: str, names: Iterable[str]) -> dict[str, Scored | None]:
+    """Return the same by each of these metrics; empty where a run has no predictions."""
     result, path = record.result, record.file("predictions")
     if result is None or path is None or not path.exists():
-        return None
-    name = metric_name or result.primary_metric or ""
+        return {}
     lines = [line for line in read_lines(path) if line.get("split", "test") == split]
-    return scored_lines(lines, name, (result.metrics.get(split) or {}).get(name))
+    recorded = result.metrics.get(split) or {}
+    return {name: scored_lines(lines, name, recorded.get(name)) for name in names}
 
 
 def read_lines(path: Path) -> list[dict]:

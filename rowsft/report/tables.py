@@ -8,6 +8,7 @@ from rowsft.report.columns import Column, Sheet, words
 from rowsft.report.harness_tables import harness_differences, harness_main
 from rowsft.report.lines import Line, Rate, Unfinished
 from rowsft.report.notes import of_the_same
+from rowsft.report.other_metrics import other_metrics
 from rowsft.report.rows import Table
 from rowsft.report.section import Section
 from rowsft.report.settings import short
@@ -72,6 +73,7 @@ def blocks(section: Section) -> list[Sheet]:
         _unfinished(section),
         by_budget(section),
         _differences(section),
+        other_metrics(section.lines, section.table.split),
         harness_main(section, section.lines),
         *harness_differences(section),
         _clocks(section),

@@ -1,5 +1,8 @@
 """A section in the terminal: the main table cut to what fits, states, and the contract's open points."""
 
+from collections.abc import Callable
+from functools import partial
+
 from rich.console import Console
 from rich.text import Text
 
@@ -10,6 +13,7 @@ from rowsft.report.grid import grid, line
 from rowsft.report.harness_tables import harness_main
 from rowsft.report.lines import Line
 from rowsft.report.notes import demonstration, notes
+from rowsft.report.other_metrics import other_metrics
 from rowsft.report.section import Section
 from rowsft.report.tables import blocks, by_budget, heading, terminal_main
 
@@ -34,8 +38,8 @@ def show(section: Section, console: Console) -> None:
                 f"the best {len(shown)} of {len(section.lines)} rows by {table.metric}; all are in the page and files"
             )
             console.print(line(text, "dim"))
-        if section.harness:
-            _print_harness(console, section, shown)
+        _print_pieces(console, partial(other_metrics, shown, table.split))
+        _print_pieces(console, partial(harness_main, section, shown))
         if section.budgets:
             sheet = by_budget(section, intervals=False)
             console.print(line(sheet.title, "bold"))
@@ -70,16 +74,20 @@ def _print_main(console: Console, sheet: Sheet[Line]) -> None:
     console.print(grid(sheet.of("cost")))
 
 
-def _print_harness(console: Console, section: Section, lines: list[Line]) -> None:
-    """Print the columns of lm-evaluation-harness: with their intervals where these fit, else in pieces that fit."""
-    sheet = harness_main(section, lines)
+def _print_pieces(console: Console, sheet_of: Callable[..., Sheet[Line]]) -> None:
+    """Print a table of many columns: with its intervals where these fit, else in pieces that fit."""
+    sheet = sheet_of()
+    if not sheet.items:
+        return
     console.print(line(sheet.title, "bold"))
     if not _fits(console, sheet):
-        sheet = harness_main(section, lines, intervals=False)
+        sheet = sheet_of(intervals=False)
     first, *rest = sheet.columns
     while rest:
-        most = next((n for n in range(len(rest), 1, -1) if _fits(console, Sheet("", [first, *rest[:n]], lines))), 1)
-        console.print(grid(Sheet("", [first, *rest[:most]], lines)))
+        most = next(
+            (n for n in range(len(rest), 1, -1) if _fits(console, Sheet("", [first, *rest[:n]], sheet.items))), 1
+        )
+        console.print(grid(Sheet("", [first, *rest[:most]], sheet.items)))
         rest = rest[most:]
 
 

@@ -108,13 +108,14 @@ def finish(
     size=None,
     peak=None,
     forgetting=None,
+    others=None,
     **arguments,
 ):
     """Record one finished run and return its id.
 
     facts: added to the model's. metric: (name, value) instead of the task's own. size: (parameters asked, achieved).
     peak: of training, in MiB. forgetting: as it is recorded. validation: the metric on that split; False leaves it out.
-    `arguments` are those of `config`.
+    others: further metrics of the test split. `arguments` are those of `config`.
     """
     wanted = config(**arguments)
     method, seed, task = wanted["method"]["name"], wanted["seed"], wanted["task"]["name"]
@@ -130,10 +131,10 @@ def finish(
             higher_is_better=True,
             metrics={
                 "validation": {name: value + 0.02 if validation is None else validation},
-                "test": {name: value},
+                "test": {name: value, **(others or {})},
             }
             if validation is not False
-            else {"test": {name: value}},
+            else {"test": {name: value, **(others or {})}},
             parameters={
                 "adapter": achieved,
                 "head": 385,
