@@ -11,7 +11,7 @@ export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup assets quickstart demo demo-images tune-demo-images fashion-mnist wandb-demo test test-whole test-peft-versions test-oldest lint types docs bench tune-quickstart tune-demo importance row-budget plan-8b \
-	plan-accuracy gpu gpu-wheels distributed-test fuzz kill-test slurm-test ray-test optuna-test eval-test bench-store clean
+	plan-accuracy gpu gpu-wheels distributed-test fuzz kill-test slurm-test ray-test optuna-test eval-test bench-store bench-tasks clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -157,6 +157,11 @@ bench: setup ## a step of every method, the cost of choosing and writing rows, g
 
 bench-store: setup ## CPU seconds of all that does not train, against the number of runs (ten minutes)
 	@$(BIN)/python benchmarks/store.py
+
+bench-tasks: setup ## reading files, tokenising, and generating in batches against one by one (ten minutes)
+	@$(BIN)/python benchmarks/reading.py
+	@$(BIN)/python benchmarks/tokenising.py
+	@$(BIN)/python benchmarks/batched_generation.py
 
 plan-8b: setup ## what every method needs for Llama-3-8B on an 80 GB card, planned offline, with a page (6 minutes)
 	@$(BIN)/rowsft plan --compare model=llama3_8b task=prompt_response trainer.batch_size=1 trainer.eval_batch_size=1 \
