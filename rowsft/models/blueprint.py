@@ -63,7 +63,7 @@ def blueprint(
                 options = without_waiting(options)
             given, _ = PretrainedConfig.get_config_dict(place, **options)
             config = AutoConfig.from_pretrained(place, **options)
-    check_kind(source, config)
+    check_kind(source, config, head)
     _check_sizes(source, config, {**given, **given.get("text_config", {})})
     configure(config, head_settings)
     text = config.get_text_config()

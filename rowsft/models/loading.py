@@ -56,7 +56,7 @@ def load(
         if commit:
             options["revision"] = commit
         processor = processor_of(head, place, options)
-    check_kind(source, config)
+    check_kind(source, config, head)
     check_dtype(config, dtype)
     check_filled(processor, source)
     configure(config, head_settings)
