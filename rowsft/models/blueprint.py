@@ -11,8 +11,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from rowsft.compat.hub import without_waiting
 from rowsft.errors import UserError
-from rowsft.models.hub import without_waiting
 from rowsft.models.options import attention_kernel, check_dtype, check_kind, configure, dtype_of, model_class
 from rowsft.models.source import readable, resolve
 from rowsft.tasks.heads import Head
@@ -63,7 +63,7 @@ def blueprint(
                 options = without_waiting(options)
             given, _ = PretrainedConfig.get_config_dict(place, **options)
             config = AutoConfig.from_pretrained(place, **options)
-    check_kind(source, config)
+    check_kind(source, config, head)
     _check_sizes(source, config, {**given, **given.get("text_config", {})})
     configure(config, head_settings)
     text = config.get_text_config()

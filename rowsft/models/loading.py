@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rowsft.assets import fetch
+from rowsft.compat.hub import where_reachable
 from rowsft.compat.transformers import attention_of, commit_of
 from rowsft.errors import UserError
 from rowsft.layers.quantised import keep_layout
@@ -49,6 +50,8 @@ def load(
     source = str(model_cfg["source"])
     dtype = dtype_of(model_cfg.get("dtype"))
     place, options = resolve(source, model_cfg)
+    if "revision" in options:
+        options = where_reachable(options)
     with readable(source):
         config = AutoConfig.from_pretrained(place, **options)
         # One commit for configuration, weights and tokenizer, even if the branch moves in between.
@@ -56,7 +59,7 @@ def load(
         if commit:
             options["revision"] = commit
         processor = processor_of(head, place, options)
-    check_kind(source, config)
+    check_kind(source, config, head)
     check_dtype(config, dtype)
     check_filled(processor, source)
     configure(config, head_settings)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from rowsft.errors import UserError
 from rowsft.tasks.heads import Head
@@ -26,13 +27,28 @@ def configure(config: PretrainedConfig, head_settings: Mapping[str, Any] | None)
         setattr(config, name, value)
 
 
-def check_kind(source: str, config: PretrainedConfig) -> None:
-    """Raise UserError for a kind of model that the suite does not know."""
+def check_kind(source: str, config: PretrainedConfig, head: Head) -> None:
+    """Raise UserError for a kind of model that the suite does not know, or that cannot do what the head is for."""
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(
             f"model.source={source}: encoder-decoder models ({config.model_type}) are not supported; choose an encoder "
             "or a causal language model"
         )
+    if head.answers and _sees_what_follows(config):
+        raise UserError(
+            f"model.source={source}: a {config.model_type} model reads a text in both directions, so that it would see "
+            "the answers it is scored on; choose a causal language model for this task (a checkpoint that was trained "
+            "as a decoder says is_decoder in its config.json)"
+        )
+
+
+def _sees_what_follows(config: PretrainedConfig) -> bool:
+    """Whether a position attends to those after it, though transformers has a causal head for such models."""
+    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    decoder = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
+    # Gemma's embedding models say so; "vision" is about pictures alone.
+    both_ways = getattr(config.get_text_config(), "use_bidirectional_attention", False)
+    return (masked and not decoder) or both_ways in (True, "all")
 
 
 def dtype_of(name: str | None) -> torch.dtype | str:

@@ -19,6 +19,7 @@ from rowsft.models.capacity import positions_of
 from rowsft.models.loading import recompute_activations, targets_of
 from rowsft.plan.autocast import autocasting, claimed_alike
 from rowsft.plan.lengths import Lengths, assumed
+from rowsft.plan.missing_files import missing_files
 from rowsft.selection.budget import Budget
 from rowsft.tasks import Size, Task
 
@@ -131,7 +132,7 @@ def planned_run(
         if lengths.answer is None:
             run.assumptions.append("any of an example's tokens may be of the response: logits are kept of all")
         run.assumptions.append("evaluation: every answer has a prompt of its own")
-    run.assumptions += labels_assumed
+    run.assumptions += [*labels_assumed, *missing_files(config)]
     return run
 
 

@@ -40,20 +40,28 @@ def selection(job: Job, sizes: ResolvedMethod, calibration: Calibration) -> None
 
 
 def evaluation(job: Job, evaluate: Callable[[list[dict]], object]) -> None:
-    """The memory of evaluating the largest batch: of the longest examples, with padding where any of them has some."""
-    by_length = longest_first(job.splits[job.settings.evaluate[0]])
+    """The memory of evaluating the largest batch of any split: of the longest examples, with padding where any of them
+    has some."""
     # Under autocast the second batch finds the trained weights converted: it may be the one with the peak.
-    batches = 2 if job.settings.autocast else 1
-    largest = by_length[: job.settings.eval_batch_size * batches]
-    if len(largest) > 1:
-        # The longest may all have been cut to one length. The batch in which they end has padding then, and its mask
-        # makes it the largest.
-        largest[-1] = by_length[-1]
+    count = job.settings.eval_batch_size * (2 if job.settings.autocast else 1)
+    batches = [_longest(job.splits[split], count) for split in job.settings.evaluate]
+    # A split may have fewer examples than a batch. Rows are padded to the longest, which stands first.
+    largest = max(batches, key=lambda rows: len(rows) * len(str(rows[0])))
     # The first time leaves what the later ones find: after training with dropout, the originals of the chosen rows.
     evaluate(largest)
     # The optimizer's state stays while the trained model is evaluated.
     optimizer = None if job.trainer is None else job.trainer.optimizer
     _measure(job, "evaluate", lambda hold: evaluate(largest), optimizer)
+
+
+def _longest(examples: list[dict], count: int) -> list[dict]:
+    by_length = longest_first(examples)
+    largest = by_length[:count]
+    if len(largest) > 1:
+        # The longest may all have been cut to one length. The batch in which they end has padding then, and its mask
+        # makes it the largest.
+        largest[-1] = by_length[-1]
+    return largest
 
 
 def training_step(job: Job) -> None:

@@ -1,12 +1,12 @@
 """Multiple choice on the user's own questions, options and labels."""
 
 from collections.abc import Mapping
-from itertools import chain
 from typing import Any
 
 from rowsft.errors import UserError
 from rowsft.tasks import choice_settings as settings
 from rowsft.tasks.answer_words import fault
+from rowsft.tasks.by_rows import examples_of
 from rowsft.tasks.choice import ChoiceTask, words_of
 from rowsft.tasks.choice_columns import Labels, Options
 from rowsft.tasks.choice_settings import FIELDS, INSTRUCTION, METRICS
@@ -70,17 +70,6 @@ class MultipleChoice(ChoiceTask):
         self._equal_options: dict[str, int] = {}
 
     def _read(self) -> dict[str, list[dict]]:
-        splits = self._read_any()
-        if self.max_new_tokens is not None:
-            for example in chain(*splits.values()):
-                if said := fault(words_of(example)):
-                    raise UserError(
-                        f"task {self.name}, example {example['id']}: {said}; leave the example out, or set "
-                        "task.max_new_tokens=null"
-                    )
-        return splits
-
-    def _read_any(self) -> dict[str, list[dict]]:
         has_files = self.tables.data["path"] or self.tables.data["train_path"]
         if self.form == INSTRUCTION and not has_files:
             raise UserError(
@@ -94,7 +83,17 @@ class MultipleChoice(ChoiceTask):
     def _read_columns(self) -> dict[str, list[dict]]:
         columns = [*self.prompt.columns, *self.options.columns, *self.labels.columns, *self.extra_columns]
         tables = self.tables.read(columns, self.prompt.columns)
-        return {name: self._examples(name, table, self.prompt, self.labels) for name, table in tables.items()}
+        return examples_of(
+            tables, lambda name, table: self._told_apart(table, self._examples(name, table, self.prompt, self.labels))
+        )
+
+    def _told_apart(self, table: Table, examples: list[dict]) -> list[dict]:
+        """The examples of the rows of `table`. Raises UserError for options that no text could tell apart."""
+        if self.max_new_tokens is not None:
+            for i, example in enumerate(examples):
+                if said := fault(words_of(example)):
+                    raise UserError(f"{table.place(i)}: {said}; drop the row, or set task.max_new_tokens=null")
+        return examples
 
     def _of_files(self) -> Tables:
         # Files of instructions are called by the splits that they are; task.data.splits is about those of the hub.
@@ -103,7 +102,7 @@ class MultipleChoice(ChoiceTask):
     def _read_asked(self, form: InstructionForm) -> dict[str, list[dict]]:
         self.tables = self._of_files()
         tables = self.tables.read(COLUMNS, COLUMNS[:1])
-        return {name: self._asked(table, form) for name, table in tables.items()}
+        return examples_of(tables, lambda _, table: self._told_apart(table, self._asked(table, form)))
 
     def _asked(self, table: Table, form: InstructionForm) -> list[dict]:
         prompts, options, words = form.asked(table, self.options.count)
@@ -127,9 +126,13 @@ class MultipleChoice(ChoiceTask):
             # Neither form, and the columns of instructions are there: something else is wrong with them.
             raise refused
         self.tables = instructions
-        parsed = {name: form.parsed(table, self.options.column or None) for name, table in tables.items()}
         prompt, labels = form.prompt or self.prompt, Labels(COLUMNS[-1], form.answers, self.options)
-        return {name: self._examples(name, table, prompt, labels) for name, table in parsed.items()}
+
+        def make(name: str, table: Table) -> list[dict]:
+            parsed = form.parsed(table, self.options.column or None)
+            return self._told_apart(table, self._examples(name, parsed, prompt, labels))
+
+        return examples_of(tables, make)
 
     def _examples(self, split: str, table: Table, prompt: Template, labels: Labels) -> list[dict]:
         prompts, options = prompt.filled(table), self.options.of(table)

@@ -6,6 +6,7 @@ from typing import Any
 
 from rowsft.tasks import Evaluation, Progress, held_out
 from rowsft.tasks.alternatives import Alternatives
+from rowsft.tasks.by_rows import examples_of
 from rowsft.tasks.causal import CausalTask, encode_answers
 from rowsft.tasks.local_data import Tables
 from rowsft.tasks.long_examples import longer
@@ -41,7 +42,7 @@ class PromptResponse(CausalTask):
 
     def _read(self) -> dict[str, list[dict]]:
         tables = self.tables.read([*self.prompt.columns, *self.response.columns], self.prompt.columns)
-        return {name: self._examples(table) for name, table in tables.items()}
+        return examples_of(tables, lambda _, table: self._examples(table))
 
     def _examples(self, table: Table) -> list[dict]:
         prompts, responses = self.prompt.filled(table), self.response.filled(table)

@@ -4,10 +4,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from operator import ne
 from typing import Any, NamedTuple
 
 from rowsft.errors import UserError, shortened
+from rowsft.tasks.by_rows import examples_of
 from rowsft.tasks.classification import ClassificationTask
 from rowsft.tasks.local_data import Tables
 from rowsft.tasks.reading import Table, number
@@ -58,7 +58,6 @@ class TextClassification(ClassificationTask):
         self.columns = _columns(columns)
         self.regression = regression
         self.given_labels = _given(labels)
-        self._stripped = 0
 
     def data_at_hand(self) -> bool:
         """Whether the files of `data` are here."""
@@ -78,16 +77,10 @@ class TextClassification(ClassificationTask):
         texts = [name for name in (self.columns.text, self.columns.pair) if name]
         return self.tables.read([*texts, self.columns.label], texts)
 
-    @cached_property
-    def _labels(self) -> dict[str, list[str]]:
-        """The label cells of every split without the blanks around them."""
-        stripped = {}
-        for name, table in self._tables.items():
-            cells = table.columns[self.columns.label]
-            stripped[name] = [label.strip() for label in cells]
-            self._stripped += sum(map(ne, stripped[name], cells))
-            stripped[name] = self._in_words(stripped[name], table.class_names.get(self.columns.label, ()))
-        return stripped
+    def _labels(self, table: Table) -> list[str]:
+        """The label cells without the blanks around them."""
+        stripped = [label.strip() for label in table.columns[self.columns.label]]
+        return self._in_words(stripped, table.class_names.get(self.columns.label, ()))
 
     def _in_words(self, labels: list[str], names: Sequence[str]) -> list[str]:
         """Class numbers as the names that the data set gives them, where task.labels lists those names instead."""
@@ -102,7 +95,7 @@ class TextClassification(ClassificationTask):
         """The label of every class index, as text. Raises UserError where there are fewer than two."""
         if self.given_labels:
             return self.given_labels
-        classes = _ordered(set(self._labels["train"]))
+        classes = _ordered(set(self._labels(self._tables["train"])))
         if len(classes) < 2:
             raise UserError(
                 f"task.columns.label={shortened(self.columns.label)}: {len(classes)} class in the training data "
@@ -111,10 +104,10 @@ class TextClassification(ClassificationTask):
         return classes
 
     def _read(self) -> dict[str, list[dict]]:
-        return {name: self._examples(name, table) for name, table in self._tables.items()}
+        return examples_of(self._tables, lambda _, table: self._examples(table))
 
-    def _examples(self, split: str, table: Table) -> list[dict]:
-        targets = self._numbers(split, table) if self.regression else self._indices(split, table)
+    def _examples(self, table: Table) -> list[dict]:
+        targets = self._numbers(table) if self.regression else self._indices(table)
         texts = table.columns[self.columns.text]
         rows = zip(table.ids(), texts, targets, strict=True)
         if not self.columns.pair:
@@ -125,43 +118,38 @@ class TextClassification(ClassificationTask):
             for (id_, text, label), pair in zip(rows, pairs, strict=True)
         ]
 
-    def _indices(self, split: str, table: Table) -> list[int]:
+    def _indices(self, table: Table) -> list[int]:
         index = {label: i for i, label in enumerate(self.classes)}
-        try:
-            return [index[label] for label in self._labels[split]]
-        except KeyError:
-            wrong = [i for i, label in enumerate(self._labels[split]) if label not in index]
-        first = min(wrong, key=table.numbers.__getitem__)
-        raise UserError(
-            f"{table.place(first)}: label {shortened(self._labels[split][first])} is not among the classes "
-            f"{shortened(', '.join(self.classes), 200)}; give training data for it or list all classes in "
-            "task.labels, in quote marks where they look like numbers"
-        )
+        labels = self._labels(table)
+        for i, label in enumerate(labels):
+            if label not in index:
+                raise UserError(
+                    f"{table.place(i)}: label {shortened(label)} is not among the classes "
+                    f"{shortened(', '.join(self.classes), 200)}; give training data for it or list all classes in "
+                    "task.labels, in quote marks where they look like numbers"
+                )
+        return [index[label] for label in labels]
 
-    def _numbers(self, split: str, table: Table) -> list[float]:
-        numbers, wrong = [], {}
-        for i, label in enumerate(self._labels[split]):
+    def _numbers(self, table: Table) -> list[float]:
+        numbers = []
+        for i, label in enumerate(self._labels(table)):
             try:
                 numbers.append(number(label))
             except ValueError as error:
-                wrong[i] = str(error)
-        if wrong:
-            first = min(wrong, key=table.numbers.__getitem__)
-            raise UserError(
-                f"{table.place(first)}: label {shortened(self._labels[split][first])!r} in column "
-                f"{shortened(self.columns.label)} is {wrong[first]}; correct it or drop the row (for classes set "
-                "task.regression=false)"
-            )
+                raise UserError(
+                    f"{table.place(i)}: label {shortened(label)!r} in column {shortened(self.columns.label)} is "
+                    f"{error}; correct it or drop the row (for classes set task.regression=false)"
+                ) from error
         return numbers
 
     def _facts(self) -> dict[str, Any]:
         facts = self.tables.facts()
-        counts = {**facts["counts"], "labels_stripped": self._stripped}
+        cells = [cell for table in self._tables.values() for cell in table.columns[self.columns.label]]
+        stripped = sum(cell != cell.strip() for cell in cells)
+        counts = {**facts["counts"], "labels_stripped": stripped}
         warnings = list(facts["warnings"])
-        if self._stripped:
-            warnings.append(
-                f"blanks around {self._stripped:,} labels in column {shortened(self.columns.label)} are left out"
-            )
+        if stripped:
+            warnings.append(f"blanks around {stripped:,} labels in column {shortened(self.columns.label)} are left out")
         if self.regression:
             warnings += [
                 f"every {split} row has the label {labels.pop()}: a correlation with it has no value"

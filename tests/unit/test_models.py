@@ -84,6 +84,28 @@ def test_a_causal_model_is_loaded_whole_and_its_logits_are_the_saved_ones(llama)
     assert loaded.facts["architecture"] == "LlamaForCausalLM" and loaded.facts["revision"] == loaded.revision
 
 
+@pytest.mark.parametrize("kind", [BertConfig, RobertaConfig, Gemma3TextConfig])
+def test_a_model_that_sees_what_follows_is_no_causal_one(kind, tmp_path):
+    from rowsft.models.blueprint import blueprint
+
+    sizes = {"vocab_size": 128, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    own = {"use_bidirectional_attention": True, "head_dim": 8} if kind is Gemma3TextConfig else {}
+    kind(**sizes, num_attention_heads=2, num_key_value_heads=1, **own).save_pretrained(tmp_path)
+    words().save_pretrained(tmp_path)
+    drawn = config(tmp_path, pretrained=False)
+    for make in (load, blueprint):
+        with pytest.raises(UserError, match=r"reads a text in both directions.*; choose a causal language model"):
+            make(drawn, CAUSAL_LM)
+    assert load(drawn, SEQUENCE_CLASSIFICATION, label_settings(2)).facts["new_weights"] == ["all"]
+    causal = {"use_bidirectional_attention": False} if own else {"is_decoder": True}
+    kind(**sizes, num_attention_heads=2, num_key_value_heads=1, **{**own, **causal}).save_pretrained(tmp_path)
+    model = load(drawn, CAUSAL_LM).model
+    ids = torch.arange(3, 12).unsqueeze(0)
+    other = torch.cat([ids[:, :-1], ids[:, :1]], dim=1)
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits[:, :-1], model(other).logits[:, :-1])
+
+
 def test_dtype_null_keeps_the_checkpoints_own(tmp_path):
     tiny_llama(dtype=torch.bfloat16).save_pretrained(tmp_path)
     bpe().save_pretrained(tmp_path)
@@ -110,7 +132,7 @@ def test_missing_weights_outside_the_head_are_refused(encoder):
 
 
 def test_an_encoder_is_no_language_model(encoder):
-    with pytest.raises(UserError, match="lacks .* weights of a causal_lm model"):
+    with pytest.raises(UserError, match="a bert model reads a text in both directions"):
         load(config(encoder), CAUSAL_LM)
 
 

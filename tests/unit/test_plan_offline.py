@@ -1,17 +1,20 @@
 """What can be planned without a network, and how soon it is said that something cannot."""
 
 import json
+import socket
 
 import pytest
 import torch
 from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rowsft.compat import hub
 from rowsft.config.compose import compose
 from rowsft.errors import UserError
-from rowsft.models import hub
 from rowsft.models.blueprint import SHIPPED_CONFIGS, blueprint
+from rowsft.models.loading import load
 from rowsft.tasks.heads import CAUSAL_LM
+from rowsft.tasks.reading import read_hub
 
 PUBLISHED_PARAMETERS = {
     "meta-llama--Llama-2-7b-hf": 6_738_415_616,
@@ -45,3 +48,35 @@ def test_an_unknown_model_without_a_network_is_one_line(monkeypatch):
     config = compose(["model=llama3_8b", "model.source=org/nothing", "task=prompt_response"])
     with pytest.raises(UserError, match=r"model\.source=org/nothing: .*without a network, set model\.source"):
         blueprint(config.model, CAUSAL_LM)
+
+
+def given_up(asked):
+    """What the hub's libraries were told to do, by what they were called with."""
+
+    def call(*_, **options):
+        import datasets
+
+        asked.append((options.get("local_files_only", False), datasets.config.HF_HUB_OFFLINE))
+        raise OSError("nothing in the cache")
+
+    return call
+
+
+@pytest.mark.parametrize("reachable", [False, True])
+def test_a_run_does_not_wait_for_a_hub_to_which_no_way_leads(monkeypatch, reachable):
+    import datasets
+
+    asked = []
+    monkeypatch.setattr(AutoConfig, "from_pretrained", given_up(asked))
+    monkeypatch.setattr(datasets, "load_dataset", given_up(asked))
+    monkeypatch.setattr(hub, "PATIENCE_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        # One that takes calls and says nothing may be slow: a run waits for it.
+        port = silent.getsockname()[1] if reachable else 9
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        with pytest.raises(UserError, match=r"model\.source=org/nothing: cannot be loaded from the hub"):
+            load({"source": "org/nothing"}, CAUSAL_LM)
+        with pytest.raises(UserError, match=r"task\.data\.path=org/nothing: cannot be loaded from the hub"):
+            read_hub("org/nothing", "task.data.path=org/nothing", None, None, ["text"], lambda names: {})
+    assert asked == ([(False, False)] * 2 if reachable else [(True, False), (False, True)])
+    assert not datasets.config.HF_HUB_OFFLINE

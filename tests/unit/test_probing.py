@@ -20,10 +20,10 @@ LENGTHS = [24] * 5 + [7] * 5
 SIZE = 4
 
 
-def job_on(model, autocast=None):
+def job_on(model, autocast=None, second=False):
     examples = [{"input_ids": [10] * length, "labels": 1} for length in LENGTHS]
     settings = SimpleNamespace(
-        evaluate=["validation"],
+        evaluate=["validation", "test"],
         eval_batch_size=SIZE,
         autocast=autocast,
         batch_size=SIZE,
@@ -31,7 +31,10 @@ def job_on(model, autocast=None):
     )
     return SimpleNamespace(
         settings=settings,
-        splits={"validation": examples},
+        # Of several splits the largest batch may be in any, and not all fill one.
+        splits={"validation": examples[:2], "test": examples}
+        if second
+        else {"validation": examples, "test": examples[4:]},
         model=model,
         trainer=None,
         ranks=ALONE,
@@ -40,10 +43,11 @@ def job_on(model, autocast=None):
     )
 
 
+@pytest.mark.parametrize("second", [False, True])
 @pytest.mark.parametrize("autocast", [None, "bf16"])
-def test_the_probed_evaluation_has_the_peak_of_the_whole(autocast):
+def test_the_probed_evaluation_has_the_peak_of_the_whole(autocast, second):
     model = tiny_bert(num_labels=2)
-    job = job_on(model, autocast)
+    job = job_on(model, autocast, second)
 
     def evaluate(examples):
         with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
@@ -57,7 +61,7 @@ def test_the_probed_evaluation_has_the_peak_of_the_whole(autocast):
             )
 
     memory_probe.evaluation(job, evaluate)
-    whole = phase_memory(lambda: evaluate(job.splits["validation"]), "cpu", model)
+    whole = phase_memory(lambda: [evaluate(examples) for examples in job.splits.values()], "cpu", model)
     assert job.memory["evaluate"].peak_allocated_bytes == whole.peak_allocated_bytes
 
 

@@ -56,6 +56,33 @@ CASES = [
     ("the \u00c9cole", ["\u00e9cole", "cole"], 0),
     ("STRASSE", ["stra\u00dfe", "weg"], 0),
     (" yes", ["no", " yes "], 1),
+    # Scripts that write no blanks between words: Chinese, Japanese, Thai, Lao, Burmese, and others beside them.
+    ("答案是猫。", ["狗", "猫"], 1),
+    ("正确答案是B，不是A", ["A", "B"], 1),
+    ("选b吧", ["A", "B"], 1),
+    ("答案是AB型", ["A", "B"], None),
+    ("共有3个", ["3", "5"], 0),
+    ("共有33个", ["3", "5"], None),
+    ("共有2.5个", ["2", "5"], None),
+    ("熊猫和猫", ["猫", "熊猫"], 1),
+    ("二十", ["十", "二"], None),
+    ("二十个", ["十", "二十"], 1),
+    ("答えはネコです", ["イヌ", "ネコ"], 1),
+    ("アメリカン", ["アメリカ", "no"], None),
+    ("コーヒー", ["コ", "コーヒ"], None),
+    ("คำตอบคือแมวครับ", ["หมา", "แมว"], 1),
+    ("คำตอบคือBครับ", ["A", "B"], 1),
+    # Not within a syllable: a vowel before, a vowel behind, a mark above.
+    ("ไกกากิ", ["ก", "no"], None),
+    ("คือกข", ["ก", "no"], 0),
+    ("ຄຳຕອບແມ່ນແມວ", ["ໝາ", "ແມວ"], 1),
+    ("အဖြေသည်ကြောင်", ["ကြောင်", "no"], 0),
+    ("ကျ", ["က", "no"], None),
+    # Korean writes blanks; an ending makes another word, Latin letters beside it do not.
+    ("정답은 B입니다", ["A", "B"], 1),
+    ("한국어", ["한국", "no"], None),
+    # Greek and Cyrillic beside Latin are words as ever.
+    ("αA", ["A", "no"], None),
 ]
 
 

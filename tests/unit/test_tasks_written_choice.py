@@ -274,8 +274,8 @@ def test_the_examples_that_are_shown_are_those_of_the_template(tmp_path):
         ({"primary_metric": "accuracy_generated"}, "task.primary_metric=accuracy_generated: .*set task.max_new_tokens"),
         ({"form": "letters"}, "task.form=letters: expected fields or instruction"),
         ({"form": "instruction"}, "task.form=instruction: task.llm_adapters .* is null"),
-        ({"options": ["{a}", "{b}"], "max_new_tokens": 8}, r"row-4: options 1 and 2 are the same words \(B 4\)"),
-        ({"options": ["{a}", " "], "max_new_tokens": 8}, r"row-\d: option 2 is empty: no text can name it; leave"),
+        ({"options": ["{a}", "{b}"], "max_new_tokens": 8}, r"line 5: options 1 and 2 are the same words \(B 4\)"),
+        ({"options": ["{a}", " "], "max_new_tokens": 8}, r"line 1: option 2 is empty: no text can name it; drop"),
     ],
 )
 def test_every_mistake_is_one_line(tmp_path, changes, said):

@@ -115,8 +115,11 @@ def read_hub(
     """What `choose` picks of the splits of `name` of the hub. Raises UserError if that cannot be loaded."""
     from datasets import load_dataset
 
+    from rowsft.compat.hub import datasets_where_reachable
+
     try:
-        dataset = load_dataset(name, config, revision=revision)
+        with datasets_where_reachable():
+            dataset = load_dataset(name, config, revision=revision)
     except Exception as error:
         raise UserError(
             f"{where}: cannot be loaded from the hub ({_reason(error)}); if it is gated, accept its terms and run "
