@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 from peft import LoraConfig
 from torch import nn
@@ -19,30 +19,47 @@ from rowsft.selection.budget import Unit
 
 @dataclass
 class Lora(RankedMethod):
-    """W + scaling * B A, with A (r, d_in) and B (d_out, r). The keys are explained in conf/method/lora.yaml."""
+    """W + scaling * B A, with A (r, d_in) and B (d_out, r). The keys are explained in conf/method/lora.yaml.
+
+    One of scaling and alpha is given: scaling is the factor in every layer, alpha is divided by a layer's rank.
+    """
 
     info: ClassVar[MethodInfo] = MethodInfo("lora", "LoRA", 30, "#0072B2", "s", sizes=("r",), adapter_prefix="lora_")
     compared: ClassVar[dict[str, list[str]]] = {"": []}
     use_dora: ClassVar[bool] = False
+    #: Whether alpha is divided by the root of the rank.
+    use_rslora: ClassVar[bool] = False
 
     name: str = info.name
     r: int | None = None
-    scaling: float = 2.0
+    scaling: float | None = 2.0
+    alpha: float | None = None
     dropout: float = 0.0
 
     def __post_init__(self):
-        if not self.scaling > 0:
-            raise UserError(f"method.scaling={self.scaling}: expected a number above 0")
+        if (self.scaling is None) == (self.alpha is None):
+            raise UserError(
+                f"method.scaling={self.scaling} and method.alpha={self.alpha}: expected one; set the other to null"
+            )
+        key = "scaling" if self.alpha is None else "alpha"
+        if not getattr(self, key) > 0:
+            raise UserError(f"method.{key}={getattr(self, key)}: expected a number above 0")
         if not 0 <= self.dropout < 1:
             raise UserError(f"method.dropout={self.dropout}: expected a share from 0 to below 1")
+
+    @property
+    def start(self) -> bool | str:
+        """PEFT's name of how A and B are initialised; true: A at random, B zero."""
+        return True
 
     def units(self, layers: Mapping[str, LinearLayer]) -> dict[str, Unit]:
         """One more rank costs d_in + d_out."""
         return {name: Unit(sum(layer_shape(layer)), noun="ranks") for name, layer in layers.items()}
 
     def values(self, common: int, pattern: dict[str, int]) -> dict:
-        """r, and rank_pattern for the layers that differ; alpha = scaling * r in every layer."""
-        return {"r": common, "rank_pattern": pattern, "scaling": self.scaling}
+        """r, and rank_pattern for the layers that differ; alpha = scaling * r in every layer, or one alpha for all."""
+        factor = {"scaling": self.scaling} if self.alpha is None else {"alpha": self.alpha}
+        return {"r": common, "rank_pattern": pattern, **factor}
 
     def peft_config(self, model: nn.Module, resolved: ResolvedMethod) -> LoraConfig:
         """PEFT reads pattern keys as regular expressions that may match an ending: anchored, each hits one layer."""
@@ -50,13 +67,20 @@ class Lora(RankedMethod):
         transposed = [isinstance(model.get_submodule(name), Conv1D) for name in resolved.values["target_modules"]]
         return LoraConfig(
             r=resolved.values["r"],
-            lora_alpha=self.scaling * resolved.values["r"],
+            # PEFT's hint is a whole number; it computes with any.
+            lora_alpha=cast(int, self._alpha(resolved.values["r"])),
             rank_pattern=ranks,
-            alpha_pattern={key: self.scaling * rank for key, rank in ranks.items()},
+            alpha_pattern={} if self.scaling is None else {key: self._alpha(rank) for key, rank in ranks.items()},
             lora_dropout=self.dropout,
             use_dora=self.use_dora,
+            use_rslora=self.use_rslora,
+            init_lora_weights=cast(Any, self.start),
             fan_in_fan_out=all(transposed),
         )
+
+    def _alpha(self, rank: int) -> float:
+        """What PEFT divides by the rank, in a layer of that rank."""
+        return self.alpha if self.scaling is None else self.scaling * rank  # type: ignore[return-value]  # one is given
 
 
 METHOD: type[Method] = Lora

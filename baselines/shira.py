@@ -7,24 +7,23 @@ from typing import ClassVar
 import torch
 from peft import ShiraConfig
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from rowsft.errors import UserError
 from rowsft.layers.matrix import LinearLayer, layer_shape
 from rowsft.method_info import MethodInfo
 from rowsft.methods.base import Method, ResolvedMethod
-from rowsft.methods.peft_method import RankedMethod
+from rowsft.methods.peft_method import OneSizeMethod, check_linear
 from rowsft.selection.budget import Unit
 
 
 @dataclass
-class Shira(RankedMethod):
+class Shira(OneSizeMethod):
     """r (d_in + d_out) entries of W in every layer, as many as LoRA of rank r. Keys: conf/method/shira.yaml.
 
     PEFT keeps them as a sparse matrix that is added to a copy of W in every forward.
     """
 
     info: ClassVar[MethodInfo] = MethodInfo("shira", "SHiRA", 50, "#CC79A7", "v", sizes=("r",), adapter_prefix="shira_")
+    tuner: ClassVar[str] = "SHiRA"
 
     name: str = info.name
     r: int | None = None
@@ -32,29 +31,12 @@ class Shira(RankedMethod):
 
     def units(self, layers: Mapping[str, LinearLayer]) -> dict[str, Unit]:
         """One more r costs d_in + d_out entries; a layer has d_in d_out of them. Raises UserError for Conv1D."""
+        check_linear(self.name, self.tuner, layers)
         units = {}
         for name, layer in layers.items():
-            if isinstance(layer, Conv1D):
-                raise UserError(
-                    f"method=shira: layer {name} is a Conv1D, and PEFT's SHiRA knows nn.Linear only; use another "
-                    "method, or exclude it with model.exclude_modules"
-                )
             d_out, d_in = layer_shape(layer)
             units[name] = Unit(d_in + d_out, most=d_in * d_out // (d_in + d_out))
         return units
-
-    def values(self, common: int, pattern: dict[str, int]) -> dict:
-        """r: the smallest that a layer was given, since PEFT has one for all of them."""
-        return {"r": min([common, *pattern.values()])}
-
-    def achieved(self, units: dict[str, Unit], counts: dict[str, int], values: dict) -> int:
-        """The parameters of one r in every layer that is tuned."""
-        return values["r"] * sum(units[name].cost for name in counts)
-
-    def coarseness(self, units: dict[str, Unit]) -> str:
-        """PEFT's SHiRA has one r."""
-        step = sum(unit.cost for unit in units.values())
-        return f"PEFT's SHiRA has one r for all layers, and one more costs {step:,}"
 
     def peft_config(self, model: nn.Module, resolved: ResolvedMethod) -> ShiraConfig:
         """PEFT's own random mask: the same stream in every layer."""

@@ -122,7 +122,14 @@ CONTENDERS = {
     "neurons": Contender("row-SFT, channel neurons", _suite("row_sft", channel="neurons", **_ROWS)),
     "lora": Contender("LoRA (PEFT)", _suite("lora")),
     "lora_rebuilt": Contender("LoRA written anew, with its inputs computed again in backward", _rebuilt_lora),
+    "rslora": Contender("rsLoRA (PEFT)", _suite("rslora")),
+    "pissa": Contender("PiSSA (PEFT)", _suite("pissa")),
+    "olora": Contender("OLoRA (PEFT)", _suite("olora")),
+    "cla": Contender("LoRA with A fixed (PEFT)", _suite("cla")),
     "dora": Contender("DoRA (PEFT)", _suite("dora")),
+    "hira": Contender("HiRA (PEFT)", _suite("hira")),
+    "miss": Contender("MiSS (PEFT)", _suite("miss")),
+    "oft": Contender("OFT (PEFT)", _suite("oft")),
     "shira": Contender("SHiRA (PEFT)", _suite("shira")),
     "dense_mask": Contender(
         "sparse fine-tuning by a mask: the full weight gradient times a 0/1 mask of random entries; AdamW's state is "

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError, shortened
 from rowsft.layers.matrix import LinearLayer
@@ -17,7 +18,7 @@ from rowsft.method_info import MethodInfo, info_of
 from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.methods.plain_method import head_parameters, trainable_counts
 from rowsft.methods.sizes import counts_for
-from rowsft.selection.budget import Budget, BudgetSpec, Unit, check_spec
+from rowsft.selection.budget import Budget, BudgetSpec, Unit, check_spec, fit
 from rowsft.selection.budget_met import check_met
 from rowsft.selection.targets import Targets, eligible_layers, head_names
 
@@ -79,8 +80,12 @@ class PeftMethod(Method):
         Raises UserError where PEFT refuses a layer (LoRA that of a state-space model), and where it would train other
         modules than the head named.
         """
+        return self.wrapped(model, resolved, self.peft_config(model, resolved))
+
+    def wrapped(self, model: nn.Module, resolved: ResolvedMethod, peft_config: PeftConfig) -> PeftModel:
+        """Wrap the layers of `resolved` as `peft_config` says; targets and head are filled in. Raises as `attach`."""
         # PeftConfig itself lacks the two fields, which every tuner's configuration has.
-        config: Any = self.peft_config(model, resolved)
+        config: Any = peft_config
         config.target_modules = set(resolved.values["target_modules"])
         config.modules_to_save = _parts_with_parameters(model, resolved.values["head_modules"]) or None
         head = head_parameters(model, resolved.values["head_modules"])
@@ -137,6 +142,10 @@ class RankedMethod(PeftMethod):
     def values(self, common: int, pattern: dict[str, int]) -> dict[str, Any]:
         """Return the solved sizes as resolved: `common` in every target layer but those in `pattern`."""
 
+    def fit(self, units: dict[str, Unit], params: int, clip: bool, source: str) -> dict[str, int]:
+        """Return the counts of layers that `params` parameters buy; see `rowsft.selection.budget.fit`."""
+        return fit(units, params, clip, source)
+
     def achieved(self, units: dict[str, Unit], counts: dict[str, int], values: dict[str, Any]) -> int:
         """Return the trainable parameters, the head left out, of the counts of layers as `values` makes them."""
         return sum(units[name].total(count) for name, count in counts.items())
@@ -145,7 +154,7 @@ class RankedMethod(PeftMethod):
         """See `Method.solve`."""
         units = self.units(eligible_layers(model, targets))
         spec = self.own_size() or budget.spec()
-        counts, asked = counts_for(units, spec, self.sizes, budget.clip, model, targets)
+        counts, asked = counts_for(units, spec, self.sizes, budget.clip, model, targets, self.fit)
         tuned = {name: count for name, count in counts.items() if count}
         self.check_something(tuned, spec)
         common = Counter(tuned.values()).most_common(1)[0][0]
@@ -157,6 +166,36 @@ class RankedMethod(PeftMethod):
         achieved = self.achieved(units, tuned, values)
         check_met(self.name, spec.source, asked, achieved, self.coarseness(units))
         return ResolvedMethod(values, asked, achieved, spec.source)
+
+
+class OneSizeMethod(RankedMethod):
+    """A ranked method that has one size for all layers in PEFT: all get the least that a layer was given."""
+
+    #: What PEFT calls the method, in messages.
+    tuner: ClassVar[str]
+
+    def values(self, common: int, pattern: dict[str, int]) -> dict[str, Any]:
+        """r: the smallest that a layer was given."""
+        return {"r": min([common, *pattern.values()])}
+
+    def achieved(self, units: dict[str, Unit], counts: dict[str, int], values: dict[str, Any]) -> int:
+        """The parameters of one r in every layer that is tuned."""
+        return sum(units[name].total(values["r"]) for name in counts)
+
+    def coarseness(self, units: dict[str, Unit]) -> str:
+        """There is one r."""
+        step = sum(unit.cost for unit in units.values())
+        return f"PEFT's {self.tuner} has one r for all layers, and one more costs {step:,}"
+
+
+def check_linear(method: str, tuner: str, layers: Mapping[str, LinearLayer]) -> None:
+    """Raise UserError for a Conv1D, where PEFT's `tuner` knows nn.Linear only."""
+    for name, layer in layers.items():
+        if isinstance(layer, Conv1D):
+            raise UserError(
+                f"method={method}: layer {name} is a Conv1D, and PEFT's {tuner} knows nn.Linear only; use another "
+                "method, or exclude it with model.exclude_modules"
+            )
 
 
 def in_order(config: PeftConfig) -> PeftConfig:

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from rowsft.errors import UserError
 from rowsft.layers.matrix import LinearLayer, as_matrix
+from rowsft.methods.residual import start_of
 from rowsft.selection.targets import Targets, eligible_layers
 from rowsft.tuner.merging import MergeableLayer
 
@@ -94,6 +95,10 @@ def untouched(
     each weight is after training.
     """
     if isinstance(model, PeftModel):
+        if (start := start_of(model)) is not None:
+            with start.put_back(model) as changed:
+                yield {name: ChangedLayer(each.layer, partial(_since, each.change)) for name, each in changed.items()}
+            return
         layers = of_adapter(model)
         with model.disable_adapter():
             yield layers
@@ -155,6 +160,11 @@ def _sums(name: str, changed: ChangedLayer, x: Tensor, output: Tensor, counted: 
 
 def _dense(change: Tensor, x: Tensor) -> Tensor:
     return functional.linear(x, change).square().sum(dtype=torch.float64)
+
+
+def _since(change: Callable[[], Tensor], x: Tensor) -> Tensor:
+    """`SquaredChange` of an adapter that has changed the base weight, too."""
+    return _dense(change().to(x), x)
 
 
 def _merged(layer: Any, adapter: str, x: Tensor) -> Tensor:

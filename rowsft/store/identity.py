@@ -55,6 +55,9 @@ BUDGET_KEYS = ("rows", "ratio", "params", "like")
 #: Keys of multiple choice that are younger than many records, and what they are where they are off: then in no id.
 _OFF = {"form": "fields", "max_new_tokens": None, "primary_metric": "accuracy_mean"}
 
+#: Methods whose `alpha`, instead of `scaling`, is younger than many records: where it is off it is in no id.
+_WITH_SCALING = frozenset({"baselines.lora.Lora", "baselines.dora.Dora"})
+
 # Endings that say how a file is packed, not what it holds.
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
@@ -97,6 +100,9 @@ def old_identity(config: dict) -> dict:
             trainer.pop(key, None)
     if isinstance(trainer, dict) and not _is_measured(trainer.get("forgetting")):
         trainer.pop("forgetting", None)
+    method = settings.get("method")
+    if isinstance(method, dict) and method.get("_target_") in _WITH_SCALING and method.get("alpha") is None:
+        method.pop("alpha", None)
     task = settings.get("task")
     for each in _with_tasks_within(task):
         if each.get("long_examples") == "truncate":

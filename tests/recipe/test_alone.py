@@ -26,6 +26,8 @@ KINDS = [
     ("bert", ["method=lora", "trainer.gradient_checkpointing=true"]),
     ("llama", ["method=dora", "trainer=bf16"]),
     ("bert", ["method=shira"]),
+    ("bert", ["method=pissa"]),
+    ("llama", ["method=cla"]),
     ("bert", ["method=full"]),
     ("llama", ["method=full"]),
     ("bert", ["method=head"]),

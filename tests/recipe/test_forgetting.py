@@ -88,7 +88,7 @@ def csd(plain, tuned, names, tokenizer, text):
     return {name: pair[0] / pair[1] for name, pair in sums.items()}, whole[0] / whole[1]
 
 
-@pytest.mark.parametrize("method", ["none", "row_sft", "lora", "dora", "shira", "full"])
+@pytest.mark.parametrize("method", ["none", "row_sft", "lora", "dora", "shira", "pissa", "oft", "full"])
 def test_losses_and_csd_are_those_of_the_models_on_disk(workshop, tmp_path, text, method):
     overrides = [f"method={method}", "trainer.learning_rate=0.01"]
     record = go(workshop, tmp_path, *overrides, *asked(text))

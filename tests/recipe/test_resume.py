@@ -27,6 +27,8 @@ KINDS = [
     ("bert", ["method=lora", "trainer.gradient_checkpointing=true"]),
     ("llama", ["method=dora", "trainer=bf16"]),
     ("bert", ["method=shira"]),
+    ("bert", ["method=pissa", "method.dropout=0.1"]),
+    ("llama", ["method=cla"]),
     ("bert", ["method=full"]),
     ("bert", ["method=head", "trainer.scheduler=step_epoch"]),
 ]

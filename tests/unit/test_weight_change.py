@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, ShiraConfig, get_peft_model
+from peft import HiraConfig, LoraConfig, MissConfig, OFTConfig, ShiraConfig, get_peft_model
 from refusals import refusal
 from tiny import causal_batch, tiny_gpt2, tiny_llama
 
@@ -21,6 +21,10 @@ CONFIGS = {
     "lora": lambda: LoraConfig(r=2, lora_alpha=3, init_lora_weights=False),
     "dora": lambda: LoraConfig(r=2, use_dora=True, init_lora_weights=False),
     "shira": lambda: ShiraConfig(r=2, init_weights=False),
+    "rslora": lambda: LoraConfig(r=2, lora_alpha=3, use_rslora=True, init_lora_weights=False),
+    "hira": lambda: HiraConfig(r=2, init_weights=False),
+    "miss": lambda: MissConfig(r=2, init_weights=False),
+    "oft": lambda: OFTConfig(r=0, oft_block_size=4, init_weights=False),
 }
 
 
