@@ -53,11 +53,15 @@ def test_a_bad_row_is_named_by_its_place(tmp_path, kind, number, row, expected):
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
-def test_a_row_without_the_column_has_a_gap_and_the_first_one_names_what_there_is(tmp_path, kind):
+def test_a_row_without_the_column_has_a_gap_and_a_column_that_all_lack_is_a_wrong_name(tmp_path, kind):
     gap = '{"text": "a"}'
-    message = refused(classification(written(tmp_path, [*GOOD, gap], kind)))
-    assert place(kind, 31) + "no value in column label" in message
-    message = refused(classification(written(tmp_path, ['{"text": "a", "Label": "x"}', *GOOD], kind)))
+    for number, lines in ((31, [*GOOD, gap]), (1, [gap, *GOOD]), (1, [gap, gap, *GOOD])):
+        message = refused(classification(written(tmp_path, lines, kind)))
+        assert place(kind, number) + "no value in column label" in message
+    kept = classification({"path": str(written(tmp_path, [gap, *GOOD, gap], kind)), "empty": "drop"}).splits()
+    assert sorted(int(row["id"][4:]) for split in kept.values() for row in split) == list(range(1, 31))
+    other = [line.replace("label", "Label") for line in GOOD]
+    message = refused(classification(written(tmp_path, other, kind)))
     assert "no column label; it has text, Label; did you mean Label?" in message
 
 

@@ -114,6 +114,16 @@ def test_a_row_takes_the_first_template_that_it_can_fill(tmp_path, ending):
     assert asked(tmp_path, f"rows.{ending}", rows) == expected
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+def test_rows_may_lack_a_column_that_the_last_template_does_without_the_first_row_too(tmp_path, ending):
+    rows = [{"ask": f"q{i}", **({"more": "a cat"} if i == 7 else {}), "answer": "x"} for i in range(12)]
+    assert asked(tmp_path, f"rows.{ending}", rows) == [f"q{i} | a cat >" if i == 7 else f"q{i} >" for i in range(12)]
+    for row in rows:
+        row.pop("more", None)
+    with pytest.raises(UserError, match="no column more; it has ask, answer"):
+        asked(tmp_path, f"rows.{ending}", rows)
+
+
 @pytest.mark.parametrize("column", ["ask", "answer"])
 def test_what_every_template_needs_must_not_be_empty(tmp_path, column):
     rows = [{"ask": "q", "more": "", "answer": "x"} for _ in range(9)]

@@ -36,23 +36,29 @@ def line_rows(
     lines: Iterable[str], columns: Sequence[str], where: str, counts: Counts
 ) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """(line from 1, cells of `columns`) of a file with one object a line; blank lines are skipped and counted."""
-    first, inside = True, fields.reach_in(columns)
+    return _cells(_lines(lines, where, counts), columns, where)
+
+
+def _lines(lines: Iterable[str], where: str, counts: Counts) -> Iterator[tuple[int, dict[str, Any]]]:
+    empty = True
     for number, line in enumerate(lines, 1):
         if not line.strip():
             counts.blank_lines += 1
             continue
         place = f"{where}, line {number}"
-        row = _decoded(place, _DECODER.decode, line.strip(" \t\r\n"))
-        yield number, _cells(row, columns, where, place, first, inside)
-        first = False
-    if first:
+        yield number, _checked(_decoded(place, _DECODER.decode, line.strip(" \t\r\n")), place)
+        empty = False
+    if empty:
         raise UserError(f"{where}: the file is empty; expected at least one row")
 
 
 def array_rows(text: str, columns: Sequence[str], where: str) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """(element from 1, cells of `columns`) of a file that is one array of objects."""
-    at = _skip(text, 0) + 1
-    number, inside = 0, fields.reach_in(columns)
+    return _cells(_elements(text, where), columns, where)
+
+
+def _elements(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    at, number = _skip(text, 0) + 1, 0
     if text[_skip(text, at) : _skip(text, at) + 1] == "]":
         _end(text, _skip(text, at) + 1, where)
         return
@@ -60,7 +66,7 @@ def array_rows(text: str, columns: Sequence[str], where: str) -> Iterator[tuple[
         number += 1
         place = f"{where}, element {number}"
         row, at = _decoded(place, _DECODER.raw_decode, text, _skip(text, at))
-        yield number, _cells(row, columns, where, place, number == 1, inside)
+        yield number, _checked(row, place)
         at = _skip(text, at)
         if text[at : at + 1] == "]":
             break
@@ -106,17 +112,39 @@ def _missing(name: str, row: dict[str, Any], where: str) -> str:
     return missing(fields.bare(name), list(row), where)
 
 
-def _cells(row: Any, columns: Sequence[str], where: str, place: str, first: bool, inside: bool) -> tuple[Any, ...]:
+def _checked(row: Any, place: str) -> dict[str, Any]:
     if type(row) is not dict:
         kind = "a list" if isinstance(row, list) else "a single value"
         hint = "; an array of objects belongs in a .json file" if isinstance(row, list) and "line" in place else ""
         raise UserError(f'{place}: expected an object such as {{"column": "text"}}, got {kind}{hint}')
-    cells = tuple(fields.cell(row, name) for name in columns) if inside else tuple(map(row.get, columns))
-    if None in cells and first:
-        # A later row that lacks a column has a gap; the first one shows that the name is wrong.
-        for name in columns:
-            if not fields.has(row, name):
-                raise MissingColumn(_missing(name, row, where))
-    if True in cells or False in cells:
-        return tuple(WORDS[cell] if isinstance(cell, bool) else cell for cell in cells)
-    return cells
+    return row
+
+
+def _cells(
+    rows: Iterable[tuple[int, dict[str, Any]]], columns: Sequence[str], where: str
+) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """The cells of `columns` of every object; None where it lacks one. Raises MissingColumn for one that all lack."""
+    inside = fields.reach_in(columns)
+    for number, row in _with_every_column(rows, columns, where):
+        cells = tuple(fields.cell(row, name) for name in columns) if inside else tuple(map(row.get, columns))
+        if True in cells or False in cells:
+            cells = tuple(WORDS[cell] if isinstance(cell, bool) else cell for cell in cells)
+        yield number, cells
+
+
+def _with_every_column(
+    rows: Iterable[tuple[int, dict[str, Any]]], columns: Sequence[str], where: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same rows. They are held back until each column was in one of them: a gap in the first is no wrong name."""
+    unseen, held = list(columns), []
+    for number, row in rows:
+        if not unseen:
+            yield number, row
+            continue
+        held.append((number, row))
+        unseen = [name for name in unseen if not fields.has(row, name)]
+        if not unseen:
+            yield from held
+            held = []
+    if unseen and held:
+        raise MissingColumn(_missing(unseen[0], held[0][1], where))
