@@ -63,6 +63,7 @@ def planned_and_measured(workshop, text, monkeypatch, *overrides):
         ["method=none"],
         ["method=row_sft", "method.importance=l2"],
         ["method=lora"],
+        ["method=pissa"],
         ["method=full"],
         ["method=full", "model.dtype=bfloat16"],
     ],

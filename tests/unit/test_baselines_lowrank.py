@@ -151,6 +151,7 @@ HAND = {
     "miss": (lambda: MissConfig(r=4), (), {"r": 4}),
     "oft": (lambda: OFTConfig(r=0, oft_block_size=8), (), {"block_size": 8}),
     "lora": (lambda: LoraConfig(r=4, lora_alpha=32), (), {"r": 4, "alpha": 32.0, "scaling": None}),
+    "lora_regret": (lambda: LoraConfig(r=4, lora_alpha=32), (), {"r": 4}),
 }
 
 
@@ -197,9 +198,9 @@ def test_one_of_alpha_and_scaling_is_given(settings):
 
 def test_lora_regret_is_lora_with_an_alpha_of_32_over_the_rank():
     method = method_of(compose(["method=lora_regret"]).method)
-    assert (type(method), method.alpha, method.scaling) == (Lora, 32.0, None)
-    same = run_spec(compose(["method=lora", "method.scaling=null", "method.alpha=32"])).run_id
-    assert run_spec(compose(["method=lora_regret"])).run_id == same != run_spec(compose(["method=lora"])).run_id
+    assert (method.alpha, method.scaling, method.info.name) == (32.0, None, "lora_regret")
+    for r in (2, 8):
+        assert factors_of(prepared("llama", "lora_regret", r=r)[2]) == {(r, 32 / r)}
 
 
 def test_a_fixed_factor_stays_where_it_started_and_peft_sees_a_lora_adapter(tmp_path):
