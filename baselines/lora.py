@@ -7,13 +7,12 @@ from typing import ClassVar
 
 from peft import LoraConfig
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
 from rowsft.layers.matrix import LinearLayer, layer_shape
 from rowsft.method_info import MethodInfo
 from rowsft.methods.base import Method, ResolvedMethod
-from rowsft.methods.peft_method import RankedMethod
+from rowsft.methods.peft_method import RankedMethod, transposed
 from rowsft.selection.budget import Unit
 
 
@@ -47,7 +46,6 @@ class Lora(RankedMethod):
     def peft_config(self, model: nn.Module, resolved: ResolvedMethod) -> LoraConfig:
         """PEFT reads pattern keys as regular expressions that may match an ending: anchored, each hits one layer."""
         ranks = {f"^{re.escape(name)}": rank for name, rank in resolved.values["rank_pattern"].items()}
-        transposed = [isinstance(model.get_submodule(name), Conv1D) for name in resolved.values["target_modules"]]
         return LoraConfig(
             r=resolved.values["r"],
             lora_alpha=self.scaling * resolved.values["r"],
@@ -55,7 +53,7 @@ class Lora(RankedMethod):
             alpha_pattern={key: self.scaling * rank for key, rank in ranks.items()},
             lora_dropout=self.dropout,
             use_dora=self.use_dora,
-            fan_in_fan_out=all(transposed),
+            fan_in_fan_out=transposed(model, resolved.values["target_modules"]),
         )
 
 

@@ -210,7 +210,7 @@ def _workspace_bytes() -> int:
 def attached(case: Case) -> nn.Module:
     """The case's model with its method on it, on the default device."""
     model = _base(case)
-    name, settings = case.method.split()[0], METHODS[case.method]
+    name, settings = case.method.split()[0], METHODS.get(case.method, {})
     method = method_class(name)(**settings)
     head = ["bert.pooler", "classifier"] if case.family == "bert" else []
     resolved = method.solve(Budget(like=BUDGET), model, Targets(head_modules=head))
