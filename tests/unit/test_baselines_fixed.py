@@ -29,12 +29,14 @@ from plan_accuracy import compare
 from planning import small_case
 from safetensors.torch import load_file
 from tiny import tiny_bert, tiny_gpt2, tiny_llama
+from tiny_workshop import tokenizer
 from torch import nn
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import AutoModelForSequenceClassification, OPTConfig, OPTForCausalLM
 
 from rowsft.baselines.ia3 import Ia3
 from rowsft.baselines.supertuning import Supertuning
 from rowsft.errors import UserError
+from rowsft.export import export
 from rowsft.layers.matrix import layer_shape
 from rowsft.methods import fixed_size
 from rowsft.methods.base import method_class
@@ -270,6 +272,25 @@ def test_vera_shares_two_matrices_among_layers_of_all_shapes():
     other = prepared("llama", "vera", r=8, seed=4)[2]
     drawn = next(module for module in other.modules() if isinstance(module, BaseTunerLayer))
     assert not torch.equal(drawn.vera_A["default"], layers[0].vera_A["default"])
+
+
+@pytest.mark.parametrize("name", ["vera", "ia3", "ln_tuning", "supertuning"])
+def test_an_adapter_is_exported_merged_and_refused_as_lora_in_one_line(name, tmp_path):
+    build, make, targets = CASES["bert"]
+    build().save_pretrained(tmp_path / "base")
+    tokenizer("bert").save_pretrained(tmp_path / "base")
+    model, batch = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base"), make()
+    method = method_class(name)(**settings_of(name))
+    wrapped = method.attach(model, method.solve(Budget(params=3000), model, targets))
+    train(wrapped, batch)
+    expected = logits(wrapped, batch)
+    method.save(wrapped, tmp_path / "adapter")
+    out = export(str(tmp_path / "adapter"), "merged", tmp_path / "out", tmp_path / "runs")
+    merged = AutoModelForSequenceClassification.from_pretrained(out)
+    torch.testing.assert_close(logits(merged, batch), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="only row-SFT turns into LoRA exactly; use --to merged") as error:
+        export(str(tmp_path / "adapter"), "lora", tmp_path / "lora", tmp_path / "runs")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["vera", "ia3", "supertuning"])
