@@ -35,11 +35,13 @@ from transformers import AutoModelForSequenceClassification, OPTConfig, OPTForCa
 
 from rowsft.baselines.ia3 import Ia3
 from rowsft.baselines.supertuning import Supertuning
+from rowsft.config.compose import compose
+from rowsft.config.run_spec import run_spec
 from rowsft.errors import UserError
 from rowsft.export import export
 from rowsft.layers.matrix import layer_shape
 from rowsft.methods import fixed_size
-from rowsft.methods.base import method_class
+from rowsft.methods.base import method_class, method_of
 from rowsft.methods.weight_change import of_adapter
 from rowsft.selection.budget import Budget
 from rowsft.selection.targets import Targets, eligible_layers
@@ -96,6 +98,18 @@ def test_the_size_is_that_of_the_shapes_whatever_the_budget(case, name, caplog):
     caplog.clear()
     prepared(case, name, Budget(), **settings_of(name))
     assert not caplog.messages, "the default budget was not asked for"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_file_of_a_method_builds_it_and_a_budget_that_counts_for_nothing_makes_no_other_run(name):
+    first = compose([f"method={name}", "budget.rows=4"])
+    method = method_of(first.method)
+    assert isinstance(method, method_class(name)) and method.name == name
+    same = run_spec(first).run_id == run_spec(compose([f"method={name}", "budget.rows=8"])).run_id
+    assert same == (name != "supertuning") == (not method.info.budgeted)
+    if name == "supertuning":
+        own = [compose([f"method={name}", "method.ratio=0.1", f"budget.rows={rows}"]) for rows in (4, 8)]
+        assert run_spec(own[0]).run_id == run_spec(own[1]).run_id
 
 
 @pytest.mark.parametrize("name", ["vera", "ia3", "bitfit", "ln_tuning"])
