@@ -7,13 +7,12 @@ from typing import Any, ClassVar, cast
 
 from peft import LoraConfig
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
 from rowsft.layers.matrix import LinearLayer, layer_shape
 from rowsft.method_info import MethodInfo
 from rowsft.methods.base import Method, ResolvedMethod
-from rowsft.methods.peft_method import RankedMethod
+from rowsft.methods.peft_method import RankedMethod, transposed
 from rowsft.selection.budget import Unit
 
 
@@ -64,7 +63,6 @@ class Lora(RankedMethod):
     def peft_config(self, model: nn.Module, resolved: ResolvedMethod) -> LoraConfig:
         """PEFT reads pattern keys as regular expressions that may match an ending: anchored, each hits one layer."""
         ranks = {f"^{re.escape(name)}": rank for name, rank in resolved.values["rank_pattern"].items()}
-        transposed = [isinstance(model.get_submodule(name), Conv1D) for name in resolved.values["target_modules"]]
         return LoraConfig(
             r=resolved.values["r"],
             # PEFT's hint is a whole number; it computes with any.
@@ -75,7 +73,7 @@ class Lora(RankedMethod):
             use_dora=self.use_dora,
             use_rslora=self.use_rslora,
             init_lora_weights=cast(Any, self.start),
-            fan_in_fan_out=all(transposed),
+            fan_in_fan_out=transposed(model, resolved.values["target_modules"]),
         )
 
     def _alpha(self, rank: int) -> float:

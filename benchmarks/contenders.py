@@ -26,10 +26,14 @@ class Attached:
 
 @dataclass(frozen=True)
 class Contender:
-    """What a name stands for, and how it is put on a plain model at the budget of LoRA of a given rank."""
+    """What a name stands for, and how it is put on a plain model at the budget of LoRA of a given rank.
+
+    by_default: whether step.py times it where nobody names methods.
+    """
 
     about: str
     attach: Callable[[PreTrainedModel, int], Attached]
+    by_default: bool = True
 
 
 def _suite(name: str, **settings) -> Callable[[PreTrainedModel, int], Attached]:
@@ -37,7 +41,7 @@ def _suite(name: str, **settings) -> Callable[[PreTrainedModel, int], Attached]:
 
     def attach(model: PreTrainedModel, rank: int) -> Attached:
         method = method_class(name)(**settings)
-        resolved = method.solve(_budget(rank), model, Targets())
+        resolved = method.solve(_budget(rank) if method.info.budgeted else Budget(), model, Targets())
         tuned = method.attach(model, selected(method, model, resolved))
         return Attached(tuned, method.trainable(tuned)["total"])
 
@@ -118,7 +122,7 @@ CONTENDERS = {
     "rows": Contender("row-SFT, channel rows, inputs computed again in backward", _suite("row_sft", **_ROWS)),
     "rows_kept": Contender("the same with every input kept", _suite("row_sft", recompute_inputs=False, **_ROWS)),
     "columns": Contender("row-SFT, channel columns", _suite("row_sft", channel="columns", **_ROWS)),
-    "both": Contender("row-SFT, channel both", _suite("row_sft", channel="both", **_ROWS)),
+    "both": Contender("row-SFT, channel both", _suite("row_sft", channel="both", **_ROWS), by_default=False),
     "neurons": Contender("row-SFT, channel neurons", _suite("row_sft", channel="neurons", **_ROWS)),
     "lora": Contender("LoRA (PEFT)", _suite("lora")),
     "lora_rebuilt": Contender("LoRA written anew, with its inputs computed again in backward", _rebuilt_lora),
@@ -131,6 +135,11 @@ CONTENDERS = {
     "miss": Contender("MiSS (PEFT)", _suite("miss")),
     "oft": Contender("OFT (PEFT)", _suite("oft")),
     "shira": Contender("SHiRA (PEFT)", _suite("shira")),
+    "supertuning": Contender("Super-Tuning (PEFT)", _suite("supertuning"), by_default=False),
+    "vera": Contender("VeRA (PEFT), r = 256: of a size of its own", _suite("vera"), by_default=False),
+    "ia3": Contender("IA3 (PEFT): of a size of its own", _suite("ia3"), by_default=False),
+    "bitfit": Contender("BitFit: of a size of its own, where the model has biases", _suite("bitfit"), by_default=False),
+    "ln_tuning": Contender("LN-tuning (PEFT): of a size of its own", _suite("ln_tuning"), by_default=False),
     "dense_mask": Contender(
         "sparse fine-tuning by a mask: the full weight gradient times a 0/1 mask of random entries; AdamW's state is "
         "dense too",

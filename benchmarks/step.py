@@ -5,10 +5,11 @@
     python benchmarks/step.py --shape llama --methods floor rows lora  some of them
     python benchmarks/step.py --shape llama3_8b --device cuda --dtype bf16 --in-turn --rounds 3 --steps 5
 
-Every method is a process of its own with the same seeded model, the same batch and (floor and full aside) as many
-trainable parameters as LoRA of the shape's rank; no dropout anywhere. Bytes and FLOPs are measured first. Then rounds:
-each process in turn times a few steps while the others wait, so that what disturbs the machine disturbs all alike, and
-no two compute at once. Writes step.json (after every method), step.md and step.png into --out.
+Every method is a process of its own with the same seeded model, the same batch and as many trainable parameters as LoRA
+of the shape's rank (floor, full and methods of a size of their own aside); no dropout anywhere. Bytes and FLOPs are
+measured first. Then rounds: each process in turn times a few steps while the others wait, so that what disturbs the
+machine disturbs all alike, and no two compute at once. Writes step.json (after every method), step.md and step.png into
+--out.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from shapes import DTYPES, SEED, SHAPES
 from rowsft.measure import collect
 
 HERE = Path(__file__).resolve().parent
-DEFAULT_METHODS = [name for name in CONTENDERS if name != "both"]
+DEFAULT_METHODS = [name for name, contender in CONTENDERS.items() if contender.by_default]
 
 
 class WorkerError(Exception):

@@ -20,6 +20,11 @@ COLOURS = {
     "dora": "#56B4E9",
     "full": "#009E73",
     "shira": "#CC79A7",
+    "supertuning": "#CC6677",
+    "vera": "#332288",
+    "ia3": "#44AA99",
+    "bitfit": "#999933",
+    "ln_tuning": "#882255",
 }
 REFERENCES = ("floor", "lora")
 EXACT = ("flops", "step_peak_bytes", "total_peak_bytes", "total_peak_reserved_bytes")
@@ -29,7 +34,7 @@ FLOPs are those of forward and backward as torch's FlopCounterMode counts them; 
 product out, for every method alike. Step peak: new allocations at once in a warm forward and backward. Total peak: the
 whole step with weights, gradients and AdamW's state. Both are exact (on a CPU every allocation is replayed) and repeat.
 Times: median and 95th percentile over all timed steps, which run apart from the measured ones. There is no dropout, and
-only full trains biases."""
+only full and bitfit train biases."""
 _BY_ROUND = "Ratios of times are taken round by round: median [lowest, highest]."
 IN_TURN = """\
 Every method took its rounds at one go, after the method before it had ended. A ratio of times is that of the medians

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rowsft.errors import UserError, shortened
 from rowsft.export.source import CONFIG, PREFIX, TENSORS, Source
+from rowsft.methods.peft_method import without_wrappers
 from rowsft.models.blueprint import skeleton
 from rowsft.progress import bar
 from rowsft.tasks.heads import label_settings
@@ -80,7 +81,7 @@ def _expected(source: Source, tensors: dict[str, Tensor], base: nn.Module | None
         warnings.simplefilter("ignore")
         model = get_peft_model(base, config)
         expected = get_peft_model_state_dict(model, save_embedding_layers=False)
-        model.unload()
+        without_wrappers(model.unload())
     return expected
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from rowsft.errors import UserError
 from rowsft.export.intact import check_intact, head_settings, needs_weights
 from rowsft.export.source import PREFIX, Source
+from rowsft.methods.peft_method import without_wrappers
 from rowsft.models.checkpoint import write_checkpoint
 from rowsft.models.loading import Loaded, load
 
@@ -27,7 +28,7 @@ def write_merged(source: Source, folder: Path) -> None:
     _check_base(source, loaded, head)
     if needs_weights(source):
         check_intact(source, tensors, loaded.model)
-    model = PeftModel.from_pretrained(loaded.model, source.folder).merge_and_unload()
+    model = without_wrappers(PeftModel.from_pretrained(loaded.model, source.folder).merge_and_unload())
     write_checkpoint(model, loaded.processor, classes, folder)
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, cast
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -128,7 +129,7 @@ class PeftMethod(Method):
 
     def merge(self, model: PeftModel) -> nn.Module:
         """See `Method.merge`."""
-        return model.merge_and_unload()
+        return without_wrappers(model.merge_and_unload())
 
 
 class RankedMethod(PeftMethod):
@@ -204,6 +205,19 @@ def in_order(config: PeftConfig) -> PeftConfig:
         if isinstance(value, set):
             setattr(config, name, sorted(value))
     return config
+
+
+def without_wrappers(model: nn.Module) -> nn.Module:
+    """Put trained heads in the place of their wrappers, which PEFT leaves in a model when it unloads LN-tuning."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            model.set_submodule(name, module.unload_and_optionally_merge_module(True, False, None))
+    return model
+
+
+def transposed(model: nn.Module, names: Sequence[str]) -> bool:
+    """Whether all of these layers are Conv1D, which PEFT is told by `fan_in_fan_out`."""
+    return all(isinstance(model.get_submodule(name), Conv1D) for name in names)
 
 
 def _parts_with_parameters(model: nn.Module, names: Sequence[str]) -> list[str]:

@@ -61,7 +61,10 @@ def of_adapter(model: PeftModel) -> dict[str, ChangedLayer]:
             continue
         base, adapter = layer.get_base_layer(), layer.active_adapters[0]
         if not isinstance(base, LinearLayer):
-            raise UserError(f"trainer.forgetting.path: layer {name} is a {type(base).__name__}, which is not measured")
+            raise UserError(
+                f"trainer.forgetting.path: layer {name} is a {type(base).__name__}, which is not measured; set it to "
+                "null, or use a method that changes linear layers"
+            )
         if isinstance(layer, MergeableLayer):
             layers[name] = ChangedLayer(base, partial(layer.squared_change, adapter=adapter))
         elif not base.weight.is_floating_point():

@@ -7,8 +7,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from rowsft.output import escape
 from rowsft.output.quantities import count
+from rowsft.report.apart import apart
 from rowsft.report.budgets import Budgets, Quantity, Series
 from rowsft.report.drawing import EITHER, dress, figure, key_beneath, svg
+from rowsft.report.rows import Row
 from rowsft.report.statistics import Estimate
 from rowsft.report.style import looks
 
@@ -42,8 +44,7 @@ def _chart(found: Budgets, quantity: Quantity) -> bytes:
         _line(axis, one, quantity, colours[one.method][0], place)
     for row in found.levels:
         if (estimate := quantity.read(row)) is not None:
-            look: dict[str, Any] = {"color": colours[row.method][0], "linestyle": (0, (1, 2)), "linewidth": 1.4}
-            axis.axhline(estimate.value, label=escape.picture(f"{row.title} (no budget)"), **look)
+            _level(axis, row, estimate.value, *colours[row.method])
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     axis.xaxis.set_minor_locator(NullLocator())
@@ -54,6 +55,16 @@ def _chart(found: Budgets, quantity: Quantity) -> bytes:
     dress(axis, EITHER)
     key_beneath(axis, EITHER)
     return svg(drawn)
+
+
+def _level(axis: Axes, row: Row, value: float, colour: str, marker: str) -> None:
+    """A row without a budget: a point where the method fixes its size, else a level."""
+    if apart([row]):
+        size = row.results[0].parameters.adapter
+        axis.plot([size], [value], marker, color=colour, label=escape.picture(f"{row.title} (size fixed)"))
+        return
+    look: dict[str, Any] = {"color": colour, "linestyle": (0, (1, 2)), "linewidth": 1.4}
+    axis.axhline(value, label=escape.picture(f"{row.title} (no budget)"), **look)
 
 
 def _line(axis: Axes, one: Series, quantity: Quantity, colour: str, place: int) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rowsft.record import Attempt, plain
+from rowsft.report.apart import against, apart, asked
 from rowsft.report.grids import MET, NOT_MET, UNKNOWN, Grids, few
 from rowsft.report.rows import Row, Table
 from rowsft.report.settings import WATCHING, differing, under
@@ -37,6 +38,8 @@ class Group:
     def __init__(self, rows: list[Row]):
         self.rows = rows
         self.adapters = [row for row in rows if row.info.budgeted]
+        #: Whose size no budget sets.
+        self.apart = apart(rows)
 
     @cached_property
     def unequal(self) -> list[str]:
@@ -156,7 +159,10 @@ def _same_adapters(group: Group, leaves: tuple[str, ...]) -> tuple[str, str]:
     """Judge it met when settings with these last names agree in all rows of adapter methods."""
     if not group.adapters:
         return UNKNOWN, "no finished run"
-    unequal = [key for key in group.unequal_adapters if _leaf(key) in leaves]
+    # A method of a fixed size shares what it has: VeRA a dropout, BitFit none.
+    others = [row for row in group.apart if any(_leaf(key) in leaves for key in row.settings)]
+    found = differing((row.settings for row in [*group.adapters, *others]), absent=True) if others else None
+    unequal = [key for key in (group.unequal_adapters if found is None else found) if _leaf(key) in leaves]
     if unequal:
         return NOT_MET, "differs in " + ", ".join(unequal)
     if not any(_leaf(key) in leaves for row in group.adapters for key in row.settings):
@@ -181,6 +187,15 @@ def _data_order(group: Group) -> tuple[str, str]:
 
 
 def _budget(group: Group) -> tuple[str, str]:
+    status, detail = _budget_of_adapters(group)
+    if group.apart:
+        budgets = asked(group.adapters)
+        beside = against(group.apart, budgets[0] if len(budgets) == 1 else None)
+        detail = "; ".join(filter(None, [detail, f"not judged, since the method fixes its size: {beside}"]))
+    return status, detail
+
+
+def _budget_of_adapters(group: Group) -> tuple[str, str]:
     results = [(row, result.parameters) for row in group.adapters for result in row.results]
     met = [
         (row, sizes.budget_asked, sizes.budget_achieved)

@@ -1,5 +1,6 @@
 """What a reader needs around a table to read its numbers right."""
 
+from rowsft.report import apart
 from rowsft.report.grids import few
 from rowsft.report.harness_notes import harness_notes
 from rowsft.report.lines import memory_kinds, untrained_metrics
@@ -54,6 +55,7 @@ def notes(section: Section) -> list[str]:
     if any(estimate.cut for estimate in estimates):
         what = "a metric" if section.harness or any(line.others for line in lines) else table.metric
         texts.append(f"Intervals that reach beyond what {what} can be are cut there and shown as [low, high].")
+    texts += apart.note(table.rows)
     texts += _references(table)
     kinds = memory_kinds(table)
     if kinds:

@@ -1,8 +1,10 @@
 """The tables of a section and the columns of each: one list for Markdown, the page and the terminal."""
 
 import json
+from functools import partial
 
 from rowsft.output.quantities import NONE, count, number
+from rowsft.report.apart import FIXED, is_apart
 from rowsft.report.budgets import Series
 from rowsft.report.columns import Column, Sheet, words
 from rowsft.report.harness_tables import harness_differences, harness_main
@@ -29,7 +31,7 @@ def main(section: Section) -> Sheet[Line]:
     columns: list[Column[Line]] = [
         _METHOD,
         Column("adapter_parameters", "trainable parameters", _parameters),
-        Column("budget_achieved", "budget asked → achieved", _budget),
+        Column("budget_achieved", "budget asked → achieved", partial(_budget, table)),
         _metric(table),
         Column("seeds", "seeds", "d"),
         *_forgetting(section.lines),
@@ -53,7 +55,7 @@ def terminal_main(section: Section, lines: list[Line]) -> Sheet[Line]:
     columns: list[Column[Line]] = [
         _METHOD,
         Column("adapter_parameters", "trainable", ",d"),
-        Column("budget_off_percent", "off", "+.2f", "%"),
+        Column("budget_off_percent", "off", partial(_off, section.table)),
         _metric(section.table),
         Column("seeds", "n", "d"),
         *_forgetting(lines),
@@ -228,7 +230,18 @@ def _parameters(line: Line) -> str:
     return NONE if line.adapter_parameters is None else f"{line.adapter_parameters:,}{head}"
 
 
-def _budget(line: Line) -> str:
+def _off(table: Table, line: Line) -> str:
+    return "fixed" if _is_apart(table, line) else number(line.budget_off_percent, "+.2f", " %")
+
+
+def _is_apart(table: Table, line: Line) -> bool:
+    sizes = (line.adapter_parameters, line.head_parameters, line.base_parameters)
+    return is_apart(table.infos[line.method], *sizes)
+
+
+def _budget(table: Table, line: Line) -> str:
+    if _is_apart(table, line):
+        return FIXED
     if line.budget_off_percent is None:
         return NONE
     return f"{line.budget_asked:,} → {line.budget_achieved:,} ({line.budget_off_percent:+.2f} %)"

@@ -111,8 +111,14 @@ def register_family(family: Family) -> Family:
     return family
 
 
-def family_of(model: nn.Module, setting: str) -> Family:
-    """Return the family of a model, by its config. Raises UserError, naming `setting`, for one that is not known."""
+_OTHERS = "use channel rows, columns or both with attention=linear or skip"
+
+
+def family_of(model: nn.Module, setting: str, instead: str = _OTHERS) -> Family:
+    """Return the family of a model, by its config.
+
+    Raises UserError for one that is not known, naming `setting` and what to do `instead`.
+    """
     kind = getattr(getattr(model, "config", None), "model_type", None)
     for family in FAMILIES:
         if kind in family.models:
@@ -120,7 +126,7 @@ def family_of(model: nn.Module, setting: str) -> Family:
     known = "; ".join(f"{family.name} ({', '.join(family.models)})" for family in FAMILIES)
     raise UserError(
         f"{setting}: the roles of {type(model).__name__}'s layers (model type {kind}) are not known; known are "
-        f"{known}; use channel rows, columns or both with attention=linear or skip, or add the family with "
+        f"{known}; {instead}, or add the family with "
         "rowsft.selection.families.register_family"
     )
 
@@ -180,6 +186,20 @@ def shared_groups(model: nn.Module, layers: Mapping[str, LinearLayer], axis: Axi
         rows = [queries.transpose(1, 2).reshape(-1, groups), keys, keys]
         unit_groups.append(UnitGroup(name, "shared rows a head", _placed(producers, rows), parts=heads))
     return unit_groups
+
+
+def inner_layers(model: nn.Module, setting: str, instead: str) -> dict[str, set[str]]:
+    """Return full names by role: the layers that make keys, those that make values, those that take hidden units.
+
+    A fused layer makes keys, values and queries. Raises UserError as `family_of` does.
+    """
+    family = family_of(model, setting, instead)
+    attention = [producers for producers, _ in _blocks(model, family.attention)]
+    return {
+        "keys": {producers[len(producers) // 2] for producers in attention},
+        "values": {producers[-1] for producers in attention},
+        "hidden units": {consumer for _, consumer in _blocks(model, family.mlp)},
+    }
 
 
 def in_order(unit_groups: Sequence[UnitGroup], layers: Mapping[str, LinearLayer]) -> list[UnitGroup]:
@@ -261,8 +281,7 @@ def _geometry(model: nn.Module, layers: Mapping[str, LinearLayer], producers: tu
 
 def _odd_heads(model: nn.Module, name: str) -> UserError:
     return UserError(
-        f"layer {name} of {type(model).__name__} does not divide into the heads that its config declares; "
-        "use channel rows, columns or both with attention=linear or skip"
+        f"layer {name} of {type(model).__name__} does not divide into the heads that its config declares; {_OTHERS}"
     )
 
 

@@ -25,7 +25,7 @@ from rowsft.layers.matrix import layer_shape
 from rowsft.selection.targets import Targets, eligible_layers
 
 CPU = torch.device("cpu")
-TRAINED = ["rows", "columns", "both", "neurons", "lora", "dora", "shira", "dense_mask", "released"]
+TRAINED = ["rows", "columns", "both", "neurons", "lora", "dora", "shira", "supertuning", "dense_mask", "released"]
 
 
 @pytest.mark.parametrize("value", [1.23456, {"median": 1.23456, "low": 1.2, "high": 1.3}])
@@ -62,6 +62,16 @@ def test_every_contender_starts_at_the_plain_model_and_trains_its_budget(method,
         ready.step()
     after = ready.model(**ready.batch).loss.item()
     assert after == before if method == "floor" else after < before
+
+
+@pytest.mark.parametrize("method", ["vera", "ia3", "bitfit", "ln_tuning"])
+def test_a_contender_of_a_size_of_its_own_starts_at_the_plain_model_and_learns(method):
+    ready = trial(method, "tiny_bert")
+    before = ready.model(**ready.batch).loss
+    torch.testing.assert_close(before, plain_loss("tiny_bert"), rtol=1e-5, atol=1e-6)
+    for _ in range(3):
+        ready.step()
+    assert ready.model(**ready.batch).loss.item() < before.item()
 
 
 def test_bytes_and_flops_repeat_and_stand_in_the_known_order():

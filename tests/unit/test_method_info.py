@@ -13,6 +13,7 @@ from rowsft.baselines.lora import Lora
 from rowsft.errors import UserError
 from rowsft.method_info import _EARLIER, LAST, MethodInfo, from_record, info_of, to_record
 from rowsft.methods.base import CalibratedMethod, calibrating, method_class, method_names, selected, selection_bounds
+from rowsft.methods.peft_method import PeftMethod
 from rowsft.output import escape
 from rowsft.plan.comparison import variants
 from rowsft.report.curves import chart
@@ -47,12 +48,21 @@ def test_old_records_of_the_shipped_methods_are_shown_as_new_ones():
         now, before = info_of(method_class(name)()), from_record(name, None)
         assert {key: getattr(now, key) for key in shown} == {key: getattr(before, key) for key in shown}
         assert set(now.sizes) <= set(before.sizes) or not now.budgeted
+    for name in method_names():
+        now = info_of(method_class(name)())
         assert from_record(name, to_record(now)) == now
+
+
+def test_no_two_methods_look_alike():
+    infos = [method_class(name).info for name in method_names()]
+    drawn = [(info.colour, info.marker) for info in infos]
+    assert len(set(drawn)) == len({info.order for info in infos}) == len(infos)
 
 
 def test_prefixes_of_adapters_are_those_of_peft():
     prefixes = {name: method_class(name).info.adapter_prefix for name in method_names()}
-    assert {name for name, prefix in prefixes.items() if prefix is None} == {"none", "head", "full"}
+    plain = {name for name in prefixes if not issubclass(method_class(name), PeftMethod)}
+    assert {name for name, prefix in prefixes.items() if prefix is None} == plain >= {"none", "head", "full"}
     model, budget = tiny_llama(), Budget(like={"method": "lora", "r": 2})
     for name, prefix in prefixes.items():
         if prefix is not None:
