@@ -99,6 +99,14 @@ class RowSFT(PeftMethod):
             resolved, unit_groups, layers, self._scored(unit_groups, layers, model, resolved, calibration)
         )
 
+    def choose(self, model: nn.Module, resolved: ResolvedMethod, scores: Scores) -> ResolvedMethod:
+        """Choose by `scores` of the target layers, as `select` does by those of the method's own metric.
+
+        scores: layer name -> axis -> its scores, along the axes of the channel. Reads shapes only: a model on the meta
+        device will do.
+        """
+        return self._chosen(resolved, *self._unit_groups(model, resolved), scores)
+
     def scores(
         self,
         model: nn.Module,
