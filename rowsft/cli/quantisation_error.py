@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser, groups: str | None) -> None:
         "absolute and relative, by layer and for the whole model. Trains nothing."
     )
     parser.add_argument("overrides", nargs="*", metavar="group=name|key=value", help="overrides, as of `rowsft run`")
-    parser.add_argument("--quantiser", default="nf4", metavar="NAME", help="nf4 (default) or int8")
+    parser.add_argument("--quantiser", default="nf4", metavar="NAME", help="nf4 (default), nf4_double or int8")
     parser.add_argument("--backend", default="torch", metavar="NAME", help="torch (default) or bitsandbytes")
     parser.add_argument("--steps", type=int, default=5, metavar="N", help="alternating steps (default: 5)")
     parser.add_argument(

@@ -80,11 +80,9 @@ def subject(config: DictConfig) -> Subject:
     metric(method.importance)
     check_plain(config.model)
     head = instantiated("task", config.task, Task).head
-    model, targets, budget = (
-        blueprint(config.model, head),
-        targets_of(config.model, head),
-        Budget(**plain(config.budget)),
-    )
+    # What a run would quantise on loading is measured as it is before.
+    model = blueprint({**config.model, "quantize": None}, head)
+    targets, budget = targets_of(config.model, head), Budget(**plain(config.budget))
     weights = Weights(config.model, head, model, config.seed)
     rows = method.solve(budget, model, targets)
     # A size of the method's own is none of the other starts'.

@@ -40,7 +40,8 @@ class Weights:
                 self._files = _tensors(place, options)
         layers = {name: each for name, each in skeleton.named_modules() if isinstance(each, LinearLayer)}
         self._names = {name: self._stored_name(name, layer) for name, layer in layers.items()}
-        self._load = lambda: load(model_cfg, head, seed=seed).model
+        plain = {**model_cfg, "quantize": None}
+        self._load = lambda: load(plain, head, seed=seed).model
 
     @property
     def is_whole(self) -> bool:

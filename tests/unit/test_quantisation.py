@@ -62,8 +62,10 @@ def test_bits_are_codes_and_scales():
 
 
 def test_what_is_unknown_or_not_installed_is_told():
-    with pytest.raises(UserError, match="quantiser=fp4: unknown; use one of nf4, int8"):
+    with pytest.raises(UserError, match="quantiser=fp4: unknown; use one of nf4, nf4_double, int8"):
         quantiser("fp4")
+    with pytest.raises(UserError, match="quantiser=nf4_double: computed by bitsandbytes alone"):
+        quantiser("nf4_double")
     with pytest.raises(UserError, match="backend=cuda: unknown; use one of torch, bitsandbytes"):
         quantiser("nf4", "cuda")
     with (
@@ -200,3 +202,18 @@ def test_bitsandbytes_gives_the_same_codes_and_weights(shape, dtype):
     for name in ("nf4", "int8"):
         ours, theirs = (quantiser(name, backend)(weight) for backend in ("torch", "bitsandbytes"))
         assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("name", ["nf4", "nf4_double"])
+def test_bits_are_those_that_bitsandbytes_holds(name):
+    functional = pytest.importorskip(
+        "bitsandbytes", reason="bitsandbytes is not installed; make quant-test has it"
+    ).functional
+    weight, double = gaussian(48, 384), name == "nf4_double"
+    packed, state = functional.quantize_4bit(weight, blocksize=64, compress_statistics=double, quant_type="nf4")
+    held = [packed, state.absmax, *([state.state2.absmax, state.offset] if double else [])]
+    made = quantiser(name, "bitsandbytes")
+    assert made.bits((48, 384)) == sum(8 * tensor.numel() * tensor.element_size() for tensor in held)
+    assert torch.equal(made(weight), functional.dequantize_4bit(packed, state))
+    assert (distance(made(weight), weight) == distance(nf4.quantised(weight), weight)) != double
+    assert distance(made(weight), weight) == pytest.approx(distance(nf4.quantised(weight), weight), rel=0.02)

@@ -229,7 +229,7 @@ def test_the_budget_is_met_by_rows_and_ranks_alike(workshop, capsys):
     ("arguments", "message"),
     [
         (["method=lora"], "method=lora: the rows come from row-SFT's settings"),
-        (["--quantiser", "fp4"], "quantiser=fp4: unknown; use one of nf4, int8"),
+        (["--quantiser", "fp4"], "quantiser=fp4: unknown; use one of nf4, nf4_double, int8"),
         (["--steps", "0"], "steps=0: expected 1 or more"),
         (["--adapter-dtype", "int8"], "adapter_dtype=int8: unknown; use one of float32, bfloat16, float16"),
         (["--svd-iterations", "-1"], "svd_iterations=-1: expected 0 or more"),
