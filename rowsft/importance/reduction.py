@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
 from rowsft.layers.matrix import LinearLayer, layer_shape
+from rowsft.layers.quantised import dequantised, is_packed
 from rowsft.selection.channel import AXES, Axis
 
 _LARGEST_BLOCK = 2**20
@@ -84,13 +84,10 @@ def weight_of(layer: LinearLayer) -> Tensor:
     Raises UserError for a quantised weight that nobody here can unpack.
     """
     parameter = layer.weight
-    if parameter.is_floating_point() and not type(parameter).__module__.startswith("torchao."):
+    if not is_packed(parameter):
         return parameter.detach()
-    unpacked = dequantize_module_weight(layer).detach()
-    if layer.weight is not parameter and layer.weight.device == parameter.device:
-        # PEFT puts an equal one in its place, but a parameter is known by its identity.
-        layer.weight = parameter
-    if not unpacked.is_floating_point() or unpacked.shape != layer_shape(layer):
+    unpacked = dequantised(layer)
+    if unpacked is None:
         raise UserError(
             f"a {type(layer).__name__} holds {parameter.dtype} weights of shape {tuple(parameter.shape)}, which cannot "
             "be unpacked for scoring; use importance random, or give row_ids and column_ids"
