@@ -52,6 +52,17 @@ def zero_scores(layer: LinearLayer, axes: Sequence[Axis]) -> dict[Axis, Tensor]:
     return {axis: torch.zeros(shape[AXES.index(axis)], dtype=wide(weight.dtype), device=weight.device) for axis in axes}
 
 
+def zero_weight(layer: LinearLayer) -> Tensor:
+    """Return zeros laid out as the layer's weight, or as what a packed one stands for, in 32 bit or wider."""
+    weight = layer.weight
+    return torch.zeros(stored_shape(layer), dtype=wide(weight.dtype), device=weight.device)
+
+
+def stored_shape(layer: LinearLayer) -> tuple[int, ...]:
+    """Return the shape of the layer's weight, or of what a packed one stands for."""
+    return layer_shape(layer) if is_packed(layer.weight) else tuple(layer.weight.shape)
+
+
 def one_per_weight(layers: Mapping[str, LinearLayer]) -> dict[str, LinearLayer]:
     """Return the first layer of every weight: layers may share one."""
     first: dict[Tensor, str] = {}
@@ -72,10 +83,11 @@ def blocks(matrix: Tensor) -> Iterator[slice]:
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
 
-def block_bytes(matrix: Tensor) -> int:
-    """Return the bytes of the largest block of `matrix` in 32 bit or wider."""
+def block_bytes(layer: LinearLayer) -> int:
+    """Return the bytes of the largest block of a layer's weight in 32 bit or wider."""
+    matrix = torch.empty(stored_shape(layer), device="meta")
     first = next(blocks(matrix))
-    return (first.stop - first.start) * matrix.shape[1] * wide(matrix.dtype).itemsize
+    return (first.stop - first.start) * matrix.shape[1] * wide(layer.weight.dtype).itemsize
 
 
 def weight_of(layer: LinearLayer) -> Tensor:
