@@ -103,8 +103,8 @@ ray-test: $(VENV)-ray/installed ## sweeps on a local Ray cluster
 eval-test: $(VENV)-eval/installed ## finished runs scored by lm-evaluation-harness; its scores against the suite's own
 	@OMP_NUM_THREADS=1 $(VENV)-eval/bin/python -m pytest -n 0 -rs tests/harness
 
-quant-test: $(VENV)-quant/installed ## 4- and 8-bit weights against bitsandbytes, LoftQ against PEFT's
-	@OMP_NUM_THREADS=1 $(VENV)-quant/bin/python -m pytest -n 0 -rs tests/unit/test_quantisation.py
+quant-test: $(VENV)-quant/installed ## bases in 4 and 8 bits: loading, training, merging, plans; their errors against bitsandbytes and PEFT
+	@OMP_NUM_THREADS=1 $(VENV)-quant/bin/python -m pytest -n 0 -rs tests/quant tests/unit/test_quantised.py tests/unit/test_quantisation.py
 
 optuna-test: $(VENV)-optuna/installed ## learning rates searched by Optuna
 	@OMP_NUM_THREADS=1 $(VENV)-optuna/bin/python -m pytest -n 0 -rs tests/optuna

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
 from rowsft.layers.matrix import LinearLayer, layer_shape
+from rowsft.layers.quantised import is_packed
 from rowsft.method_info import MethodInfo
 from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.methods.peft_method import RankedMethod
@@ -31,13 +32,18 @@ class Shira(RankedMethod):
     seed: int = 0
 
     def units(self, layers: Mapping[str, LinearLayer]) -> dict[str, Unit]:
-        """One more r costs d_in + d_out entries; a layer has d_in d_out of them. Raises UserError for Conv1D."""
+        """One more r costs d_in + d_out entries of d_in d_out. Raises UserError for others than a plain nn.Linear."""
         units = {}
         for name, layer in layers.items():
             if isinstance(layer, Conv1D):
                 raise UserError(
                     f"method=shira: layer {name} is a Conv1D, and PEFT's SHiRA knows nn.Linear only; use another "
                     "method, or exclude it with model.exclude_modules"
+                )
+            if is_packed(layer.weight):
+                raise UserError(
+                    f"method=shira: layer {name} is quantised, and PEFT's SHiRA writes into the weight; set "
+                    "model.quantize=null, or use another method"
                 )
             d_out, d_in = layer_shape(layer)
             units[name] = Unit(d_in + d_out, most=d_in * d_out // (d_in + d_out))

@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, cast
 
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -13,6 +14,8 @@ from torch import nn
 
 from rowsft.errors import UserError, shortened
 from rowsft.layers.matrix import LinearLayer
+from rowsft.layers.packing import unpack
+from rowsft.layers.quantised import quantised_layers
 from rowsft.method_info import MethodInfo, info_of
 from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.methods.plain_method import head_parameters, trainable_counts
@@ -122,8 +125,14 @@ class PeftMethod(Method):
         model.save_pretrained(str(folder))
 
     def merge(self, model: PeftModel) -> nn.Module:
-        """See `Method.merge`."""
-        return model.merge_and_unload()
+        """See `Method.merge`: into what the weights of a quantised base stand for, as plain layers."""
+        if not quantised_layers(model):
+            return model.merge_and_unload()
+        # PEFT would quantise the merged weights again, and round the change away. Loaded anew it meets plain layers.
+        with TemporaryDirectory(prefix="rowsft-merge-") as folder:
+            self.save(model, Path(folder))
+            base = unpack(model.unload())
+            return PeftModel.from_pretrained(cast(Any, base), folder).merge_and_unload()
 
 
 class RankedMethod(PeftMethod):
