@@ -24,6 +24,14 @@ def is_packed(parameter: torch.Tensor | None) -> bool:
     return not parameter.is_floating_point() or type(parameter).__module__.startswith("torchao.")
 
 
+def stored(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Return the tensors that a tensor's memory is: codes and scales of a torchao weight, which has none of its own."""
+    if not type(tensor).__module__.startswith("torchao."):
+        return [tensor]
+    wrapper: Any = tensor
+    return [getattr(wrapper, name) for name in wrapper.__tensor_flatten__()[0]]
+
+
 def is_quantised(layer: nn.Module) -> bool:
     """Whether it is a linear layer with a packed weight."""
     return isinstance(layer, nn.Linear) and is_packed(layer.weight)

@@ -12,7 +12,7 @@ from transformers.utils.hub import cached_file
 
 from rowsft.errors import UserError
 from rowsft.layers.packing import packed
-from rowsft.layers.quantised import dequantised
+from rowsft.layers.quantised import dequantised, stored
 
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -89,7 +89,7 @@ class OriginalWeights:
         plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
         again, own = packed(plain, self.kind).weight, layer.weight
-        return all(torch.equal(one.cpu(), other.cpu()) for one, other in zip(_stored(again), _stored(own), strict=True))
+        return all(torch.equal(one.cpu(), other.cpu()) for one, other in zip(_codes(again), _codes(own), strict=True))
 
 
 def _open(paths: Sequence[Path], stack: ExitStack) -> dict[str, Any]:
@@ -100,13 +100,10 @@ def _open(paths: Sequence[Path], stack: ExitStack) -> dict[str, Any]:
     return files
 
 
-def _stored(weight: Any) -> list[Tensor]:
+def _codes(weight: Any) -> list[Tensor]:
     """The codes and the scales of a packed weight."""
     state = getattr(weight, "quant_state", None)
-    if state is not None:
-        return [weight.data, state.absmax]
-    names, _ = weight.__tensor_flatten__()
-    return [getattr(weight, name) for name in names]
+    return [weight.data, state.absmax] if state is not None else stored(weight)
 
 
 def remember(model: Any, originals: OriginalWeights) -> None:
