@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rowsft.errors import UserError, shortened
+from rowsft.methods import replaced_base
 from rowsft.record import Attempt
 from rowsft.selection.targets import HEAD_NAMES
 from rowsft.store import Record
@@ -63,6 +64,16 @@ def find(run: str, store: Path) -> Source:
 
     Raises UserError for an unknown or unfinished run, and for a method or folder without an adapter.
     """
+    source = _found(run, store)
+    if (source.folder / replaced_base.FILE).is_file():
+        raise UserError(
+            f"{source.name}: its adapter belongs to a base of its own ({source.folder / replaced_base.FILE}), not to "
+            "the model that was loaded, and cannot be exported; evaluate it with `rowsft eval`"
+        )
+    return source
+
+
+def _found(run: str, store: Path) -> Source:
     path = Path(run)
     try:
         is_adapter = path.is_dir() and not (path / "record.json").is_file()
