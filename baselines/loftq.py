@@ -63,7 +63,7 @@ class Loftq(Lora):
             if not is_quantised(layer) or not hasattr(layer, "quant_state"):
                 raise UserError(
                     f"method={self.name}: layer {name} is not held in 4 bits; set model.quantize=nf4, or use "
-                    "method=pissa or lora"
+                    "method=lora"
                 )
         return super().units(layers)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from method_contract import adamw, logits, train
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft_loftq import peft_loftq
 from quantised_bases import loaded
-from test_quantisation import OnThisProcessor
 from tiny import causal_batch
 from tiny_workshop import build_workshop
 
@@ -110,16 +110,13 @@ def test_it_is_saved_and_loaded_with_its_base_and_merges(llama, quantize, tmp_pa
 
 def test_its_losses_are_those_of_peft_by_hand(llama):
     """PEFT's own LoftQ, and its base packed again: what its documentation tells users to do."""
-    from peft.utils.loftq_utils import loftq_init
-
     _, resolved, wrapped = attached(llama, steps=1)
     model, weights = loaded(llama, "nf4"), loaded(llama, None)
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=resolved.values["target_modules"])
     by_hand = get_peft_model(model, config)
     for name in resolved.values["target_modules"]:
         layer = by_hand.get_base_model().get_submodule(name)
-        with OnThisProcessor():
-            base, a, b = loftq_init(weights.get_submodule(name).weight.data, 4, RANK, 1)
+        base, a, b = peft_loftq(weights.get_submodule(name).weight.data, RANK, 1)
         plain = torch.nn.Linear(*base.shape[::-1], bias=False)
         plain.weight.data = base
         layer.base_layer = packed(plain, "nf4")

@@ -54,6 +54,8 @@ def test_prefixes_of_adapters_are_those_of_peft():
     prefixes = {name: method_class(name).info.adapter_prefix for name in method_names()}
     assert {name for name, prefix in prefixes.items() if prefix is None} == {"none", "head", "full"}
     model, budget = tiny_llama(), Budget(like={"method": "lora", "r": 2})
+    # On a base in 4 bits alone.
+    assert prefixes.pop("loftq") == prefixes["lora"]
     for name, prefix in prefixes.items():
         if prefix is not None:
             method = method_class(name)(**({"importance": "l2"} if name == "row_sft" else {}))

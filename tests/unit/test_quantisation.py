@@ -6,8 +6,8 @@ from unittest import mock
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft_loftq import peft_loftq
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from rowsft.errors import UserError
 from rowsft.quantisation import int8, nf4
@@ -161,24 +161,11 @@ def test_pissa_of_peft_is_the_same_adapter_and_remainder():
     assert ours == pytest.approx(theirs, rel=1e-3)
 
 
-class OnThisProcessor(TorchFunctionMode):
-    """PEFT's LoftQ moves every weight to a GPU before it computes; here there is none."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        def placed(value):
-            return "cpu" if str(value) == "cuda" else value
-
-        return function(*map(placed, args), **{key: placed(value) for key, value in (kwargs or {}).items()})
-
-
 @pytest.mark.parametrize("iterations", [1, 4])
 def test_loftq_of_peft_gives_the_same_base_and_adapter(iterations):
     pytest.importorskip("bitsandbytes", reason="PEFT's LoftQ quantises by bitsandbytes; make quant-test has it")
-    from peft.utils.loftq_utils import loftq_init
-
     weight, rank = gaussian(64, 128), 8
-    with OnThisProcessor():
-        base, a, b = loftq_init(weight, num_bits=4, reduced_rank=rank, num_iter=iterations)
+    base, a, b = peft_loftq(weight, rank, iterations)
     *_, start = loftq(weight, nf4.quantised, rank, iterations)
     # Where a rest lies at the boundary of two codes, rounding decides: a few in a thousand weights.
     differ = (base - start.base).abs() > 1e-4
