@@ -7,7 +7,7 @@ import pytest
 import torch
 from quantised_bases import save_llama
 from tiny import causal_batch
-from tiny_workshop import WORDS, build_workshop, tokenizer
+from tiny_workshop import build_workshop, tokenizer
 from transformers import AutoModelForCausalLM
 
 from rowsft.config.compose import compose
@@ -36,8 +36,9 @@ def workshop(tmp_path_factory):
     folder = save_llama(made.folder / "models" / "llama")
     tokenizer("llama").save_pretrained(folder)
     words = random.Random(0)
-    # Longer than task.max_length, as a plan assumes.
-    pairs = [{"prompt": " ".join(words.choices(WORDS, k=40)), "response": "w1 w2"} for _ in range(40)]
+    # As long as task.max_length allows next to short ones, so that the largest batch has padding.
+    texts = [" ".join(["w7"] * 60) if number % 4 else "w1 w2 w3" for number in range(40)]
+    pairs = [{"prompt": f"{text} w{number}", "response": text} for number, text in enumerate(texts)]
     (made.folder / "data" / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     text = "\n\n".join(" ".join(f"w{words.randrange(100)}" for _ in range(30)) for _ in range(20))
     (made.folder / "text.txt").write_text(text)
@@ -166,8 +167,8 @@ def test_an_export_says_what_it_needs(workshop, runs, tmp_path):
 
 def test_measured_again_alone(runs, workshop):
     spec, settings, _ = spec_of(workshop, *METHODS["row_sft"], "measure=alone", "measure_steps=3")
-    outcome = measure_alone(spec, settings, False, lambda text: None)
-    assert outcome.state == "done"
+    outcome = measure_alone(spec, settings, True, lambda text: None)
+    assert (outcome.state, outcome.message) == ("done", "")
     alone = Store(spec.store).get(spec.run_id).result.alone
     assert alone.memory.train.peak_allocated_bytes == pytest.approx(
         runs["row_sft"][1].result.memory.train.peak_allocated_bytes, rel=0.05
