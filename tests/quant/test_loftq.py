@@ -128,20 +128,24 @@ def test_its_losses_are_those_of_peft_by_hand(llama):
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected), rtol=1e-4, atol=1e-5)
 
 
-def test_what_it_cannot_start_from_is_refused(llama):
-    for quantize in (None, "int8"):
-        if quantize == "int8":
-            pytest.importorskip("torchao")
-        with pytest.raises(UserError, match=r"method=loftq: layer .* is not held in 4 bits; set model.quantize=nf4"):
-            attached(llama, quantize)
-    for wrong, message in (
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_base_that_is_not_in_4_bits_is_refused(llama, quantize):
+    with pytest.raises(UserError, match=r"method=loftq: layer .* is not held in 4 bits; set model.quantize=nf4"):
+        attached(llama, quantize)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
         ({"scaling": 2.0}, "method.scaling=2.0: expected 1"),
         ({"start": "svd"}, "method.start=svd: unknown; use one of loftq, pissa"),
         ({"steps": 0}, "method.steps=0: expected 1 or more"),
         ({"svd_iterations": -1}, "method.svd_iterations=-1"),
-    ):
-        with pytest.raises(UserError, match=message):
-            method_class("loftq")(**wrong)
+    ],
+)
+def test_wrong_settings_are_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
+        method_class("loftq")(**wrong)
 
 
 def test_a_run_is_planned_trained_and_evaluated_again_from_what_it_saved(llama, tmp_path, capsys):
