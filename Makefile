@@ -11,7 +11,7 @@ export TRANSFORMERS_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup assets quickstart demo demo-images tune-demo-images fashion-mnist wandb-demo test test-whole test-peft-versions test-oldest lint types docs bench tune-quickstart tune-demo importance row-budget plan-8b \
-	plan-accuracy gpu gpu-wheels distributed-test fuzz kill-test slurm-test ray-test optuna-test eval-test bench-store bench-tasks clean
+	plan-accuracy gpu gpu-wheels distributed-test fuzz kill-test slurm-test ray-test optuna-test eval-test quant-test bench-store bench-tasks clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -102,6 +102,9 @@ ray-test: $(VENV)-ray/installed ## sweeps on a local Ray cluster
 
 eval-test: $(VENV)-eval/installed ## finished runs scored by lm-evaluation-harness; its scores against the suite's own
 	@OMP_NUM_THREADS=1 $(VENV)-eval/bin/python -m pytest -n 0 -rs tests/harness
+
+quant-test: $(VENV)-quant/installed ## bases in 4 and 8 bits: loading, training, merging, plans; their errors against bitsandbytes and PEFT
+	@OMP_NUM_THREADS=1 $(VENV)-quant/bin/python -m pytest -n 0 -rs tests/quant tests/unit/test_quantised.py tests/unit/test_quantisation.py
 
 optuna-test: $(VENV)-optuna/installed ## learning rates searched by Optuna
 	@OMP_NUM_THREADS=1 $(VENV)-optuna/bin/python -m pytest -n 0 -rs tests/optuna

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rowsft.errors import UserError
+from rowsft.layers.quantised import is_packed
 from rowsft.method_info import MethodInfo
 from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.methods.plain_method import PlainMethod, head_parameters, trainable_counts
@@ -29,10 +30,10 @@ class Full(PlainMethod):
     def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> ResolvedMethod:
         """All parameters; the count without the head is reported. Raises UserError for quantised ones."""
         for name, parameter in model.named_parameters():
-            if not parameter.is_floating_point():
+            if is_packed(parameter):
                 raise UserError(
                     f"method=full: {name} holds {parameter.dtype} values (quantised), which cannot be trained; give a "
-                    "base model that is not quantised, or use another method"
+                    "base model that is not quantised (model.quantize=null), or use another method"
                 )
         head = head_names(model, targets.head_modules)
         everything = sum(parameter.numel() for parameter in model.parameters())

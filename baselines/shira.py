@@ -11,7 +11,7 @@ from torch import nn
 from rowsft.layers.matrix import LinearLayer, layer_shape
 from rowsft.method_info import MethodInfo
 from rowsft.methods.base import Method, ResolvedMethod
-from rowsft.methods.peft_method import OneSizeMethod, check_linear
+from rowsft.methods.peft_method import OneSizeMethod, check_linear, check_not_packed
 from rowsft.selection.budget import Unit
 
 
@@ -30,8 +30,9 @@ class Shira(OneSizeMethod):
     seed: int = 0
 
     def units(self, layers: Mapping[str, LinearLayer]) -> dict[str, Unit]:
-        """One more r costs d_in + d_out entries; a layer has d_in d_out of them. Raises UserError for Conv1D."""
+        """One more r costs d_in + d_out entries of d_in d_out. Raises UserError for others than a plain nn.Linear."""
         check_linear(self.name, self.tuner, layers)
+        check_not_packed(self.name, self.tuner, layers)
         units = {}
         for name, layer in layers.items():
             d_out, d_in = layer_shape(layer)

@@ -9,13 +9,11 @@ from typing import ClassVar
 
 from peft import SupertuningConfig
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from rowsft.errors import UserError
 from rowsft.layers.matrix import LinearLayer, layer_shape
 from rowsft.method_info import MethodInfo
 from rowsft.methods.base import Method, ResolvedMethod
-from rowsft.methods.peft_method import PeftMethod
+from rowsft.methods.peft_method import PeftMethod, check_linear, check_not_packed
 from rowsft.methods.sizes import counts_for
 from rowsft.selection.budget import Budget, Unit, check_affordable
 from rowsft.selection.budget_met import check_met
@@ -32,6 +30,8 @@ class Supertuning(PeftMethod):
     info: ClassVar[MethodInfo] = MethodInfo(
         "supertuning", "Super-Tuning", 55, "#CC6677", "d", sizes=("ratio",), adapter_prefix="supertuning_"
     )
+
+    tuner: ClassVar[str] = "Super-Tuning"
 
     name: str = info.name
     ratio: float | None = None
@@ -69,18 +69,10 @@ class Supertuning(PeftMethod):
         return SupertuningConfig(sparsity=resolved.values["sparsity"], select_top=self.select_top)
 
     def _units(self, layers: Mapping[str, LinearLayer]) -> dict[str, Unit]:
+        check_linear(self.name, self.tuner, layers)
+        check_not_packed(self.name, self.tuner, layers)
         units = {}
         for name, layer in layers.items():
-            if isinstance(layer, Conv1D):
-                raise UserError(
-                    f"method={self.name}: layer {name} is a Conv1D, and PEFT's Super-Tuning knows nn.Linear only; use "
-                    "another method, or exclude it with model.exclude_modules"
-                )
-            if not layer.weight.is_floating_point():
-                raise UserError(
-                    f"method={self.name}: layer {name} holds {layer.weight.dtype} values (quantised), of which PEFT "
-                    "cannot tell the largest; give a base model that is not quantised, or use another method"
-                )
             d_out, d_in = layer_shape(layer)
             units[name] = Unit(1, most=d_out * d_in, noun="entries")
         return units

@@ -40,6 +40,7 @@ from transformers.utils import logging
 
 from rowsft.measure import collect, phase_memory
 from rowsft.methods.base import method_class, selection_bounds
+from rowsft.models.quantising import quantise
 from rowsft.plan.autocast import autocasting, claimed_alike
 from rowsft.plan.step import plan_step, run_step
 from rowsft.progress import bar
@@ -62,7 +63,8 @@ MAX_GRAD_NORM = 1.0
 
 @dataclass(frozen=True)
 class Case:
-    """One cell of the grid. attention: eager or sdpa. padded: whether the batch has padding. autocast: to bfloat16."""
+    """One cell of the grid. attention: eager or sdpa. padded: whether the batch has padding. autocast: to bfloat16.
+    quantize: what the base is packed in."""
 
     family: str
     method: str
@@ -76,6 +78,7 @@ class Case:
     padded: bool
     autocast: bool = False
     device: str = "cpu"
+    quantize: str | None = None
 
 
 # What `rowsft compare` knows a cell by.
@@ -213,6 +216,8 @@ def attached(case: Case) -> nn.Module:
     name, settings = case.method.split()[0], METHODS.get(case.method, {})
     method = method_class(name)(**settings)
     head = ["bert.pooler", "classifier"] if case.family == "bert" else []
+    if case.quantize:
+        quantise(model, case.quantize, head, case.family)
     resolved = method.solve(Budget(like=BUDGET), model, Targets(head_modules=head))
     with torch.device("cpu"):
         resolved = selection_bounds(method, model, resolved)[""]

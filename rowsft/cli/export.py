@@ -18,6 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser, groups: str | None) -> None:
     parser.add_argument(
         "--biases", choices=("keep", "refuse"), default="keep", help="trained biases in a LoRA adapter (default: keep)"
     )
+    parser.add_argument(
+        "--merge-into",
+        choices=("quantised", "original"),
+        help="of a run on a quantised base: the unpacked values of that base, or the weights before quantisation",
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -30,5 +35,5 @@ def run(parsed: argparse.Namespace) -> int:
     with without_warnings():
         from rowsft.export import export
 
-        print(shown(export(parsed.run, parsed.to, parsed.out, parsed.store, parsed.biases, warn)))
+        print(shown(export(parsed.run, parsed.to, parsed.out, parsed.store, parsed.biases, warn, parsed.merge_into)))
     return 0

@@ -13,6 +13,7 @@ from rowsft.cli import (
     fetch,
     init,
     plan,
+    quantisation_error,
     report,
     run,
     runs,
@@ -31,6 +32,7 @@ COMMANDS: dict[str, ModuleType] = {
     "run": run,
     "sweep": sweep,
     "plan": plan,
+    "quantisation-error": quantisation_error,
     "task": task,
     "report": report,
     "tune": tune,
@@ -50,6 +52,7 @@ examples:
   rowsft sweep experiment=quickstart                             the runs of an experiment, a fresh process each
   rowsft sweep method=lora,row_sft seed=1,2,3                    any Hydra sweep
   rowsft plan model=llama3_8b method=row_sft budget.rows=128     what a run would need, before it is run
+  rowsft quantisation-error model=smollm2_135m                   how far 4-bit weights are off, by start
   rowsft task show glue/stsb                                     its examples as a model reads them, lengths, leaks
   rowsft report --experiment quickstart --out reports/quickstart tables, picture and page
   rowsft eval 3f2a --lm-eval boolq,piqa                          by lm-evaluation-harness, on the adapted model

@@ -21,6 +21,7 @@ SCHEDULERS = ("constant", "linear", "cosine", "step_epoch")
 SPLITS = ("train", "validation", "test")
 # Groups whose keys are those of the class or function that `_target_` names; instantiate.py checks them.
 BUILT = ("method", "task", "tracker")
+QUANTIZE = ("nf4", "nf4_double", "int8")
 # More examples than that, repetitions counted, no training goes through; their order is held in memory.
 MOST_EXAMPLES = 10**9
 
@@ -77,6 +78,8 @@ class ModelSettings:
     module: str | None = None
     # Whether the weights are the checkpoint's; false draws all of them from the seed, as a control.
     pretrained: bool = True
+    # What the base's linear layers are packed in, one of QUANTIZE; null for not at all. Younger than many records.
+    quantize: str | None = None
 
 
 @dataclass
@@ -141,8 +144,11 @@ def check_settings(config: DictConfig | dict[str, Any]) -> None:
     tune_settings(root.tune)
     if not 0 <= root.seed < 2**32:
         raise UserError(f"seed={root.seed}: expected a whole number from 0 to 2**32 - 1")
-    _require_text("model.name", typed.read(ModelSettings, groups["model"], "model", "conf/model/").name)
-    _require_text("model.source", groups["model"]["source"])
+    model = typed.read(ModelSettings, groups["model"], "model", "conf/model/")
+    _require_text("model.name", model.name)
+    _require_text("model.source", model.source)
+    if model.quantize not in (None, *QUANTIZE):
+        raise UserError(f"model.quantize={shortened(model.quantize)}: expected {', '.join(QUANTIZE)}, or null for none")
     _check_budget(typed.read(BudgetSettings, groups["budget"], "budget", "conf/budget/default.yaml"))
     _check(_trainer(groups["trainer"]))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rowsft.errors import UserError
 from rowsft.export import card, lora
 from rowsft.export.intact import check_intact
-from rowsft.export.merged import write_merged
+from rowsft.export.merged import check_into, write_merged
 from rowsft.export.source import Source, find
 from rowsft.models.blueprint import skeleton
 from rowsft.output import redact
@@ -27,16 +27,26 @@ __all__ = ["FORMATS", "export", "to_lora"]
 
 
 def export(
-    run: str, to: str, out: Path | None, store: Path, biases: str = "keep", warn: Callable[[str], None] = print
+    run: str,
+    to: str,
+    out: Path | None,
+    store: Path,
+    biases: str = "keep",
+    warn: Callable[[str], None] = print,
+    into: str | None = None,
 ) -> Path:
     """Export a finished run (its id, or the beginning of it) or an adapter folder, with a model card; returns `out`.
 
     to: "lora" or "merged" (a plain transformers checkpoint with its tokenizer). out: a new folder; None takes
     exports/<run>-<to>. biases: "keep" or "refuse" trained biases in a LoRA adapter. warn: called with each one-line
-    warning. Raises UserError for a run that is unknown, unfinished or of a method that has nothing to export, and for a
-    folder that exists.
+    warning. into: "quantised" or "original", what an adapter of a quantised base is merged into. Raises UserError for a
+    run that is unknown, unfinished or of a method that has nothing to export, and for a folder that exists.
     """
     source = find(run, store)
+    if to == "merged":
+        check_into(source, into)
+    elif into is not None:
+        raise UserError(f"--merge-into {into}: nothing is merged with --to {to}; leave it out, or use --to merged")
     out = out or Path("exports") / f"{Path(run).name}-{to}"
     _refuse_existing(out)
     with _new_folder(out) as folder:
@@ -44,11 +54,16 @@ def export(
             source.check_converts()
             adapter = lora.convert(_checked(source), skeleton(source.model, source.head), biases)
             adapter.write(folder, source.config)
-            for warning in adapter.warnings:
+            for warning in [*adapter.warnings, *_of_quantised(source.model.get("quantize"))]:
                 warn(warning)
         else:
-            write_merged(source, folder)
-        (folder / "README.md").write_text(card.text(source, to, run))
+            write_merged(source, folder, into)
+            if into == "original":
+                warn(
+                    "merged into the weights before quantisation, which is another model than was trained and "
+                    "evaluated; --merge-into quantised gives that one"
+                )
+        (folder / "README.md").write_text(card.text(source, to, run, into))
         redact.folder(folder)
     return out
 
@@ -73,7 +88,16 @@ def to_lora(model_or_folder: PeftModel | str | Path, out: str | Path, biases: st
     adapter = lora.convert(tensors, base, biases)
     with _new_folder(out) as folder:
         adapter.write(folder, config)
-    return adapter.warnings
+    return [*adapter.warnings, *_of_quantised(config.get("base_quantization"))]
+
+
+def _of_quantised(kind: str | None) -> list[str]:
+    if kind is None:
+        return []
+    return [
+        f"it is a change of the base in {kind}: on the weights before quantisation it is another model; load the base "
+        "as the card says, or use --to merged --merge-into quantised"
+    ]
 
 
 def _checked(source: Source) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import yaml
 
 from rowsft.export.command import command
 from rowsft.export.source import Source
+from rowsft.layers.packing import LIBRARIES
 from rowsft.output import escape, redact
 from rowsft.record import Attempt
 from rowsft.report.harness_setups import Names, main_metric, newest
@@ -41,8 +42,19 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 _SETTINGS = ("method", "budget", "trainer", "seed")
 
 
-def text(source: Source, to: str, run: str) -> str:
-    """README.md of an export to `to`; `run` is how the user named the source."""
+# Of a run on a quantised base, by what it was merged into.
+_QUANTISED = {
+    None: "The adapter is a change of a base in {kind}, all linear layers but the head by {library}: without that "
+    "quantisation the base is another model.",
+    "quantised": "The base was trained in {kind} ({library}); these are its unpacked values with the adapter in them, "
+    "which compute what the trained model computed.",
+    "original": "The base was trained in {kind} ({library}), and the change was merged into the weights before "
+    "quantisation: another model than the one that was trained and evaluated.",
+}
+
+
+def text(source: Source, to: str, run: str, into: str | None = None) -> str:
+    """README.md of an export to `to`; `run` is how the user named the source, `into` what was merged into."""
     base = source.model["source"]
     front = {"library_name": "peft" if to == "lora" else "transformers", "tags": ["row-sft"]}
     if _HUB_ID.fullmatch(str(base)):
@@ -50,15 +62,22 @@ def text(source: Source, to: str, run: str) -> str:
     classes = source.result.task_about.classes
     labels = f", num_labels={len(classes)}" if classes else ""
     loading = _LOADING[to].format(auto=source.head.model_class, base=json.dumps(redact.text(str(base))), labels=labels)
+    merged_into = f" --merge-into {into}" if into else ""
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, default_flow_style=None)}---",
         f"# {escape.markdown(_title(source))}",
         _KINDS[to],
+        *_quantised(source, into),
         escape.code_block(loading, "python"),
         *_numbers(source),
-        f"Written by {escape.code(redact.text(f'rowsft export {shlex.quote(run)} --to {to}'))}.",
+        f"Written by {escape.code(redact.text(f'rowsft export {shlex.quote(run)} --to {to}{merged_into}'))}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _quantised(source: Source, into: str | None) -> list[str]:
+    kind = source.model.get("quantize")
+    return [_QUANTISED[into].format(kind=kind, library=LIBRARIES[kind])] if kind else []
 
 
 def _title(source: Source) -> str:

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rowsft.errors import UserError, shortened
+from rowsft.layers.packing import LIBRARIES
+from rowsft.methods import replaced_base
 from rowsft.record import Attempt
 from rowsft.selection.targets import HEAD_NAMES
 from rowsft.store import Record
@@ -63,6 +65,16 @@ def find(run: str, store: Path) -> Source:
 
     Raises UserError for an unknown or unfinished run, and for a method or folder without an adapter.
     """
+    source = _found(run, store)
+    if (source.folder / replaced_base.FILE).is_file():
+        raise UserError(
+            f"{source.name}: its adapter belongs to a base of its own ({source.folder / replaced_base.FILE}), not to "
+            "the model that was loaded, and cannot be exported; evaluate it with `rowsft eval`"
+        )
+    return source
+
+
+def _found(run: str, store: Path) -> Source:
     path = Path(run)
     try:
         is_adapter = path.is_dir() and not (path / "record.json").is_file()
@@ -98,6 +110,7 @@ def _of_folder(folder: Path) -> Source:
         "source": base,
         "revision": config.get("revision"),
         "head_modules": sorted({part for parts in saved for part in parts & HEAD_NAMES}),
+        "quantize": config.get("base_quantization"),
     }
     return Source(str(folder), folder, config, model, _head(config, folder), None)
 
@@ -113,6 +126,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for key, expected_type in expected.items():
         if not isinstance(config.get(key), expected_type | None):
             raise UserError(f"{folder / CONFIG}: {key}={shortened(config[key])} is damaged; save the adapter again")
+    if config.get("base_quantization") not in (None, *LIBRARIES):
+        kind = shortened(config["base_quantization"])
+        raise UserError(f"{folder / CONFIG}: base_quantization={kind} is not known; upgrade rowsft")
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise UserError(

@@ -8,6 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from rowsft.errors import UserError
+from rowsft.layers.quantised import is_packed
 from rowsft.tasks.evaluating import evaluation_mode
 
 #: Largest difference of a logit between merged and unmerged weights, as a share of the largest logit, by the type of
@@ -78,4 +79,4 @@ def _merged_logits(model: PeftModel) -> Tensor:
 
 
 def _holds_quantised(model: nn.Module) -> bool:
-    return not all(parameter.is_floating_point() for parameter in model.parameters())
+    return any(map(is_packed, model.parameters()))

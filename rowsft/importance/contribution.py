@@ -1,6 +1,6 @@
 """taylor_row: the first-order effect of removing a whole row or column, from activations alone."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from rowsft.importance.calibration import batch_weights, check_finite, loss_of
 from rowsft.importance.gradient import backward, passes
 from rowsft.importance.grouping import Pass, groups_of, hooked, layer_input
+from rowsft.importance.output_gradient import ShownGradient
 from rowsft.importance.reduction import blocks, weight_of, zero_scores
 from rowsft.importance.registry import Context, register
 from rowsft.importance.untouched import untouched
@@ -49,7 +50,7 @@ def _add_batch(
         def take(inputs: Tensor, output_gradient: Tensor) -> None:
             _add_call(layer, inputs, output_gradient, signed[layer.weight], share)
 
-        return _Contribution.apply(output, layer_input(args, kwargs), anchor, take)
+        return ShownGradient.apply(output, layer_input(args, kwargs), anchor, take)
 
     with hooked(group, attach):
         backward(loss_of(context.model, context.calibration[index], index))
@@ -57,25 +58,6 @@ def _add_batch(
         name: torch.stack([t.sum() for t in signed[layer.weight].values()]).sum() for name, layer in group.items()
     }
     check_finite(totals, index, "sum of weight times gradient")
-
-
-class _Contribution(torch.autograd.Function):
-    """The layer's output unchanged; its gradient is shown to `take` together with the layer's input.
-
-    `anchor` makes the graph begin here: no parameter requires a gradient.
-    """
-
-    @staticmethod
-    def forward(ctx, output: Tensor, inputs: Tensor, anchor: Tensor, take: Callable[[Tensor, Tensor], None]) -> Tensor:
-        ctx.save_for_backward(inputs)
-        ctx.take = take
-        # A view made here would forbid in-place operations on the layer's output.
-        return output.detach()
-
-    @staticmethod
-    def backward(ctx, output_gradient: Tensor):
-        ctx.take(ctx.saved_tensors[0], output_gradient)
-        return output_gradient, None, None, None
 
 
 @torch.no_grad()

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from rowsft.errors import UserError
 from rowsft.importance.calibration import batch_weights, check_finite, loss_of
 from rowsft.importance.grouping import Pass, groups_of
-from rowsft.importance.reduction import blocks, one_per_weight, sums, wide
+from rowsft.importance.output_gradient import packed_gradients
+from rowsft.importance.reduction import blocks, one_per_weight, sums, weight_of, zero_weight
 from rowsft.importance.registry import Context, register
 from rowsft.importance.untouched import untouched
 from rowsft.layers.matrix import LinearLayer
+from rowsft.layers.quantised import is_packed
 from rowsft.selection.channel import Axis
 from rowsft.selection.groups import Scores
 
@@ -46,7 +47,7 @@ def _of_mean_gradient(
     scores = {}
     for group, gradients in mean_gradients(layers, context):
         for layer in group.values():
-            scores[layer.weight] = sums(layer, axes, term, layer.weight.detach(), gradients.pop(layer.weight))
+            scores[layer.weight] = sums(layer, axes, term, weight_of(layer), gradients.pop(layer.weight))
     return {name: scores[layer.weight] for name, layer in layers.items()}
 
 
@@ -55,14 +56,14 @@ def mean_gradients(
 ) -> Iterator[tuple[dict[str, LinearLayer], dict[Tensor, Tensor]]]:
     """Yield (group of layers, weight -> mean gradient, laid out as the weight, in 32 bit or wider), group by group.
 
+    The gradient of a packed weight is that of what it stands for, (d_out, d_in).
+
     Batches count by their labelled tokens (examples, for sequence labels), as the model's own loss does within a
     batch. A weight that layers share comes once, with the gradient of all its uses. Take the gradients out: the next
     group's are summed up while the dictionary lives. The model is in eval mode, and is given back untouched after
-    each group. Raises UserError for a loss or gradient that is not finite (naming the batch) and a weight that cannot
-    have a gradient.
+    each group. Raises UserError for a loss or gradient that is not finite (naming the batch).
     """
     weights = batch_weights(context.model, context.calibration)
-    check_differentiable(layers)
     groups = groups_of(one_per_weight(layers), context, Pass(accumulators=1))
     for group, ticks in passes(groups, len(weights), context):
         with untouched(context.model):
@@ -82,16 +83,6 @@ def passes(
     next(ticks, None)
 
 
-def check_differentiable(layers: Mapping[str, LinearLayer]) -> None:
-    """Raise UserError naming a layer whose weight can have no gradient and cannot be perturbed."""
-    for name, layer in layers.items():
-        if not layer.weight.is_floating_point():
-            raise UserError(
-                f"layer {name} holds {layer.weight.dtype} weights, which have no gradient; use taylor_row, wanda, l1, "
-                "l2 or random instead"
-            )
-
-
 class GradientHooks:
     """Context manager: inside, every backward hands each weight's gradient to take(weight, gradient) and drops it.
 
@@ -102,27 +93,37 @@ class GradientHooks:
     def __init__(self, group: Mapping[str, LinearLayer], take: Callable[[Tensor, Tensor], None]):
         # By identity: layers that share one weight share its gradient.
         self._names = {layer.weight: name for name, layer in reversed([*group.items()])}
+        self._packed = {name: layer for name, layer in group.items() if is_packed(layer.weight)}
         self._take = take
         self._largest: dict[str, Tensor] = {}
 
     def __enter__(self) -> "GradientHooks":
         self._handles = [
-            weight.requires_grad_(True).register_post_accumulate_grad_hook(self._pass_on) for weight in self._names
+            weight.requires_grad_(True).register_post_accumulate_grad_hook(self._pass_on)
+            for weight in self._names
+            if not is_packed(weight)
         ]
+        self._shown = packed_gradients(self._packed, self._see)
+        self._flush = self._shown.__enter__()
         return self
 
     def __exit__(self, *raised) -> None:
+        self._shown.__exit__(*raised)
         for handle in self._handles:
             handle.remove()
 
     def _pass_on(self, weight: nn.Parameter) -> None:
         gradient, weight.grad = weight.grad, None
         assert gradient is not None, "the hook runs once it has been accumulated"
+        self._see(weight, gradient)
+
+    def _see(self, weight: Tensor, gradient: Tensor) -> None:
         self._largest[self._names[weight]] = torch.linalg.vector_norm(gradient, ord=torch.inf)
         self._take(weight, gradient)
 
     def check(self, index: int) -> None:
         """Raise UserError naming layer and batch for a gradient that was not finite."""
+        self._flush()
         check_finite(self._largest, index, "gradient")
         self._largest.clear()
 
@@ -131,9 +132,7 @@ def _accumulate(
     group: Mapping[str, LinearLayer], context: Context, weighted: Iterable[tuple[float, int]]
 ) -> dict[Tensor, Tensor]:
     """One pass over the calibration batches for one group."""
-    gradients = {
-        layer.weight: torch.zeros_like(layer.weight, dtype=wide(layer.weight.dtype)) for layer in group.values()
-    }
+    gradients = {layer.weight: zero_weight(layer) for layer in group.values()}
     share = 0.0  # of the batch at hand
 
     def add(weight: Tensor, gradient: Tensor) -> None:

@@ -18,6 +18,7 @@ their optimizer state (`Context.step_bytes`), and one block's inputs; the layers
 for passes go through the whole network however few layers they serve.
 """
 
+import math
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,10 +31,11 @@ from rowsft.batch import device_of, largest_batch, on_device
 from rowsft.compat.torch import storage_id
 from rowsft.errors import UserError
 from rowsft.importance.recomputing import at_once, recomputed_blocks
-from rowsft.importance.reduction import block_bytes, wide
+from rowsft.importance.reduction import block_bytes, stored_shape, wide
 from rowsft.importance.registry import Context
 from rowsft.importance.untouched import untouched
 from rowsft.layers.matrix import LinearLayer, layer_shape
+from rowsft.layers.quantised import is_packed
 
 #: Layer name -> {a number for each tensor that its calls keep: bytes}.
 Kept = dict[str, dict[int, int]]
@@ -199,14 +201,21 @@ class _Numbers:
 
 
 def _pass_bytes(group: Mapping[str, LinearLayer], kept: Kept, holds: Pass, blocks: dict[str, int]) -> int:
-    weights = {layer.weight: layer for layer in group.values()}
-    accumulated = sum(weight.numel() * wide(weight.dtype).itemsize for weight in weights) * holds.accumulators
-    on_its_way = max(
-        (weight.numel() * weight.element_size() if holds.gradients else 0) + 2 * block_bytes(weight)
-        for weight in weights
-    )
+    owners = {layer.weight: layer for layer in group.values()}.values()
+    accumulated = sum(_wide_bytes(layer) for layer in owners) * holds.accumulators
+    on_its_way = max((_gradient_bytes(layer) if holds.gradients else 0) + 2 * block_bytes(layer) for layer in owners)
     inputs = max(map(kept_bytes, _split({name: kept[name] for name in group}, blocks))) * holds.share
     return int(accumulated + on_its_way + inputs)
+
+
+def _wide_bytes(layer: LinearLayer) -> int:
+    return math.prod(stored_shape(layer)) * wide(layer.weight.dtype).itemsize
+
+
+def _gradient_bytes(layer: LinearLayer) -> int:
+    """Those of the weight's gradient; with a packed weight goes what it stands for."""
+    weight = layer.weight
+    return 2 * _wide_bytes(layer) if is_packed(weight) else weight.numel() * weight.element_size()
 
 
 def _score_bytes(layer: LinearLayer) -> int:

@@ -6,14 +6,13 @@ A square of a batch's gradient is no mean of the samples' squares, so no batch c
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from rowsft.batch import largest_batch
 from rowsft.importance.calibration import Rehearsal, labelled, loss_of, select_samples
-from rowsft.importance.gradient import GradientHooks, add_to, backward, check_differentiable, passes
+from rowsft.importance.gradient import GradientHooks, add_to, backward, passes
 from rowsft.importance.grouping import Pass, groups_of
-from rowsft.importance.reduction import blocks, one_per_weight, sums, wide, zero_scores
+from rowsft.importance.reduction import blocks, one_per_weight, sums, weight_of, zero_scores, zero_weight
 from rowsft.importance.registry import Context, register
 from rowsft.importance.untouched import untouched
 from rowsft.layers.matrix import LinearLayer
@@ -33,7 +32,7 @@ def fisher(layers: Mapping[str, LinearLayer], context: Context, axes: Sequence[A
     owners = {layer.weight: layer for layer in layers.values()}
 
     def add(weight: Tensor, gradient: Tensor, sample: "Sample") -> None:
-        squares = sums(owners[weight], axes, lambda w, g: (w * g).square_(), weight.detach(), gradient)
+        squares = sums(owners[weight], axes, lambda w, g: (w * g).square_(), weight_of(owners[weight]), gradient)
         for axis, square in squares.items():
             scores[weight][axis].add_(square, alpha=sample.share)
 
@@ -53,7 +52,7 @@ def taylor2(layers: Mapping[str, LinearLayer], context: Context, axes: Sequence[
     samples = _samples(context)
     scores = {}
     for group, ticks in passes(_groups(layers, context, accumulators=2), len(samples), context):
-        moments = {layer.weight: (_zeros_like(layer.weight), _zeros_like(layer.weight)) for layer in group.values()}
+        moments = {layer.weight: (zero_weight(layer), zero_weight(layer)) for layer in group.values()}
 
         def add(weight: Tensor, gradient: Tensor, sample: "Sample", moments: dict = moments) -> None:
             first, second = moments[weight]
@@ -63,7 +62,7 @@ def taylor2(layers: Mapping[str, LinearLayer], context: Context, axes: Sequence[
 
         _run(group, context, samples, ticks, add)
         for layer in group.values():
-            scores[layer.weight] = sums(layer, axes, _second_order, layer.weight.detach(), *moments.pop(layer.weight))
+            scores[layer.weight] = sums(layer, axes, _second_order, weight_of(layer), *moments.pop(layer.weight))
     return {name: scores[layer.weight] for name, layer in layers.items()}
 
 
@@ -92,7 +91,6 @@ def _samples(context: Context) -> list[Sample]:
 
 
 def _groups(layers: Mapping[str, LinearLayer], context: Context, accumulators: int) -> list[dict[str, LinearLayer]]:
-    check_differentiable(layers)
     share = 1 / len(largest_batch(context.calibration)["labels"])
     return groups_of(one_per_weight(layers), context, Pass(accumulators, share=share))
 
@@ -116,10 +114,6 @@ def _run(
             batch = select_samples(context.calibration[sample.batch], slice(sample.row, sample.row + 1))
             backward(loss_of(context.model, batch, sample.batch))
             hooks.check(sample.batch)
-
-
-def _zeros_like(weight: Tensor) -> Tensor:
-    return torch.zeros_like(weight, dtype=wide(weight.dtype), requires_grad=False)
 
 
 def _second_order(weight: Tensor, mean: Tensor, square: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError
 from rowsft.layers.matrix import LinearLayer, layer_shape
+from rowsft.layers.quantised import dequantised, is_packed
 from rowsft.selection.channel import AXES, Axis
 
 _LARGEST_BLOCK = 2**20
@@ -52,6 +52,17 @@ def zero_scores(layer: LinearLayer, axes: Sequence[Axis]) -> dict[Axis, Tensor]:
     return {axis: torch.zeros(shape[AXES.index(axis)], dtype=wide(weight.dtype), device=weight.device) for axis in axes}
 
 
+def zero_weight(layer: LinearLayer) -> Tensor:
+    """Return zeros laid out as the layer's weight, or as what a packed one stands for, in 32 bit or wider."""
+    weight = layer.weight
+    return torch.zeros(stored_shape(layer), dtype=wide(weight.dtype), device=weight.device)
+
+
+def stored_shape(layer: LinearLayer) -> tuple[int, ...]:
+    """Return the shape of the layer's weight, or of what a packed one stands for."""
+    return layer_shape(layer) if is_packed(layer.weight) else tuple(layer.weight.shape)
+
+
 def one_per_weight(layers: Mapping[str, LinearLayer]) -> dict[str, LinearLayer]:
     """Return the first layer of every weight: layers may share one."""
     first: dict[Tensor, str] = {}
@@ -72,10 +83,11 @@ def blocks(matrix: Tensor) -> Iterator[slice]:
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
 
-def block_bytes(matrix: Tensor) -> int:
-    """Return the bytes of the largest block of `matrix` in 32 bit or wider."""
+def block_bytes(layer: LinearLayer) -> int:
+    """Return the bytes of the largest block of a layer's weight in 32 bit or wider."""
+    matrix = torch.empty(stored_shape(layer), device="meta")
     first = next(blocks(matrix))
-    return (first.stop - first.start) * matrix.shape[1] * wide(matrix.dtype).itemsize
+    return (first.stop - first.start) * matrix.shape[1] * wide(layer.weight.dtype).itemsize
 
 
 def weight_of(layer: LinearLayer) -> Tensor:
@@ -84,13 +96,10 @@ def weight_of(layer: LinearLayer) -> Tensor:
     Raises UserError for a quantised weight that nobody here can unpack.
     """
     parameter = layer.weight
-    if parameter.is_floating_point() and not type(parameter).__module__.startswith("torchao."):
+    if not is_packed(parameter):
         return parameter.detach()
-    unpacked = dequantize_module_weight(layer).detach()
-    if layer.weight is not parameter and layer.weight.device == parameter.device:
-        # PEFT puts an equal one in its place, but a parameter is known by its identity.
-        layer.weight = parameter
-    if not unpacked.is_floating_point() or unpacked.shape != layer_shape(layer):
+    unpacked = dequantised(layer)
+    if unpacked is None:
         raise UserError(
             f"a {type(layer).__name__} holds {parameter.dtype} weights of shape {tuple(parameter.shape)}, which cannot "
             "be unpacked for scoring; use importance random, or give row_ids and column_ids"

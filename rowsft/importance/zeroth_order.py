@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from rowsft.compat.torch import parameters_of
 from rowsft.errors import UserError
 from rowsft.importance.calibration import Rehearsal, batch_weights, loss_of
-from rowsft.importance.gradient import check_differentiable
 from rowsft.importance.reduction import blocks, one_per_weight, sums_of_blocks, wide
 from rowsft.importance.registry import Context, register
 from rowsft.importance.untouched import untouched
 from rowsft.importance.widening import widened
 from rowsft.layers.matrix import LinearLayer
+from rowsft.layers.quantised import is_packed
 from rowsft.selection.channel import Axis
 from rowsft.selection.groups import Scores
 
@@ -34,7 +34,7 @@ def zo_taylor(layers: Mapping[str, LinearLayer], context: Context, axes: Sequenc
     either way once batches are weighed, and its variance is governed by the number of draws, not by the batches behind
     a draw, so many cheap draws beat few dear ones. With fewer draws than batches only that many batches are read.
     """
-    check_differentiable(layers)
+    _check_perturbable(layers)
     if draws < 1:
         raise UserError(f"importance=zo_taylor(draws={draws}): draws must be at least 1")
     if isinstance(context.calibration, Rehearsal):
@@ -45,6 +45,15 @@ def zo_taylor(layers: Mapping[str, LinearLayer], context: Context, axes: Sequenc
     factors = [slope * share for slope, share in zip(slopes, shares, strict=True)]
     scores = {layer.weight: _score(name, layer, context, axes, factors) for name, layer in owners.items()}
     return {name: scores[layer.weight] for name, layer in layers.items()}
+
+
+def _check_perturbable(layers: Mapping[str, LinearLayer]) -> None:
+    for name, layer in layers.items():
+        if is_packed(layer.weight):
+            raise UserError(
+                f"importance=zo_taylor: layer {name} holds a quantised weight ({type(layer.weight).__name__}), which "
+                "cannot be perturbed; use taylor, taylor_row, wanda, l1, l2 or random instead"
+            )
 
 
 def directional_slopes(layers: Mapping[str, LinearLayer], context: Context, draws: int) -> list[float]:

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ PACKAGES = (
     "wandb",
     "numpy",
 )
+# Named where they are installed, as few need.
+QUANTISING = ("bitsandbytes", "torchao")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM")
 PACKAGE_FOLDER = Path(__file__).parent
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -72,6 +75,9 @@ def _packages() -> dict[str, str | None]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = None
+    for name in QUANTISING:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return versions
 
 

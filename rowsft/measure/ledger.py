@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rowsft.compat.torch import FakeTensor, TorchDispatchMode, backward_pass, storage_id
+from rowsft.layers.quantised import stored
 from rowsft.measure import cpu_kernels
 from rowsft.measure.memory import resident_groups
 
@@ -127,8 +128,9 @@ class Ledger(TorchDispatchMode):
 
     def hold(self, part: str, tensors: Iterable[torch.Tensor]) -> None:
         """Enter tensors that exist already, and say of all that they are of `part`; skip what is no tensor."""
-        for tensor in tensors:
-            if not isinstance(tensor, torch.Tensor) or not self._counts(tensor):
+        given = (tensor for tensor in tensors if isinstance(tensor, torch.Tensor))
+        for tensor in (own for each in given for own in stored(each)):
+            if not self._counts(tensor):
                 continue
             self._enter(tensor)
             entry, _ = self._live[storage_id(tensor.untyped_storage())]
@@ -212,6 +214,10 @@ class Ledger(TorchDispatchMode):
             summed = math.prod(args[0].shape[dim] for dim in args[1])
             values = args[0].numel() // max(1, summed), args[0].numel()
             return [count * args[0].element_size() for count in values]
+        if func.namespace == "bitsandbytes" and func._schema.name.endswith("::gemm_4bit"):
+            # What the codes stand for, in the input's dtype; with it the scales, where they are quantised too.
+            nested = len(args) > 7 and args[7] is not None
+            return [math.prod(args[2]) * args[0].element_size(), *([2 * 4 * args[7].numel()] if nested else [])]
         return cpu_kernels.converted_bytes(func, args) if self._on_cpu else []
 
     def _keep_number(self, factor: torch.Tensor, in_backward: bool) -> None:

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from rowsft.compat.torch import REGISTERED, is_cpu_allocation, profiled_nodes, storage_id
+from rowsft.layers.quantised import stored
 from rowsft.measure import left_out
 from rowsft.measure.device import device_kind
 from rowsft.record import PhaseMemory
@@ -139,7 +140,7 @@ def resident_groups(model: nn.Module, optimizer: torch.optim.Optimizer | None = 
     parameters = list(model.parameters())
     return {
         "trainable_weights": [parameter for parameter in parameters if parameter.requires_grad],
-        "base_weights": [parameter for parameter in parameters if not parameter.requires_grad]
+        "base_weights": [each for parameter in parameters if not parameter.requires_grad for each in stored(parameter)]
         + list(model.buffers())
         + list(_plain_tensors(model)),
         "gradients": [parameter.grad for parameter in parameters if parameter.grad is not None],

@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, cast
 
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -15,6 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError, shortened
 from rowsft.layers.matrix import LinearLayer
+from rowsft.layers.packing import unpack
+from rowsft.layers.quantised import is_packed, quantised_layers
 from rowsft.method_info import MethodInfo, info_of
 from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.methods.plain_method import head_parameters, trainable_counts
@@ -128,8 +131,14 @@ class PeftMethod(Method):
         model.save_pretrained(str(folder))
 
     def merge(self, model: PeftModel) -> nn.Module:
-        """See `Method.merge`."""
-        return without_wrappers(model.merge_and_unload())
+        """See `Method.merge`: into what the weights of a quantised base stand for, as plain layers."""
+        if not quantised_layers(model):
+            return without_wrappers(model.merge_and_unload())
+        # PEFT would quantise the merged weights again, and round the change away. Loaded anew it meets plain layers.
+        with TemporaryDirectory(prefix="rowsft-merge-") as folder:
+            self.save(model, Path(folder))
+            base = unpack(model.unload())
+            return without_wrappers(PeftModel.from_pretrained(cast(Any, base), folder).merge_and_unload())
 
 
 class RankedMethod(PeftMethod):
@@ -196,6 +205,16 @@ def check_linear(method: str, tuner: str, layers: Mapping[str, LinearLayer]) -> 
             raise UserError(
                 f"method={method}: layer {name} is a Conv1D, and PEFT's {tuner} knows nn.Linear only; use another "
                 "method, or exclude it with model.exclude_modules"
+            )
+
+
+def check_not_packed(method: str, tuner: str, layers: Mapping[str, LinearLayer]) -> None:
+    """Raise UserError for a quantised layer, where PEFT's `tuner` reads or writes the weight itself."""
+    for name, layer in layers.items():
+        if is_packed(layer.weight):
+            raise UserError(
+                f"method={method}: layer {name} is quantised, and PEFT's {tuner} needs its weight as numbers; set "
+                "model.quantize=null, or use another method"
             )
 
 

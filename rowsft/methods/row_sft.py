@@ -5,16 +5,19 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
+from peft import PeftModel
 from torch import nn
 
 from rowsft import renamed
 from rowsft.errors import UserError
 from rowsft.importance import Context, metric
 from rowsft.layers.matrix import LinearLayer, layer_shape
+from rowsft.layers.quantised import is_quantised
 from rowsft.method_info import MethodInfo
 from rowsft.methods.base import CalibratedMethod, ResolvedMethod
 from rowsft.methods.peft_method import PeftMethod
 from rowsft.methods.sizes import counts_for
+from rowsft.models.originals import originals_of
 from rowsft.progress import bar
 from rowsft.selection.allocation import fit_groups, group_units, share_of, steps_of
 from rowsft.selection.budget import Budget
@@ -25,6 +28,7 @@ from rowsft.selection.groups import Scores, UnitGroup, layer_counts, parameters
 from rowsft.selection.targets import Targets, eligible_layers, head_names
 from rowsft.tuner import RowSFTConfig, RowSFTModel
 from rowsft.tuner.attach import score_groups, with_choice
+from rowsft.tuner.quantised_start import STARTS, adapted_layers, add_residuals
 
 # What is trained is kept in 32 bit, and so are AdamW's two averages.
 _BYTES_OF_A_PARAMETER = 12
@@ -49,12 +53,14 @@ class RowSFT(PeftMethod):
     train_bias: bool = True
     dropout: float = 0.0
     recompute_inputs: bool = True
+    quantised_start: str = "residual"
     seed: int = 0
     group_bytes: int | None = None
 
     def __post_init__(self) -> None:
         self.channel = renamed.channel(self.channel)
-        for setting, known in (("channel", CHANNELS), ("attention", ATTENTION), ("scope", (None, *SCOPES))):
+        choices = (("attention", ATTENTION), ("scope", (None, *SCOPES)), ("quantised_start", STARTS))
+        for setting, known in (("channel", CHANNELS), *choices):
             if getattr(self, setting) not in known:
                 names = ", ".join(name for name in known if name)
                 raise UserError(f"method.{setting}={getattr(self, setting)}: unknown; use one of {names}")
@@ -82,6 +88,8 @@ class RowSFT(PeftMethod):
             tuned = {name for group in unit_groups for name in group.layers}
         else:
             tuned = set(sizes)
+        if originals_of(model) is not None:
+            values["quantised_start"] = self.quantised_start
         values |= _patterns(sizes)
         values["target_modules"] = [name for name in layers if name in tuned]
         # `select` sees the groups of the target layers alone.
@@ -98,6 +106,14 @@ class RowSFT(PeftMethod):
         return self._chosen(
             resolved, unit_groups, layers, self._scored(unit_groups, layers, model, resolved, calibration)
         )
+
+    def choose(self, model: nn.Module, resolved: ResolvedMethod, scores: Scores) -> ResolvedMethod:
+        """Choose by `scores` of the target layers, as `select` does by those of the method's own metric.
+
+        scores: layer name -> axis -> its scores, along the axes of the channel. Reads shapes only: a model on the meta
+        device will do.
+        """
+        return self._chosen(resolved, *self._unit_groups(model, resolved), scores)
 
     def scores(
         self,
@@ -172,6 +188,16 @@ class RowSFT(PeftMethod):
         check_met(self.name, resolved.source, resolved.asked or 0, achieved, "rows are chosen whole, over all layers")
         return replace(resolved, values=values, achieved=achieved, chosen=chosen)
 
+    def attach(self, model: nn.Module, resolved: ResolvedMethod) -> PeftModel:
+        """See `Method.attach`: on a quantised base with the original rows and columns, unless they start at zero."""
+        originals = originals_of(model)
+        wrapped = super().attach(model, resolved)
+        if originals is not None and self.quantised_start == "residual":
+            bases = {name: layer.get_base_layer() for name, layer in adapted_layers(wrapped).items()}
+            packed = {name: layer for name, layer in bases.items() if is_quantised(layer)}
+            add_residuals(wrapped, originals.residuals(model, packed))
+        return wrapped
+
     def peft_config(self, model: nn.Module, resolved: ResolvedMethod) -> RowSFTConfig:
         """Return the tuner's configuration with what was chosen."""
         assert resolved.chosen is not None, "`select` comes first"
@@ -185,6 +211,8 @@ class RowSFT(PeftMethod):
             recompute_inputs=self.recompute_inputs,
             seed=self.seed,
         )
+        if (originals := originals_of(model)) is not None:
+            config.base_quantization, config.quantised_start = originals.kind, self.quantised_start
         return with_choice(config, resolved.chosen)
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from rowsft.errors import UserError
 from rowsft.layers.matrix import LinearLayer, as_matrix
+from rowsft.layers.quantised import is_packed
 from rowsft.methods.residual import start_of
 from rowsft.selection.targets import Targets, eligible_layers
 from rowsft.tuner.merging import MergeableLayer
@@ -67,7 +68,7 @@ def of_adapter(model: PeftModel) -> dict[str, ChangedLayer]:
             )
         if isinstance(layer, MergeableLayer):
             layers[name] = ChangedLayer(base, partial(layer.squared_change, adapter=adapter))
-        elif not base.weight.is_floating_point():
+        elif is_packed(base.weight):
             raise UserError(
                 f"trainer.forgetting.path: layer {name} holds {base.weight.dtype} values (quantised), into which this "
                 "adapter cannot be merged to see its change of W; give a base model that is not quantised, or set it "
@@ -82,6 +83,9 @@ def of_weights(layers: Mapping[str, LinearLayer], tuned: Callable[[Tensor], Tens
     """Return plain layers that hold their originals; `tuned` gives what a weight is after training."""
 
     def change(weight: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
+        if is_packed(weight):
+            # What no method trains in place.
+            return torch.zeros((), dtype=torch.float64, device=x.device)
         after = tuned(weight).to(x)
         return _dense(as_matrix(layer, after - weight.detach().to(x)), x)
 

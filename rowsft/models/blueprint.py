@@ -14,6 +14,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from rowsft.compat.hub import without_waiting
 from rowsft.errors import UserError
 from rowsft.models.options import attention_kernel, check_dtype, check_kind, configure, dtype_of, model_class
+from rowsft.models.quantising import check_quantize, quantise
 from rowsft.models.source import readable, resolve
 from rowsft.tasks.heads import Head
 
@@ -45,7 +46,8 @@ def skeleton(
 def blueprint(
     model_cfg: Mapping[str, Any], head: Head, head_settings: Mapping[str, Any] | None = None
 ) -> PreTrainedModel:
-    """`skeleton` in the dtype and with the attention kernel of `model_cfg`, and without a network where it can be.
+    """`skeleton` in the dtype, packed and with the attention kernel as `model_cfg` says, and without a network where it
+    can be.
 
     Configurations of the models in conf/model that a licence or a network stands before come along with the package
     (`SHIPPED_CONFIGS`). Raises UserError for a source that cannot be read and a configuration without sizes.
@@ -73,13 +75,17 @@ def blueprint(
     check_dtype(config, dtype)
     kernel = model_cfg.get("attn_implementation")
     options = {} if kernel is None else {"attn_implementation": kernel}
+    quantize = check_quantize(model_cfg)
     with _sensible(source), torch.device("meta"), attention_kernel(model_cfg):
-        return model_class(head).from_config(
+        model = model_class(head).from_config(
             config,
             dtype=(config.dtype or torch.float32) if dtype == "auto" else dtype,
             trust_remote_code=trusted,
             **options,
         )
+    if quantize is not None:
+        quantise(model, quantize, model_cfg.get("head_modules") or [], source)
+    return model
 
 
 @contextmanager

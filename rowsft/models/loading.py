@@ -16,7 +16,9 @@ from rowsft.errors import UserError
 from rowsft.layers.quantised import keep_layout
 from rowsft.models.capacity import counts_from_padding
 from rowsft.models.options import attention_kernel, check_dtype, check_kind, configure, dtype_of, model_class
+from rowsft.models.originals import OriginalWeights, remember
 from rowsft.models.processor import check_filled, processor_of
+from rowsft.models.quantising import check_quantize, quantise
 from rowsft.models.source import local_revision, readable, resolve
 from rowsft.selection.targets import Targets
 from rowsft.tasks.heads import Head
@@ -45,9 +47,11 @@ def load(
     `head_settings`, such as num_labels, are put into the model's configuration. Weights that the checkpoint lacks are
     drawn from `seed` alone, and the global random stream is left as it was; they may only belong to the task head,
     unless `pretrained` is false: then all are drawn.
-    Raises UserError for a source that cannot be read and for a checkpoint that does not fit the head.
+    With `quantize` its linear layers are packed one by one, on the CPU; the unpacked model is held there before.
+    Raises UserError for a source that cannot be read, for a checkpoint that does not fit the head, and for a model that
+    cannot be quantised.
     """
-    source = str(model_cfg["source"])
+    source, quantize = str(model_cfg["source"]), check_quantize(model_cfg)
     dtype = dtype_of(model_cfg.get("dtype"))
     place, options = resolve(source, model_cfg)
     if "revision" in options:
@@ -83,11 +87,19 @@ def load(
             trusted = options["trust_remote_code"]
             model = model_class(head).from_config(config, dtype=kind, trust_remote_code=trusted, **chosen)
             new_weights = ["all"]
-    keep_layout(model)
     if isinstance(processor, PreTrainedTokenizerBase):
         _match(model, processor)
     revision = commit or local_revision(source)
     facts = _facts(model, source, revision, new_weights)
+    if quantize is not None:
+        facts["quantized_layers"] = len(quantise(model, quantize, model_cfg.get("head_modules") or [], source))
+
+        def plain() -> PreTrainedModel:
+            return load({**model_cfg, "quantize": None}, head, head_settings, seed).model
+
+        drawn = not model_cfg.get("pretrained", True)
+        remember(model, OriginalWeights(quantize, None if drawn else place, options.get("revision"), plain))
+    keep_layout(model)
     return Loaded(model.eval(), processor, revision, facts)
 
 

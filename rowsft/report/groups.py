@@ -14,7 +14,7 @@ from rowsft.store import Record
 
 #: Settings that all rows of a table share, whichever way they are written.
 SHARED = (
-    *("model.name", "model.source", "model.revision", "revisions.model"),
+    *("model.name", "model.source", "model.revision", "model.quantize", "revisions.model"),
     *("task.name", "revisions.data", "task.data", "task.primary_metric"),
 )
 
@@ -55,7 +55,21 @@ def model_label(record: Record) -> str:
 
 
 def _base(record: Record) -> tuple:
-    """Return what tells base weights apart. A folder's fingerprint does, whichever way its path is written."""
+    """Return what tells base weights apart. A folder's fingerprint does, whichever way its path is written.
+
+    A base in 4 or 8 bits has other weights than the checkpoint that it was made from.
+    """
+    packed = _packed_in(record)
+    return (*_checkpoint(record), packed) if packed else _checkpoint(record)
+
+
+def _packed_in(record: Record) -> str | None:
+    """Return what the base was packed in; None for one as its checkpoint has it."""
+    value = dig(record.config, "model", "quantize")
+    return str(value) if value else None
+
+
+def _checkpoint(record: Record) -> tuple:
     model = record.config.get("model")
     revision = str(dig(record.config, "revisions", "model"))
     drawn = _is_random(record)
@@ -96,6 +110,8 @@ def _models(record: Record) -> list[str]:
         tails = [source.removeprefix("package:") if replaced else name, f"{name} ({source})"]
     if _is_random(record):
         tails = [f"{label} (random weights)" for label in tails]
+    if packed := _packed_in(record):
+        tails = [f"{label} ({packed})" for label in tails]
     mark = revision[:8] if fingerprint else revision
     return [*tails, *(f"{label} @ {mark}" for label in tails), f"{name} {source} @ {revision}"]
 

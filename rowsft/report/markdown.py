@@ -18,9 +18,9 @@ def markdown(section: Section) -> str:
     parts = [
         f"## {escape.markdown(heading(section.table))}",
         _demonstration(section.table),
-        _table(main(section)) if section.lines else "No run has finished yet.",
+        as_table(main(section)) if section.lines else "No run has finished yet.",
         "\n".join(f"- {escape.markdown(note)}" for note in notes(section)),
-        *(f"**{escape.markdown(sheet.title)}**\n\n{_table(sheet)}" for sheet in blocks(section)),
+        *(f"**{escape.markdown(sheet.title)}**\n\n{as_table(sheet)}" for sheet in blocks(section)),
         "**Fairness contract**\n\n" + "\n".join(contract),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -35,7 +35,8 @@ def _demonstration(table: Table) -> str:
     return text + (f"\n>\n> For the real thing: {escape.code(real)}" if real else "")
 
 
-def _table(sheet: Sheet) -> str:
+def as_table(sheet: Sheet) -> str:
+    """Return a sheet as a table, without its title."""
     headings = [escape.markdown(column.heading) for column in sheet.columns]
     cells = [headings, ["---"] * len(headings), *([escape.markdown(cell) for cell in row] for row in sheet.rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)

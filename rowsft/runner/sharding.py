@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rowsft.compat.torch import parameters_of
 from rowsft.errors import UserError
+from rowsft.layers.quantised import is_packed
 from rowsft.runner.ranks import Ranks
 
 
@@ -25,7 +26,7 @@ def shard(model: nn.Module, ranks: Ranks, device: torch.device) -> None:
     Raises UserError for a model with quantised weights.
     """
     for name, parameter in model.named_parameters():
-        if not parameter.is_floating_point():
+        if is_packed(parameter):
             raise UserError(
                 f"trainer.strategy=fsdp: {name} holds {parameter.dtype} values (quantised), which are not sharded; use "
                 "trainer=ddp, or a base model that is not quantised"

@@ -98,6 +98,12 @@ def old_identity(config: dict) -> dict:
         if isinstance(trainer, dict) and trainer.get(key) is None:
             # Younger than many records: where it is off it is in no id.
             trainer.pop(key, None)
+    model, method = settings.get("model"), settings.get("method")
+    if isinstance(model, dict) and model.get("quantize") is None:
+        model.pop("quantize", None)
+        if isinstance(method, dict):
+            # How rows of a quantised base start.
+            method.pop("quantised_start", None)
     if isinstance(trainer, dict) and not _is_measured(trainer.get("forgetting")):
         trainer.pop("forgetting", None)
     method = settings.get("method")

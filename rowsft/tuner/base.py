@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from rowsft.compat.accelerate import hook_of
 from rowsft.compat.torch import has_forward_hooks, managed_by_fsdp, parameters_of, replicate_is_imported
 from rowsft.layers.matrix import has_no_data
+from rowsft.layers.quantised import is_packed
 
 from .managed import is_ordinary, manager_of
 
@@ -20,10 +21,11 @@ _PRODUCTS = (nn.Linear.forward, Conv1D.forward)
 class BaseTensors:
     """Weight and bias of a base layer: as parameters, as bare tensors to write in, and whether that is allowed.
 
-    is_ordinary: whether their values can be read and written as they are. is_writable: whether a forward may, because
-    nobody else manages or trains them, and what the layer computes is the product with them, which neither a forward of
-    its own nor hooks change: the gradient is that of the product. key: where the weight lies; the same for all layers
-    that share it. versioned: those with a version counter. has_data: whether the weight is on a device, and no fake.
+    is_ordinary: whether their values can be read and written as they are. is_packed: whether the weight is quantised.
+    is_writable: whether a forward may write, because nobody else manages or trains them, and what the layer computes is
+    the product with them, which neither a forward of its own nor hooks change: the gradient is that of the product.
+    key: where the weight lies; the same for all layers that share it. versioned: those with a version counter.
+    has_data: whether the weight is on a device, and no fake.
     """
 
     __slots__ = (
@@ -31,6 +33,7 @@ class BaseTensors:
         "bias",
         "has_data",
         "is_ordinary",
+        "is_packed",
         "is_writable",
         "key",
         "parameters",
@@ -45,6 +48,7 @@ class BaseTensors:
         bias = {} if self.bias is None else {"bias": self.bias}
         self.parameters: dict[str, nn.Parameter] = {"weight": self.weight, **bias}
         self.is_ordinary = all(map(is_ordinary, self.parameters.values()))
+        self.is_packed = is_packed(self.weight)
         self.is_writable = (
             manager_of(layer) is None
             and type(layer).forward in _PRODUCTS

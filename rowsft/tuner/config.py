@@ -49,6 +49,9 @@ class RowSFTConfig(PeftConfig):
         row_ids, column_ids (`dict[str, sequence or tensor of int]`, *optional*): full layer name to the chosen rows
             (columns). Runtime only: the ids are saved as tensors of the adapter and never enter `adapter_config.json`.
             With channel `neurons` or scope `global` they settle the sizes of the layers.
+        base_quantization (`str`, *optional*): what the base that the adapter was trained on was packed in (`nf4`,
+            `nf4_double`, `int8`), where the suite has packed it; the adapter is a change of those weights.
+        quantised_start (`str`, *optional*): where the rows and columns started there: `residual` (W - Q) or `zero`.
         rows_in_checkpoint (`bool`): set in the saved copy of the config only. It says that the ids arrive with the
             adapter's tensors, so nothing is scored on loading for inference. A model that is to be trained has rows
             chosen as `importance` says, where that needs no data and layers are chosen one by one: a saved config alone
@@ -78,6 +81,8 @@ class RowSFTConfig(PeftConfig):
     init_weights: bool = True
     row_ids: Mapping[str, Sequence[int] | torch.Tensor] | None = field(default=None, repr=False, compare=False)
     column_ids: Mapping[str, Sequence[int] | torch.Tensor] | None = field(default=None, repr=False, compare=False)
+    base_quantization: str | None = None
+    quantised_start: str | None = None
     rows_in_checkpoint: bool = False
 
     def __post_init__(self):

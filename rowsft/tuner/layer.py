@@ -113,6 +113,19 @@ class RowSFTLayer(nn.Module, BaseTunerLayer):
         kinds = (getattr(self, name) for name in self.adapter_layer_names)
         return [values[adapter_name] for values in kinds if adapter_name in values]
 
+    @torch.no_grad()
+    def add_entries(self, values: torch.Tensor, adapter_name: str, sign: int = 1) -> None:
+        """Add `sign` times a matrix (d_out, d_in) to the adapter's values, where it has its rows and columns."""
+        update = self._update(adapter_name)
+        rows, columns, others = update.rows, update.columns, update.others
+        if update.delta is not None and rows is not None:
+            chosen = values.index_select(0, rows.to(values.device))
+            update.delta.add_(chosen.to(update.delta), alpha=sign)
+        if update.column_delta is not None and columns is not None:
+            crossed = values.index_select(1, columns.to(values.device))
+            crossed = crossed if others is None else crossed.index_select(0, others.to(values.device))
+            update.column_delta.add_(crossed.to(update.column_delta), alpha=sign)
+
     def delete_adapter(self, adapter_name: str) -> None:
         self._patch = None
         self._made.pop(adapter_name, None)

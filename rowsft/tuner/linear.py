@@ -57,7 +57,10 @@ class Linear(MergeableLayer):
         base = self._base()
         # An offloaded weight is brought back when the base layer runs, and what was written before would be lost.
         if self.shared or not base.is_writable or (not base.has_data and base.weight.is_meta and not x.is_meta):
-            return self._add_updates(self._original_output(x, *args, **kwargs), x, names)
+            y = self._original_output(x, *args, **kwargs)
+            if base.is_packed and not (functorch_is_on() or (self._may_drop_inputs and self._drops_inputs(names))):
+                return self._add_rebuilding(y, x, names)
+            return self._add_updates(y, x, names)
         if self._may_drop_inputs and self._drops_inputs(names):
             return self._add_updates(self._base_output(base, [], x, *args, **kwargs), x, names)
         if functorch_is_on():
@@ -185,6 +188,18 @@ class Linear(MergeableLayer):
         base = self.get_base_layer()
         matrix = as_matrix(base, base.weight)
         return self._while_written(self._base(), self._updates(names), lambda: grad_y @ matrix.to(grad_y.dtype))
+
+    def _add_rebuilding(self, y: torch.Tensor, x: torch.Tensor, names: list[str]) -> torch.Tensor:
+        """`_add_updates` that keeps no input which backward can compute again: the product's own backward would."""
+        updates = self._updates(names)
+        keeps = any(update.keeps_input and update.delta is not None for update in updates)
+        for update in updates:
+            if not (torch.is_grad_enabled() and update.trains):
+                y = update.added_to(y, x)
+                continue
+            y = update.detached().added_to(y, x)
+            y = with_gradient(y, x, update, None, self._source_of(x, update, keeps))
+        return y
 
     def _add_updates(self, y: torch.Tensor, x: torch.Tensor, names: list[str]) -> torch.Tensor:
         for name, update in zip(names, self._updates(names), strict=True):

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from rowsft.compat.peft import name_all_linear_layers
 from rowsft.errors import UserError
 from rowsft.layers.matrix import LinearLayer, is_bypassed, layer_shape
-from rowsft.layers.quantised import keep_layout
+from rowsft.layers.quantised import is_packed, keep_layout
 from rowsft.selection.channel import CHANNELS
 from rowsft.selection.ids import Chosen, given_ids, placeholders
 
@@ -283,5 +283,6 @@ def _shared_tensors(model: nn.Module) -> Counter:
 
 
 def _key(tensor: torch.Tensor):
-    address = 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()
+    # A packed weight may be several tensors that have storages of their own.
+    address = 0 if tensor.is_meta or is_packed(tensor) else tensor.untyped_storage().data_ptr()
     return address or id(tensor)

@@ -56,6 +56,13 @@ class Update:
         """Whether any of its values requires a gradient."""
         return any(value.requires_grad for value in self.values)
 
+    def detached(self) -> Update:
+        """The same update with values that take no gradient."""
+        delta, bias, column_delta = (
+            None if v is None else v.detach() for v in (self.delta, self.bias, self.column_delta)
+        )
+        return Update(self.rows, delta, bias, self.columns, column_delta, self.others)
+
     def added_to(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """`y` (..., d_out) plus the update's own product with `x` (..., d_in), kr rows and kc columns wide."""
         if self.rows is not None and self.delta is not None:

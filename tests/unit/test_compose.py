@@ -26,6 +26,12 @@ CHANNELS = {"row_sft_both": "both", "row_sft_columns": "columns", "row_sft_neuro
 METHODS = {"row_sft", *CHANNELS, "lora", "dora", "shira", "full", "head", "none"}
 METHODS |= {"lora_regret", "rslora", "pissa", "olora", "cla", "hira", "miss", "oft"}
 METHODS |= {"vera", "ia3", "bitfit", "ln_tuning", "supertuning"}
+#: Files that set another one's start, for the same reason: file -> the same by hand.
+STARTS = {
+    "row_sft_zero": ["method=row_sft", "method.quantised_start=zero"],
+    "loftq_pissa": ["method=loftq", "method.start=pissa"],
+}
+METHODS |= {"loftq", *STARTS}
 MODELS = {
     *("minilm", "smollm2_135m", "llama2_7b", "llama3_8b", "mistral_7b", "gemma_7b"),
     *("llama3_2_1b", "qwen2_5_1_5b", "qwen3_1_7b", "gemma2_2b", "gemma3_1b", "smollm3_3b", "phi2", "phi4_mini"),
@@ -81,7 +87,7 @@ def test_every_option_composes_and_builds(choice):
     assert len(run_spec(config).run_id) == 12
 
 
-@pytest.mark.parametrize(("method", "model"), product(sorted(METHODS - set(CHANNELS)), ["minilm", "llama3_8b"]))
+@pytest.mark.parametrize(("method", "model"), product(sorted(METHODS - {*CHANNELS, *STARTS}), ["minilm", "llama3_8b"]))
 def test_names_in_config_match_their_file(method, model):
     config = compose([f"method={method}", f"model={model}"])
     assert (config.method.name, config.model.name) == (method, model)
@@ -91,6 +97,14 @@ def test_names_in_config_match_their_file(method, model):
 def test_a_file_that_sets_a_channel_makes_the_run_of_that_channel(method, channel):
     by_hand = run_spec(compose(["method=row_sft", f"method.channel={channel}"]))
     assert run_spec(compose([f"method={method}"])).run_id == by_hand.run_id
+
+
+@pytest.mark.parametrize(("method", "by_hand"), STARTS.items())
+def test_a_file_that_sets_a_start_makes_the_run_of_that_start(method, by_hand):
+    on_a_quantised_base = ["model=smollm2_135m", "model.quantize=nf4"]
+    run = run_spec(compose([f"method={method}", *on_a_quantised_base]))
+    assert run.run_id == run_spec(compose([*by_hand, *on_a_quantised_base])).run_id
+    assert run.run_id != run_spec(compose([by_hand[0], *on_a_quantised_base])).run_id
 
 
 @pytest.mark.parametrize(

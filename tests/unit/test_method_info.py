@@ -64,6 +64,8 @@ def test_prefixes_of_adapters_are_those_of_peft():
     plain = {name for name in prefixes if not issubclass(method_class(name), PeftMethod)}
     assert {name for name, prefix in prefixes.items() if prefix is None} == plain >= {"none", "head", "full"}
     model, budget = tiny_llama(), Budget(like={"method": "lora", "r": 2})
+    # On a base in 4 bits alone.
+    assert prefixes.pop("loftq") == prefixes["lora"]
     for name, prefix in prefixes.items():
         if prefix is not None:
             method = method_class(name)(**({"importance": "l2"} if name == "row_sft" else {}))

@@ -12,7 +12,7 @@ from rowsft.methods.base import method_of
 from rowsft.store.identity import identity, old_run_id, run_id
 from rowsft.store.targets import MOVED, importable, recorded
 
-METHODS = ("row_sft", "lora", "dora", "shira", "full", "head", "none")
+METHODS = ("row_sft", "lora", "dora", "shira", "full", "head", "none", "loftq")
 
 
 def plain(*overrides: str) -> dict:
