@@ -31,6 +31,8 @@ class Ia3(PeftMethod):
 
     info: ClassVar[MethodInfo] = MethodInfo("ia3", "IA3", 71, "#44AA99", "h", budgeted=False, adapter_prefix="ia3_")
 
+    adapts_torchao: ClassVar[bool] = True
+
     name: str = info.name
 
     def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> ResolvedMethod:

@@ -25,6 +25,7 @@ class Lora(RankedMethod):
 
     info: ClassVar[MethodInfo] = MethodInfo("lora", "LoRA", 30, "#0072B2", "s", sizes=("r",), adapter_prefix="lora_")
     compared: ClassVar[dict[str, list[str]]] = {"": []}
+    adapts_torchao: ClassVar[bool] = True
     use_dora: ClassVar[bool] = False
     #: Whether alpha is divided by the root of the rank.
     use_rslora: ClassVar[bool] = False

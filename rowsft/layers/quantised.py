@@ -21,7 +21,12 @@ def is_packed(parameter: torch.Tensor | None) -> bool:
     """Whether a weight is stored otherwise than as the real numbers that it stands for."""
     if parameter is None:
         return False
-    return not parameter.is_floating_point() or type(parameter).__module__.startswith("torchao.")
+    return not parameter.is_floating_point() or is_torchaos(parameter)
+
+
+def is_torchaos(parameter: torch.Tensor) -> bool:
+    """Whether a weight is packed by torchao: it says that it is of real numbers, and many operators do not know it."""
+    return type(parameter).__module__.startswith("torchao.")
 
 
 def stored(tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from rowsft.errors import UserError, shortened
 from rowsft.layers.matrix import LinearLayer
-from rowsft.layers.packing import unpack
-from rowsft.layers.quantised import is_packed, quantised_layers
+from rowsft.layers.packing import mark, unpack
+from rowsft.layers.quantised import is_packed, is_quantised, is_torchaos, quantised_layers
 from rowsft.method_info import MethodInfo, info_of
 from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.methods.plain_method import head_parameters, trainable_counts
@@ -40,6 +40,8 @@ class PeftMethod(Method):
     info: ClassVar[MethodInfo]
     trains: ClassVar[bool] = True
     saves_checkpoint: ClassVar[bool] = False
+    #: Whether PEFT puts it on layers that torchao has packed.
+    adapts_torchao: ClassVar[bool] = False
     #: What `rowsft plan --compare` plans of it: name of the variant -> overrides.
     compared: ClassVar[dict[str, list[str]]] = {}
 
@@ -88,6 +90,12 @@ class PeftMethod(Method):
 
     def wrapped(self, model: nn.Module, resolved: ResolvedMethod, peft_config: PeftConfig) -> PeftModel:
         """Wrap the layers of `resolved` as `peft_config` says; targets and head are filled in. Raises as `attach`."""
+        packed = (model.get_submodule(name) for name in resolved.values["target_modules"])
+        if not self.adapts_torchao and any(is_torchaos(layer.weight) for layer in packed if is_quantised(layer)):
+            raise UserError(
+                f"method={self.name}: PEFT cannot put it on a base in 8 bits; set model.quantize=nf4 or null, or use "
+                "method=lora"
+            )
         # PeftConfig itself lacks the two fields, which every tuner's configuration has.
         config: Any = peft_config
         config.target_modules = set(resolved.values["target_modules"])
@@ -137,6 +145,8 @@ class PeftMethod(Method):
         # PEFT would quantise the merged weights again, and round the change away. Loaded anew it meets plain layers.
         with TemporaryDirectory(prefix="rowsft-merge-") as folder:
             self.save(model, Path(folder))
+            # IA3 refuses to give a base of bitsandbytes back, too.
+            mark(model.get_base_model(), None)
             base = unpack(model.unload())
             return without_wrappers(PeftModel.from_pretrained(cast(Any, base), folder).merge_and_unload())
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from rowsft.errors import UserError
 from rowsft.layers.matrix import LinearLayer, as_matrix, has_no_data, layer_shape
+from rowsft.layers.quantised import is_packed
 from rowsft.methods.base import ResolvedMethod
 from rowsft.methods.peft_method import RankedMethod
 from rowsft.selection.budget import Unit
@@ -46,10 +47,11 @@ class ResidualMethod(RankedMethod):
         units = {}
         for name, layer in layers.items():
             d_out, d_in = layer_shape(layer)
-            if layer.weight.dtype not in _TYPES or as_matrix(layer, layer.weight).shape != (d_out, d_in):
+            if is_packed(layer.weight) or layer.weight.dtype not in _TYPES:
+                held = "quantised" if is_packed(layer.weight) else f"{layer.weight.dtype}"
                 raise UserError(
-                    f"method={self.name}: layer {name} holds {layer.weight.dtype} values (quantised, or in 64 bit), of "
-                    "which no part can be taken out; use method=lora, or a base model in 32 or 16 bit"
+                    f"method={self.name}: layer {name} holds {held} values, of which no part can be taken out; use "
+                    "method=lora, or a base model in 32 or 16 bit"
                 )
             units[name] = Unit(d_in + d_out, most=min(d_in, d_out), noun="ranks")
         return units

@@ -43,6 +43,8 @@ class RowSFT(PeftMethod):
     )
     compared: ClassVar[dict[str, list[str]]] = {"rows": [], "columns": ["method.channel=columns"]}
 
+    adapts_torchao: ClassVar[bool] = True
+
     name: str = info.name
     rows: int | None = None
     ratio: float | None = None
