@@ -70,6 +70,15 @@ def check_dtype(config: PretrainedConfig, dtype: torch.dtype | str) -> None:
         )
 
 
+def check_autocast(config: PretrainedConfig, autocast: str | None) -> None:
+    """Raise UserError for a model that transformers cannot run under autocast."""
+    if autocast is not None and config.model_type in _FLOAT32_ALONE:
+        raise UserError(
+            f"trainer.autocast={autocast}: models of type {config.model_type} compute in float32 alone, as "
+            "transformers mixes dtypes in their attention; set trainer.autocast=null"
+        )
+
+
 @contextmanager
 def attention_kernel(model_cfg: Mapping[str, Any]) -> Iterator[None]:
     """Blame the attention kernel, not the checkpoint, where transformers refuses it."""

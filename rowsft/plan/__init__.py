@@ -20,6 +20,7 @@ from rowsft.errors import UserError
 from rowsft.method_info import info_of
 from rowsft.methods.base import calibrating, selection_bounds
 from rowsft.models.capacity import check_length
+from rowsft.models.options import check_autocast
 from rowsft.plan.evaluating import evaluation_peak
 from rowsft.plan.fit import Demand
 from rowsft.plan.forgetting import ForgettingPlan, plan_forgetting
@@ -101,6 +102,7 @@ def plan(
     """
     run = planned_run(config, settings, changes, lengths)
     base = run.base()
+    check_autocast(base.config, run.settings.autocast)
     check_length(base, max(run.length, run.task.max_length or 0))
     run.task.check_model(base)
     resolved = run.sizes(base)

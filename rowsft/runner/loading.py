@@ -9,6 +9,7 @@ from rowsft import measure
 from rowsft.errors import UserError
 from rowsft.models import capacity
 from rowsft.models.loading import load
+from rowsft.models.options import check_autocast
 from rowsft.output import escape, redact
 from rowsft.progress import bar
 from rowsft.runner import memory_probe
@@ -38,6 +39,7 @@ def load_all(job: Job) -> None:
                 )
         with job.clock.phase("load"), peak or nullcontext():
             job.loaded = load(config.model, job.task.head, job.task.head_settings(), seed=job.seed)
+            check_autocast(job.loaded.model.config, job.settings.autocast)
             capacity.check_length(job.loaded.model, job.task.max_length)
             job.task.check_model(job.loaded.model)
             if job.loaded.tokenizer is not None:

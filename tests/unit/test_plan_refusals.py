@@ -4,7 +4,7 @@ import json
 
 import pytest
 from planning import SMALL, planned
-from transformers import AlbertConfig, T5Config
+from transformers import AlbertConfig, DebertaConfig, T5Config
 
 from rowsft.errors import UserError
 
@@ -14,6 +14,14 @@ def test_an_encoder_decoder_is_refused_as_a_run_refuses_it(tmp_path):
     T5Config(**sizes).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"encoder-decoder models \(t5\) are not supported"):
         planned(*SMALL, f"model.source={tmp_path}")
+
+
+@pytest.mark.parametrize("autocast", ["bf16", "fp16"])
+def test_autocast_of_a_family_that_computes_in_float32_alone_is_refused_as_a_run_refuses_it(autocast, tmp_path):
+    sizes = {"vocab_size": 99, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    DebertaConfig(**sizes, num_attention_heads=2, max_position_embeddings=32).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=rf"trainer\.autocast={autocast}: models of type deberta compute in float32"):
+        planned(*SMALL, f"model.source={tmp_path}", "model.attn_implementation=eager", f"trainer.autocast={autocast}")
 
 
 def test_a_configuration_without_sizes_is_refused(tmp_path):
