@@ -47,7 +47,7 @@ def _with_fixed_a(model: PeftModel) -> PeftModel:
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             for product in layer.lora_A.values():
-                fixed = product.weight.detach()
+                fixed = product.get_parameter("weight").detach()
                 del product.weight
                 product.register_buffer("weight", fixed)
     return model

@@ -115,7 +115,9 @@ class Start:
             before = [
                 start[_key(name, factor)].to(parameter) for factor, parameter in zip(_FACTORS, factors, strict=True)
             ]
-            changed[name] = ChangedFactors(layer, _change(layer.scaling["default"], [p.data for p in factors], before))
+            changed[name] = ChangedFactors(
+                cast(nn.Module, layer), _change(layer.scaling["default"], [p.data for p in factors], before)
+            )
             for parameter, values in zip(factors, before, strict=True):
                 tuned.append((parameter, parameter.data))
                 parameter.data = values
@@ -129,7 +131,7 @@ class Start:
 class ChangedFactors(NamedTuple):
     """A layer of the adapter, and what gives the change of its weight since the start, (d_out, d_in) in float64."""
 
-    layer: LoraLayer
+    layer: nn.Module
     change: Callable[[], Tensor]
 
 
