@@ -75,7 +75,7 @@ def test_runs_on_a_packed_base_have_a_table_of_their_own(tmp_path):
 
 
 def source(kind):
-    return Source("run 3f2a", Path("."), {}, {"source": "x", "quantize": kind}, CAUSAL_LM, None)
+    return Source("run 3f2a", Path(), {}, {"source": "x", "quantize": kind}, CAUSAL_LM, None)
 
 
 @pytest.mark.parametrize(
