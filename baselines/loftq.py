@@ -71,6 +71,7 @@ class Loftq(Lora):
         """See `Method.attach`, but for where it starts: nearer to the weights than the quantised base is."""
         factors = self._replace_bases(model, resolved)
         wrapped = super().attach(model, resolved)
+        layer: Any
         for name, layer in _adapted(wrapped).items():
             if name in factors:
                 layer.lora_B["default"].weight.data.copy_(factors[name].b)

@@ -83,10 +83,11 @@ def run(parsed: argparse.Namespace) -> int:
 
 def _show(found: "Measured", parsed: argparse.Namespace) -> None:
     from rowsft.quantisation_error.tables import layer_sheet, model_sheet, notes
+    from rowsft.report.columns import Sheet
     from rowsft.report.grid import grid, line
 
     output = console(200)
-    sheets = [model_sheet(found)]
+    sheets: list[Sheet] = [model_sheet(found)]
     if parsed.layers > 0:
         sheets.append(layer_sheet(found, found.sorted(parsed.worst_first)[: parsed.layers]))
     for sheet in sheets:

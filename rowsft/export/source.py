@@ -127,8 +127,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if not isinstance(config.get(key), expected_type | None):
             raise UserError(f"{folder / CONFIG}: {key}={shortened(config[key])} is damaged; save the adapter again")
     if config.get("base_quantization") not in (None, *LIBRARIES):
-        kind = shortened(config["base_quantization"])
-        raise UserError(f"{folder / CONFIG}: base_quantization={kind} is not known; upgrade rowsft")
+        packed = shortened(config["base_quantization"])
+        raise UserError(f"{folder / CONFIG}: base_quantization={packed} is not known; upgrade rowsft")
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise UserError(

@@ -6,7 +6,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from rowsft.errors import UserError
 from rowsft.layers.quantised import is_quantised
@@ -25,7 +25,7 @@ def put(layer: Any, weight: Any) -> None:
 
 def write(layers: dict[str, nn.Module], folder: Path) -> None:
     """Write codes and scales of 4-bit layers, by full name, into `folder`."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         weight: Any = layer.weight
         parts = {_CODES: weight.data, **weight.quant_state.as_dict(packed=True)}

@@ -43,7 +43,7 @@ class OriginalWeights:
                 weight = None if whole is not None else self._from_files(files, model, name, layer, dtype)
                 if weight is None:
                     whole = self._plain() if whole is None else whole
-                    weight = whole.get_submodule(name).weight.detach()  # type: ignore[union-attr]
+                    weight = whole.get_parameter(f"{name}.weight").detach()
                     if not self._fits(layer, weight):
                         raise UserError(
                             f"the weights of layer {name} are not those that the quantised base was made from; the "

@@ -55,7 +55,8 @@ class Weights:
         if stored is None:
             if self._model is None:
                 self._model = self._load()
-            weight = self._model.get_submodule(name).weight.detach()
+            holder: Any = self._model.get_submodule(name)
+            weight = holder.weight.detach()
         else:
             with readable(self._source), safe_open(self._files[stored], framework="pt") as file:
                 weight = file.get_tensor(stored)

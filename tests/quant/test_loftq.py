@@ -8,7 +8,7 @@ from method_contract import adamw, logits, train
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft_loftq import peft_loftq
 from quantised_bases import loaded
-from tiny import causal_batch
+from tiny import causal_batch, classification_batch
 from tiny_workshop import build_workshop
 
 from rowsft.baselines.loftq import Loftq
@@ -106,6 +106,21 @@ def test_it_is_saved_and_loaded_with_its_base_and_merges(llama, quantize, tmp_pa
     (tmp_path / "quantised_base.safetensors").unlink()
     with pytest.raises(UserError, match="the adapter belongs to the base in this file"):
         method.load(loaded(llama, quantize), resolved, tmp_path)
+
+
+def test_biases_stay_and_a_head_is_trained_and_saved(bert, tmp_path):
+    method, targets = Loftq(r=RANK, steps=2), Targets(head_modules=["classifier", "bert.pooler"])
+    model, plain, batch = loaded(bert), loaded(bert), classification_batch()
+    resolved = method.solve(Budget(), model, targets)
+    wrapped = method.attach(model, resolved)
+    for name, base in base_layers(wrapped).items():
+        assert torch.equal(base.bias, plain.get_submodule(name).bias)
+    assert method.trainable(wrapped)["head"] > 0
+    train(wrapped.train(), batch)
+    expected = logits(wrapped, batch)
+    method.save(wrapped, tmp_path)
+    again = method.load(loaded(bert), resolved, tmp_path)
+    torch.testing.assert_close(logits(again, batch), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_its_losses_are_those_of_peft_by_hand(llama):
