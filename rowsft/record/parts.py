@@ -113,6 +113,27 @@ class Calibrated(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RateGroup(Part):
+    """Parameters that were stepped at the run's learning rate times `rate_factor`."""
+
+    name: Text | None = None
+    parameters: Count | None = None
+    rate_factor: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization(Part):
+    """How the trained parameters were stepped. optimizer: its class.
+
+    Of a method with steps of its own besides: its parameter groups, and in a few words what it did between steps.
+    """
+
+    optimizer: Text | None = None
+    groups: list[RateGroup] | None = None
+    between_steps: Text | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inputs(Part):
     """Layers by how backward had their input in the last training step: computed again, or kept."""
 
@@ -251,6 +272,7 @@ class Attempt(Part):
     scores_from_cache: Truth | None = None
     calibrated: Calibrated = Calibrated()
     warm_head: WarmHead = WarmHead()
+    optimization: Optimization = Optimization()
     inputs: Inputs = Inputs()
     resumed: Resumed = Resumed()
     alone: Alone = Alone()
