@@ -24,6 +24,7 @@ from rowsft.selection.budget import Budget
 #: Files that set another one's channel, so that a sweep can hold both.
 CHANNELS = {"row_sft_both": "both", "row_sft_columns": "columns", "row_sft_neurons": "neurons"}
 METHODS = {"row_sft", *CHANNELS, "lora", "dora", "shira", "full", "head", "none"}
+METHODS |= {"lora_plus", "lora_fa", "adalora", "lisa", "galore"}
 MODELS = {
     *("minilm", "smollm2_135m", "llama2_7b", "llama3_8b", "mistral_7b", "gemma_7b"),
     *("llama3_2_1b", "qwen2_5_1_5b", "qwen3_1_7b", "gemma2_2b", "gemma3_1b", "smollm3_3b", "phi2", "phi4_mini"),
