@@ -108,12 +108,14 @@ def finish(
     size=None,
     peak=None,
     forgetting=None,
+    optimization=None,
     **arguments,
 ):
     """Record one finished run and return its id.
 
     facts: added to the model's. metric: (name, value) instead of the task's own. size: (parameters asked, achieved).
-    peak: of training, in MiB. forgetting: as it is recorded. validation: the metric on that split; False leaves it out.
+    peak: of training, in MiB. forgetting, optimization: as they are recorded. validation: the metric on that split;
+    False leaves it out.
     `arguments` are those of `config`.
     """
     wanted = config(**arguments)
@@ -160,6 +162,8 @@ def finish(
         )
         if forgetting is not None:
             attempt.update(forgetting=forgetting)
+        if optimization is not None:
+            attempt.update(optimization=optimization)
         if peak is not None:
             attempt.update(
                 memory={
