@@ -92,6 +92,7 @@ class GaLore(OptimizedMethod, Full):
     info: ClassVar[MethodInfo] = replace(
         Full.info, name="galore", title="GaLore", order=62, colour="#117733", marker=">"
     )
+    compared: ClassVar[dict[str, list[str]]] = {}
     own_optimizer: ClassVar[str | None] = "GaLoreAdamW"
 
     name: str = info.name

@@ -1,6 +1,6 @@
 """LISA (Pan et al., arXiv 2403.17919): the whole model is trained, but of its blocks only a few at a time."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -25,11 +25,13 @@ class Lisa(OptimizedMethod, Full):
     """
 
     info: ClassVar[MethodInfo] = replace(Full.info, name="lisa", title="LISA", order=61, colour="#44AA99", marker="<")
+    compared: ClassVar[dict[str, list[str]]] = {}
 
     name: str = info.name
     blocks: int = 2
     period: int = 20
     seed: int = 0
+    drawn: int = field(default=-1, init=False)
 
     def __post_init__(self):
         for key in ("blocks", "period"):
@@ -58,11 +60,11 @@ class Lisa(OptimizedMethod, Full):
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, step: int, total: int) -> None:
         """Draw the next period's blocks when one is over; but not after the last step, as training ends there."""
-        if step and step % self.period == 0 and step < total:
+        if step // self.period > self.drawn and step < total:
             self._draw(model, optimizer, step // self.period)
 
     def _draw(self, model: nn.Module, optimizer: Optimizer, period: int) -> None:
-        found = blocks_of(model)
+        found, self.drawn = blocks_of(model), period
         # By the period alone: a run that goes on from a checkpoint draws the same.
         order = torch.Generator(device="cpu").manual_seed(1_000_003 * self.seed + period)
         active = set(torch.randperm(len(found), generator=order, device="cpu")[: self.blocks].tolist())

@@ -27,7 +27,6 @@ class LoraPlus(OptimizedMethod, Lora):
     info: ClassVar[MethodInfo] = replace(
         Lora.info, name="lora_plus", title="LoRA+", order=31, colour="#004D80", marker="P"
     )
-    # What it takes is what LoRA takes.
     compared: ClassVar[dict[str, list[str]]] = {}
     strategies: ClassVar[tuple[str, ...]] = ("ddp", "fsdp")
 

@@ -152,6 +152,7 @@ class OptimizedMethod(Method, Protocol):
     def after_step(self, model: nn.Module, optimizer: "Optimizer", step: int, total: int) -> None:
         """Called once `step` of `total` steps are done, before the gradients are dropped.
 
+        Under fp16 it is not called for a step that was left out, as its gradients have overflowed.
         step 0: of a plan or of a memory probe, where no value may be looked at: hold what a step in the middle holds.
         """
 

@@ -146,8 +146,10 @@ class _AroundSteps(TrainerCallback):
         trainer.optimizing.begin(trainer.model, trainer.optimizer, state.global_step, state.max_steps)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        # Counted once it is over.
-        self._trainer.after_step(state.global_step + 1)
+        # Under fp16 a step is left out where gradients have overflowed; nobody shall read those.
+        if not self._trainer.accelerator.optimizer_step_was_skipped:
+            # Counted once it is over.
+            self._trainer.after_step(state.global_step + 1)
 
 
 class _Clock(TrainerCallback):

@@ -95,8 +95,8 @@ def old_identity(config: dict) -> dict:
         if isinstance(trainer, dict) and trainer.get(key) is None:
             # Younger than many records: where it is off it is in no id.
             trainer.pop(key, None)
-    for key, off in (("optimizer", "adamw"), ("fused_linear_cross_entropy", False)):
-        if isinstance(trainer, dict) and trainer.get(key) == off:
+    for key, default in (("optimizer", "adamw"), ("fused_linear_cross_entropy", False)):
+        if isinstance(trainer, dict) and trainer.get(key) == default:
             trainer.pop(key)
     if isinstance(trainer, dict) and not _is_measured(trainer.get("forgetting")):
         trainer.pop("forgetting", None)

@@ -26,6 +26,7 @@ from tiny import tiny_llama
 from rowsft.config.settings import TrainerSettings
 from rowsft.methods.base import method_class
 from rowsft.methods.optimizing import Optimizing, check_optimizing
+from rowsft.runner.originals import Originals
 from rowsft.selection.budget import Budget
 from rowsft.selection.targets import Targets, eligible_layers
 
@@ -217,6 +218,21 @@ def test_lisa_trains_some_blocks_at_a_time_and_drops_the_state_of_others():
     # A process that goes on draws what the first one drew.
     method.begin(model, stepped.optimizer, 2, STEPS)
     assert [n for n, block in enumerate(blocks) if next(block.parameters()).requires_grad] == [seen[2]]
+
+
+def test_what_lisa_has_frozen_again_is_put_back_as_it_was_trained(tmp_path):
+    method, _, model, base, batch = prepared("llama", "lisa", blocks=1, period=1)
+    originals = Originals(model, tmp_path)
+    train(model, batch, STEPS, of_method(method, model))
+    tuned = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with originals.put_back():
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), base.parameters(), strict=True))
+    assert all(torch.equal(parameter, tuned[name]) for name, parameter in model.named_parameters())
+    blocks = base.model.layers
+    assert all(
+        not torch.equal(next(a.parameters()), next(b.parameters()))
+        for a, b in zip(model.model.layers, blocks, strict=True)
+    )
 
 
 def test_galore_keeps_its_state_in_the_window():
