@@ -74,8 +74,12 @@ class AdaLora(OptimizedMethod, Lora):
         )
 
     def units(self, layers: Mapping[str, LinearLayer]) -> dict[str, Unit]:
-        """Solved at the price of LoRA's, so that r is LoRA's r: with its own, one for all layers would fall by one."""
-        return {name: Unit(sum(layer_shape(layer)), noun="ranks") for name, layer in layers.items()}
+        """A budget is solved at LoRA's price, so that r is LoRA's: at its own, r of all would be one less.
+
+        An r that is set itself costs what it costs, one more each.
+        """
+        own = 0 if self.r is None else 1
+        return {name: Unit(sum(layer_shape(layer)) + own, noun="ranks") for name, layer in layers.items()}
 
     def values(self, common: int, pattern: dict[str, int]) -> dict[str, Any]:
         """r: the smallest that a layer was given, since PEFT begins with one for all; target_r: the average left.
@@ -92,12 +96,15 @@ class AdaLora(OptimizedMethod, Lora):
 
     def achieved(self, units: dict[str, Unit], counts: dict[str, int], values: dict[str, Any]) -> int:
         """The two vectors of r singular values in every layer that is tuned, and themselves."""
-        return values["r"] * sum(units[name].cost + 1 for name in counts)
+        return values["r"] * sum(self._whole_cost(units[name]) for name in counts)
 
     def coarseness(self, units: dict[str, Unit]) -> str:
         """PEFT's AdaLoRA begins with one r."""
-        step = sum(unit.cost + 1 for unit in units.values())
+        step = sum(self._whole_cost(unit) for unit in units.values())
         return f"PEFT's AdaLoRA begins with one r for all layers, and one more costs {step:,}"
+
+    def _whole_cost(self, unit: Unit) -> int:
+        return unit.cost + (self.r is None)
 
     def peft_config(self, model: nn.Module, resolved: ResolvedMethod) -> AdaLoraConfig:
         """The schedule is set by `begin`, which knows the steps."""

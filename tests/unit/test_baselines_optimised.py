@@ -164,10 +164,17 @@ def test_adalora_cuts_as_by_hand(case):
             check_curve(case, "adalora", adalora_by_hand, of_method, adamw, r=3, **SCHEDULE)
 
 
+def test_adalora_begins_at_the_rank_of_lora_at_an_equal_budget():
+    _, resolved, _, _, _ = prepared("llama", "adalora", budget=Budget(like={"method": "lora", "r": 4}))
+    assert resolved.values["r"] == 4
+    assert resolved.achieved == resolved.asked + 4 * len(resolved.values["target_modules"])
+
+
 def test_adalora_keeps_as_many_singular_values_as_it_says(tmp_path):
     """Trained to the end, its saved adapter has the ranks that are left, and computes the same."""
     method, resolved, model, base, batch = prepared("llama", "adalora", r=3, **SCHEDULE)
     layers = len(resolved.values["target_modules"])
+    assert resolved.asked == resolved.achieved
     assert (resolved.values["r"], resolved.values["target_r"]) == (3, 2)
     assert resolved.achieved == 3 * sum(
         1 + sum(base.get_submodule(name).weight.shape) for name in resolved.values["target_modules"]
