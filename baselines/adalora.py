@@ -11,7 +11,6 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
-from torch.optim import Optimizer
 from transformers.pytorch_utils import Conv1D
 
 from rowsft.baselines.lora import Lora
@@ -135,7 +134,7 @@ class AdaLora(OptimizedMethod, Lora):
         set_peft_model_state_dict(wrapped, saved)
         return wrapped
 
-    def begin(self, model: PeftModel, optimizer: Optimizer, step: int, total: int) -> None:
+    def begin(self, model: Any, optimizer: Any, step: int, total: int) -> None:
         """Set the schedule, and take up what an earlier process has measured."""
         allocator, config = model.base_model.rankallocator, allocator_config(model)
         config.total_step = total
@@ -148,7 +147,7 @@ class AdaLora(OptimizedMethod, Lora):
         if held.get(_KEPT):
             config.rank_pattern = held[_KEPT]
 
-    def after_step(self, model: PeftModel, optimizer: Optimizer, step: int, total: int) -> None:
+    def after_step(self, model: Any, optimizer: Any, step: int, total: int) -> None:
         """Cut, as PEFT has it. At step 0 it measures and cuts nothing."""
         allocator, config = model.base_model.rankallocator, allocator_config(model)
         model.base_model.update_and_allocate(step)
@@ -156,7 +155,7 @@ class AdaLora(OptimizedMethod, Lora):
         optimizer.state[_STATE] = held | ({_KEPT: config.rank_pattern} if config.rank_pattern else {})
 
 
-def allocator_config(model: PeftModel) -> AdaLoraConfig:
+def allocator_config(model: Any) -> AdaLoraConfig:
     """The configuration that the adapter's rank allocator reads."""
     return model.base_model.rankallocator.peft_config
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
@@ -45,7 +45,7 @@ class LoraFA(OptimizedMethod, Lora):
         """See `ReloadedMethod.load`."""
         return _without_a(super().load(model, resolved, folder))
 
-    def make_optimizer(self, model: nn.Module, rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    def make_optimizer(self, model: Any, rate: float, weight_decay: float) -> torch.optim.Optimizer:
         """PEFT's; it reads each layer's own scaling where r and alpha differ between layers."""
         (config,) = model.peft_config.values()
         return create_lorafa_optimizer(model, config.r, config.lora_alpha, rate, weight_decay)

@@ -1,10 +1,9 @@
 """LoRA+ (Hayou et al., arXiv 2402.12354) through PEFT: LoRA whose B is stepped at a multiple of A's learning rate."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 
 from rowsft.baselines.lora import Lora
@@ -40,7 +39,7 @@ class LoraPlus(OptimizedMethod, Lora):
                 f"method.rate_ratio={self.rate_ratio}: expected a number above 0, 16 as the authors have it"
             )
 
-    def parameter_groups(self, model: PeftModel) -> list[ParameterGroup]:
+    def parameter_groups(self, model: Any) -> list[ParameterGroup]:
         """A at the run's rate, B at `rate_ratio` times that."""
         # A rate of 1 leaves each group's factor as its rate.
         by_peft = create_loraplus_optimizer(model, torch.optim.SGD, lr=1.0, loraplus_lr_ratio=self.rate_ratio)

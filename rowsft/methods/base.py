@@ -138,23 +138,25 @@ class OptimizedMethod(Method, Protocol):
         """What it does between steps, or adds to the loss, in a few words for reports; None where it does nothing."""
         return None
 
-    def parameter_groups(self, model: nn.Module) -> list[ParameterGroup]:
+    def parameter_groups(self, model: Any) -> list[ParameterGroup]:
         """Return all that is trained of an attached model, in groups; the first one's rate is the one on the curve."""
         return [ParameterGroup("all", [parameter for parameter in model.parameters() if parameter.requires_grad])]
 
-    def make_optimizer(self, model: nn.Module, rate: float, weight_decay: float) -> "Optimizer":
+    def make_optimizer(self, model: Any, rate: float, weight_decay: float) -> "Optimizer":
         """Make its own optimizer of an attached model, on the meta device too. Called where `own_optimizer` is set."""
-        raise NotImplementedError
+        raise RuntimeError(f"method={self.name} says own_optimizer={self.own_optimizer} and does not make it")
 
-    def begin(self, model: nn.Module, optimizer: "Optimizer", step: int, total: int) -> None:
+    def begin(self, model: Any, optimizer: "Optimizer", step: int, total: int) -> None:
         """Called before the first step of a process: `step` of `total` are done; the optimizer's state is loaded."""
+        return
 
-    def after_step(self, model: nn.Module, optimizer: "Optimizer", step: int, total: int) -> None:
+    def after_step(self, model: Any, optimizer: "Optimizer", step: int, total: int) -> None:
         """Called once `step` of `total` steps are done, before the gradients are dropped.
 
         Under fp16 it is not called for a step that was left out, as its gradients have overflowed.
         step 0: of a plan or of a memory probe, where no value may be looked at: hold what a step in the middle holds.
         """
+        return
 
 
 def method_of(config: "DictConfig") -> Method:

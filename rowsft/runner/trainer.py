@@ -143,7 +143,8 @@ class _AroundSteps(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         trainer = self._trainer
-        trainer.optimizing.begin(trainer.model, trainer.optimizer, state.global_step, state.max_steps)
+        model, optimizer = cast(nn.Module, trainer.model), cast(torch.optim.Optimizer, trainer.optimizer)
+        trainer.optimizing.begin(model, optimizer, state.global_step, state.max_steps)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         # Under fp16 a step is left out where gradients have overflowed; nobody shall read those.
