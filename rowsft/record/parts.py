@@ -8,6 +8,7 @@ from pydantic import Field, WrapValidator
 from rowsft.record.configuration import Config, Identity, as_it_is
 from rowsft.record.forgetting import Forgetting
 from rowsft.record.memory import Memory, RanksRecord
+from rowsft.record.optimization import Optimization
 from rowsft.record.part import NOTHING, Count, Number, Part, Text, Truth
 
 State = Literal["pending", "running", "done", "failed", "oom", "interrupted"]
@@ -110,27 +111,6 @@ class Calibrated(Part):
 
     batches: Count | None = None
     overlap: Number | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RateGroup(Part):
-    """Parameters that were stepped at the run's learning rate times `rate_factor`."""
-
-    name: Text | None = None
-    parameters: Count | None = None
-    rate_factor: Number | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimization(Part):
-    """How the trained parameters were stepped. optimizer: its class.
-
-    Of a method with steps of its own besides: its parameter groups, and in a few words what it did between steps.
-    """
-
-    optimizer: Text | None = None
-    groups: list[RateGroup] | None = None
-    between_steps: Text | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
