@@ -109,6 +109,10 @@ quant-test: $(VENV)-quant/installed ## bases in 4 and 8 bits: loading, training,
 optuna-test: $(VENV)-optuna/installed ## learning rates searched by Optuna
 	@OMP_NUM_THREADS=1 $(VENV)-optuna/bin/python -m pytest -n 0 -rs tests/optuna
 
+test-8bit: $(VENV)-quant/installed ## AdamW with an 8-bit state: against bitsandbytes by hand, resumed, planned
+	@OMP_NUM_THREADS=1 $(VENV)-quant/bin/python -m pytest -n 0 -rs tests/unit/test_optimizer_8bit.py \
+		tests/recipe/test_loss_curve_optimised.py tests/recipe/test_resume.py -k "8bit or full or by_hand"
+
 lint: setup ## check style, and that rooms import from lower floors only
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
 

@@ -1,7 +1,7 @@
 """What is timed against what: the suite's own methods at one budget, and forms that only a benchmark needs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from rebuilt_lora import RebuiltLora
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from rowsft.layers.matrix import layer_shape
 from rowsft.methods.base import method_class, selected
+from rowsft.methods.optimizing import Optimizing
 from rowsft.methods.sizes import like_parameters
 from rowsft.selection.budget import Budget, fit, row_units
 from rowsft.selection.targets import Targets, eligible_layers
@@ -18,10 +19,11 @@ from rowsft.selection.targets import Targets, eligible_layers
 
 @dataclass(frozen=True)
 class Attached:
-    """A model ready to train, and how many of its parameters the method trains."""
+    """A model ready to train, how many of its parameters the method trains, and what it says of its steps."""
 
     model: nn.Module
     trainable_parameters: int
+    optimizing: Optimizing = field(default_factory=Optimizing)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def _suite(name: str, **settings) -> Callable[[PreTrainedModel, int], Attached]:
         method = method_class(name)(**settings)
         resolved = method.solve(_budget(rank) if method.info.budgeted else Budget(), model, Targets())
         tuned = method.attach(model, selected(method, model, resolved))
-        return Attached(tuned, method.trainable(tuned)["total"])
+        return Attached(tuned, method.trainable(tuned)["total"], Optimizing(method))
 
     return attach
 
@@ -125,6 +127,9 @@ CONTENDERS = {
     "both": Contender("row-SFT, channel both", _suite("row_sft", channel="both", **_ROWS), by_default=False),
     "neurons": Contender("row-SFT, channel neurons", _suite("row_sft", channel="neurons", **_ROWS)),
     "lora": Contender("LoRA (PEFT)", _suite("lora")),
+    "lora_plus": Contender("LoRA+ (PEFT): LoRA in groups with rates of their own", _suite("lora_plus")),
+    "lora_fa": Contender("LoRA-FA (PEFT and its optimizer): B alone, of a higher rank", _suite("lora_fa")),
+    "adalora": Contender("AdaLoRA (PEFT), a step on which nothing is cut", _suite("adalora")),
     "lora_rebuilt": Contender("LoRA written anew, with its inputs computed again in backward", _rebuilt_lora),
     "rslora": Contender("rsLoRA (PEFT)", _suite("rslora")),
     "pissa": Contender("PiSSA (PEFT)", _suite("pissa")),
@@ -150,4 +155,9 @@ CONTENDERS = {
         _released,
     ),
     "full": Contender("full fine-tuning, embeddings included", _suite("full")),
+    "lisa": Contender("LISA: full fine-tuning, one block and all that is in none at a time", _suite("lisa", blocks=1)),
+    "galore": Contender(
+        "GaLore: full fine-tuning, AdamW's state of a projection to rank 8; a step without a decomposition",
+        _suite("galore", rank=8),
+    ),
 }

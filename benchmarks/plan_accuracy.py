@@ -20,7 +20,7 @@ import multiprocessing
 import os
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -38,12 +38,15 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from rowsft.config.settings import TrainerSettings
 from rowsft.measure import collect, phase_memory
-from rowsft.methods.base import method_class, selection_bounds
+from rowsft.methods.base import Method, method_class, selection_bounds
+from rowsft.methods.optimizing import Optimizing
 from rowsft.models.quantising import quantise
 from rowsft.plan.autocast import autocasting, claimed_alike
 from rowsft.plan.step import plan_step, run_step
 from rowsft.progress import bar
+from rowsft.runner.optimizers import optimizer_maker
 from rowsft.selection.budget import Budget
 from rowsft.selection.targets import Targets
 from rowsft.store.attempt import state_of
@@ -56,6 +59,16 @@ METHODS = {
     "lora": {},
     "dora": {},
     "full": {},
+}
+# Planned and measured where they are asked for.
+OTHERS = {
+    "lora_plus": {},
+    "lora_fa": {},
+    "adalora": {},
+    "lisa": {"blocks": 1},
+    "galore": {"rank": 8},
+    "lora adamw_8bit": {},
+    "full adamw_8bit": {},
 }
 BUDGET = {"method": "lora", "r": 4}
 MAX_GRAD_NORM = 1.0
@@ -80,6 +93,11 @@ class Case:
     device: str = "cpu"
     quantize: str | None = None
 
+    @property
+    def optimizer(self) -> str:
+        """That of `trainer.optimizer`, the last word of the method's."""
+        return "adamw_8bit" if self.method.endswith(" adamw_8bit") else "adamw"
+
 
 # What `rowsft compare` knows a cell by.
 LABELS = [field.name for field in fields(Case)]
@@ -95,23 +113,25 @@ _PUBLISHED = {
 _GPU_SIZES = {"small": (16, 2048, 4, 512), "large": (32, 4096, 1, 512)}
 
 
-def gpu_grid(full: bool, sizes: tuple[str, ...] = ("small", "large")) -> Iterator[Case]:
-    """All methods on Llamas of 1.5 billion parameters (small) and, with `full`, of 8 billion (large).
+def gpu_grid(
+    full: bool, sizes: tuple[str, ...] = ("small", "large"), methods: Iterable[str] = tuple(METHODS)
+) -> Iterator[Case]:
+    """The methods on Llamas of 1.5 billion parameters (small) and, with `full`, of 8 billion (large).
 
     What says most comes first: a call may be ended before it is through.
     """
     for size in (_GPU_SIZES[name] for name in sizes if full or name == "small"):
-        for attention, checkpointing, method in itertools.product(("sdpa", "eager"), (False, True), METHODS):
+        for attention, checkpointing, method in itertools.product(("sdpa", "eager"), (False, True), methods):
             yield Case("llama", method, *size, "bfloat16", attention, checkpointing, False, device="cuda")
 
 
-def grid(full: bool) -> Iterator[Case]:
-    """All methods on both families; without `full` the cells that CI compares byte by byte."""
+def grid(full: bool, methods: Iterable[str] = tuple(METHODS)) -> Iterator[Case]:
+    """The methods on both families; without `full` the cells that CI compares byte by byte."""
     sizes = [(2, 64, 2, 32), (4, 128, 4, 96)] if full else [(2, 32, 2, 16)]
     dtypes = ("float32", "bfloat16") if full else ("float32",)
     attentions = ("eager", "sdpa") if full else ("eager",)
     for family, method, size, dtype, attention, checkpointing, autocast in itertools.product(
-        ("llama", "bert"), METHODS, sizes, dtypes, attentions, (False, True) if full else (False,), (False, True)
+        ("llama", "bert"), methods, sizes, dtypes, attentions, (False, True) if full else (False,), (False, True)
     ):
         yield Case(family, method, *size, dtype, attention, checkpointing, family == "bert", autocast)
 
@@ -165,11 +185,19 @@ def planned_bytes(case: Case) -> int:
     """Tensors at the peak of the step on the meta device."""
     gpu = case.device == "cuda"
     with torch.device("meta"):
-        model = attached(case)
+        model, method = with_method(case)
     if case.autocast:
         model = autocasting(model, "bf16")
     batch = {name: claimed_alike(tensor.to("meta"), model) for name, tensor in batch_of(case).items()}
-    return plan_step(model, batch, gpu, case.padded, max_grad_norm=MAX_GRAD_NORM).peak.total
+    return plan_step(
+        model,
+        batch,
+        gpu,
+        case.padded,
+        max_grad_norm=MAX_GRAD_NORM,
+        optimizing=Optimizing(method),
+        optimizer_name=case.optimizer,
+    ).peak.total
 
 
 def measured_bytes(case: Case) -> tuple[int, int]:
@@ -178,16 +206,21 @@ def measured_bytes(case: Case) -> tuple[int, int]:
     # What the case before left behind counts on a GPU.
     gc.collect()
     with torch.device(case.device):
-        model = attached(case)
+        model, method = with_method(case)
     batch = {name: tensor.to(case.device) for name, tensor in batch_of(case).items()}
     if case.autocast:
         # As accelerate prepares a model; an Accelerator itself would stay with the process.
         model.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=torch.bfloat16)(model.forward))
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, foreach=False, fused=case.device == "cuda")
+    optimizing = Optimizing(method)
+    settings = TrainerSettings(optimizer=case.optimizer)
+    optimizer = optimizing.optimizer(model, optimizer_maker(settings), settings.learning_rate)
+    optimizing.begin(model, optimizer, 0, 100)
+
+    def after_step() -> None:
+        optimizing.after_step(model, optimizer, 0, 100)
 
     def step() -> None:
-        run_step(model, optimizer, batch, max_grad_norm=MAX_GRAD_NORM)
+        run_step(model, optimizer, batch, max_grad_norm=MAX_GRAD_NORM, after_step=after_step)
 
     step()
     step()
@@ -212,8 +245,13 @@ def _workspace_bytes() -> int:
 
 def attached(case: Case) -> nn.Module:
     """The case's model with its method on it, on the default device."""
+    return with_method(case)[0]
+
+
+def with_method(case: Case) -> tuple[nn.Module, Method]:
+    """The same, and the method."""
     model = _base(case)
-    name, settings = case.method.split()[0], METHODS.get(case.method, {})
+    name, settings = case.method.split()[0], (METHODS | OTHERS).get(case.method, {})
     method = method_class(name)(**settings)
     head = ["bert.pooler", "classifier"] if case.family == "bert" else []
     if case.quantize:
@@ -221,7 +259,7 @@ def attached(case: Case) -> nn.Module:
     resolved = method.solve(Budget(like=BUDGET), model, Targets(head_modules=head))
     with torch.device("cpu"):
         resolved = selection_bounds(method, model, resolved)[""]
-    return method.attach(model, resolved)
+    return method.attach(model, resolved), method
 
 
 def _base(case: Case) -> nn.Module:
@@ -267,7 +305,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/plan_accuracy.json"))
     parser.add_argument("--large", action="store_true", help="on a GPU the larger model alone")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", choices=METHODS | OTHERS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--jobs", type=int, default=1, help="processes that plan while this one measures")
     parser.add_argument("--resume", action="store_true", help="keep the cells that --out has of the same commit")
     parsed = parser.parse_args()
@@ -275,8 +313,11 @@ def main() -> int:
         parser.error("--device cuda: no CUDA device is visible; run it where there is one, or with --device cpu")
     logging.set_verbosity_error()
     sizes = {"sizes": ("large",)} if parsed.large else {}
-    cases = list(gpu_grid(not parsed.small, **sizes) if parsed.device == "cuda" else grid(not parsed.small))
-    cases = [case for case in cases if case.method in parsed.methods]
+    methods = tuple(parsed.methods)
+    if parsed.device == "cuda":
+        cases = list(gpu_grid(not parsed.small, methods=methods, **sizes))
+    else:
+        cases = list(grid(not parsed.small, methods))
     environment = collect({"seed": 0})
     done = _measured_before(parsed.out, environment["git_commit"]) if parsed.resume else {}
     missing = [case for case in cases if case not in done]

@@ -36,11 +36,15 @@ class Trial:
         self.trainable_parameters = attached.trainable_parameters
         self.backend = settings.get("compile")
         self.batch = batch(self.shape, self.device)
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        on_gpu = self.device.type == "cuda"
+        self.optimizing = attached.optimizing
+        self.optimizer: torch.optim.Optimizer | None = None
+        if any(parameter.requires_grad for parameter in self.model.parameters()):
+            self.optimizer = self.optimizing.optimizer(self.model, self._adamw, 1e-4)
+            self.optimizing.begin(self.model, self.optimizer, 0, 100)
+
+    def _adamw(self, model: nn.Module, groups: list[dict]) -> torch.optim.Optimizer:
         # foreach's temporary copies of every parameter would be charged to full fine-tuning alone.
-        adamw = {"lr": 1e-4, "weight_decay": 0.0, "fused": on_gpu, "foreach": False}
-        self.optimizer = torch.optim.AdamW(trained, **adamw) if trained else None
+        return torch.optim.AdamW(groups, weight_decay=0.0, fused=self.device.type == "cuda", foreach=False)
 
     def forward_backward(self) -> None:
         self.model(**self.batch).loss.backward()
@@ -50,6 +54,7 @@ class Trial:
         self.forward_backward()
         if self.optimizer:
             self.optimizer.step()
+            self.optimizing.after_step(self.model, self.optimizer, 0, 100)
         self.drop_gradients()
 
     def drop_gradients(self) -> None:

@@ -18,6 +18,7 @@ from rowsft.store.identity import BUDGET_KEYS
 from rowsft.store.ignored import named_keys
 
 SCHEDULERS = ("constant", "linear", "cosine", "step_epoch")
+OPTIMIZERS = ("adamw", "adamw_8bit")
 SPLITS = ("train", "validation", "test")
 # Groups whose keys are those of the class or function that `_target_` names; instantiate.py checks them.
 BUILT = ("method", "task", "tracker")
@@ -31,6 +32,7 @@ class TrainerSettings:
     """The keys of conf/trainer/*.yaml, where each is explained. Sizes are counts of examples, batches or steps."""
 
     learning_rate: float = 1e-4
+    optimizer: str = "adamw"
     steps: int | None = 150
     epochs: float | None = None
     batch_size: int = 16
@@ -42,6 +44,7 @@ class TrainerSettings:
     scheduler_gamma: float = 0.85
     autocast: str | None = None
     gradient_checkpointing: bool = False
+    fused_linear_cross_entropy: bool = False
     eval_batch_size: int = 64
     evaluate: list[str] = field(default_factory=lambda: ["validation", "test"])
     evaluate_every: int | None = None
@@ -238,6 +241,7 @@ def _check(settings: TrainerSettings) -> None:
             f"{settings.gradient_accumulation}: {examples:,} examples; expected at most {MOST_EXAMPLES:,} in all"
         )
     _require(0 <= settings.warmup_ratio < 1, "warmup_ratio", settings, "a share from 0 to below 1")
+    _require(settings.optimizer in OPTIMIZERS, "optimizer", settings, f"one of {', '.join(OPTIMIZERS)}")
     _require(settings.scheduler in SCHEDULERS, "scheduler", settings, f"one of {', '.join(SCHEDULERS)}")
     _require(settings.autocast in (None, "bf16", "fp16"), "autocast", settings, "null, bf16 or fp16")
     _require(DEVICE.fullmatch(settings.device) is not None, "device", settings, "auto, cpu, cuda or cuda:NUMBER")
@@ -255,6 +259,11 @@ def _check(settings: TrainerSettings) -> None:
 
 def _check_strategy(settings: TrainerSettings) -> None:
     strategy = settings.strategy
+    fused = "fused_linear_cross_entropy"
+    _require(not settings.fused_linear_cross_entropy or settings.device != "cpu", fused, settings, "false on a CPU")
+    _require(not settings.fused_linear_cross_entropy or strategy is None, fused, settings, "false in several processes")
+    whole = settings.optimizer == "adamw" or strategy != "fsdp"
+    _require(whole, "optimizer", settings, "adamw under trainer.strategy=fsdp, whose parts bitsandbytes cannot step")
     _require(strategy in (None, *STRATEGIES), "strategy", settings, f"null, {' or '.join(STRATEGIES)}")
     _require(settings.processes is None or settings.processes > 0, "processes", settings, "a number above 0, or null")
     if strategy is None:

@@ -19,6 +19,7 @@ from rowsft.selection.targets import Targets
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from torch.optim import Optimizer
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,60 @@ class ReloadedMethod(Method, Protocol):
         """Attach what `save` wrote to `folder`, trainable as after `attach`. resolved: its values, as recorded."""
 
 
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that are stepped alike. rate_factor: what the run's learning rate is multiplied by for them."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    rate_factor: float = 1.0
+
+
+@runtime_checkable
+class OptimizedMethod(Method, Protocol):
+    """A method with parameter groups, an optimizer or work between the steps of its own.
+
+    A class that names this one as a base overrides what it needs; `rowsft.methods.optimizing` asks. What a method
+    keeps between steps belongs into `optimizer.state` under a name of its own: there it is counted, and checkpoints
+    hold it.
+    """
+
+    #: The class of its own optimizer; None where it takes that of the settings.
+    own_optimizer: ClassVar[str | None] = None
+    #: The trainer strategies that it was seen to train under, beside one process.
+    strategies: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def between_steps(self) -> str | None:
+        """What it does between steps, or adds to the loss, in a few words for reports; None where it does nothing."""
+        return None
+
+    def parameter_groups(self, model: Any) -> list[ParameterGroup]:
+        """Return all that is trained of an attached model, in groups; the first one's rate is the one on the curve."""
+        return [ParameterGroup("all", [parameter for parameter in model.parameters() if parameter.requires_grad])]
+
+    def make_optimizer(self, model: Any, rate: float, weight_decay: float) -> "Optimizer":
+        """Make its own optimizer of an attached model, on the meta device too. Called where `own_optimizer` is set."""
+        raise RuntimeError(f"method={self.name} says own_optimizer={self.own_optimizer} and does not make it")
+
+    def begin(self, model: Any, optimizer: "Optimizer", step: int, total: int) -> None:
+        """Called before the first step of a process: `step` of `total` are done; the optimizer's state is loaded."""
+        return
+
+    def after_step(self, model: Any, optimizer: "Optimizer", step: int, total: int) -> None:
+        """Called once `step` of `total` steps are done, before the gradients are dropped.
+
+        Under fp16 it is not called for a step that was left out, as its gradients have overflowed.
+        step 0: of a plan or of a memory probe, where no value may be looked at: hold what a step in the middle holds.
+        """
+        return
+
+
 def method_of(config: "DictConfig") -> Method:
     """Make the method that a configuration's `method` group describes.
 
     Raises UserError for wrong settings, and for a class that has not all of Method or, where it selects, of
-    CalibratedMethod.
+    CalibratedMethod, or, where it has a part of OptimizedMethod, of that.
     """
     # Late: benchmarks make methods on machines without Hydra.
     from rowsft.config.instantiate import check_protocol, instantiated
@@ -126,6 +176,9 @@ def method_of(config: "DictConfig") -> Method:
         )
     if hasattr(method, "select"):
         check_protocol(method, CalibratedMethod, "method that selects", f"method._target_={config._target_}")
+    if any(hasattr(method, member) for member in ("parameter_groups", "make_optimizer", "begin", "after_step")):
+        setting = f"method._target_={config._target_}"
+        check_protocol(method, OptimizedMethod, "method with steps of its own (a subclass of OptimizedMethod)", setting)
     return method
 
 

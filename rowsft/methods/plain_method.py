@@ -53,8 +53,17 @@ def trainable_counts(model: nn.Module, is_head: Callable[[str], bool]) -> dict[s
     return {**counts, "total": counts["adapter"] + counts["head"]}
 
 
-def save_trained(model: nn.Module, path: Path) -> None:
-    """Write the trainable parameters of a model as safetensors under their full names; the folder is created."""
+def trained_names(model: nn.Module) -> set[str]:
+    """Return the names of the trainable parameters."""
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_trained(model: nn.Module, path: Path, names: set[str] | None = None) -> None:
+    """Write the trainable parameters of a model, or those of `names`, as safetensors under their full names.
+
+    The folder is created.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    names = trained_names(model) if names is None else names
+    trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if name in names}
     save_file(trained, path, metadata={"format": "pt"})

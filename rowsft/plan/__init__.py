@@ -19,6 +19,7 @@ from rowsft.config.settings import TrainerSettings
 from rowsft.errors import UserError
 from rowsft.method_info import info_of
 from rowsft.methods.base import calibrating, selection_bounds
+from rowsft.methods.optimizing import Optimizing
 from rowsft.models.capacity import check_length
 from rowsft.models.options import check_autocast
 from rowsft.plan.evaluating import evaluation_peak
@@ -112,17 +113,19 @@ def plan(
     if not training_only and (method := calibrating(run.method)):
         selection = _or_refuse(run, lambda: selection_peak(run, method, base, resolved))
     ways = selection_bounds(run.method, base, resolved)
-    largest: tuple[StepPlan, nn.Module] | None = None
+    largest: tuple[StepPlan, nn.Module, Counter] | None = None
     bounds = {}
     for name, way in ways.items():
         model = _or_refuse(run, lambda way=way: run.attached(way))
+        # A step may freeze some of it for a while.
+        trainable = _by_kind(model, trained_only=True, prefix=prefix)
         step = _or_refuse(run, lambda model=model: step_of(run, model))
         bounds[name] = step.peak.total
         if largest is None or step.peak.total > largest[0].peak.total:
-            largest = step, model
+            largest = step, model, trainable
         gc.collect()
     assert largest is not None, "a method has one way to choose at least"
-    step, model = largest
+    step, model, trainable = largest
     evaluation = forgetting = None
     if not training_only:
         # The optimizer's state stays while the trained model is evaluated.
@@ -134,7 +137,7 @@ def plan(
     return Plan(
         run=run,
         step=step,
-        trainable=_by_kind(model, trained_only=True, prefix=prefix),
+        trainable=trainable,
         total=total,
         head_parameters=run.method.trainable(model)["head"],
         bounds=bounds if len(bounds) > 1 else {},
@@ -154,6 +157,8 @@ def step_of(run: PlannedRun, model: nn.Module) -> StepPlan:
         run.settings.gradient_accumulation,
         run.settings.max_grad_norm,
         run.loss_arguments(model),
+        Optimizing(run.method),
+        run.settings.optimizer,
     )
 
 

@@ -14,6 +14,7 @@ from rowsft.config.settings import TrainerSettings
 from rowsft.config.typed import plain
 from rowsft.errors import UserError
 from rowsft.methods.base import Method, ResolvedMethod, method_of
+from rowsft.methods.optimizing import check_optimizing
 from rowsft.models.blueprint import blueprint
 from rowsft.models.capacity import positions_of
 from rowsft.models.loading import recompute_activations, targets_of
@@ -127,11 +128,19 @@ def planned_run(
         gpu=settings.device != "cpu",
         head_settings=head_settings,
     )
+    check_optimizing(run.method, settings)
     run.assumptions.append(f"{lengths.description}, {_padding(run.padded)}")
     if task.head.answers:
         if lengths.answer is None:
             run.assumptions.append("any of an example's tokens may be of the response: logits are kept of all")
         run.assumptions.append("evaluation: every answer has a prompt of its own")
+    if settings.optimizer == "adamw_8bit" and not run.gpu:
+        run.assumptions.append(
+            "trainer.optimizer=adamw_8bit: on a CPU bitsandbytes' step takes a few copies of one tensor in 32 bit, "
+            "which are not planned"
+        )
+    if settings.fused_linear_cross_entropy:
+        run.assumptions.append("trainer.fused_linear_cross_entropy is not planned: logits are counted whole")
     run.assumptions += [*labels_assumed, *missing_files(config)]
     return run
 

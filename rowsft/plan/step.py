@@ -1,6 +1,6 @@
 """One training step on the meta device: what it holds, part by part, and what it computes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rowsft.compat.optimizer_8bit import adamw_8bit
 from rowsft.compat.torch import make_state
 from rowsft.measure.ledger import CUDA_BLOCK_BYTES, Ledger, Moment
+from rowsft.methods.optimizing import Maker, Optimizing
 from rowsft.plan.autocast import fake_device
 from rowsft.plan.cost import Costs
 from rowsft.plan.without_data import without_data
 
 PHASES = ("forward", "backward", "optimizer_step")
+# Steps that the planned one is taken to be of: what methods cut their schedules to.
+_TOTAL = 1000
 
 
 @dataclass(frozen=True)
@@ -52,16 +56,27 @@ def plan_step(
     accumulation: int = 1,
     max_grad_norm: float = 0.0,
     loss_arguments: Mapping | None = None,
+    optimizing: Optimizing | None = None,
+    optimizer_name: str = "adamw",
 ) -> StepPlan:
     """A warm step of `model`, which is attached and has no data: the optimizer's state is there when it begins.
 
     batch: one micro-batch of meta tensors; accumulation: micro-batches of a step. loss_arguments: what the trainer
-    gives the model's forward besides.
+    gives the model's forward besides. optimizing: what the method says of its steps, which may freeze parts of the
+    model until the next ones; None where it says nothing. optimizer_name: that of `trainer.optimizer`.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = _optimizer(trained, gpu) if trained else None
+    optimizing = optimizing or Optimizing()
+    trained = any(parameter.requires_grad for parameter in model.parameters())
+    optimizer = optimizing.optimizer(model, _maker(gpu, optimizer_name), 1e-4) if trained else None
+
+    def after_step() -> None:
+        if optimizer is not None:
+            optimizing.after_step(model, optimizer, 0, _TOTAL)
+
     with fake_device(model, gpu), without_data(gpu, padded):
-        _warm_up(model, optimizer, batch, accumulation > 1, loss_arguments or {})
+        if optimizer is not None:
+            optimizing.begin(model, optimizer, 0, _TOTAL)
+        _warm_up(model, optimizer, batch, accumulation > 1, loss_arguments or {}, after_step)
         ledger, costs = Ledger(CUDA_BLOCK_BYTES if gpu else 1), Costs()
         with ledger:
             ledger.hold_model(model, optimizer)
@@ -69,13 +84,20 @@ def plan_step(
             ledger.watch_gradients(model)
             ledger.begin()
             # The last of the micro-batches: from the second on all are alike.
-            run_step(model, optimizer, batch, 1, max_grad_norm, loss_arguments or {}, ledger, costs)
+            run_step(model, optimizer, batch, 1, max_grad_norm, loss_arguments or {}, ledger, costs, after_step)
     for operator in costs.operators:
         costs.operators[operator] *= accumulation
     return StepPlan(ledger.peaks(), costs, ledger)
 
 
-def _warm_up(model: nn.Module, optimizer, batch: Mapping[str, Tensor], keep_gradients: bool, arguments: Mapping):
+def _warm_up(
+    model: nn.Module,
+    optimizer,
+    batch: Mapping[str, Tensor],
+    keep_gradients: bool,
+    arguments: Mapping,
+    after_step: Callable[[], None],
+) -> None:
     """Leave what the steps before leave: state of the optimizer, buffers made on the way, and, where micro-batches
     accumulate, the gradients of those before."""
     if keep_gradients and optimizer is not None:
@@ -88,13 +110,16 @@ def _warm_up(model: nn.Module, optimizer, batch: Mapping[str, Tensor], keep_grad
         for module in recomputing:
             module.gradient_checkpointing = True
         optimizer.step()
+        after_step()
         return
     with torch.no_grad():
         model(**batch, **arguments)
     if optimizer is not None:
-        for parameter in optimizer.param_groups[0]["params"]:
-            parameter.grad = torch.empty_like(parameter)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
         optimizer.step()
+        after_step()
         optimizer.zero_grad()
 
 
@@ -107,10 +132,11 @@ def run_step(
     loss_arguments: Mapping = MappingProxyType({}),
     ledger: Ledger | None = None,
     costs: Costs | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> None:
     """One optimizer step as the trainer takes it, on any device; without an optimizer only the loss is computed.
 
-    costs: those of the last micro-batch are entered.
+    costs: those of the last micro-batch are entered. after_step: called when the optimizer has stepped.
     """
 
     def enter(phase: str) -> None:
@@ -132,10 +158,19 @@ def run_step(
             trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
         optimizer.step()
+        if after_step is not None:
+            after_step()
         optimizer.zero_grad()
 
 
-def _optimizer(trained: list[nn.Parameter], gpu: bool) -> torch.optim.Optimizer:
-    if gpu:
-        return StatefulAdamW(trained, lr=1e-4, weight_decay=0.0, foreach=False, capturable=True)
-    return torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, foreach=False)
+def _maker(gpu: bool, name: str) -> Maker:
+    """What makes the optimizer of the settings as the device would run it."""
+
+    def make(model: nn.Module, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        if name == "adamw_8bit":
+            return adamw_8bit(model, groups, weight_decay=0.0)
+        if gpu:
+            return StatefulAdamW(groups, weight_decay=0.0, foreach=False, capturable=True)
+        return torch.optim.AdamW(groups, weight_decay=0.0, foreach=False)
+
+    return make

@@ -12,6 +12,7 @@ from rowsft.record.checking import config_faults, read, read_attempt
 from rowsft.record.forgetting import Forgetting
 from rowsft.record.memory import LedgerMoment, Memory, PhaseMemory, RankRecord, RanksRecord
 from rowsft.record.migration import SCHEMA_VERSION, migrated
+from rowsft.record.optimization import Optimization, RateGroup
 from rowsft.record.part import LARGEST, Part, plain, unknown_keys
 from rowsft.record.parts import (
     Alone,
@@ -52,11 +53,13 @@ __all__ = [
     "LedgerMoment",
     "Memory",
     "ModelFacts",
+    "Optimization",
     "Parameters",
     "Part",
     "PhaseMemory",
     "RankRecord",
     "RanksRecord",
+    "RateGroup",
     "RecordFile",
     "Resumed",
     "Seconds",

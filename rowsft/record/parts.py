@@ -8,6 +8,7 @@ from pydantic import Field, WrapValidator
 from rowsft.record.configuration import Config, Identity, as_it_is
 from rowsft.record.forgetting import Forgetting
 from rowsft.record.memory import Memory, RanksRecord
+from rowsft.record.optimization import Optimization
 from rowsft.record.part import NOTHING, Count, Number, Part, Text, Truth
 
 State = Literal["pending", "running", "done", "failed", "oom", "interrupted"]
@@ -251,6 +252,7 @@ class Attempt(Part):
     scores_from_cache: Truth | None = None
     calibrated: Calibrated = Calibrated()
     warm_head: WarmHead = WarmHead()
+    optimization: Optimization = Optimization()
     inputs: Inputs = Inputs()
     resumed: Resumed = Resumed()
     alone: Alone = Alone()

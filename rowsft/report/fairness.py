@@ -13,6 +13,7 @@ from rowsft.report.apart import against, apart, asked
 from rowsft.report.grids import MET, NOT_MET, UNKNOWN, Grids, few
 from rowsft.report.rows import Row, Table
 from rowsft.report.settings import WATCHING, differing, under
+from rowsft.report.stepping import judged
 from rowsft.report.sweeps import Sweep
 from rowsft.report.tuned import Tuned, in_short, shortcomings
 from rowsft.selection.budget_met import TOLERANCE
@@ -85,7 +86,7 @@ def _checks(
         (
             "optimizer",
             "same optimizer family and schedule",
-            lambda g: _same(g, settings=_OPTIMIZER, ending="AdamW throughout"),
+            _optimizer,
         ),
         ("steps", "same number of optimizer steps", lambda g: _same(g, facts=lambda result: result.steps)),
         ("label_masking", "same label masking", lambda g: _same(g, settings=("task",), ending="the task does it")),
@@ -176,6 +177,11 @@ def _leaf(key: str) -> str:
 
 def _base_facts(result: Attempt) -> list:
     return [getattr(result.model_facts, key, None) for key in ("sha256", "revision", "parameters")]
+
+
+def _optimizer(group: Group) -> tuple[str, str]:
+    status, detail = _same(group, settings=_OPTIMIZER)
+    return judged(group.rows) if status == MET else (status, detail)
 
 
 def _data_order(group: Group) -> tuple[str, str]:

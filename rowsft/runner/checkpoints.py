@@ -27,12 +27,14 @@ RUN_STATE = "run_state.json"
 class Changes:
     """What training changes in a model: what takes a gradient, and the buffers that it writes.
 
-    Made before the first step. `digest` tells two trainable sets apart: names, shapes and types of what is trained, and
-    the contents of the model's integer buffers, which hold the chosen rows.
+    Made before the first step; a method may freeze some of it for a while later on. `digest` tells two trainable sets
+    apart: names, shapes and types of what is trained, and the contents of the model's integer buffers, which hold the
+    chosen rows.
     """
 
     def __init__(self, model: nn.Module):
         self._model = model
+        self._names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         # By content: batch norm's kernels write running statistics without raising a tensor's version.
         self._buffers = {name: buffer.detach().cpu().clone() for name, buffer in _small_buffers(model)}
         self.digest = _digest(model)
@@ -57,7 +59,7 @@ class Changes:
     def read(self, folder: Path) -> None:
         """Put back what `write` has written. Raises RuntimeError where the model trains something else."""
         tensors = load_file(folder / TRAINED)
-        parameters = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        parameters = {name: p for name, p in self._model.named_parameters() if name in self._names}
         if missing := parameters.keys() - tensors.keys():
             raise RuntimeError(f"{folder / TRAINED} lacks {', '.join(sorted(missing)[:3])}: it is of another model")
         with torch.no_grad():
@@ -68,7 +70,7 @@ class Changes:
                     _put_buffer(self._model, name, tensor)
 
     def _trained(self) -> dict[str, torch.Tensor]:
-        trained = {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad}
+        trained = {name: p.detach() for name, p in self._model.named_parameters() if name in self._names}
         written = {
             name: buffer
             for name, buffer in _small_buffers(self._model)

@@ -42,4 +42,5 @@ def extra_step(
         clip_gradients(trainer)
     assert trainer.optimizer is not None, "made by the training before"
     trainer.optimizer.step()
+    trainer.after_step(0)
     trainer.model_wrapped.zero_grad()

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from rowsft.methods.plain_method import save_trained
+from rowsft.methods.plain_method import save_trained, trained_names
 
 
 class Originals:
@@ -16,6 +16,8 @@ class Originals:
 
     def __init__(self, model: nn.Module, folder: Path):
         self.model, self.folder = model, folder
+        # A method may freeze some of it again.
+        self._names = trained_names(model)
         save_trained(model, self._before)
 
     @property
@@ -29,7 +31,7 @@ class Originals:
         Yields a function from a weight of the model to its tuned value on the CPU, read from disk.
         """
         after = self.folder / "after.safetensors"
-        save_trained(self.model, after)
+        save_trained(self.model, after, self._names)
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         with safe_open(after, "pt") as tuned:
             trained = set(tuned.keys())

@@ -12,6 +12,8 @@ import transformers
 from omegaconf import OmegaConf
 
 from rowsft import measure
+from rowsft.compat.liger import check_fused_loss
+from rowsft.compat.optimizer_8bit import require_bitsandbytes
 from rowsft.config.instantiate import bad_input, instantiated
 from rowsft.config.retrying import retry_policy
 from rowsft.config.run_spec import RunSpec
@@ -19,6 +21,7 @@ from rowsft.config.settings import TrainerSettings
 from rowsft.errors import UserError
 from rowsft.method_info import info_of, to_record
 from rowsft.methods.base import method_of
+from rowsft.methods.optimizing import check_optimizing
 from rowsft.models.checkpoint import write_checkpoint
 from rowsft.runner import forgetting, memory_probe, rank_failure, resuming, sharding
 from rowsft.runner.context import Job, Outcome
@@ -59,6 +62,11 @@ def run(
     if not ranks.is_first:
         return _follow(spec, settings, ranks)
     parts = build(spec)
+    check_optimizing(parts["method"], settings)
+    if settings.optimizer == "adamw_8bit":
+        require_bitsandbytes("trainer.optimizer=adamw_8bit")
+    if settings.fused_linear_cross_entropy:
+        check_fused_loss(run_device(settings))
     clock = measure.PhaseClock(run_device(settings))
     if rerun or not Store(spec.store).is_done(spec.run_id):
         _read_ahead(parts["task"], clock)

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rowsft.compat.torch import parameters_of
 from rowsft.errors import UserError
+from rowsft.layers.lists import outermost_lists
 from rowsft.layers.quantised import is_packed
 from rowsft.runner.ranks import Ranks
 
@@ -43,7 +44,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     What is in none of them stays whole from a forward's beginning to the end of its backward. Left out are those that
     share a parameter with anything outside, which no two units may hold.
     """
-    found = [item for items in _outermost_lists(model) for item in items]
+    found = [item for items in outermost_lists(model) for item in items]
     embeddings_of: Any = getattr(model, "get_input_embeddings", None)
     embeddings = embeddings_of() if embeddings_of is not None else None
     if isinstance(embeddings, nn.Module) and not any(part is embeddings for b in found for part in b.modules()):
@@ -57,14 +58,6 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     shared = {number for numbers in holders.values() if len(numbers) > 1 for number in numbers}
     kept = (block for number, block in enumerate(found) if number not in shared)
     return [block for block in kept if any(True for _ in block.parameters())]
-
-
-def _outermost_lists(module: nn.Module) -> Iterator[nn.ModuleList]:
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield child
-        else:
-            yield from _outermost_lists(child)
 
 
 def check_wrapped(model: nn.Module, ranks: Ranks) -> None:

@@ -11,12 +11,15 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from rowsft.compat.liger import fused_loss_arguments
 from rowsft.compat.trainer import OneDeviceArguments, OwnCheckpoints
 from rowsft.config.settings import TrainerSettings
 from rowsft.measure import StepClock
+from rowsft.methods.optimizing import Optimizing
 from rowsft.models.loading import recompute_activations
 from rowsft.runner.checkpoints import Changes, CheckpointCallback
 from rowsft.runner.device import run_device
+from rowsft.runner.optimizers import optimizer_maker
 from rowsft.runner.ranks import ALONE, Ranks
 from rowsft.runner.schedule import data_order, learning_rate_factor, total_steps
 
@@ -34,7 +37,8 @@ class TrainingDiverged(Exception):
 
 
 class OrderedTrainer(OwnCheckpoints):
-    """A Trainer whose data come in the order given, whose optimizer is plain AdamW, and which keeps its own curve.
+    """A Trainer whose data come in the order given, whose optimizer is that of the settings, or the method's where it
+    has one of its own, and which keeps its own curve.
 
     Its checkpoints hold what is trained and never the frozen base.
     """
@@ -45,9 +49,11 @@ class OrderedTrainer(OwnCheckpoints):
         clock: StepClock,
         steps_per_epoch: float,
         on_point: Callable[[dict], None],
+        optimizing: Optimizing,
         **kwargs,
     ):
         self.settings = settings
+        self.optimizing = optimizing
         self.clock = clock
         self.steps_per_epoch = steps_per_epoch
         self.on_point = on_point
@@ -58,6 +64,8 @@ class OrderedTrainer(OwnCheckpoints):
         self.checkpoints: CheckpointCallback | None = None
         super().__init__(**kwargs)
         self.changes = Changes(cast(nn.Module, self.model))
+        if optimizing.takes_part:
+            self.add_callback(_AroundSteps(self))
 
     def write_trained(self, folder: Path) -> None:
         self.changes.write(folder)
@@ -76,17 +84,15 @@ class OrderedTrainer(OwnCheckpoints):
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            trained = [p for p in cast(nn.Module, model or self.model).parameters() if p.requires_grad]
-            # foreach's temporary copies of every parameter would be charged to full fine-tuning alone.
-            on_gpu = trained[0].device.type == "cuda"
-            self.optimizer = torch.optim.AdamW(
-                trained,
-                lr=self.settings.learning_rate,
-                weight_decay=self.settings.weight_decay,
-                fused=on_gpu,
-                foreach=False,
-            )
+            attached, settings = cast(nn.Module, model or self.model), self.settings
+            make = optimizer_maker(settings)
+            self.optimizer = self.optimizing.optimizer(attached, make, settings.learning_rate, settings.weight_decay)
         return self.optimizer
+
+    def after_step(self, step: int) -> None:
+        """Have the method do its work after a step, see `OptimizedMethod.after_step`."""
+        assert self.optimizer is not None, "made before the first step"
+        self.optimizing.after_step(cast(nn.Module, self.model), self.optimizer, step, self.state.max_steps)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.lr_scheduler is None:
@@ -129,6 +135,24 @@ class OrderedTrainer(OwnCheckpoints):
                 )
 
 
+class _AroundSteps(TrainerCallback):
+    """Lets the method do what it does before the first step and after each, while gradients are there."""
+
+    def __init__(self, trainer: OrderedTrainer):
+        self._trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        trainer = self._trainer
+        model, optimizer = cast(nn.Module, trainer.model), cast(torch.optim.Optimizer, trainer.optimizer)
+        trainer.optimizing.begin(model, optimizer, state.global_step, state.max_steps)
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        # Under fp16 a step is left out where gradients have overflowed; nobody shall read those.
+        if not self._trainer.accelerator.optimizer_step_was_skipped:
+            # Counted once it is over.
+            self._trainer.after_step(state.global_step + 1)
+
+
 class _Clock(TrainerCallback):
     """Times the region from the first forward of an optimizer step to the end of the optimizer's update."""
 
@@ -155,12 +179,14 @@ def build_trainer(
     scratch: Path,
     normalises_by_tokens: bool,
     ranks: Ranks = ALONE,
+    optimizing: Optimizing | None = None,
 ) -> OrderedTrainer:
     """Put model, ordered data and settings into a Trainer.
 
     `encoded` is the training split in its own order; `normalises_by_tokens` says that the model's loss divides by the
     labelled tokens of the whole accumulated batch when it is told their number (causal language models do,
     classifiers do not, though their forward swallows the argument). ranks: each takes an equal share of every batch.
+    optimizing: what the method says of its optimizer and its steps; None takes the optimizer of the settings.
     """
     steps = total_steps(len(encoded), settings)
     per_step = settings.batch_size * settings.gradient_accumulation
@@ -190,12 +216,14 @@ def build_trainer(
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",
         **_OF_RANKS if ranks.strategy else {},
+        **fused_loss_arguments(model) if settings.fused_linear_cross_entropy else {},
     )
     trainer = _trainer_of(ranks)(
         settings=settings,
         clock=clock,
         steps_per_epoch=len(encoded) / per_step,
         on_point=on_point,
+        optimizing=optimizing or Optimizing(),
         model=model,
         args=arguments,
         train_dataset=ordered,

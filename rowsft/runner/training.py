@@ -5,6 +5,7 @@ from functools import partial
 import torch
 
 from rowsft import measure
+from rowsft.methods.optimizing import Optimizing
 from rowsft.runner import resuming, sharding, stopping
 from rowsft.runner.checkpoints import CheckpointCallback, RunState
 from rowsft.runner.context import Job
@@ -36,6 +37,7 @@ def train(job: Job) -> None:
             scratch,
             normalises_by_tokens=job.task.head.normalises_by_tokens,
             ranks=job.ranks,
+            optimizing=Optimizing(job.method),
         )
         if job.stop_after_steps is not None:
             job.trainer.args.max_steps = job.stop_after_steps
@@ -55,7 +57,15 @@ def train(job: Job) -> None:
     seconds = {"checkpoint_seconds": job.trainer.checkpoints.seconds} if job.trainer.checkpoints.seconds else {}
     if validation is not None:
         seconds["validation_seconds"] = validation.seconds
-    job.attempt.update(**clock.summary(), train_loss_final=curve[-1]["loss"], **seconds, **_inputs(job.model))
+    assert job.trainer.optimizer is not None, "it has trained"
+    optimization = job.trainer.optimizing.in_record(job.model, job.trainer.optimizer)
+    job.attempt.update(
+        **clock.summary(),
+        train_loss_final=curve[-1]["loss"],
+        optimization=optimization,
+        **seconds,
+        **_inputs(job.model),
+    )
     job.attempt.write_curve(curve)
     job.curve_written = True
 

@@ -98,6 +98,9 @@ def old_identity(config: dict) -> dict:
         if isinstance(trainer, dict) and trainer.get(key) is None:
             # Younger than many records: where it is off it is in no id.
             trainer.pop(key, None)
+    for key, default in (("optimizer", "adamw"), ("fused_linear_cross_entropy", False)):
+        if isinstance(trainer, dict) and trainer.get(key) == default:
+            trainer.pop(key)
     model, method = settings.get("model"), settings.get("method")
     if isinstance(model, dict) and model.get("quantize") is None:
         model.pop("quantize", None)

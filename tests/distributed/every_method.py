@@ -17,6 +17,7 @@ KINDS = {
     "llama both": ("llama", ["method=row_sft", "method.channel=both"]),
     "llama neurons": ("llama", ["method=row_sft_neurons", "budget.clip=true", ACCUMULATED]),
     "llama lora": ("llama", ["method=lora", ACCUMULATED]),
+    "llama lora_plus": ("llama", ["method=lora_plus", ACCUMULATED]),
     "llama dora": ("llama", ["method=dora"]),
     "llama shira": ("llama", ["method=shira", ACCUMULATED]),
     "llama pissa": ("llama", ["method=pissa"]),

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -29,6 +30,9 @@ KINDS = [
     ("bert", ["method=shira"]),
     ("bert", ["method=pissa", "method.dropout=0.1"]),
     ("llama", ["method=cla"]),
+    ("bert", ["method=lora_plus", "method.dropout=0.1"]),
+    ("bert", ["method=adalora", "method.r=3", "method.delta_t=2", "method.dropout=0.1"]),
+    ("llama", ["method=lisa", "method.blocks=1", "method.period=3"]),
     ("bert", ["method=full"]),
     ("bert", ["method=head", "trainer.scheduler=step_epoch"]),
 ]
@@ -67,6 +71,19 @@ def kept(record):
 
 @pytest.mark.parametrize(("family", "overrides"), KINDS, ids=[f"{family} {' '.join(rest)}" for family, rest in KINDS])
 def test_a_stopped_run_ends_as_an_undisturbed_one(workshop, tmp_path, monkeypatch, family, overrides):
+    check_ends_as_undisturbed(workshop, tmp_path, monkeypatch, family, overrides)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes: make test-8bit")
+def test_a_stopped_run_with_an_8bit_state_ends_as_an_undisturbed_one(workshop, tmp_path, monkeypatch):
+    """The output layer alone is large enough for one."""
+    overrides = ["method=full", "trainer.optimizer=adamw_8bit"]
+    check_ends_as_undisturbed(workshop, tmp_path, monkeypatch, "llama", overrides)
+    (record,) = Store(tmp_path / "whole").runs()
+    assert record.result.optimization.optimizer == "AdamW8bit"
+
+
+def check_ends_as_undisturbed(workshop, tmp_path, monkeypatch, family, overrides) -> None:
     spec, settings = settled(workshop, tmp_path / "whole", family, overrides)
     assert go(spec, settings)[0].state == "done"
     whole = Store(tmp_path / "whole").get(spec.run_id)

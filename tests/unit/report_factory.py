@@ -109,13 +109,15 @@ def finish(
     peak=None,
     forgetting=None,
     others=None,
+    optimization=None,
     **arguments,
 ):
     """Record one finished run and return its id.
 
     facts: added to the model's. metric: (name, value) instead of the task's own. size: (parameters asked, achieved).
-    peak: of training, in MiB. forgetting: as it is recorded. validation: the metric on that split; False leaves it out.
-    others: further metrics of the test split. `arguments` are those of `config`.
+    peak: of training, in MiB. forgetting, optimization: as they are recorded. validation: the metric on that split;
+    False leaves it out. others: further metrics of the test split.
+    `arguments` are those of `config`.
     """
     wanted = config(**arguments)
     method, seed, task = wanted["method"]["name"], wanted["seed"], wanted["task"]["name"]
@@ -161,6 +163,8 @@ def finish(
         )
         if forgetting is not None:
             attempt.update(forgetting=forgetting)
+        if optimization is not None:
+            attempt.update(optimization=optimization)
         if peak is not None:
             attempt.update(
                 memory={

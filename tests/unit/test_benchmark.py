@@ -74,6 +74,26 @@ def test_a_contender_of_a_size_of_its_own_starts_at_the_plain_model_and_learns(m
     assert ready.model(**ready.batch).loss.item() < before.item()
 
 
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [
+        ("lora_plus", "AdamW"),
+        ("lora_fa", "LoraFAOptimizer"),
+        ("adalora", "AdamW"),
+        ("lisa", "AdamW"),
+        ("galore", "GaLoreAdamW"),
+    ],
+)
+def test_a_method_with_steps_of_its_own_is_stepped_as_it_says(method, optimizer):
+    ready = trial(method)
+    assert type(ready.optimizer).__name__ == optimizer
+    assert ready.measured()["total_peak_bytes"] > 0
+    before = ready.model(**ready.batch).loss.item()
+    for _ in range(9):
+        ready.step()
+    assert ready.model(**ready.batch).loss.item() < before
+
+
 def test_bytes_and_flops_repeat_and_stand_in_the_known_order():
     measured = {method: trial(method).measured() for method in ("floor", "rows", "released", "lora", "full")}
     assert trial("rows").measured() == measured["rows"]

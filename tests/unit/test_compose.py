@@ -32,6 +32,7 @@ STARTS = {
     "loftq_pissa": ["method=loftq", "method.start=pissa"],
 }
 METHODS |= {"loftq", *STARTS}
+METHODS |= {"lora_plus", "lora_fa", "adalora", "lisa", "galore"}
 MODELS = {
     *("minilm", "smollm2_135m", "llama2_7b", "llama3_8b", "mistral_7b", "gemma_7b"),
     *("llama3_2_1b", "qwen2_5_1_5b", "qwen3_1_7b", "gemma2_2b", "gemma3_1b", "smollm3_3b", "phi2", "phi4_mini"),

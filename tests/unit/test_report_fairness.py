@@ -99,3 +99,26 @@ def test_a_grid_in_the_store_meets_the_contract_when_its_best_rate_was_used(tmp_
     grid(store, "row_sft", [3e-3], [0.1])
     found = status(report.sections(tmp_path, "demo")[0], "learning_rate")
     assert found.status == "not met" and found.detail == "not the best rate on validation: LoRA"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "judged", "says"),
+    [
+        ({"optimizer": "AdamW"}, "met", "AdamW throughout"),
+        ({"optimizer": "AdamW8bit"}, "not met", "row-SFT: AdamW8bit; LoRA: AdamW"),
+        (
+            {"optimizer": "AdamW", "groups": [{"name": "A", "rate_factor": 1}, {"name": "B", "rate_factor": 16}]},
+            "met",
+            "AdamW throughout; part of the method: row-SFT steps B at 16 times the rate",
+        ),
+        (
+            {"optimizer": "Own", "groups": [{"name": "all", "rate_factor": 1.0}], "between_steps": "cuts ranks"},
+            "not met",
+            "row-SFT: Own; LoRA: AdamW; part of the method: row-SFT (cuts ranks)",
+        ),
+    ],
+)
+def test_what_a_methods_steps_have_of_their_own_is_said(tmp_path, recorded, judged, says):
+    """LoRA's run is from before there was such a record: AdamW it was."""
+    found = status(build_two(tmp_path, {"optimization": recorded}), "optimizer")
+    assert (found.status, found.detail) == (judged, says)

@@ -71,10 +71,21 @@ def test_another_trainable_set_has_another_digest(tmp_path):
     assert len({digest, *(Changes(net).digest for net in (frozen, wider, halved))}) == 4
 
 
-def test_weights_of_another_model_are_not_taken(tmp_path):
+def test_what_is_frozen_after_the_first_step_is_written_and_read(tmp_path):
     net, changes = trained()
     net.head.bias.requires_grad_(False)
     changes.write(tmp_path)
+    other = Net()
+    after = Changes(other)
+    other.head.bias.requires_grad_(False)
+    after.read(tmp_path)
+    assert torch.equal(other.head.bias, net.head.bias) and not torch.equal(net.head.bias, Net().head.bias)
+
+
+def test_weights_of_another_model_are_not_taken(tmp_path):
+    net, _ = trained()
+    net.head.bias.requires_grad_(False)
+    Changes(net).write(tmp_path)
     with pytest.raises(RuntimeError, match=r"lacks head\.bias"):
         Changes(Net()).read(tmp_path)
 
