@@ -42,6 +42,7 @@ TASKS = {
     *(f"images/{name}" for name in ("folder", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "caltech101")),
     *("alpaca", "alpaca_gpt4", "gsm8k"),
 }
+METHODS |= {"paca", "rocoft", "rocoft_columns", "s2ft", "grft"}
 GROUPS = ("method", "model", "task", "budget", "trainer", "tracker", "experiment", "debug")
 
 
