@@ -117,13 +117,16 @@ CONTENDERS = {
     "floor": Contender("backward through the frozen network, nothing trained, no optimizer", _floor),
     "rows": Contender("row-SFT, channel rows, inputs computed again in backward", _suite("row_sft", **_ROWS)),
     "rows_kept": Contender("the same with every input kept", _suite("row_sft", recompute_inputs=False, **_ROWS)),
-    "columns": Contender("row-SFT, channel columns", _suite("row_sft", channel="columns", **_ROWS)),
+    "columns": Contender("row-SFT, channel columns, at random: PaCA", _suite("row_sft", channel="columns", **_ROWS)),
     "both": Contender("row-SFT, channel both", _suite("row_sft", channel="both", **_ROWS)),
     "neurons": Contender("row-SFT, channel neurons", _suite("row_sft", channel="neurons", **_ROWS)),
     "lora": Contender("LoRA (PEFT)", _suite("lora")),
     "lora_rebuilt": Contender("LoRA written anew, with its inputs computed again in backward", _rebuilt_lora),
     "dora": Contender("DoRA (PEFT)", _suite("dora")),
     "shira": Contender("SHiRA (PEFT)", _suite("shira")),
+    "entries": Contender(
+        "the entries of every row with the largest weights (PEFT's SHiRA)", _suite("entries", per="row")
+    ),
     "dense_mask": Contender(
         "sparse fine-tuning by a mask: the full weight gradient times a 0/1 mask of random entries; AdamW's state is "
         "dense too",

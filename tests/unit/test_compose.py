@@ -43,6 +43,7 @@ TASKS = {
     *("alpaca", "alpaca_gpt4", "gsm8k"),
 }
 METHODS |= {"paca", "rocoft", "rocoft_columns", "s2ft", "grft"}
+METHODS |= {"entries", "neuroada", "gps", "sparta", "lift", "rosa_mask"}
 GROUPS = ("method", "model", "task", "budget", "trainer", "tracker", "experiment", "debug")
 
 
