@@ -23,7 +23,7 @@ from rowsft.importance.low_rank import check_rank, factors
 from rowsft.importance.reduction import weight_of, wide
 from rowsft.layers.matrix import LinearLayer, layer_shape
 from rowsft.method_info import MethodInfo
-from rowsft.methods.base import CalibratedMethod, ResolvedMethod
+from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.progress import bar
 from rowsft.selection.entries import PER, chosen_entries, fingerprint
 from rowsft.selection.groups import Scores
@@ -174,4 +174,4 @@ def _mask_of(chosen: Mapping[nn.Module, Tensor]) -> Callable[..., Tensor]:
     return mask
 
 
-METHOD: type[CalibratedMethod] = Entries
+METHOD: type[Method] = Entries

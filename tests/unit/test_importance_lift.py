@@ -65,10 +65,10 @@ def test_the_randomised_decomposition_is_close_to_the_whole_one(shape):
     matrix = falling(*shape)
     for seed in range(3):
         left, right = factors(matrix, 6, torch.Generator().manual_seed(seed))
-        torch.testing.assert_close(left @ right.T, low_rank(matrix, 6), rtol=0, atol=2e-3)
+        torch.testing.assert_close(left @ right.T, low_rank(matrix, 6), rtol=0, atol=1e-5)
         torch.testing.assert_close(left.T @ left, torch.eye(6, dtype=torch.float64))
         kept = (left @ right.T - matrix).norm() / (low_rank(matrix, 6) - matrix).norm()
-        assert 1 <= kept < 1 + 1e-4
+        assert 1 - 1e-9 < kept < 1 + 1e-6
 
 
 def test_a_rank_beyond_the_layer_is_the_weight_itself():
@@ -186,15 +186,16 @@ def test_coupled_neurons_are_ranked_by_the_lift_of_their_members():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scoring_holds_no_copy_of_a_weight(dtype):
-    model = nn.Sequential(nn.Linear(1024, 512, bias=False, dtype=dtype), nn.Linear(512, 1024, bias=False, dtype=dtype))
+def test_scoring_holds_squares_of_the_smaller_side(dtype):
+    """And a block of the weight, a quarter of this one in 32 bit: no copy of it."""
+    model = nn.Sequential(nn.Linear(8192, 512, bias=False, dtype=dtype), nn.Linear(512, 8192, bias=False, dtype=dtype))
     score(model, "lift(rank=8)")
     with AllocationPeak("cpu") as peak:
         score(model, "lift(rank=8)")
-    assert 0 < peak.new_peak_bytes < 512 * 1024 * 4 / 2
+    assert 0 < peak.new_peak_bytes < 8192 * 512 * 4 / 2
     with AllocationPeak("cpu") as peak:
         score(model, "lift(rank=8, exact=true)")
-    assert peak.new_peak_bytes < 6 * 512 * 1024 * 4
+    assert peak.new_peak_bytes < 8192 * 512 * 4
 
 
 def test_a_wrong_rank_and_a_weight_that_is_not_finite_are_named():
