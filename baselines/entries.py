@@ -129,13 +129,13 @@ class Entries(Shira):
 
     def _sizes(self, name: str, layer: LinearLayer) -> Tensor:
         """What the entries (d_out, d_in) of a layer are ranked by, where that reads no data."""
-        generator = layer_generator(self.seed, f"{name} entries")
         if self.choice == "random":
+            generator = layer_generator(self.seed, f"{name} entries")
             return torch.rand(layer_shape(layer), generator=generator, device="cpu")
         weight = weight_of(layer)
         if self.choice == "magnitude":
             return weight.to(wide(weight.dtype), copy=True).abs_()
-        left, right = factors(weight, self.rank, generator)
+        left, right = factors(weight, self.rank)
         return (left @ right.T).abs_()
 
     def peft_config(self, model: nn.Module, resolved: ResolvedMethod) -> ShiraConfig:

@@ -9,16 +9,10 @@ from torch import Tensor
 from rowsft.errors import UserError
 from rowsft.importance.reduction import one_per_weight, stored_dim, weight_of, wide, zero_scores
 from rowsft.importance.registry import Context, register
-from rowsft.importance.seeding import layer_generator
 from rowsft.layers.matrix import LinearLayer, has_no_data
 from rowsft.selection.channel import Axis
 from rowsft.selection.groups import Scores
 
-# Directions that the search keeps for each one that is asked for, as LIFT's released code does, and how often it
-# multiplies. Two iterations, as usual for a matrix of almost low rank, found 78 to 97 % of the rows of MiniLM's layers;
-# thirty find all (LOG.md).
-_OVERSAMPLING = 2
-_ITERATIONS = 30
 # Entries of the weight that are widened at a time.
 _BLOCK = 2**20
 
@@ -32,25 +26,15 @@ class Factors(NamedTuple):
 
 
 @register("lift", needs="whole weights")
-def lift(
-    layers: Mapping[str, LinearLayer],
-    context: Context,
-    axes: Sequence[Axis],
-    *,
-    rank: int = 128,
-    exact: bool = False,
-) -> Scores:
+def lift(layers: Mapping[str, LinearLayer], context: Context, axes: Sequence[Axis], *, rank: int = 128) -> Scores:
     """2-norm of row i of W_r, the best approximation of W of rank r: the row form of LIFT's principal weights.
 
     LIFT (Liu et al., arXiv 2506.00772) takes the entries that are largest in W_r; see `rowsft.baselines.entries` for
-    those. exact: see `factors`.
+    those.
     """
     check_rank(rank, "importance=lift")
     owners = one_per_weight(layers)
-    scores = {}
-    for name, layer in context.progress(owners.items(), len(owners)):
-        generator = layer_generator(context.seed, f"{name} lift")
-        scores[layer.weight] = _of_layer(layer, axes, rank, generator, exact)
+    scores = {layer.weight: _of_layer(layer, axes, rank) for layer in context.progress(owners.values(), len(owners))}
     return {name: scores[layer.weight] for name, layer in layers.items()}
 
 
@@ -60,46 +44,36 @@ def check_rank(rank: int, setting: str) -> None:
         raise UserError(f"{setting}: rank={rank}: expected a whole number above 0")
 
 
-def _of_layer(
-    layer: LinearLayer, axes: Sequence[Axis], rank: int, generator: torch.Generator, exact: bool
-) -> dict[Axis, Tensor]:
+def _of_layer(layer: LinearLayer, axes: Sequence[Axis], rank: int) -> dict[Axis, Tensor]:
     weight = weight_of(layer)
     if has_no_data(weight):
         return zero_scores(layer, axes)
-    left, right = factors(weight, rank, generator, exact)
+    left, right = factors(weight, rank)
     # A row of left @ right.T is as long as its coordinates in the orthogonal columns of `right`, and the other way.
     along = ((left * torch.linalg.vector_norm(right, dim=0)).norm(dim=1), right.norm(dim=1))
     return {axis: along[stored_dim(layer, axis)] for axis in axes}
 
 
 @torch.no_grad()
-def factors(weight: Tensor, rank: int, generator: torch.Generator, exact: bool = False) -> Factors:
+def factors(weight: Tensor, rank: int) -> Factors:
     """Return the factors of the best approximation of `weight` (rows, columns) of rank r, in 32 bit or wider.
 
-    r is at most the smaller side. The r largest singular vectors along that side are those of the weight's product with
-    its own transpose: by subspace iteration with 2 r directions that start from `generator`, on the CPU (Halko,
-    Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4); by all its eigenvectors where it is to be `exact`, and where
-    2 r reaches the smaller side. Holds that product, a square of the smaller side (a few of them where it is exact),
-    and a block of the weight at a time. All NaN for a weight that is not finite.
+    r is at most the smaller side. The singular vectors along that side are the eigenvectors of the weight's product
+    with its own transpose; the values, and the vectors along the other side, are then taken from the weight itself.
+    Holds a few squares of the smaller side, and a block of the weight at a time. All NaN for a weight that is not
+    finite.
     """
     flat = weight if weight.shape[0] <= weight.shape[1] else weight.T
     rank = min(rank, len(flat))
     square = _square(weight)
     if not torch.isfinite(square).all():
         return Factors(*(square.new_full((side, rank), torch.nan) for side in weight.shape))
-    directions = _OVERSAMPLING * rank
-    if exact or directions >= len(square):
-        basis = torch.linalg.eigh(square).eigenvectors[:, -rank:]
-    else:
-        start = torch.randn(len(square), directions, generator=generator, dtype=square.dtype).to(square.device)
-        basis = torch.linalg.qr(start).Q
-        for _ in range(_ITERATIONS):
-            basis = torch.linalg.qr(square @ basis).Q
-    del square
+    # Ascending; a copy, that the rest need not be held.
+    basis = torch.linalg.eigh(square).eigenvectors[:, -rank:].clone()
     along, values, turn = torch.linalg.svd(_transposed_times(flat, basis), full_matrices=False)
-    short, long = basis @ turn[:rank].T, along[:, :rank]
-    left, right = (short, long) if flat is weight else (long, short)
-    return Factors(left, right * values[:rank])
+    short = basis @ turn.T
+    left, right = (short, along) if flat is weight else (along, short)
+    return Factors(left, right * values)
 
 
 def _square(weight: Tensor) -> Tensor:

@@ -60,7 +60,6 @@ def sizes_of(choice: str, model: nn.Module, batches: list[dict], seed: int = 0) 
     if choice == "lift":
         for name, matrix in matrices.items():
             left, values, right = torch.linalg.svd(matrix)
-            # Twice the rank is the smaller side of every layer but the narrowest: the decomposition is exact.
             matrices[name] = left[:, :16] @ torch.diag(values[:16]) @ right[:16]
     if choice == "random":
         return {

@@ -147,7 +147,7 @@ def test_only_a_choice_that_reads_data_depends_on_them(name):
     assert len(ids) == (2 if name == "grft" else 1)
 
 
-@pytest.mark.parametrize("importance", ["lift", "lift(rank=64)", "lowest(lift(rank=64, exact=true))", "lowest(first)"])
+@pytest.mark.parametrize("importance", ["lift", "lift(rank=64)", "lowest(lift(rank=64))", "lowest(first)"])
 def test_what_lift_and_first_do_not_read_is_in_no_id(importance):
     config = with_batches(composed("method=row_sft"), 5)
     config.method.importance = importance
