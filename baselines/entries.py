@@ -117,6 +117,12 @@ class Entries(Shira):
             }
         if not calibration:
             raise UserError(f"method.choice={self.choice} needs training batches and calibration is empty")
+        for name, layer in layers.items():
+            if not layer.weight.is_floating_point():
+                raise UserError(
+                    f"method.choice={self.choice}: layer {name} holds {layer.weight.dtype} values (quantised), which "
+                    "have no gradient; use choice magnitude, lift or random"
+                )
         step_bytes = _BYTES_OF_A_PARAMETER * (resolved.achieved or 0)
         context = Context(model, calibration, self.seed, progress=progress, step_bytes=step_bytes)
         ids = {}

@@ -215,6 +215,10 @@ def test_what_it_cannot_do_is_said():
     resolved = method.solve(BUDGET, model, Targets())
     with pytest.raises(UserError, match="method.choice=gradient needs training batches and calibration is empty"):
         method.select(model, resolved, [])
+    packed = tiny_llama()
+    packed.model.layers[0].mlp.up_proj.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(UserError, match=r"gradient: layer model\.layers\.0\.mlp\.up_proj holds torch.uint8"):
+        method.select(packed, resolved, [causal_batch()])
     with torch.no_grad():
         model.get_submodule("model.layers.1.mlp.up_proj").weight[3, 4] = torch.nan
     with pytest.raises(UserError, match=r"layer model\.layers\.1\.mlp\.up_proj has entries that are not finite"):
