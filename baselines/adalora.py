@@ -34,7 +34,7 @@ class AdaLora(OptimizedMethod, Lora):
     """
 
     info: ClassVar[MethodInfo] = replace(
-        Lora.info, name="adalora", title="AdaLoRA", order=33, colour="#6A3D9A", marker="d"
+        Lora.info, name="adalora", title="AdaLoRA", order=38, colour="#6A3D9A", marker="d"
     )
     compared: ClassVar[dict[str, list[str]]] = {}
 

@@ -23,7 +23,7 @@ from rowsft.selection.budget import Unit
 class Cla(Lora):
     """W + scaling * B A with A (r, d_in) fixed and B (d_out, r) trained. Keys: conf/method/cla.yaml."""
 
-    info: ClassVar[MethodInfo] = replace(Lora.info, name="cla", title="cLA", order=34, colour="#999933", marker="<")
+    info: ClassVar[MethodInfo] = replace(Lora.info, name="cla", title="cLA", order=35, colour="#999933", marker="<")
     compared: ClassVar[dict[str, list[str]]] = {}
 
     name: str = info.name

@@ -35,7 +35,7 @@ class Loftq(Lora):
     takes the first of the steps. Here every step packs the rest as the base is packed, and the last base is kept.
     """
 
-    info: ClassVar[MethodInfo] = replace(Lora.info, name="loftq", title="LoftQ", order=37, colour="#44AA99", marker="P")
+    info: ClassVar[MethodInfo] = replace(Lora.info, name="loftq", title="LoftQ", order=39, colour="#44AA99", marker="P")
     compared: ClassVar[dict[str, list[str]]] = {}
 
     name: str = info.name

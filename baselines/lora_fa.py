@@ -26,7 +26,7 @@ class LoraFA(OptimizedMethod, Lora):
     """
 
     info: ClassVar[MethodInfo] = replace(
-        Lora.info, name="lora_fa", title="LoRA-FA", order=32, colour="#3399CC", marker="X"
+        Lora.info, name="lora_fa", title="LoRA-FA", order=37, colour="#3399CC", marker="X"
     )
     compared: ClassVar[dict[str, list[str]]] = {}
     own_optimizer: ClassVar[str | None] = "LoraFAOptimizer"

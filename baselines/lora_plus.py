@@ -24,7 +24,7 @@ class LoraPlus(OptimizedMethod, Lora):
     """
 
     info: ClassVar[MethodInfo] = replace(
-        Lora.info, name="lora_plus", title="LoRA+", order=31, colour="#004D80", marker="P"
+        Lora.info, name="lora_plus", title="LoRA+", order=36, colour="#004D80", marker="P"
     )
     compared: ClassVar[dict[str, list[str]]] = {}
     strategies: ClassVar[tuple[str, ...]] = ("ddp", "fsdp")

@@ -17,7 +17,7 @@ from rowsft.selection.budget import Unit
 class Olora(ResidualMethod, Lora):
     """B is the first r columns of Q, A the first r rows of R, taken out of W = Q R. Keys: conf/method/olora.yaml."""
 
-    info: ClassVar[MethodInfo] = replace(Lora.info, name="olora", title="OLoRA", order=33, colour="#AA4499", marker="h")
+    info: ClassVar[MethodInfo] = replace(Lora.info, name="olora", title="OLoRA", order=34, colour="#AA4499", marker="h")
     compared: ClassVar[dict[str, list[str]]] = {}
 
     name: str = info.name

@@ -18,7 +18,7 @@ class Pissa(ResidualMethod, Lora):
     quantising the residual (QPiSSA).
     """
 
-    info: ClassVar[MethodInfo] = replace(Lora.info, name="pissa", title="PiSSA", order=32, colour="#882255", marker="*")
+    info: ClassVar[MethodInfo] = replace(Lora.info, name="pissa", title="PiSSA", order=33, colour="#882255", marker="*")
     compared: ClassVar[dict[str, list[str]]] = {}
 
     name: str = info.name

@@ -13,7 +13,7 @@ class RsLora(Lora):
     """W + alpha / sqrt(r) * B A, r being each layer's own. Keys: conf/method/rslora.yaml."""
 
     info: ClassVar[MethodInfo] = replace(
-        Lora.info, name="rslora", title="rsLoRA", order=31, colour="#332288", marker="p"
+        Lora.info, name="rslora", title="rsLoRA", order=32, colour="#332288", marker="p"
     )
     compared: ClassVar[dict[str, list[str]]] = {}
     use_rslora: ClassVar[bool] = True

@@ -123,7 +123,7 @@ CONTENDERS = {
     "floor": Contender("backward through the frozen network, nothing trained, no optimizer", _floor),
     "rows": Contender("row-SFT, channel rows, inputs computed again in backward", _suite("row_sft", **_ROWS)),
     "rows_kept": Contender("the same with every input kept", _suite("row_sft", recompute_inputs=False, **_ROWS)),
-    "columns": Contender("row-SFT, channel columns", _suite("row_sft", channel="columns", **_ROWS)),
+    "columns": Contender("row-SFT, channel columns, at random: PaCA", _suite("row_sft", channel="columns", **_ROWS)),
     "both": Contender("row-SFT, channel both", _suite("row_sft", channel="both", **_ROWS), by_default=False),
     "neurons": Contender("row-SFT, channel neurons", _suite("row_sft", channel="neurons", **_ROWS)),
     "lora": Contender("LoRA (PEFT)", _suite("lora")),
@@ -145,6 +145,11 @@ CONTENDERS = {
     "ia3": Contender("IA3 (PEFT): of a size of its own", _suite("ia3"), by_default=False),
     "bitfit": Contender("BitFit: of a size of its own, where the model has biases", _suite("bitfit"), by_default=False),
     "ln_tuning": Contender("LN-tuning (PEFT): of a size of its own", _suite("ln_tuning"), by_default=False),
+    "entries": Contender(
+        "the entries of every row with the largest weights (PEFT's SHiRA)",
+        _suite("entries", per="row"),
+        by_default=False,
+    ),
     "dense_mask": Contender(
         "sparse fine-tuning by a mask: the full weight gradient times a 0/1 mask of random entries; AdamW's state is "
         "dense too",

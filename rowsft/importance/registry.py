@@ -20,7 +20,8 @@ from rowsft.layers.quantised import keep_layout
 from rowsft.selection.channel import AXES, Axis
 from rowsft.selection.groups import Scores
 
-Needs = Literal["nothing", "weights", "activations", "losses", "gradients"]
+Needs = Literal["nothing", "weights", "whole weights", "activations", "losses", "gradients"]
+_WITHOUT_DATA = ("nothing", "weights", "whole weights")
 _NAME = re.compile(r"\s*([\w.]+)\s*(?:\((.+)\))?\s*", re.DOTALL)
 #: Types that a metric's parameters may have -> (how text is read, what errors call it).
 _TYPES: dict[type, tuple[Callable[[str], object], str]] = {
@@ -75,7 +76,7 @@ class Metric:
     @property
     def needs_data(self) -> bool:
         """Whether scoring reads calibration batches."""
-        return self.needs not in ("nothing", "weights")
+        return self.needs not in _WITHOUT_DATA
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ def register(name: str, needs: Needs) -> Callable[[Callable], Callable]:
 
     needs="nothing": function(count, generator) -> (count,); the generator belongs to one layer and one axis.
     needs="weights": function(block of a weight) -> an elementwise quantity of the same shape, summed along each axis.
-    Otherwise function(layers, context, axes) -> Scores: "activations" for forward passes over the batches, "losses" for
-    forward passes with labels, "gradients" for backward passes too.
+    Otherwise function(layers, context, axes) -> Scores: "whole weights" for weights alone, "activations" for forward
+    passes over the batches, "losses" for forward passes with labels, "gradients" for backward passes too.
 
     The function's keyword-only arguments are the metric's parameters, as in `importance=zo_taylor(draws=64)`; each has
     a type (int, float, bool or str) and a default. Outside this package the metric is called module.name, and its
@@ -180,7 +181,7 @@ def score_layers(
     chosen = metric(importance)
     keep_layout(context.model)
     if chosen.needs_data and not context.calibration:
-        free = sorted(name for name, known in _METRICS.items() if known.needs in ("nothing", "weights"))
+        free = sorted(name for name, known in _METRICS.items() if known.needs in _WITHOUT_DATA)
         raise UserError(
             f"importance={importance} needs training batches and calibration is empty; give calibration=[...] to "
             f"rowsft.score or rowsft.attach, or use a metric that needs none ({', '.join(free)})"

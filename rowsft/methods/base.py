@@ -8,7 +8,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from rowsft.errors import UserError
 from rowsft.method_info import Described, MethodInfo
@@ -27,8 +27,8 @@ class ResolvedMethod:
     """A method's settings once the budget is solved.
 
     values: what was settled, JSON-able. asked, achieved: trainable parameters without the task head (None: no budget
-    applies). source: the setting that decided. Not serialised: steps, how many units each unit group takes, and chosen,
-    full layer name -> its rows and columns.
+    applies). source: the setting that decided. Not serialised: steps, how many units each unit group takes, chosen,
+    full layer name -> its rows and columns, and entries, full layer name -> flat ids of single entries of its W.
     """
 
     values: dict[str, Any]
@@ -37,6 +37,7 @@ class ResolvedMethod:
     source: str = "not applicable"
     steps: tuple[int, ...] = ()
     chosen: dict[str, Chosen] | None = None
+    entries: dict[str, Tensor] | None = None
 
 
 class Method(Protocol):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from rowsft.errors import UserError
 from rowsft.importance.calibration import Calibration
 from rowsft.importance.recomputing import recomputing
 from rowsft.methods.base import ResolvedMethod, calibrating, selected
@@ -67,8 +68,13 @@ def _choose(job: Job, sizes: ResolvedMethod, calibrations: Iterator[Calibration 
     wanted, before, calibration = job.settings.calibration_overlap, None, None
     for calibration in calibrations:
         job.resolved = selected(job.method, job.model, sizes, calibration or ())
-        if wanted is None or calibration is None or job.resolved.chosen is None:
+        if wanted is None or calibration is None:
             break
+        if job.resolved.chosen is None:
+            raise UserError(
+                f"trainer.calibration_overlap={wanted}: method={job.method.name} chooses neither rows nor columns "
+                "whose overlap could be measured; set it to null"
+            )
         share: float | None = overlap(before, job.resolved.chosen) if before is not None else None
         job.attempt.update(calibrated={"batches": len(calibration), "overlap": share})
         if share is not None:

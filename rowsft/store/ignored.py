@@ -6,6 +6,7 @@ before there was one, it is looked up in conf/method, that of the package first.
 
 import re
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
@@ -56,9 +57,15 @@ def _applied(config: dict, rules: Iterable[str]) -> Iterable[tuple[str, str]]:
         keys, when, values = match.group("keys", "when", "values")
         if when is not None:
             value = _value(config, when)
-            if value is None or (values and "".join(str(value).split()) not in values.replace(" ", "").split("|")):
+            if value is None or (values and not _is_one_of(str(value), values)):
                 continue
         yield from ((key.strip(), rule.strip()) for key in keys.split(","))
+
+
+def _is_one_of(value: str, values: str) -> bool:
+    """Whether a value is one of VALUE|VALUE, where * stands for any text."""
+    text, known = ("".join(each.split()) for each in (value, values))
+    return any(fnmatchcase(text, each) for each in known.split("|"))
 
 
 def _value(config: dict, key: str) -> object:

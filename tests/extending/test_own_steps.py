@@ -56,10 +56,10 @@ def test_a_strategy_it_does_not_name_is_one_line(own):
 
 
 HALF = """
-from bitfit import BitFit
+from attention_only import AttentionOnly
 
 
-class Half(BitFit):
+class Half(AttentionOnly):
     def parameter_groups(self, model):
         return []
 """
@@ -72,5 +72,5 @@ def test_half_of_the_protocol_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "half_a_method.py").write_text(HALF)
     with pytest.raises(UserError, match="it has no after_step, begin, between_steps, make_optimizer, own_optimizer"):
         method_of(OmegaConf.create({"_target_": "half_a_method.Half"}))
-    for name in ("half_a_method", "bitfit"):
+    for name in ("half_a_method", "attention_only"):
         sys.modules.pop(name, None)

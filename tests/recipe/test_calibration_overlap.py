@@ -55,6 +55,16 @@ def test_another_budget_reads_what_was_scored(workshop, tmp_path):
         assert second.result.scores_from_cache and sorted((tmp_path / "scores").iterdir()) == scores
 
 
+def test_a_choice_of_single_entries_is_kept_and_has_no_early_end(workshop, tmp_path):
+    given = ["method=entries", "method.choice=gradient", "method.r=1", "trainer.calibration_batches=4"]
+    first, _ = done(workshop, tmp_path, *given)
+    second, _ = done(workshop, tmp_path, *given, "trainer.learning_rate=0.01")
+    assert not first.result.scores_from_cache and second.result.scores_from_cache
+    assert first.result.parameters.adapter == first.result.parameters.budget_achieved > 0
+    with pytest.raises(UserError, match="calibration_overlap=0.9: method=entries chooses neither rows nor"):
+        done(workshop, tmp_path, *given, "trainer.calibration_overlap=0.9")
+
+
 def test_the_share_of_two_choices_by_hand():
     ids = torch.tensor
     first = {"a": Chosen(ids([1, 2, 3]), ids([])), "b": Chosen(ids([0]), ids([5, 6]))}

@@ -13,7 +13,7 @@ from rowsft.measure.memory import AllocationPeak
 from rowsft.tuner import RowSFTConfig
 from rowsft.tuner.attach import attach, score
 
-METRICS = ["l1", "random", "taylor", "taylor_row", "grad2", "fisher", "taylor2", "wanda", "zo_taylor"]
+METRICS = ["l1", "lift(rank=8)", "random", "taylor", "taylor_row", "grad2", "fisher", "taylor2", "wanda", "zo_taylor"]
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8}
 
 

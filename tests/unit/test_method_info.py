@@ -93,9 +93,9 @@ def test_methods_without_a_colour_are_told_apart():
     assert len(set(drawn.values())) == 3 and drawn == looks({name: MethodInfo(name, name) for name in "cba"})
 
 
-def test_only_row_sft_is_asked_for_a_choice():
+def test_only_methods_that_choose_are_asked_for_a_choice():
     calibrated = {name for name in method_names() if isinstance(method_class(name)(), CalibratedMethod)}
-    assert calibrated == {"row_sft"}
+    assert calibrated == {"row_sft", "entries"}
     row_sft, lora = method_class("row_sft"), Lora(r=2)
     assert calibrating(row_sft(importance="taylor")) and not calibrating(row_sft(importance="l2"))
     resolved = lora.solve(Budget(), tiny_llama(), Targets())

@@ -127,7 +127,7 @@ def unpacked(bnb, model):
 
 
 @pytest.mark.parametrize("double", [False, True])
-@pytest.mark.parametrize("importance", ["l1", "l2", "wanda"])
+@pytest.mark.parametrize("importance", ["l1", "l2", "lift(rank=4)", "wanda"])
 def test_scores_are_the_same_after_an_evaluation(bnb, importance, double):
     batch, settings = causal_batch(), {"target_modules": TARGETS, "calibration": [causal_batch()]}
     plain = score(unpacked(bnb, four_bit(bnb, torch.bfloat16, double)), importance, **settings)
@@ -155,7 +155,7 @@ def test_taylor_row_reads_four_bit_weights(bnb, dtype, compute):
         )
 
 
-@pytest.mark.parametrize("importance", ["random", "l1", "l2"])
+@pytest.mark.parametrize("importance", ["random", "l1", "l2", "lift(rank=4)"])
 def test_peft_alone_chooses_and_training_goes_on_after_an_evaluation(bnb, importance):
     model, batch = four_bit(bnb, torch.bfloat16), causal_batch()
     before = list(model.parameters())

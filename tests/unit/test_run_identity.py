@@ -64,12 +64,14 @@ def test_what_a_method_ignores_is_said_in_its_yaml_and_reaches_no_class():
         config = OmegaConf.to_container(compose([f"method={path.stem}"]))
         assert "ignores" not in config["method"] and isinstance(config["ignores"], list)
         content = yaml.safe_load(path.read_text())
+        # No record of a preset under a name of its own is older than the declaration.
+        may_be_older = "defaults" not in content or "name" not in content
         if "defaults" in content:
             # A file that builds on another one declares nothing of its own.
             content = yaml.safe_load(path.with_stem(content["defaults"][0]).read_text())
         assert config["ignores"] == content.get("ignores", [])
         recorded_before = {key: value for key, value in config.items() if key != "ignores"}
-        assert identity(recorded_before) == identity(config)
+        assert not may_be_older or identity(recorded_before) == identity(config)
 
 
 def test_rules_of_a_method_of_ones_own():
