@@ -60,7 +60,7 @@ def _chart(found: Budgets, quantity: Quantity) -> bytes:
 def _level(axis: Axes, row: Row, value: float, colour: str, marker: str) -> None:
     """A row without a budget: a point where the method fixes its size, else a level."""
     if apart([row]):
-        size = row.results[0].parameters.adapter
+        size = row.results[0].parameters.adapter or 0
         axis.plot([size], [value], marker, color=colour, label=escape.picture(f"{row.title} (size fixed)"))
         return
     look: dict[str, Any] = {"color": colour, "linestyle": (0, (1, 2)), "linewidth": 1.4}

@@ -20,7 +20,7 @@ class AttentionOnly(PlainMethod):
     """Train every parameter of the attention modules; no budget applies."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        "attention_only", "attention only", order=25, colour="#AA4499", marker="p", budgeted=False
+        "attention_only", "attention only", order=25, colour="#994455", marker="p", budgeted=False
     )
 
     name: str = info.name

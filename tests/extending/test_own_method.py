@@ -56,7 +56,7 @@ def test_the_report_shows_it_by_its_own_title_and_colour_in_its_own_place(own):
     page = (own.folder / "report" / "index.html").read_text()
     assert "attention only" in page
     curves = [b64decode(text) for text in re.findall(r'data:image/svg\+xml;base64,([^"]+)', page)]
-    assert any(b"#AA4499" in svg for svg in curves)
+    assert any(b"#994455" in svg for svg in curves)
 
 
 def test_the_same_settings_are_the_same_run_whatever_the_budget(own):
