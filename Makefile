@@ -103,15 +103,14 @@ ray-test: $(VENV)-ray/installed ## sweeps on a local Ray cluster
 eval-test: $(VENV)-eval/installed ## finished runs scored by lm-evaluation-harness; its scores against the suite's own
 	@OMP_NUM_THREADS=1 $(VENV)-eval/bin/python -m pytest -n 0 -rs tests/harness
 
-quant-test: $(VENV)-quant/installed ## bases in 4 and 8 bits: loading, training, merging, plans; their errors against bitsandbytes and PEFT
-	@OMP_NUM_THREADS=1 $(VENV)-quant/bin/python -m pytest -n 0 -rs tests/quant tests/unit/test_quantised.py tests/unit/test_quantisation.py
+quant-test: $(VENV)-quant/installed ## bases in 4 and 8 bits: loading, training, merging, plans, errors; AdamW with an 8-bit state
+	@OMP_NUM_THREADS=1 $(VENV)-quant/bin/python -m pytest -n 0 -rs tests/quant tests/unit/test_quantised.py \
+		tests/unit/test_quantisation.py tests/unit/test_optimizer_8bit.py
+	@OMP_NUM_THREADS=1 $(VENV)-quant/bin/python -m pytest -n 0 -rs tests/recipe/test_loss_curve_optimised.py \
+		tests/recipe/test_resume.py -k "8bit or full or by_hand"
 
 optuna-test: $(VENV)-optuna/installed ## learning rates searched by Optuna
 	@OMP_NUM_THREADS=1 $(VENV)-optuna/bin/python -m pytest -n 0 -rs tests/optuna
-
-test-8bit: $(VENV)-quant/installed ## AdamW with an 8-bit state: against bitsandbytes by hand, resumed, planned
-	@OMP_NUM_THREADS=1 $(VENV)-quant/bin/python -m pytest -n 0 -rs tests/unit/test_optimizer_8bit.py \
-		tests/recipe/test_loss_curve_optimised.py tests/recipe/test_resume.py -k "8bit or full or by_hand"
 
 lint: setup ## check style, and that rooms import from lower floors only
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache

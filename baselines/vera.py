@@ -28,7 +28,7 @@ class Vera(PeftMethod):
     """b (d_out) and d (r) of every layer are trained. The keys are explained in conf/method/vera.yaml."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        "vera", "VeRA", 70, "#332288", "p", budgeted=False, adapter_prefix="vera_lambda_"
+        "vera", "VeRA", 70, "#332288", "H", budgeted=False, adapter_prefix="vera_lambda_"
     )
 
     name: str = info.name

@@ -24,7 +24,7 @@ def is_packed(parameter: torch.Tensor | None) -> bool:
     return not parameter.is_floating_point() or is_torchaos(parameter)
 
 
-def is_torchaos(parameter: torch.Tensor) -> bool:
+def is_torchaos(parameter: object) -> bool:
     """Whether a weight is packed by torchao: it says that it is of real numbers, and many operators do not know it."""
     return type(parameter).__module__.startswith("torchao.")
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -25,6 +25,8 @@ from rowsft.methods.sizes import counts_for
 from rowsft.selection.budget import Budget, BudgetSpec, Unit, check_spec, fit
 from rowsft.selection.budget_met import check_met
 from rowsft.selection.targets import Targets, eligible_layers, head_names
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 # PEFT has one class, ValueError, for a layer that it cannot adapt and for a fault in how it was called.
 _REFUSED_LAYER = re.compile(r"is not supported|incompatible with .* models")
@@ -236,7 +238,7 @@ def in_order(config: PeftConfig) -> PeftConfig:
     return config
 
 
-def without_wrappers(model: nn.Module) -> nn.Module:
+def without_wrappers(model: AnyModule) -> AnyModule:
     """Put trained heads in the place of their wrappers, which PEFT leaves in a model when it unloads LN-tuning."""
     for name, module in list(model.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):

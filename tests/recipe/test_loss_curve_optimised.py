@@ -158,7 +158,7 @@ CASES = [
         "llama",
         full,
         ["trainer.optimizer=adamw_8bit"],
-        marks=pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes: make test-8bit"),
+        marks=pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes: make quant-test"),
     ),
 ]
 

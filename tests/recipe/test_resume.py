@@ -74,7 +74,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(workshop, tmp_path, monkeypatc
     check_ends_as_undisturbed(workshop, tmp_path, monkeypatch, family, overrides)
 
 
-@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes: make test-8bit")
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes: make quant-test")
 def test_a_stopped_run_with_an_8bit_state_ends_as_an_undisturbed_one(workshop, tmp_path, monkeypatch):
     """The output layer alone is large enough for one."""
     overrides = ["method=full", "trainer.optimizer=adamw_8bit"]

@@ -22,7 +22,7 @@ from rowsft.runner.optimizers import optimizer_maker
 from rowsft.store.identity import identity, run_id
 
 needs_bitsandbytes = pytest.mark.skipif(
-    find_spec("bitsandbytes") is None, reason="needs bitsandbytes: pip install '.[quant]'; make test-8bit"
+    find_spec("bitsandbytes") is None, reason="needs bitsandbytes: pip install '.[quant]'; make quant-test"
 )
 
 
