@@ -32,8 +32,8 @@ class Full(PlainMethod):
         for name, parameter in model.named_parameters():
             if is_packed(parameter):
                 raise UserError(
-                    f"method=full: {name} holds {parameter.dtype} values (quantised), which cannot be trained; give a "
-                    "base model that is not quantised (model.quantize=null), or use another method"
+                    f"method={self.name}: {name} holds {parameter.dtype} values (quantised), which cannot be trained; "
+                    "give a base model that is not quantised (model.quantize=null), or use another method"
                 )
         head = head_names(model, targets.head_modules)
         everything = sum(parameter.numel() for parameter in model.parameters())

@@ -78,7 +78,7 @@ def test_the_head_alone_is_trained_on_a_packed_encoder(bert):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["pissa", "olora", "shira", "supertuning", "full"])
+@pytest.mark.parametrize("name", ["pissa", "olora", "shira", "entries", "supertuning", "full", "lisa", "galore"])
 def test_what_writes_into_the_weight_is_refused_before_training(llama, name, kind):
     with pytest.raises(UserError, match=f"method={name}: .*quantised"):
         attached(loaded(llama, kind), name)
