@@ -7,7 +7,10 @@ from functools import cache
 CHANNELS = {"out": "rows", "in": "columns", "half": "both", "neuron": "neurons"}
 
 #: A key that is gone -> what to write instead.
-KEYS = {"method.draws": "method.importance=zo_taylor(draws=64)"}
+KEYS = {
+    "method.draws": "method.importance=zo_taylor(draws=64)",
+    "task.forgetting": "trainer.forgetting.path=package:python_reference",
+}
 
 log = logging.getLogger(__name__)
 
