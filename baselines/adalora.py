@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from peft import AdaLoraConfig, PeftModel, set_peft_model_state_dict
@@ -91,7 +91,7 @@ class AdaLora(OptimizedMethod, Lora):
                 f"method={self.name}: {r} singular value a layer, of which none can be cut; expected 2 or more; raise "
                 "the budget, or set method.r"
             )
-        return {"r": r, "target_r": min(max(1, round(self.target * r)), r - 1), "scaling": self.scaling}
+        return {"r": r, "target_r": min(max(1, round(self.target * r)), r - 1), **self.factor}
 
     def achieved(self, units: dict[str, Unit], counts: dict[str, int], values: dict[str, Any]) -> int:
         """The two vectors of r singular values in every layer that is tuned, and themselves."""
@@ -111,7 +111,7 @@ class AdaLora(OptimizedMethod, Lora):
         return AdaLoraConfig(
             init_r=values["r"],
             target_r=values["target_r"],
-            lora_alpha=self.scaling * values["r"],
+            lora_alpha=cast(int, self.alpha_of(values["r"])),
             lora_dropout=self.dropout,
             fan_in_fan_out=all(isinstance(model.get_submodule(name), Conv1D) for name in values["target_modules"]),
             total_step=1,

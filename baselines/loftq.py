@@ -1,7 +1,7 @@
 """LoftQ (Li et al., arXiv 2310.08659): LoRA on a base in 4 bits that starts from what quantising loses."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,7 +39,8 @@ class Loftq(Lora):
     compared: ClassVar[dict[str, list[str]]] = {}
 
     name: str = info.name
-    scaling: float = 1.0
+    scaling: float | None = 1.0
+    alpha: float | None = field(default=None, init=False)
     start: str = "loftq"
     steps: int = 5
     svd_iterations: int | None = None

@@ -48,7 +48,12 @@ class Lora(RankedMethod):
             raise UserError(f"method.dropout={self.dropout}: expected a share from 0 to below 1")
 
     @property
-    def start(self) -> bool | str:
+    def factor(self) -> dict[str, float | None]:
+        """Which of scaling and alpha is given, as resolved."""
+        return {"scaling": self.scaling} if self.alpha is None else {"alpha": self.alpha}
+
+    @property
+    def initialisation(self) -> bool | str:
         """PEFT's name of how A and B are initialised; true: A at random, B zero."""
         return True
 
@@ -58,8 +63,7 @@ class Lora(RankedMethod):
 
     def values(self, common: int, pattern: dict[str, int]) -> dict:
         """r, and rank_pattern for the layers that differ; alpha = scaling * r in every layer, or one alpha for all."""
-        factor = {"scaling": self.scaling} if self.alpha is None else {"alpha": self.alpha}
-        return {"r": common, "rank_pattern": pattern, **factor}
+        return {"r": common, "rank_pattern": pattern, **self.factor}
 
     def peft_config(self, model: nn.Module, resolved: ResolvedMethod) -> LoraConfig:
         """PEFT reads pattern keys as regular expressions that may match an ending: anchored, each hits one layer."""
@@ -67,17 +71,17 @@ class Lora(RankedMethod):
         return LoraConfig(
             r=resolved.values["r"],
             # PEFT's hint is a whole number; it computes with any.
-            lora_alpha=cast(int, self._alpha(resolved.values["r"])),
+            lora_alpha=cast(int, self.alpha_of(resolved.values["r"])),
             rank_pattern=ranks,
-            alpha_pattern={} if self.scaling is None else {key: self._alpha(rank) for key, rank in ranks.items()},
+            alpha_pattern={} if self.scaling is None else {key: self.alpha_of(rank) for key, rank in ranks.items()},
             lora_dropout=self.dropout,
             use_dora=self.use_dora,
             use_rslora=self.use_rslora,
-            init_lora_weights=cast(Any, self.start),
+            init_lora_weights=cast(Any, self.initialisation),
             fan_in_fan_out=transposed(model, resolved.values["target_modules"]),
         )
 
-    def _alpha(self, rank: int) -> float:
+    def alpha_of(self, rank: int) -> float:
         """What PEFT divides by the rank, in a layer of that rank."""
         return self.alpha if self.scaling is None else self.scaling * rank  # type: ignore[return-value]  # one is given
 

@@ -24,7 +24,7 @@ class Olora(ResidualMethod, Lora):
     scaling: float | None = 0.5
 
     @property
-    def start(self) -> str:
+    def initialisation(self) -> str:
         """PEFT's name of it."""
         return "olora"
 

@@ -33,7 +33,7 @@ class Pissa(ResidualMethod, Lora):
             )
 
     @property
-    def start(self) -> str:
+    def initialisation(self) -> str:
         """PEFT's name of the exact decomposition, or of the fast one with its iterations."""
         return "pissa" if self.niter is None else f"pissa_niter_{self.niter}"
 

@@ -303,3 +303,16 @@ def test_what_leaves_nothing_to_choose_is_refused():
     model = tiny_llama()
     assert "has 2 blocks" in refusal(method_class("lisa")().solve, Budget(params=1), model, Targets())
     assert "none can be cut" in refusal(method_class("adalora")(r=1).solve, Budget(params=1), model, Targets())
+
+
+@pytest.mark.parametrize("name", ["lora_plus", "lora_fa", "adalora"])
+def test_alpha_is_an_alternative_to_scaling(name):
+    """alpha = 2 r is scaling = 2: the same model from the same random state."""
+    outputs = []
+    for settings in ({"scaling": 2.0}, {"scaling": None, "alpha": 8.0}):
+        torch.manual_seed(0)
+        _, resolved, wrapped, _, batch = prepared("llama", name, Budget(), r=4, **settings)
+        train(wrapped, batch)
+        outputs.append(logits(wrapped, batch))
+        assert resolved.values.get("alpha") == settings.get("alpha")
+    assert torch.equal(*outputs)
