@@ -238,7 +238,10 @@ def test_bad_budgets_are_named(settings, message):
 @pytest.mark.parametrize(
     ("like", "message"),
     [
-        ({"method": "loraa", "r": 8}, r"budget.like=.*: method=loraa: unknown method; use one of .*dora, .*full, head"),
+        (
+            {"method": "loraa", "r": 8},
+            r"budget.like=.*: method=loraa: unknown method; use one of .*dora, .*full, .*head",
+        ),
         ({"method": "lora", "rank": 8}, "rank is no setting of lora; use some of r, scaling, alpha, dropout"),
         ({"method": "lora"}, "no size is given; add r"),
         ({"method": "lora", "r": 0}, "method.r=0: expected a whole number above 0"),

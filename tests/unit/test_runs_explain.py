@@ -60,10 +60,15 @@ def test_every_key_stands_on_the_side_that_its_effect_on_the_id_says(tmp_path, o
         "method.name",
         "method.r",
         "method.importance",
+        "method.alpha",
+        "method.quantised_start",
+        "model.quantize",
         "ignores",
         "trainer.calibration_overlap",
         "trainer.evaluate_every",
         "trainer.forgetting.path",
+        "trainer.fused_linear_cross_entropy",
+        "trainer.optimizer",
         "trainer.strategy",
     }
     for key, value in found.identity.items():
