@@ -49,7 +49,7 @@ class Group:
 
     @cached_property
     def unequal_adapters(self) -> list[str]:
-        """The settings that the rows of adapter methods do not share; a method without dropout shares no dropout."""
+        """The settings that the rows of adapter methods do not share; a method without a setting does not share it."""
         return differing((row.settings for row in self.adapters), absent=True)
 
 
@@ -163,7 +163,9 @@ def _same_adapters(group: Group, leaves: tuple[str, ...]) -> tuple[str, str]:
     # A method of a fixed size shares what it has: VeRA a dropout, BitFit none.
     others = [row for row in group.apart if any(_leaf(key) in leaves for key in row.settings)]
     found = differing((row.settings for row in [*group.adapters, *others]), absent=True) if others else None
-    unequal = [key for key in (group.unequal_adapters if found is None else found) if _leaf(key) in leaves]
+    keys = [key for key in (group.unequal_adapters if found is None else found) if _leaf(key) in leaves]
+    # A method that cannot drop anything is as one that drops nothing.
+    unequal = [key for key in keys if any(row.settings.get(key) for row in [*group.adapters, *others])]
     if unequal:
         return NOT_MET, "differs in " + ", ".join(unequal)
     if not any(_leaf(key) in leaves for row in group.adapters for key in row.settings):

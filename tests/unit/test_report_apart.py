@@ -96,3 +96,19 @@ def test_a_dropout_of_its_own_breaks_the_contract_and_none_does_not(store):
     assert status(section_of(store), "dropout").status == "met"
     plant(store, "vera", LORA // 2, dropout=0.1, seed=2)
     assert status(section_of(store), "dropout").status == "not met"
+
+
+def test_a_method_that_cannot_drop_anything_shares_the_dropout_of_those_that_drop_nothing(tmp_path):
+    store = Store(tmp_path)
+    plant(store, "lora", LORA, LORA, dropout=0.0)
+    plant(store, "shira", LORA, LORA)
+    assert status(section_of(store), "dropout").status == "met"
+    plant(store, "dora", LORA, LORA, dropout=0.1)
+    assert status(section_of(store), "dropout").status == "not met"
+
+
+def test_a_method_without_dropout_beside_one_that_drops_breaks_the_contract(tmp_path):
+    store = Store(tmp_path)
+    plant(store, "lora", LORA, LORA, dropout=0.1)
+    plant(store, "shira", LORA, LORA)
+    assert status(section_of(store), "dropout").status == "not met"
