@@ -11,7 +11,8 @@ from transformers.utils.hub import cached_file
 from rowsft.errors import UserError
 from rowsft.layers.packing import packed
 from rowsft.layers.quantised import dequantised, stored
-from rowsft.models.stored import FILE, INDEX, StoredTensors
+from rowsft.models.stored import StoredTensors
+from rowsft.store.whole_checkpoint import FILE, INDEX
 
 
 class OriginalWeights:

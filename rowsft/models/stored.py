@@ -1,6 +1,5 @@
 """The tensors in a checkpoint's safetensors files, read by name, one at a time."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+from rowsft.store.whole_checkpoint import weight_files
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,3 @@ class StoredTensors:
         """Return a tensor, as it is stored, on the CPU."""
         with safe_open(self.files[name], framework="pt") as file:
             return file.get_tensor(name)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint: its one file, or the shards that its index names, sorted."""
-    if (folder / FILE).is_file():
-        return [folder / FILE]
-    if not (folder / INDEX).is_file():
-        return []
-    return sorted({folder / name for name in json.loads((folder / INDEX).read_bytes())["weight_map"].values()})

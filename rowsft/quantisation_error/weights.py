@@ -13,7 +13,8 @@ from rowsft.errors import UserError
 from rowsft.layers.matrix import LinearLayer, as_matrix
 from rowsft.models.loading import load
 from rowsft.models.source import readable, resolve
-from rowsft.models.stored import INDEX, StoredTensors
+from rowsft.models.stored import StoredTensors
+from rowsft.store.whole_checkpoint import INDEX
 from rowsft.tasks.heads import Head
 
 

@@ -51,7 +51,7 @@ TASKS = {
     *(f"images/{name}" for name in ("folder", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "caltech101")),
     *("alpaca", "alpaca_gpt4", "gsm8k"),
 }
-METHODS |= {"paca", "rocoft", "rocoft_columns", "s2ft", "grft"}
+METHODS |= {"paca", "rocoft", "rocoft_columns", "s2ft", "grft", "neft"}
 METHODS |= {"entries", "neuroada", "gps", "sparta", "lift", "rosa_mask"}
 GROUPS = ("method", "model", "task", "budget", "trainer", "tracker", "experiment", "debug")
 
