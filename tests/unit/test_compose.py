@@ -85,7 +85,10 @@ def test_every_option_composes_and_builds(choice):
     config = compose([choice])
     trainer_settings(config)
     Budget(**config.budget)
-    for part in (config.method, config.task, config.tracker):
+    # What a file leaves to be named.
+    named = {"changed": "a/checkpoint"} if choice == "method=neft" else {}
+    assert instantiate(config.method, **named) is not None
+    for part in (config.task, config.tracker):
         assert instantiate(part) is not None
     assert len(run_spec(config).run_id) == 12
 
