@@ -28,6 +28,8 @@ from rowsft.store.attempt import state_of
 from rowsft.store.files import write_atomic
 
 MIB = 2**20
+#: What one model is enough for.
+METRICS = [name for name in registry.names() if registry.metric(name).needs != "changed weights"]
 HERE = Path(__file__).resolve().parent
 
 
@@ -97,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="llama", help="model to score")
-    parser.add_argument("--metrics", nargs="+", choices=registry.names(), metavar="METRIC", help="some of them")
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, metavar="METRIC", help="some of them")
     parser.add_argument("--batches", type=int, default=2, help="calibration batches of the shape's size")
     parser.add_argument("--draws", type=int, default=8, help="of zo_taylor (a run's default is 256)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -119,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
         "commit": environment["git_commit"],
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    for metric in options.metrics or registry.names():
+    for metric in options.metrics or METRICS:
         result["rows"].append(scored(model, metric, batches, limit, options.draws))
         # After every metric: whoever measures may be ended at any moment.
         write_atomic(options.out / "selection.json", (json.dumps(result, indent=1) + "\n").encode())

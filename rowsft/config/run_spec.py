@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -14,10 +15,13 @@ from rowsft.errors import UserError, shortened
 from rowsft.output import redact
 from rowsft.record import is_alone
 from rowsft.store import Store
-from rowsft.store.files import sha256
+from rowsft.store.files import content_of, sha256
 from rowsft.store.identity import GENERAL_TEXT
 from rowsft.store.places import Places
 from rowsft.store.record import UnreadableRecord, read_record
+from rowsft.store.whole_checkpoint import base_of, checkpoint_folder, weight_files
+
+_CHANGED = "changed"
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,34 @@ def run_spec(config: DictConfig | dict, places: Places | None = None) -> RunSpec
     """
     plain = config if isinstance(config, dict) else typed.plain(config)
     plain["revisions"] = {"model": _model_revision(plain["model"]), "data": _data_revisions(plain)}
+    plain["method"] = method_settings(plain)
+    if isinstance(plain["method"].get(_CHANGED), str):
+        plain["revisions"][_CHANGED] = _weights_revision(plain["method"][_CHANGED])
     store = Path(plain["store"])
     folder = (places or Places(store)).place(plain)
     label = f"{plain['method']['name']} on {plain['task']['name']} with {plain['model']['name']}, seed {plain['seed']}"
     experiment = redact.config({"experiment_name": plain["experiment_name"]})["experiment_name"]
     return RunSpec(folder.name, store, folder, experiment, redact.text(label), plain)
+
+
+def method_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's settings of a composed configuration, plain; a run that method.changed names has become its folder.
+
+    Raises UserError where that folder holds no whole checkpoint of the run's model.
+    """
+    settings = config["method"] if isinstance(config, dict) else typed.plain(config["method"])
+    changed = settings.get(_CHANGED)
+    if "importance" in settings and isinstance(changed, int | float):
+        raise UserError(
+            f"method.{_CHANGED}={changed}: read as a number; put a run's id that looks like one between quotes, "
+            f"\"method.{_CHANGED}='0123'\""
+        )
+    if not isinstance(changed, str):
+        # None, or a key of somebody else's method.
+        return settings
+    model = config["model"] if isinstance(config, dict) else typed.plain(config["model"])
+    started = base_of({"model": model, "seed": config["seed"], "revisions": {"model": _model_revision(model)}})
+    return {**settings, _CHANGED: str(checkpoint_folder(changed, config["store"], f"method.{_CHANGED}", started))}
 
 
 def _model_revision(model: dict) -> str:
@@ -101,8 +128,7 @@ def _digest(text: str, folders: bool) -> str | None:
     try:
         path = Path(text).expanduser()
         if path.is_file():
-            facts = path.stat()
-            return _content(path, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+            return content_of(path)
         return sha256(path) if folders and path.is_dir() else None
     except (OSError, RuntimeError, ValueError):
         # A prompt template, say: longer than any file name, or the home of nobody. A file that may not be read is told
@@ -110,10 +136,13 @@ def _digest(text: str, folders: bool) -> str | None:
         return None
 
 
-@lru_cache(maxsize=1024)
-def _content(path: Path, *_facts: int) -> str:
-    """The sha256 of a file; a sweep of a thousand jobs reads it once, unless size, time or inode change."""
-    return sha256(path)
+def _weights_revision(folder: str) -> str:
+    """The sha256 of the content of a checkpoint's weights, all of it: a run depends on every row."""
+    try:
+        contents = [content_of(path) for path in weight_files(Path(folder).expanduser())]
+    except OSError as error:
+        raise UserError(f"method.{_CHANGED}={folder}: cannot be read ({error}); check the folder") from error
+    return hashlib.sha256("".join(contents).encode()).hexdigest()
 
 
 def _folder_fingerprint(folder: Path) -> str:

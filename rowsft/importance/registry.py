@@ -20,8 +20,8 @@ from rowsft.layers.quantised import keep_layout
 from rowsft.selection.channel import AXES, Axis
 from rowsft.selection.groups import Scores
 
-Needs = Literal["nothing", "weights", "whole weights", "activations", "losses", "gradients"]
-_WITHOUT_DATA = ("nothing", "weights", "whole weights")
+Needs = Literal["nothing", "weights", "whole weights", "changed weights", "activations", "losses", "gradients"]
+_WITHOUT_DATA = ("nothing", "weights", "whole weights", "changed weights")
 _NAME = re.compile(r"\s*([\w.]+)\s*(?:\((.+)\))?\s*", re.DOTALL)
 #: Types that a metric's parameters may have -> (how text is read, what errors call it).
 _TYPES: dict[type, tuple[Callable[[str], object], str]] = {
@@ -49,7 +49,8 @@ class Context:
     calibration: batches (dicts of tensors that model.forward accepts, with labels), from training data only.
     seed: of the metrics that draw numbers. group_bytes: see `rowsft.importance.grouping`; None picks a default.
     progress: wraps an iterable of batches, called with (items, total). step_bytes: what the step to come holds besides
-    the network, its trained weights and their state.
+    the network, its trained weights and their state. changed: full layer name -> the weight that the layer has in a
+    second checkpoint, stored as the layer stores its own, of any floating dtype, on the CPU.
     """
 
     model: nn.Module
@@ -58,6 +59,7 @@ class Context:
     group_bytes: int | None = None
     progress: Callable[..., Iterable] = no_progress
     step_bytes: int = 0
+    changed: Callable[[str], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,9 @@ def register(name: str, needs: Needs) -> Callable[[Callable], Callable]:
 
     needs="nothing": function(count, generator) -> (count,); the generator belongs to one layer and one axis.
     needs="weights": function(block of a weight) -> an elementwise quantity of the same shape, summed along each axis.
-    Otherwise function(layers, context, axes) -> Scores: "whole weights" for weights alone, "activations" for forward
-    passes over the batches, "losses" for forward passes with labels, "gradients" for backward passes too.
+    Otherwise function(layers, context, axes) -> Scores: "whole weights" for weights alone, "changed weights" for those
+    and `context.changed`, "activations" for forward passes over the batches, "losses" for forward passes with labels,
+    "gradients" for backward passes too.
 
     The function's keyword-only arguments are the metric's parameters, as in `importance=zo_taylor(draws=64)`; each has
     a type (int, float, bool or str) and a default. Outside this package the metric is called module.name, and its
@@ -180,8 +183,13 @@ def score_layers(
     """
     chosen = metric(importance)
     keep_layout(context.model)
+    if chosen.needs == "changed weights" and context.changed is None:
+        raise UserError(
+            f"importance={importance} compares the model with what a fine-tuning has made of it, and no second "
+            "checkpoint is given; name it with method.changed in a run of the suite, or use another metric"
+        )
     if chosen.needs_data and not context.calibration:
-        free = sorted(name for name, known in _METRICS.items() if known.needs in _WITHOUT_DATA)
+        free = sorted(name for name in names() if metric(name).needs in ("nothing", "weights", "whole weights"))
         raise UserError(
             f"importance={importance} needs training batches and calibration is empty; give calibration=[...] to "
             f"rowsft.score or rowsft.attach, or use a metric that needs none ({', '.join(free)})"

@@ -17,6 +17,7 @@ from rowsft.method_info import MethodInfo
 from rowsft.methods.base import CalibratedMethod, ResolvedMethod
 from rowsft.methods.peft_method import PeftMethod
 from rowsft.methods.sizes import counts_for
+from rowsft.models.changed import ChangedWeights
 from rowsft.models.originals import originals_of
 from rowsft.progress import bar
 from rowsft.selection.allocation import fit_groups, group_units, share_of, steps_of
@@ -58,6 +59,7 @@ class RowSFT(PeftMethod):
     quantised_start: str = "residual"
     seed: int = 0
     group_bytes: int | None = None
+    changed: str | None = None
 
     def __post_init__(self) -> None:
         self.channel = renamed.channel(self.channel)
@@ -66,11 +68,21 @@ class RowSFT(PeftMethod):
             if getattr(self, setting) not in known:
                 names = ", ".join(name for name in known if name)
                 raise UserError(f"method.{setting}={getattr(self, setting)}: unknown; use one of {names}")
-        self.needs_calibration = metric(self.importance).needs_data
+        scoring = metric(self.importance)
+        self.needs_calibration = scoring.needs_data
+        if (scoring.needs == "changed weights") != (self.changed is not None):
+            raise UserError(
+                f"method.importance={self.importance} reads the weights of no second checkpoint; leave out "
+                f"method.changed={self.changed}, or use method.importance=change"
+                if self.changed is not None
+                else f"method.importance={self.importance} needs method.changed: the folder of a whole checkpoint that "
+                "a full fine-tuning of this model has left, or the id of a finished run of method=full"
+            )
 
     def solve(self, budget: Budget, model: nn.Module, targets: Targets) -> ResolvedMethod:
         """See `Method.solve`. With scope global, sizes and `achieved` are those of an even choice until `select`."""
         layers = eligible_layers(model, targets)
+        self._check_changed(model, layers)
         unit_groups = unit_groups_for(model, layers, self.channel, self.attention)
         units = group_units(unit_groups, layers, self.train_bias)
         spec = self.own_size() or budget.spec()
@@ -138,8 +150,23 @@ class RowSFT(PeftMethod):
     ) -> Scores:
         progress = progress or bar(f"scoring {self.importance}")
         step_bytes = _BYTES_OF_A_PARAMETER * (resolved.achieved or 0)
-        context = Context(model, calibration, self.seed, self.group_bytes, progress, step_bytes)
+        changed = self._changed(model) if self.changed is not None else None
+        context = Context(model, calibration, self.seed, self.group_bytes, progress, step_bytes, changed)
         return score_groups(unit_groups, layers, self.importance, context)
+
+    def _changed(self, model: nn.Module) -> ChangedWeights:
+        return ChangedWeights(str(self.changed), model, "method.changed")
+
+    def _check_changed(self, model: nn.Module, layers: Mapping[str, LinearLayer]) -> None:
+        """Raise UserError for a second checkpoint that is not of this model, and for a base to which none compares."""
+        if self.changed is None:
+            return
+        if any(is_quantised(layer) for layer in layers.values()):
+            raise UserError(
+                f"method.importance={self.importance} compares weights, and this base's are quantised, which changes "
+                "them all; set model.quantize=null, or use another metric"
+            )
+        self._changed(model).check(layers.items())
 
     def selection_bounds(self, model: nn.Module, resolved: ResolvedMethod) -> dict[str, ResolvedMethod]:
         """See `CalibratedMethod`: with scope global an even choice, the last layers, the costliest first."""

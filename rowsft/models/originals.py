@@ -1,20 +1,18 @@
 """The weights that a quantised base was made from, read again from its checkpoint, one layer at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
 from rowsft.errors import UserError
 from rowsft.layers.packing import packed
 from rowsft.layers.quantised import dequantised, stored
-
-_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+from rowsft.models.stored import StoredTensors
+from rowsft.store.whole_checkpoint import FILE, INDEX
 
 
 class OriginalWeights:
@@ -37,19 +35,18 @@ class OriginalWeights:
         """
         dtype = model.dtype
         whole: nn.Module | None = None
-        with ExitStack() as stack:
-            files = _open(self._files(), stack)
-            for name, layer in layers.items():
-                weight = None if whole is not None else self._from_files(files, model, name, layer, dtype)
-                if weight is None:
-                    whole = self._plain() if whole is None else whole
-                    weight = whole.get_parameter(f"{name}.weight").detach()
-                    if not self._fits(layer, weight):
-                        raise UserError(
-                            f"the weights of layer {name} are not those that the quantised base was made from; the "
-                            "checkpoint has changed since it was loaded: run again"
-                        )
-                yield name, weight
+        tensors = self._tensors(model.base_model_prefix)
+        for name, layer in layers.items():
+            weight = None if whole is not None else self._from_files(tensors, name, layer, dtype)
+            if weight is None:
+                whole = self._plain() if whole is None else whole
+                weight = whole.get_parameter(f"{name}.weight").detach()
+                if not self._fits(layer, weight):
+                    raise UserError(
+                        f"the weights of layer {name} are not those that the quantised base was made from; the "
+                        "checkpoint has changed since it was loaded: run again"
+                    )
+            yield name, weight
 
     def residuals(self, model: Any, layers: dict[str, nn.Linear]) -> Iterator[tuple[str, Tensor]]:
         """Yield W - Q (d_out, d_in) of the same layers, in 32 bit or wider, on the CPU. Raises UserError as `read`."""
@@ -59,27 +56,20 @@ class OriginalWeights:
             kind = torch.promote_types(weight.dtype, torch.float32)
             yield name, weight.to(kind) - stands_for.to("cpu", kind)
 
-    def _files(self) -> Sequence[Path]:
+    def _tensors(self, prefix: str) -> StoredTensors:
         if self._place is None:
-            return []
+            return StoredTensors(prefix)
         options: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
         if self._revision is not None:
             options["revision"] = self._revision
-        if (index := cached_file(self._place, _INDEX, **options)) is not None:
-            return sorted(Path(index).parent.glob("*.safetensors"))
-        file = cached_file(self._place, _FILE, **options)
-        return [] if file is None else [Path(file)]
+        found = cached_file(self._place, INDEX, **options) or cached_file(self._place, FILE, **options)
+        return StoredTensors(prefix) if found is None else StoredTensors.of(Path(found).parent, prefix)
 
-    def _from_files(
-        self, files: dict[str, Any], model: Any, name: str, layer: nn.Linear, dtype: torch.dtype
-    ) -> Tensor | None:
-        prefix = f"{model.base_model_prefix}."
-        # A checkpoint of the bare model has no prefix, and one of a model with a head has one.
-        for key in (f"{name}.weight", f"{name}.weight".removeprefix(prefix), f"{prefix}{name}.weight"):
-            if key in files:
-                weight = files[key].get_tensor(key).to(dtype)
-                if self._fits(layer, weight):
-                    return weight
+    def _from_files(self, tensors: StoredTensors, name: str, layer: nn.Linear, dtype: torch.dtype) -> Tensor | None:
+        for key in tensors.names(name):
+            weight = tensors.read(key).to(dtype)
+            if self._fits(layer, weight):
+                return weight
         return None
 
     def _fits(self, layer: nn.Linear, weight: Tensor) -> bool:
@@ -90,14 +80,6 @@ class OriginalWeights:
         plain.weight = nn.Parameter(weight, requires_grad=False)
         again, own = packed(plain, self.kind).weight, layer.weight
         return all(torch.equal(one.cpu(), other.cpu()) for one, other in zip(_codes(again), _codes(own), strict=True))
-
-
-def _open(paths: Sequence[Path], stack: ExitStack) -> dict[str, Any]:
-    files: dict[str, Any] = {}
-    for path in paths:
-        file = stack.enter_context(safe_open(path, "pt"))
-        files |= dict.fromkeys(file.keys(), file)
-    return files
 
 
 def _codes(weight: Any) -> list[Tensor]:

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rowsft.config.instantiate import instantiated
+from rowsft.config.run_spec import method_settings
 from rowsft.config.settings import TrainerSettings
 from rowsft.config.typed import plain
 from rowsft.errors import UserError
@@ -121,7 +122,7 @@ def planned_run(
     run = PlannedRun(
         config=config,
         settings=settings,
-        method=method_of(config.method),
+        method=method_of(OmegaConf.create(method_settings(config))),
         task=task,
         lengths=lengths,
         padded=settings.batch_size > 1 and not lengths.alike[0],

@@ -77,7 +77,11 @@ def subject(config: DictConfig) -> Subject:
             f"method={config.method.name}: the rows come from row-SFT's settings, and every other start stands beside "
             "them; leave the method out, or use method=row_sft"
         )
-    metric(method.importance)
+    if metric(method.importance).needs == "changed weights":
+        raise UserError(
+            f"method.importance={method.importance} reads a second checkpoint, beside which this measurement has no "
+            "place; use another metric"
+        )
     check_plain(config.model)
     head = instantiated("task", config.task, Task).head
     # What a run would quantise on loading is measured as it is before.

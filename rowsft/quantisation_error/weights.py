@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -14,9 +13,9 @@ from rowsft.errors import UserError
 from rowsft.layers.matrix import LinearLayer, as_matrix
 from rowsft.models.loading import load
 from rowsft.models.source import readable, resolve
+from rowsft.models.stored import StoredTensors
+from rowsft.store.whole_checkpoint import INDEX
 from rowsft.tasks.heads import Head
-
-_INDEX = "model.safetensors.index.json"
 
 
 class Weights:
@@ -32,14 +31,14 @@ class Weights:
         Raises UserError for a source that cannot be read.
         """
         self._source, self._skeleton = str(model_cfg["source"]), skeleton
-        self._files: dict[str, Path] = {}
+        self._tensors = StoredTensors(skeleton.base_model_prefix)
         self._model: nn.Module | None = None
         place, options = resolve(self._source, model_cfg)
         with readable(self._source):
             if model_cfg.get("pretrained", True):
-                self._files = _tensors(place, options)
-        layers = {name: each for name, each in skeleton.named_modules() if isinstance(each, LinearLayer)}
-        self._names = {name: self._stored_name(name, layer) for name, layer in layers.items()}
+                self._tensors = StoredTensors.of(_folder(place, options), skeleton.base_model_prefix)
+            layers = {name: each for name, each in skeleton.named_modules() if isinstance(each, LinearLayer)}
+            self._names = {name: self._stored_name(name, layer) for name, layer in layers.items()}
         plain = {**model_cfg, "quantize": None}
         self._load = lambda: load(plain, head, seed=seed).model
 
@@ -58,20 +57,16 @@ class Weights:
             holder: Any = self._model.get_submodule(name)
             weight = holder.weight.detach()
         else:
-            with readable(self._source), safe_open(self._files[stored], framework="pt") as file:
-                weight = file.get_tensor(stored)
+            with readable(self._source):
+                weight = self._tensors.read(stored)
         return as_matrix(layer, weight.to(layer.weight.dtype)).to(torch.float32).contiguous()
 
     def _stored_name(self, name: str, layer: LinearLayer) -> str | None:
-        """What the files call a layer's weight: a checkpoint may be of the model without its head, or of one with."""
-        prefix = f"{self._skeleton.base_model_prefix}."
-        full = f"{name}.weight"
-        for candidate in (full, full.removeprefix(prefix), prefix + full):
-            if candidate in self._files:
-                with readable(self._source), safe_open(self._files[candidate], framework="pt") as file:
-                    shape = file.get_slice(candidate).get_shape()
-                return candidate if tuple(shape) == tuple(layer.weight.shape) else None
-        return None
+        """What the files call a layer's weight; None where they hold none of its shape."""
+        name_in_files = next(self._tensors.names(name), None)
+        if name_in_files is None or self._tensors.shape(name_in_files) != tuple(layer.weight.shape):
+            return None
+        return name_in_files
 
 
 def check_plain(model_cfg: Mapping[str, Any]) -> None:
@@ -87,17 +82,10 @@ def check_plain(model_cfg: Mapping[str, Any]) -> None:
         )
 
 
-def _tensors(place: str, options: Mapping[str, Any]) -> dict[str, Path]:
-    """Name of a tensor -> its file; nothing where the checkpoint has no safetensors."""
+def _folder(place: str, options: Mapping[str, Any]) -> Path:
+    """The folder of a checkpoint; of one on the hub, with its safetensors alone."""
     folder = Path(place)
-    if not folder.is_dir():
-        wanted = ["model*.safetensors", _INDEX]
-        folder = Path(snapshot_download(place, revision=options.get("revision"), allow_patterns=wanted))
-    files = [folder / "model.safetensors"]
-    if not files[0].is_file():
-        files = sorted(folder.glob("model-*.safetensors")) if (folder / _INDEX).is_file() else []
-    names = {}
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            names.update(dict.fromkeys(file.keys(), path))
-    return names
+    if folder.is_dir():
+        return folder
+    wanted = ["model*.safetensors", INDEX]
+    return Path(snapshot_download(place, revision=options.get("revision"), allow_patterns=wanted))

@@ -88,7 +88,7 @@ def _checks(
             "same optimizer family and schedule",
             _optimizer,
         ),
-        ("steps", "same number of optimizer steps", lambda g: _same(g, facts=lambda result: result.steps)),
+        ("steps", "same number of optimizer steps", _steps),
         ("label_masking", "same label masking", lambda g: _same(g, settings=("task",), ending="the task does it")),
         ("evaluation", "same evaluation on the same examples", lambda g: _evaluation(g, untrained)),
         (
@@ -154,6 +154,14 @@ def _same(group: Group, settings=(), facts=None, ending: str = "") -> tuple[str,
         if len(seen) > 1:
             return NOT_MET, f"{len(seen)} different values: {', '.join(sorted(seen)[:4])}"
     return MET, ending
+
+
+def _steps(group: Group) -> tuple[str, str]:
+    """Judge the steps of the runs; that a choice was made by another fine-tuning is said, whose steps are in none."""
+    status, detail = _same(group, facts=lambda result: result.steps)
+    chosen = [row.title for row in group.rows if row.settings.get("method.changed") is not None]
+    before = f"{few(chosen)} chose by a fine-tuning that is not counted here" if chosen else ""
+    return status, "; ".join(filter(None, [detail, before]))
 
 
 def _same_adapters(group: Group, leaves: tuple[str, ...]) -> tuple[str, str]:

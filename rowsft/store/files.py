@@ -12,6 +12,7 @@ import stat
 import sys
 import time
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,17 @@ def sha256(path: Path) -> str:
         return hashlib.sha256(listing.encode()).hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content_of(path: Path) -> str:
+    """`sha256` of a file, which a process reads once, unless its size, time or inode change."""
+    facts = path.stat()
+    return _content(path, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _content(path: Path, *_facts: int) -> str:
+    return sha256(path)
 
 
 def jsonable(value: Any, where: str = "") -> tuple[Any, list[str]]:

@@ -93,6 +93,8 @@ def old_identity(config: dict) -> dict:
     settings = _plain(kept, "")
     for key in (*CHECKPOINTS, PROCESSES):
         _drop(settings, key)
+    if isinstance(method := settings.get("method"), dict) and method.get("changed") is None:
+        method.pop("changed", None)
     trainer = settings.get("trainer")
     for key in ("calibration_overlap", "evaluate_every", "strategy"):
         if isinstance(trainer, dict) and trainer.get(key) is None:
@@ -179,6 +181,9 @@ def _by_content(settings: dict) -> None:
         if "revision" in model:
             # Only a hub has them.
             model["revision"] = None
+    method = settings.get("method")
+    if isinstance(method, dict) and "changed" in method and _FINGERPRINT.fullmatch(str(revisions.get("changed"))):
+        method["changed"] = "folder"
     for key in revisions.get("data") or () if isinstance(revisions.get("data"), dict) else ():
         *path, last = key.split(".")
         node: object = settings if key == GENERAL_TEXT else task

@@ -51,7 +51,7 @@ TASKS = {
     *(f"images/{name}" for name in ("folder", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "caltech101")),
     *("alpaca", "alpaca_gpt4", "gsm8k"),
 }
-METHODS |= {"paca", "rocoft", "rocoft_columns", "s2ft", "grft"}
+METHODS |= {"paca", "rocoft", "rocoft_columns", "s2ft", "grft", "neft"}
 METHODS |= {"entries", "neuroada", "gps", "sparta", "lift", "rosa_mask"}
 GROUPS = ("method", "model", "task", "budget", "trainer", "tracker", "experiment", "debug")
 
@@ -85,7 +85,10 @@ def test_every_option_composes_and_builds(choice):
     config = compose([choice])
     trainer_settings(config)
     Budget(**config.budget)
-    for part in (config.method, config.task, config.tracker):
+    # What a file leaves to be named.
+    named = {"changed": "a/checkpoint"} if choice == "method=neft" else {}
+    assert instantiate(config.method, **named) is not None
+    for part in (config.task, config.tracker):
         assert instantiate(part) is not None
     assert len(run_spec(config).run_id) == 12
 

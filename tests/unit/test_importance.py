@@ -238,8 +238,8 @@ UNLABELLED = {**causal_batch(), "labels": torch.full((2, 9), -100)}
         (
             "l3",
             [],
-            r"importance=l3: unknown metric; use one of first, fisher, grad2, l1, l2, lift, random, taylor, taylor2, "
-            r"taylor_row, wanda, zo_taylor, lowest\(metric\) or labelwise\(metric, aggregator\)",
+            r"importance=l3: unknown metric; use one of change, first, fisher, grad2, l1, l2, lift, random, taylor, "
+            r"taylor2, taylor_row, wanda, zo_taylor, lowest\(metric\) or labelwise\(metric, aggregator\)",
         ),
         ("lowest(l3)", [], "importance=l3"),
         ("highest(l1)", [], r"importance=highest\(l1\): unknown"),
