@@ -111,14 +111,30 @@ def _run(parsed: argparse.Namespace, spec: "RunSpec", settings: "TrainerSettings
 
 
 def _refuse_untuned(config: "DictConfig", overrides: list[str]) -> None:
-    """Raise UserError where a sweep's tuning stage is asked to choose the rate: one run has no such stage."""
-    from rowsft.config.tune import LEARNING_RATE, asks_for_a_rate, named_rate
+    """Raise UserError where a sweep's tuning stage is asked to choose rate or alpha: one run has no such stage."""
+    from rowsft.config.tune import (
+        ALPHA,
+        LEARNING_RATE,
+        SCALING,
+        asks_for_a_rate,
+        asks_for_an_alpha,
+        named_alpha,
+        named_rate,
+    )
     from rowsft.config.typed import plain
 
-    if asks_for_a_rate(plain(config)) and named_rate(overrides) is None:
+    values = plain(config)
+    if asks_for_a_rate(values) and named_rate(overrides) is None:
+        # Without rates there are no alphas to try them at.
+        none = "tune.lr=null tune.alpha=null" if values["tune"].get("alpha") else "tune.lr=null"
         raise UserError(
             f"tune.lr: the tuning stage of `rowsft sweep` chooses the rate; one run takes {LEARNING_RATE}=NUMBER, or "
-            f"tune.lr=null for the rate that is configured ({config.trainer.learning_rate:g})"
+            f"{none} for the rate that is configured ({config.trainer.learning_rate:g})"
+        )
+    if asks_for_an_alpha(values) and named_alpha(overrides) is None:
+        raise UserError(
+            f"tune.alpha: the tuning stage of `rowsft sweep` chooses alpha; one run takes {ALPHA}=NUMBER (with "
+            f"{SCALING}=null where the method has that), or tune.alpha=null for what is configured"
         )
 
 

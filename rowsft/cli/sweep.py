@@ -14,6 +14,7 @@ examples:
 
 keys of the sweep itself:
   tune.lr=[3e-5,1e-4,3e-4,1e-3,3e-3]   choose each setting's learning rate first, on validation (docs/tuning.md)
+  tune.alpha=[8,16,32]       with tune.lr: choose method.alpha too, for LoRA and its relatives, each at a grid of rates
   hydra.launcher.jobs=2      jobs at once (default 1); memory and times compare at 1 alone, and each run records it
   hydra.launcher.threads=1   CPU threads of each job (default: all, divided by the jobs at once)
 

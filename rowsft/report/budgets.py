@@ -10,7 +10,6 @@ from rowsft.record import Attempt
 from rowsft.report.rows import Row, Table
 from rowsft.report.settings import (
     BUDGET_SETTINGS,
-    LEARNING_RATE,
     WATCHING,
     differing,
     short_names,
@@ -124,7 +123,10 @@ def budgets(table: Table) -> Budgets | None:
     """Return a table's lines; None where no method was run at two budgets, or where there are too many lines."""
     rows = [row for row in table.rows if row.done and row.trains]
     sized = [row for row in rows if row.info.budgeted and row.size]
-    kept = {id(row): {key: value for key, value in row.settings.items() if not _of_budget(row, key)} for row in sized}
+    kept = {
+        id(row): {key: value for key, value in row.settings.items() if not _of_budget(row, key, table.tuned)}
+        for row in sized
+    }
     members: dict[tuple[str, str], list[Row]] = {}
     for row in sized:
         members.setdefault((row.method, text_of(kept[id(row)])), []).append(row)
@@ -138,9 +140,10 @@ def budgets(table: Table) -> Budgets | None:
     return Budgets(table, lines, [row for row in rows if not row.info.budgeted])
 
 
-def _of_budget(row: Row, key: str) -> bool:
+def _of_budget(row: Row, key: str, tuned: tuple[str, ...]) -> bool:
+    # What was tuned for each row by itself makes no other line.
     own = tuple(f"method.{size}" for size in row.info.sizes)
-    return key == LEARNING_RATE or key in WATCHING or under(key, (*BUDGET_SETTINGS, *own))
+    return key in tuned or key in WATCHING or under(key, (*BUDGET_SETTINGS, *own))
 
 
 def _title(row: Row, kept: dict[int, dict[str, object]], rows: list[Row]) -> str:

@@ -15,7 +15,8 @@ from rowsft.report.rows import Row, Table
 from rowsft.report.settings import WATCHING, differing, under
 from rowsft.report.stepping import judged
 from rowsft.report.sweeps import Sweep
-from rowsft.report.tuned import Tuned, in_short, shortcomings
+from rowsft.report.tuned import Tuned
+from rowsft.report.tuned_alike import in_short, shortcomings
 from rowsft.selection.budget_met import TOLERANCE
 
 STATED = "stated"

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from statistics import fmean
@@ -16,7 +16,7 @@ from rowsft.report.damaged import or_none
 from rowsft.report.groups import groups
 from rowsft.report.predictions import Scored, over_examples, scored
 from rowsft.report.references import References
-from rowsft.report.settings import LEARNING_RATE, WATCHING, determining, method_info, primary, without_seeds
+from rowsft.report.settings import ALPHA, LEARNING_RATE, WATCHING, determining, method_info, primary, without_seeds
 from rowsft.report.statistics import Estimate, over_seeds
 from rowsft.report.sweeps import Sweep, variants
 from rowsft.store import Record
@@ -127,6 +127,12 @@ class Table:
     notes: dict
 
     @property
+    def tuned(self) -> tuple[str, ...]:
+        """The settings that a tuning stage, where there was one, chose for each row by itself."""
+        tune = self.notes.get("tune")
+        return (LEARNING_RATE, ALPHA) if isinstance(tune, dict) and tune.get("alpha") else (LEARNING_RATE,)
+
+    @property
     def records(self) -> list[Record]:
         """Every run behind the table, the unchosen learning rates too."""
         shown = {id(row) for row in self.rows}
@@ -218,11 +224,10 @@ def _rows(records: list[Record], split: str, read: Callable) -> list[Row]:
     return list(rows.values())
 
 
-def without_rate(variant: str) -> str:
-    """Return a row's variant without its learning rate."""
-    own = LEARNING_RATE.rpartition(".")[2]
-    parts = [part for part in variant.split(", ") if part.partition("=")[0].rpartition(".")[2] != own]
-    return ", ".join(parts)
+def without_rate(variant: str, keys: Sequence[str] = (LEARNING_RATE,)) -> str:
+    """Return a row's variant without its learning rate, or without what else was tuned."""
+    own = {key.rpartition(".")[2] for key in keys}
+    return ", ".join(part for part in variant.split(", ") if part.partition("=")[0].rpartition(".")[2] not in own)
 
 
 def natural(text: str) -> list[tuple[int, float, str]]:

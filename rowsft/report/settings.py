@@ -14,6 +14,8 @@ from rowsft.store.identity import BUDGET_KEYS
 _NEAREST = 8
 
 LEARNING_RATE = "trainer.learning_rate"
+#: What a tuning stage may choose beside the rate, for methods that have it.
+ALPHA = "method.alpha"
 
 #: Trainer settings that say how a run is watched or reported, not how it is trained.
 WATCHING = frozenset(

@@ -152,16 +152,19 @@ def _rates(section: Section) -> Sheet[Rate]:
 
 def _tuned(section: Section) -> Sheet[Tuned]:
     """Return what a sweep's tuning stage did for each row, with its cost and its curve."""
+    alphas = any(one.grid.alphas for one in section.tuned.values())
     columns: list[Column[Tuned]] = [
         _METHOD,
         Column("chosen", "learning rate", lambda one: number(one.way.chosen, "g")),
-        Column("spark", "score by rate", lambda one: one.spark, kind="name"),
+        *([Column("alpha", "alpha", lambda one: one.alphas, kind="words")] if alphas else []),
+        Column("spark", "score by rate", lambda one: one.spark, kind="words" if alphas else "name"),
         Column("validation", f"validation {section.table.metric}", ".4f"),
         words("tried", "rates"),
         Column("runs", "runs", lambda one: f"{len(one.runs)}"),
         Column("seconds", "cost", lambda one: number(one.seconds, ",.1f", " min", 1 / 60)),
     ]
-    title = "How the learning rates were chosen (validation, lowest rate first, the chosen one in brackets)"
+    what = "learning rates and alphas" if alphas else "learning rates"
+    title = f"How the {what} were chosen (validation, lowest rate first, the chosen one in brackets)"
     return Sheet(title, columns, list(section.tuned.values()))
 
 

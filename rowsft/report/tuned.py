@@ -1,16 +1,17 @@
 """What a sweep's tuning stage did for the rows of a table, worked out again from its recorded runs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from statistics import fmean
 from typing import Any
 
-from rowsft.rates import FAILED, Course, Grid, Trial, course, experiment_of_grid, grid_of, in_words
+from rowsft.rates import FAILED, Course, Grid, Search, Trial, as_in_ids, experiment_of_grid, grid_of, in_words, search
 from rowsft.report.damaged import ERRORS
 from rowsft.report.groups import key_of
 from rowsft.report.rows import Row, Table, natural, without_rate
-from rowsft.report.settings import LEARNING_RATE, determining, method_info, without_seeds
+from rowsft.report.settings import ALPHA, LEARNING_RATE, determining, method_info, without_seeds
 from rowsft.report.sweeps import variants
 from rowsft.report.tuning import says_something, validation_score
 from rowsft.store import Record
@@ -25,7 +26,7 @@ _LENGTHS = ("trainer.steps", "trainer.epochs")
 class Tuned:
     """One row's tuning. scores: of all trials, larger is better. runs, seconds: what they cost, all lengths together.
 
-    seeds: of the grid's runs. own: the rate and the seeds of the row itself.
+    seeds: of the grid's runs.
     """
 
     row: Row
@@ -42,16 +43,45 @@ class Tuned:
         return self.row.title
 
     @cached_property
-    def way(self) -> Course:
+    def search(self) -> Search:
         """How the choice was made."""
-        return course(self.grid, self.scores)
+        return search(self.grid, self.scores)
+
+    @property
+    def way(self) -> Course:
+        """How the rate was chosen, at the chosen alpha where several were tried."""
+        return self.search.way
+
+    @property
+    def alpha(self) -> float | None:
+        """The chosen alpha, None where rates alone were tried."""
+        return self.search.best.alpha if self.search.best else None
+
+    @property
+    def alphas(self) -> str:
+        """The chosen alpha and those tried, in words."""
+        if not self.grid.alphas:
+            return "-"
+        chosen = "none" if self.alpha is None else f"{self.alpha:g}"
+        return f"{chosen} of {', '.join(f'{alpha:g}' for alpha in self.grid.alphas)}"
 
     @cached_property
-    def curve(self) -> list[tuple[float, float | None]]:
-        """(rate, metric on validation) of every rate tried at full length, ascending; None where it failed."""
+    def curves(self) -> dict[float | None, list[tuple[float, float | None]]]:
+        """{alpha: (rate, metric on validation) of every rate tried at full length}, ascending; None where it failed.
+
+        The only key is None where rates alone were tried.
+        """
         sign = 1 if self.higher_is_better else -1
-        points = {trial.rate: score for trial, score in self.scores.items() if trial.rung is None}
-        return [(rate, None if points[rate] == FAILED else sign * points[rate]) for rate in sorted(points)]
+        found: dict[float | None, list[tuple[float, float | None]]] = {}
+        for alpha in self.search.ways:
+            points = {one.rate: self.scores[one] for one in self.scores if one.rung is None and one.alpha == alpha}
+            found[alpha] = [(rate, None if points[rate] == FAILED else sign * points[rate]) for rate in sorted(points)]
+        return found
+
+    @property
+    def curve(self) -> list[tuple[float, float | None]]:
+        """The curve at the chosen alpha."""
+        return self.curves[self.alpha if self.search.best else next(iter(self.curves))]
 
     @property
     def validation(self) -> float | None:
@@ -61,19 +91,25 @@ class Tuned:
     @property
     def tried(self) -> str:
         """How many rates were tried, and of which kind."""
-        return in_words(self.grid, self.way) + (", not complete" * (not self.way.over))
+        return in_words(self.grid, self.search) + (", not complete" * (not self.search.over))
 
     @property
     def spark(self) -> str:
-        """A bar for each rate of the curve, a cross for one that failed; the chosen one stands in brackets."""
-        known = [value for _, value in self.curve if value is not None]
+        """A bar for each rate of the curve, a cross for one that failed; the chosen one stands in brackets.
+
+        Of several alphas each has its bars, all of one height: "8: ▁▃▂, 16: ▃[█]▅".
+        """
+        known = [value for curve in self.curves.values() for _, value in curve if value is not None]
         low, high = (min(known), max(known)) if known else (0.0, 0.0)
-        marks = []
-        for rate, value in self.curve:
-            share = (value - low) / (high - low) if value is not None and high > low else 1.0
-            mark = "×" if value is None else _BARS[round(share * (len(_BARS) - 1))]
-            marks.append(f"[{mark}]" if rate == self.way.chosen else mark)
-        return "".join(marks)
+        texts = []
+        for alpha, curve in self.curves.items():
+            text = "" if alpha is None else f"{alpha:g}: "
+            for rate, value in curve:
+                share = (value - low) / (high - low) if value is not None and high > low else 1.0
+                mark = "×" if value is None else _BARS[round(share * (len(_BARS) - 1))]
+                text += f"[{mark}]" if Trial(rate, alpha=alpha) == self.search.best else mark
+            texts.append(text)
+        return ", ".join(texts)
 
 
 @dataclass(frozen=True)
@@ -118,19 +154,19 @@ class TuningRuns:
         for row in [*table.rows, *(row for family in table.grid for row in family)]:
             shown.add(row.family)
             if (asked := _grid(row, table, [*row.done, *row.unfinished])) is not None:
-                shown |= {_family(row, asked[0], rung) for rung in _rungs(asked[0])}
+                shown |= set(_families(row, asked[0]).values())
         left: dict[str, list[Record]] = {}
         for (experiment, family), rates in self._runs.items():
             if experiment == experiment_of_grid(table.experiment) and family not in shown:
                 for record in (one for runs in rates.values() for one in runs.values() if key_of(one) in kinds):
                     settings = without_seeds(determining(record))
-                    any_length = {key: value for key, value in settings.items() if key not in _LENGTHS}
-                    left.setdefault(Row(method_info(record), any_length).family, []).append(record)
+                    kept = {key: value for key, value in settings.items() if key not in (*_LENGTHS, *table.tuned)}
+                    left.setdefault(Row(method_info(record), kept).family, []).append(record)
         rows = [Row(method_info(runs[0]), without_seeds(determining(runs[0]))) for runs in left.values()]
         names = variants([*table.rows, *rows])
         found = []
         for row, runs in zip(rows, left.values(), strict=True):
-            row.variant = without_rate(names[id(row)])
+            row.variant = without_rate(names[id(row)], table.tuned)
             failed = sum(one.state in ("failed", "oom") for one in runs)
             found.append((row, WithoutRow(row.title, len(runs), failed)))
         found.sort(key=lambda pair: (pair[0].info.place, natural(pair[0].variant)))
@@ -143,8 +179,7 @@ class TuningRuns:
         grid, seeds = asked
         scores: dict[Trial, float] = {}
         seconds: dict[str, float] = {}
-        for rung in _rungs(grid):
-            family = _family(row, grid, rung)
+        for (rung, alpha), family in _families(row, grid).items():
             for rate, runs in self._runs.get((experiment_of_grid(table.experiment), family), {}).items():
                 each = [runs.get(seed) for seed in seeds]
                 values = [validation_score(one) if one is not None and says_something(one) else None for one in each]
@@ -152,7 +187,7 @@ class TuningRuns:
                     if one is not None:
                         seconds[one.id] = (one.result.seconds.total or 0) if one.result else 0
                 if None not in values:
-                    scores[Trial(rate, rung)] = fmean(value for value in values if value is not None)
+                    scores[Trial(rate, rung, alpha)] = fmean(value for value in values if value is not None)
         return Tuned(row, grid, scores, seeds, frozenset(seconds), sum(seconds.values()), table.higher_is_better)
 
 
@@ -163,19 +198,19 @@ def _grid(row: Row, table: Table, records: Iterable[Record]) -> tuple[Grid, tupl
         return None
     lengths = {key.removeprefix("trainer."): row.settings.get(key) for key in _LENGTHS}
     try:
-        return grid_of(asked, lengths), tuple(asked["seeds"])
+        return grid_of(asked, lengths, row.settings.get(ALPHA) is not None), tuple(asked["seeds"])
     except ERRORS:
         return None
 
 
-def _rungs(grid: Grid) -> tuple[int | None, ...]:
-    return (*range(len(grid.rungs)), None)
-
-
-def _family(row: Row, grid: Grid, rung: int | None) -> str:
-    """Return the key that a row's runs of a rung share."""
-    changed = {} if rung is None else {f"trainer.{key}": value for key, value in grid.rungs[rung].items()}
-    return Row(row.info, {**row.settings, **changed}).family
+def _families(row: Row, grid: Grid) -> dict[tuple[int | None, float | None], str]:
+    """Return {(rung, alpha): the key that the runs of the row's grid share there}."""
+    found = {}
+    for rung, alpha in product((*range(len(grid.rungs)), None), grid.alphas or (None,)):
+        changed = {} if rung is None else {f"trainer.{key}": value for key, value in grid.rungs[rung].items()}
+        changed |= {} if alpha is None else {ALPHA: as_in_ids(alpha)}
+        found[rung, alpha] = Row(row.info, {**row.settings, **changed}).family
+    return found
 
 
 def tune_of(record: Record, experiment: str) -> dict[str, Any] | None:
@@ -183,54 +218,6 @@ def tune_of(record: Record, experiment: str) -> dict[str, Any] | None:
     notes = record.experiment_notes.get(experiment)
     tune = notes.get("tune") if isinstance(notes, dict) else None
     return tune if isinstance(tune, dict) and tune.get("lr") else None
-
-
-def shortcomings(rows: list[Row], tuned: Mapping[int, Tuned]) -> list[str]:
-    """Return what keeps these rows' rates from being tuned alike, in words; empty where nothing does."""
-    said: list[tuple[str, str]] = []
-    for row in rows:
-        if (one := tuned.get(id(row))) is None:
-            said.append(("not tuned by the sweep", row.title))
-            continue
-        said += [(text, row.title) for text in one.grid.shortcomings]
-        if not one.way.over:
-            said.append(("tuning is not complete", row.title))
-        elif one.way.chosen != row.learning_rate:
-            chosen = "none" if one.way.chosen is None else f"{one.way.chosen:g}"
-            said.append(("not the chosen rate", f"{row.title} {row.learning_rate:g} (chosen: {chosen})"))
-        if one.way.at_edge:
-            said.append(("the best was still at the edge of what was tried", row.title))
-        if set(one.seeds) & {record.config.get("seed") for record in row.done}:
-            said.append(("tuned on a seed that is judged", row.title))
-    grids = {tuned[id(row)].grid.rates for row in rows if id(row) in tuned}
-    if len(grids) > 1:
-        said.append(("grids differ", "; ".join(", ".join(f"{rate:g}" for rate in grid) for grid in sorted(grids))))
-    by_reason: dict[str, list[str]] = {}
-    for reason, title in said:
-        by_reason.setdefault(reason, []).append(title)
-    return [_of(reason, titles, len(rows)) for reason, titles in by_reason.items()]
-
-
-def _of(reason: str, titles: list[str], rows: int) -> str:
-    if len(titles) == rows > 1:
-        return reason
-    return f"{reason}: {titles[0]}" + (f" and {len(titles) - 1} more" if len(titles) > 1 else "")
-
-
-def in_short(rows: list[Row], tuned: Mapping[int, Tuned]) -> str:
-    """Return how the rates of rows that were tuned alike were chosen."""
-    members = [tuned[id(row)] for row in rows]
-    first = members[0]
-    parts = [f"grid {', '.join(f'{rate:g}' for rate in first.grid.rates)}"]
-    if any(one.way.extended for one in members):
-        parts.append("extended where the best lay at an edge")
-    if any(one.way.refined for one in members):
-        parts.append("refined by half a step")
-    if any(one.grid.rungs for one in members):
-        parts.append("chosen by successive halving")
-    plural = "s" * (len(first.seeds) != 1)
-    parts.append(f"at seed{plural} {', '.join(map(str, first.seeds))}, which no run here has")
-    return ", ".join(parts)
 
 
 def total(tuned: Iterable[Tuned]) -> tuple[int, float]:

@@ -207,11 +207,14 @@ def experiment_name(config: dict) -> str | None:
 def experiment_notes(config: dict) -> dict:
     """What an experiment says about itself for the report: `demonstration` and `fairness`, where set.
 
-    And `tune`, where a stage of its sweep chose the learning rates.
+    And `tune`, where a stage of its sweep chose the learning rates, and alphas.
     """
     notes = {key: config[key] for key in ("demonstration", "fairness") if config.get(key)}
     tune = config.get("tune")
-    return notes | ({"tune": tune} if isinstance(tune, dict) and tune.get("lr") else {})
+    if not (isinstance(tune, dict) and tune.get("lr")):
+        return notes
+    # Younger than many notes: where no alpha is tried they stay as they are.
+    return notes | {"tune": {key: value for key, value in tune.items() if key != "alpha" or value is not None}}
 
 
 def _plain(value: Any, where: str) -> Any:

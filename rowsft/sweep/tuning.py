@@ -1,6 +1,8 @@
 """The tuning stage of a sweep: a grid of learning rates for each of its settings, before the sweep's own runs.
 
-Rounds of jobs go to whatever launches jobs; after each, `rowsft.rates.course` says from the records alone what is
+Methods that have an alpha may try several, each with a grid of rates of its own.
+
+Rounds of jobs go to whatever launches jobs; after each, `rowsft.rates.search` says from the records alone what is
 tried next. A stage that is stopped and asked for again finds its runs done, and comes to the same rates.
 """
 
@@ -9,11 +11,19 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from rowsft.config.tune import LEARNING_RATE, asks_for_a_rate, named_rate, tune_settings
+from rowsft.config.tune import (
+    LEARNING_RATE,
+    asks_for_a_rate,
+    asks_for_an_alpha,
+    named_alpha,
+    named_rate,
+    tune_settings,
+    with_alpha,
+)
 from rowsft.errors import UserError, shortened
 from rowsft.output import redact
 from rowsft.output.quantities import text
-from rowsft.rates import FAILED, Course, Grid, Trial, course, experiment_of_grid, grid_of, in_words
+from rowsft.rates import FAILED, Grid, Search, Trial, experiment_of_grid, grid_of, in_words, search
 from rowsft.report.settings import under
 from rowsft.report.tuning import says_something, validation_score
 from rowsft.store.record import Record, UnreadableRecord, read_record
@@ -32,7 +42,7 @@ _OF_A_GRID = (
 
 @dataclass
 class Setting:
-    """All jobs of a sweep that differ in the seed alone, and the grid that chooses their rate.
+    """All jobs of a sweep that differ in the seed alone, and the grid that chooses their rate and alpha.
 
     base: their overrides without the seed. scores: of the trials so far. lacking: why there is no choice.
     """
@@ -50,9 +60,9 @@ class Setting:
         return self.jobs[0].spec.measures
 
     @property
-    def course(self) -> Course:
+    def search(self) -> Search:
         """How far the choice is."""
-        return course(self.grid, self.scores)
+        return search(self.grid, self.scores)
 
 
 @dataclass
@@ -74,16 +84,18 @@ class Stage:
     def run(self, jobs: Jobs) -> Tuned:
         """Tune the jobs whose configuration asks for it; the others come back as they are.
 
-        Raises UserError where the sweep names rates itself, or tuning seeds that are the sweep's own.
+        Raises UserError where the sweep names rates or alphas itself, where none of its methods has the alpha that is
+        to be tuned, and for tuning seeds that are the sweep's own.
         """
         planned = self.resolve(jobs)
         tuned = [job for job in planned if _asks(job)]
         if not tuned:
             return Tuned(jobs, [])
+        _check_alpha(tuned)
         seeds = _seeds(tuned)
         settings = _settings(tuned)
         rounds = 0
-        while wanted := [(one, trial) for one in settings if not one.lacking for trial in one.course.wanted]:
+        while wanted := [(one, trial) for one in settings if not one.lacking for trial in one.search.wanted]:
             rounds += 1
             self._round(wanted, seeds, f"tuning, round {rounds}")
         return self._chosen(planned, settings, seeds)
@@ -110,21 +122,25 @@ class Stage:
             one.scores[trial] = fmean(found[id(one), trial])
 
     def _chosen(self, planned: Sequence[SweepJob], settings: list[Setting], seeds: list[int]) -> Tuned:
-        """Say what each setting's grid came to, and give its jobs their rate."""
-        rate_of: dict[int, float] = {}
+        """Say what each setting's grid came to, and give its jobs their rate and alpha."""
+        best_of: dict[int, Trial] = {}
         left_out = []
         for one in settings:
-            name, way = _name(one, settings), one.course
-            if one.lacking is None and way.chosen is None:
-                one.lacking = f"failed at every rate ({', '.join(f'{rate:g}' for rate in one.grid.rates)})"
-            if one.lacking is not None or way.chosen is None:
+            name, found = _name(one, settings), one.search
+            if one.lacking is None and found.best is None:
+                one.lacking = f"failed at every rate ({_listed(one.grid.rates)})"
+                one.lacking += f" and alpha ({_listed(one.grid.alphas)})" if one.grid.alphas else ""
+            if one.lacking is not None or found.best is None:
                 left_out += [(job.overrides, f"{name}: left out, no learning rate: {one.lacking}") for job in one.jobs]
                 continue
-            rate_of |= {job.number: way.chosen for job in one.jobs}
-            self.say(f"{name}: learning rate {way.chosen:g} of {in_words(one.grid, way)}, {_minutes(one)}")
+            best_of |= {job.number: found.best for job in one.jobs}
+            alpha = "" if found.best.alpha is None else f"alpha {found.best.alpha:g}, "
+            self.say(
+                f"{name}: {alpha}learning rate {found.best.rate:g} of {in_words(one.grid, found)}, {_minutes(one)}"
+            )
         out = {id(overrides) for overrides, _ in left_out}
         jobs = [
-            _at_rate(job.overrides, rate_of[job.number], seeds) if job.number in rate_of else job.overrides
+            _at_best(job, best_of[job.number], seeds) if job.number in best_of else job.overrides
             for job in planned
             if id(job.overrides) not in out
         ]
@@ -136,8 +152,22 @@ def _asks(job: SweepJob) -> bool:
     if not asks_for_a_rate(job.spec.config):
         return False
     if (given := named_rate(job.overrides)) is not None:
-        raise UserError(f"{given}: tune.lr chooses the rates; leave it out, or set tune.lr=null to name rates yourself")
+        none = "tune.lr=null tune.alpha=null" if job.spec.config["tune"].get("alpha") else "tune.lr=null"
+        raise UserError(f"{given}: tune.lr chooses the rates; leave it out, or set {none} to name rates yourself")
+    if asks_for_an_alpha(job.spec.config) and (given := named_alpha(job.overrides)) is not None:
+        raise UserError(f"{given}: tune.alpha chooses alpha; leave it out, or set tune.alpha=null to name it yourself")
     return True
+
+
+def _check_alpha(jobs: Sequence[SweepJob]) -> None:
+    """Raise UserError where alphas are to be tried, and no method has one."""
+    asked = next((alphas for job in jobs if (alphas := job.spec.config["tune"].get("alpha"))), None)
+    if asked and not any(asks_for_an_alpha(job.spec.config) for job in jobs):
+        methods = ", ".join(sorted({job.spec.config["method"]["name"] for job in jobs}))
+        raise UserError(
+            f"tune.alpha={shortened(asked)}: none of the sweep's methods has method.alpha ({shortened(methods)}); "
+            "expected one that has, such as lora; set tune.alpha=null to tune their rates alone"
+        )
 
 
 def _seeds(jobs: Sequence[SweepJob]) -> list[int]:
@@ -172,7 +202,7 @@ def _grid(config: Mapping[str, Any]) -> Grid:
             f"tune.halving.steps={shortened(steps)}: expected fewer steps than trainer.steps={trainer['steps']}, the "
             "length of the runs that the rate is for"
         )
-    return grid_of(config["tune"], trainer)
+    return grid_of(config["tune"], trainer, asks_for_an_alpha(config))
 
 
 def _grid_job(one: Setting, trial: Trial, seed: int) -> list[str]:
@@ -182,19 +212,22 @@ def _grid_job(one: Setting, trial: Trial, seed: int) -> list[str]:
     own = [
         *(f"trainer.{key}={text(value)}" for key, value in length.items()),
         f"{LEARNING_RATE}={trial.rate!r}",
+        *with_alpha(one.jobs[0].spec.config, trial.alpha),
         f"seed={seed}",
         f"experiment_name='{name}'",
         *_OF_A_GRID,
         "tune.lr=null",
+        "tune.alpha=null",
     ]
     return [*_without(one.base, ("tune", *map(key_of, own))), *own]
 
 
-def _at_rate(overrides: list[str], rate: float, seeds: list[int]) -> list[str]:
-    """Return a job's overrides with its rate; the seeds that it was tuned with are for the record."""
+def _at_best(job: SweepJob, best: Trial, seeds: list[int]) -> list[str]:
+    """Return a job's overrides with its rate and alpha; the seeds that it was tuned with are for the record."""
     return [
-        *_without(overrides, ("tune.seeds",)),
-        f"{LEARNING_RATE}={rate!r}",
+        *_without(job.overrides, ("tune.seeds",)),
+        f"{LEARNING_RATE}={best.rate!r}",
+        *with_alpha(job.spec.config, best.alpha),
         f"tune.seeds=[{','.join(map(str, seeds))}]",
     ]
 
@@ -229,17 +262,22 @@ def _score(record: Record | None) -> float | None:
 
 
 def _why(one: Setting, trial: Trial, job: SweepJob, record: Record | None) -> str:
+    at = f"{trial.rate:g}" + ("" if trial.alpha is None else f" and alpha {trial.alpha:g}")
     if one.measures:
-        return f"the run at {trial.rate:g} is not done, and measure=alone runs none; run the sweep without it first"
+        return f"the run at {at} is not done, and measure=alone runs none; run the sweep without it first"
     if record is None:
-        return f"the run at {trial.rate:g} was refused or left no record, see above"
-    return f"the run at {trial.rate:g} has no result (run {record.id}: {record.state}); the same sweep tries it again"
+        return f"the run at {at} was refused or left no record, see above"
+    return f"the run at {at} has no result (run {record.id}: {record.state}); the same sweep tries it again"
 
 
 def _name(one: Setting, settings: list[Setting]) -> str:
     shared = set(settings[0].base).intersection(*(other.base for other in settings)) if len(settings) > 1 else set()
     own = [redact.override(part) for part in one.base if part not in shared]
     return f"tuned: {shortened(' '.join(own) or one.jobs[0].spec.config['method']['name'], 200)}"
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
 
 
 def _minutes(one: Setting) -> str:

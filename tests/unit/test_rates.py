@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from rowsft.rates import FAILED, Course, Grid, Trial, best, course, grid_of, rounded
+from rowsft.rates import FAILED, Course, Grid, Trial, best, course, grid_of, in_words, rounded, search
 
 FIVE = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 
@@ -135,3 +135,68 @@ def test_what_a_grid_lacks_is_said():
 
 def test_a_rate_is_one_number_wherever_it_stands():
     assert rounded(1e-3 * math.sqrt(10)) == 0.00316 and repr(rounded(3e-5 / 10**0.5)) == "9.49e-06"
+
+
+def run_alphas(grid, score):
+    scores, rounds = {}, []
+    while wanted := search(grid, scores).wanted:
+        assert not set(wanted) & set(scores), "nothing is run twice"
+        rounds.append(wanted)
+        scores |= {trial: score(trial) for trial in wanted}
+        assert len(rounds) < 50
+    return search(grid, scores), rounds
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_each_alpha_goes_its_own_way_and_the_best_of_their_bests_is_chosen(seed):
+    draw = random.Random(seed)
+    rungs = tuple({"steps": n} for n in range(draw.randint(0, 2)))
+    grid = Grid(FIVE, draw.randint(0, 3), draw.random() < 0.6, rungs, 3, alphas=(8.0, 16.0, 32.0))
+    coarse, table = draw.choice([1, 2, 10]), {}
+
+    def score(trial):
+        if trial not in table:
+            own = random.Random(f"{seed} {trial}")
+            hill = -abs(math.log10(trial.rate * trial.alpha) + 2) * own.uniform(0.7, 1.3)
+            table[trial] = FAILED if own.random() < 0.15 else round(hill * coarse) / coarse
+        return table[trial]
+
+    found, _ = run_alphas(grid, score)
+    ends = []
+    for alpha in grid.alphas:
+        rate, added, halves, at_edge = by_hand(grid, lambda one, own=alpha: score(Trial(one.rate, one.rung, own)))
+        way = found.ways[alpha]
+        assert (way.chosen, list(way.extended), list(way.refined), way.at_edge) == (rate, added, halves, at_edge)
+        if rate is not None:
+            ends.append((-score(Trial(rate, alpha=alpha)), rate, alpha))
+    # Of equal scores the lower rate, then the smaller alpha.
+    best = min(ends, default=None)
+    assert (found.best and (found.best.rate, found.best.alpha)) == (best and best[1:])
+
+
+def test_of_equal_scores_the_lower_rate_wins_then_the_smaller_alpha():
+    grid = Grid(FIVE, 0, False, alphas=(8.0, 16.0))
+    assert run_alphas(grid, lambda trial: 0.5)[0].best == Trial(3e-5, alpha=8.0)
+    # The larger alpha is as good at a lower rate.
+    peak = {8.0: 1e-3, 16.0: 3e-4}
+    assert run_alphas(grid, lambda t: float(t.rate == peak[t.alpha]))[0].best == Trial(3e-4, alpha=16.0)
+    found, rounds = run_alphas(grid, lambda t: FAILED if t.alpha == 8 else -t.rate)
+    assert found.best == Trial(3e-5, alpha=16.0) and [len(wanted) for wanted in rounds] == [10]
+    assert run_alphas(grid, lambda t: FAILED)[0].best is None
+
+
+def test_all_alphas_run_together_and_are_counted_together():
+    grid = Grid(FIVE, alphas=(8.0, 16.0, 32.0))
+    found, rounds = run_alphas(grid, lambda t: -abs(math.log10(t.rate * t.alpha / 16) + 1.5) - (t.alpha == 8))
+    assert [len(wanted) for wanted in rounds] == [15, 3, 3, 4, 4]
+    assert in_words(grid, found) == "29 tried (5 at each of 3 alphas + 8 extended + 6 refined)"
+    assert in_words(Grid(FIVE), search(Grid(FIVE), {})) == "5 tried"
+
+
+def test_alphas_are_read_for_a_method_that_has_one():
+    tune, trainer = {"lr": list(FIVE), "alpha": [16, 8.5]}, {"steps": 9, "epochs": None}
+    assert grid_of(tune, trainer, has_alpha=True).alphas == (8.5, 16.0) and grid_of(tune, trainer).alphas == ()
+    assert grid_of({"lr": list(FIVE)}, trainer, has_alpha=True) == Grid(FIVE)
+    for wrong in ([8, 8], [0, 8], [math.inf]):
+        with pytest.raises(ValueError, match="not a list of alphas"):
+            grid_of(tune | {"alpha": wrong}, trainer, has_alpha=True)

@@ -10,7 +10,8 @@ from tuned_factory import LINES, LR, TUNE, method, plant, validation
 
 from rowsft import report
 from rowsft.report.notes import notes
-from rowsft.report.tables import by_budget, estimated
+from rowsft.report.tables import blocks, by_budget, estimated
+from rowsft.report.tuning_curves import charts
 from rowsft.store import Store
 
 
@@ -79,6 +80,81 @@ def test_halving_is_marked(tmp_path):
     assert one.tried.endswith("chosen by successive halving") and [len(rates) for rates in one.way.survivors] == [2, 1]
     # Five of 10 steps, two of 30, one of 100, two half steps.
     assert len(one.runs) == 10 and len(one.curve) == 3
+
+
+ALPHAS = TUNE | {"alpha": [8, 16, 32, 64]}
+
+
+def test_the_alphas_of_a_grid_are_told_with_their_curves_and_costs(tmp_path):
+    store = Store(tmp_path)
+    chosen = plant(store, ("rows", "lora"), (4, 16), tune=ALPHAS)
+    assert {alpha for rate, alpha in (chosen["lora", 4], chosen["lora", 16])} == {8, 32}
+    found, tuned = tuning(store)
+    one, other = tuned["lora", 4], tuned["row_sft", 4]
+    assert ((one.way.chosen, one.alpha), other.way.chosen) == (chosen["lora", 4], chosen["rows", 4])
+    assert one.alphas == "8 of 8, 16, 32, 64" and other.alphas == "-"
+    assert one.tried == "28 tried (5 at each of 4 alphas + 8 refined)" and len(one.runs) == 28 and len(other.runs) == 7
+    assert list(one.curves) == [8, 16, 32, 64] and one.curve == one.curves[8]
+    assert all(
+        value == validation("lora", 4, rate, alpha) for alpha, curve in one.curves.items() for rate, value in curve
+    )
+    assert one.validation == max(value for curve in one.curves.values() for _, value in curve)
+    assert re.fullmatch(r"8: .*\[.\].*, 16: [^\[]{7}, 32: [^\[]{7}, 64: [^\[]{7}", one.spark)
+    assert [line.title for line in found.lines][2:] == ["LoRA (rows=4, alpha=8)", "LoRA (rows=16, alpha=32)"]
+    # What was tuned makes no line of its own over the budgets.
+    assert [one.title for one in found.budgets.series] == ["row-SFT", "LoRA"]
+    (sheet,) = [sheet for sheet in blocks(found) if sheet.title.startswith("How the learning rates and alphas")]
+    at = [column.title for column in sheet.columns].index("alpha")
+    assert [row[at] for row in sheet.rows] == ["-", "-", "8 of 8, 16, 32, 64", "32 of 8, 16, 32, 64"]
+    assert any(note.startswith("Tuning: 70 runs on validation") for note in notes(found))
+    # A line for each alpha at each budget.
+    (_, alone), (_, lines) = charts(found)
+    assert lines.count(b"alpha=") >= 8 and b"alpha=" not in alone
+
+
+def test_a_larger_grid_than_others_is_told_by_the_contract(tmp_path):
+    plant(Store(tmp_path), ("rows", "lora", "dora"), (4,), tune=ALPHAS)
+    judged = status(section(Store(tmp_path)), "learning_rate")
+    assert judged.status == "not met" and judged.detail == (
+        "some were tuned over a larger grid than others: "
+        "LoRA, DoRA by rate and alpha (8, 16, 32, 64); row-SFT by rate alone"
+    )
+
+
+@pytest.mark.parametrize("alphas", [[8, 16, 32, 64], [8]])
+def test_methods_that_have_the_same_alphas_meet_the_contract(tmp_path, alphas):
+    lines = ("lora", "dora") if len(alphas) > 1 else ("rows", "lora")
+    plant(Store(tmp_path), lines, (4,), tune=TUNE | {"alpha": alphas})
+    judged = status(section(Store(tmp_path)), "learning_rate")
+    assert judged.status == "met"
+    if len(alphas) > 1:
+        assert "0.01, at alpha 8, 16, 32, 64, refined by half a step" in judged.detail
+
+
+def test_an_alpha_that_the_grid_did_not_choose_is_named(tmp_path):
+    store = Store(tmp_path)
+    rate, _ = plant(store, ("lora",), (4,), tune=ALPHAS)["lora", 4]
+    trainer = {"learning_rate": rate, "batch_size": 16, "scheduler": "linear", "steps": 100, "evaluate": ["test"]}
+    shared = {"task": "sentiment", "budget": {"rows": 4}, "trainer": trainer, "validation": False}
+    finish(store, outcomes(50), method=method("lora", 16), seed=1, tune=ALPHAS, **shared)
+    judged = status(section(store), "learning_rate")
+    assert judged.status == "not met" and (
+        f"not the chosen rate and alpha: LoRA (alpha=16) {rate:g} at alpha 16 (chosen: {rate:g} at alpha 8)"
+        in judged.detail
+    )
+
+
+def test_a_setting_whose_alphas_all_failed_is_named_once(tmp_path):
+    store = Store(tmp_path)
+    plant(store, ("rows", "lora"), (4,), tune=ALPHAS)
+    for alpha in ALPHAS["alpha"]:
+        for rate in LR:
+            trainer = {"learning_rate": rate, "batch_size": 16, "scheduler": "linear", "evaluate": ["validation"]}
+            own = {"task": "sentiment", "method": method("dora", alpha), "budget": {"rows": 4}}
+            with store.open(config(seed=0, experiment="demo.tuning", trainer=trainer | {"steps": 100}, **own)) as run:
+                run.begin().finish("failed")
+    (note,) = [note for note in notes(section(store)) if "without a row" in note]
+    assert note == "Tuned for this table, but without a row in it: DoRA: 20 of 20 runs on validation failed."
 
 
 def test_a_rate_that_the_grid_did_not_choose_and_a_row_without_one_are_named(tmp_path):
@@ -216,12 +292,14 @@ def test_a_table_of_one_budget_has_no_lines(tmp_path):
         {"extensions": "x"},
         {"seeds": None},
         {"halving": {"factor": 1}},
+        {"alpha": [8, 8]},
+        {"alpha": 5},
     ],
 )
 def test_notes_that_are_no_grid_count_as_absent(tmp_path, damage):
     store = Store(tmp_path)
     trainer = {"learning_rate": 1e-3, "batch_size": 16, "scheduler": "linear", "steps": 100}
     shared = {"task": "sentiment", "budget": {"rows": 4}, "trainer": trainer}
-    finish(store, outcomes(50), method=method("lora"), tune=TUNE | damage, **shared)
+    finish(store, outcomes(50), method=method("lora", 8), tune=TUNE | damage, **shared)
     found = section(store)
     assert not found.tuned and status(found, "learning_rate").status == "not recorded"

@@ -14,6 +14,7 @@ from rowsft.config.run_spec import run_spec
 from rowsft.config.tune import asks_for_a_rate
 from rowsft.errors import UserError
 from rowsft.store import Store
+from rowsft.store.identity import experiment_notes
 from rowsft.sweep.jobs import JobResolver
 from rowsft.sweep.tuning import Stage
 
@@ -57,11 +58,11 @@ class Recorder:
             attempt.finish("done", metrics={"validation": {self.metric: score}}, seconds={"total": 6.0})
 
 
-def tuned(tmp_path, score, *extra, methods=("lora", "row_sft"), seeds=(1, 2), **how):
+def tuned(tmp_path, score, *extra, methods=("lora", "row_sft"), budgets=(2, 16), seeds=(1, 2), **how):
     jobs = [
         [f"method={method}", f"budget.rows={rows}", f"seed={seed}", f"store={tmp_path}", "experiment_name=mine", *extra]
         for method in methods
-        for rows in (2, 16)
+        for rows in budgets
         for seed in seeds
     ]
     recorder = Recorder(score, **how)
@@ -256,6 +257,115 @@ def test_a_given_rate_holds_where_the_stage_is_taken_out(tmp_path):
     assert not recorder.rounds and rates_of(result)["lora", "2"] == {"1e-3"}
 
 
+ALPHAS = ("tune.lr=[3e-4,1e-3,3e-3]", "tune.alpha=[16,8]", "tune.extensions=0", "tune.refine=false")
+#: As few jobs as show it.
+SMALL = {"budgets": (2,), "seeds": (1,)}
+
+
+def alpha_hill(config):
+    """LoRA's best is 1e-3 at alpha 16; where an alpha is larger, its best rate is lower."""
+    alpha = config["method"].get("alpha") or 16
+    rate = config["trainer"]["learning_rate"]
+    return 1 - abs(math.log10(rate * alpha / 16) + 3) - 0.1 * abs(math.log2(alpha / 16))
+
+
+def values_of(job):
+    return dict(text.split("=", 1) for text in job)
+
+
+def test_each_alpha_has_a_grid_of_rates_and_methods_without_one_are_tuned_by_rate_alone(tmp_path):
+    methods = ("lora", "rslora", "row_sft")
+    result, recorder = tuned(tmp_path, alpha_hill, *ALPHAS, methods=methods, **SMALL)
+    (configs,) = recorder.rounds
+    tried = {name: [one["method"].get("alpha") for one in configs if one["method"]["name"] == name] for name in methods}
+    assert tried == {"lora": [8] * 3 + [16] * 3, "rslora": [8] * 3 + [16] * 3, "row_sft": [None] * 3}
+    assert all(one["method"]["scaling"] is None for one in configs if one["method"]["name"] == "lora")
+    for job in map(values_of, result.jobs):
+        own = {key: value for key, value in job.items() if key in ("method.alpha", "method.scaling")}
+        wanted = {"method.alpha": "16.0"} | ({"method.scaling": "null"} if job["method"] == "lora" else {})
+        assert own == ({} if job["method"] == "row_sft" else wanted) and job["trainer.learning_rate"] == "0.001"
+    line = next(line for line in recorder.said if "method=lora" in line)
+    assert line.endswith("alpha 16, learning rate 0.001 of 6 tried (3 at each of 2 alphas), 0.6 minutes of computing")
+    # By hand it would be the same run, and its notes keep the alphas.
+    by_hand = ["method=lora", "budget.rows=2", "seed=1", f"store={tmp_path}", "trainer.learning_rate=1e-3"]
+    by_hand += ["method.alpha=16", "method.scaling=null"]
+    config = compose(result.jobs[0])
+    assert run_spec(config).run_id == run_spec(compose(by_hand)).run_id
+    assert experiment_notes(OmegaConf.to_container(config))["tune"]["alpha"] == [16, 8]
+
+
+def test_notes_of_a_sweep_without_alphas_stay_as_they_were():
+    asked = OmegaConf.to_container(compose(["method=lora", GRID]))
+    assert asked["tune"]["alpha"] is None and list(experiment_notes(asked)["tune"]) == [
+        "lr",
+        "seeds",
+        "extensions",
+        "refine",
+        "halving",
+    ]
+
+
+def test_a_stage_with_alphas_that_is_stopped_comes_to_the_same(tmp_path):
+    def once(place, **how):
+        return tuned(tmp_path / place, alpha_hill, *ALPHAS, methods=("lora",), **SMALL, **how)
+
+    whole, _ = once("whole")
+    with pytest.raises(KeyboardInterrupt):
+        once("cut", stop_after=4)
+    again, _ = once("cut")
+    chosen = [{key: value for key, value in values_of(job).items() if key != "store"} for job in again.jobs]
+    assert chosen == [{key: v for key, v in values_of(job).items() if key != "store"} for job in whole.jobs]
+    assert all(len(run.attempts) == 1 for run in Store(tmp_path / "cut").runs())
+
+
+def test_halving_goes_on_for_each_alpha_by_itself(tmp_path):
+    short = ["tune.halving=true", "trainer.steps=90"]
+    result, recorder = tuned(tmp_path, alpha_hill, *ALPHAS, *short, methods=("lora",), **SMALL)
+    lengths = [[config["trainer"]["steps"] for config in jobs] for jobs in recorder.rounds]
+    assert lengths == [[30] * 6, [90] * 2]
+    assert {values_of(job)["method.alpha"] for job in result.jobs} == {"16.0"}
+
+
+def test_an_alpha_that_fails_at_every_rate_is_the_worst_and_all_of_them_leave_the_setting_out(tmp_path):
+    def score(config):
+        return "failed" if config["method"]["alpha"] == 16 or config["budget"]["rows"] == 2 else alpha_hill(config)
+
+    result, _ = tuned(tmp_path, score, *ALPHAS, methods=("lora",), seeds=(1,))
+    (job,) = map(values_of, result.jobs)
+    assert job["budget.rows"] == "16" and job["method.alpha"] == "8.0" and job["trainer.learning_rate"] == "0.003"
+    ((_, why),) = result.left_out
+    assert why.endswith("failed at every rate (0.0003, 0.001, 0.003) and alpha (8, 16)")
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["tune.alpha=[]"], "tune.alpha=[]: expected values of method.alpha above 0"),
+        (["tune.alpha=[8,0]"], "tune.alpha=[8.0, 0.0]: expected values of method.alpha above 0"),
+        (["tune.alpha=[8,-1]"], "tune.alpha=[8.0, -1.0]: expected values of method.alpha above 0"),
+        (["tune.alpha=[8,16,8.0]"], "tune.alpha=[8.0, 16.0, 8.0]: expected different values"),
+        (["tune.alpha=8"], "tune.alpha=8: expected"),
+        (["tune.alpha=[8]", "tune.lr=null"], "tune.alpha=[8.0]: each alpha is tried at the rates tune.lr"),
+        (["tune.alpha=[8]", "method.alpha=4", "method.scaling=null"], "method.alpha=4: tune.alpha chooses alpha"),
+        (["tune.alpha=[8]", "method.scaling=1"], "method.scaling=1: tune.alpha chooses alpha"),
+        (["tune.alpha=[8]", "trainer.learning_rate=1"], "set tune.lr=null tune.alpha=null to name rates yourself"),
+    ],
+)
+def test_alphas_that_cannot_be_tuned_are_one_line_and_nothing_is_written(tmp_path, extra, said):
+    with pytest.raises(UserError) as error:
+        tuned(tmp_path / "runs", alpha_hill, GRID, *extra, methods=("lora",), **SMALL)
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_alphas_for_no_method_that_has_one_are_refused(tmp_path):
+    with pytest.raises(UserError) as error:
+        tuned(tmp_path / "runs", alpha_hill, *ALPHAS, methods=("row_sft", "full"), **SMALL)
+    assert str(error.value).startswith(
+        "tune.alpha=[16, 8]: none of the sweep's methods has method.alpha (full, row_sft)"
+    )
+
+
 def test_a_default_tuning_seed_is_none_of_the_sweeps(tmp_path):
     _, recorder = tuned(tmp_path, hill, GRID, methods=("lora",), seeds=(0, 1, 3))
     assert {config["seed"] for jobs in recorder.rounds for config in jobs} == {2}
@@ -268,3 +378,11 @@ def test_one_run_has_no_tuning_stage(capsys):
     assert end.value.code == 2 and said.count("\n") == 1
     assert said.startswith("rowsft: error: tune.lr: the tuning stage of `rowsft sweep` chooses the rate")
     assert not asks_for_a_rate(OmegaConf.to_container(compose(["experiment=row_budget", "method=none"])))
+
+
+def test_one_run_does_not_choose_alpha_either(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["run", "method=lora", *ALPHAS, "trainer.learning_rate=1e-3"])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("rowsft: error: tune.alpha: the tuning stage of `rowsft sweep` chooses alpha")
