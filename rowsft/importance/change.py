@@ -37,9 +37,9 @@ def _of_layer(name: str, layer: LinearLayer, context: Context, axes: Sequence[Ax
     assert context.changed is not None
     changed = context.changed(name).to(weight.device)
     kind = max(weight.dtype, changed.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    # What the axis counts becomes rows; a transposed view costs nothing.
     return {
-        # What the axis counts becomes rows; a transposed view costs nothing.
-        axis: _of_rows(*(each if stored_dim(layer, axis) == 0 else each.T for each in (weight, changed)), kind)
+        axis: _of_rows(weight, changed, kind) if stored_dim(layer, axis) == 0 else _of_rows(weight.T, changed.T, kind)
         for axis in axes
     }
 
