@@ -37,15 +37,13 @@ def _of_layer(name: str, layer: LinearLayer, context: Context, axes: Sequence[Ax
     assert context.changed is not None
     changed = context.changed(name).to(weight.device)
     kind = max(weight.dtype, changed.dtype, key=lambda dtype: torch.finfo(dtype).eps)
-    # What the axis counts becomes rows; a transposed view costs nothing.
-    return {
-        axis: _of_rows(weight, changed, kind) if stored_dim(layer, axis) == 0 else _of_rows(weight.T, changed.T, kind)
-        for axis in axes
-    }
-
-
-def _of_rows(before: Tensor, after: Tensor, kind: torch.dtype) -> Tensor:
-    return torch.cat([_turned(*(each[rows].to(kind).double() for each in (before, after))) for rows in blocks(before)])
+    found: dict[Axis, Tensor] = {}
+    for axis in axes:
+        # What the axis counts becomes rows; a transposed view costs nothing.
+        before, after = (each if stored_dim(layer, axis) == 0 else each.T for each in (weight, changed))
+        parts = [_turned(before[rows].to(kind).double(), after[rows].to(kind).double()) for rows in blocks(before)]
+        found[axis] = torch.cat(parts)
+    return found
 
 
 def _turned(before: Tensor, after: Tensor) -> Tensor:
