@@ -108,3 +108,35 @@ def test_a_setting_that_no_rate_fits_is_left_out_and_the_rest_goes_on(workshop, 
     assert lines[-3] == "not done:" and lines[-1] == "2 jobs: 1 done, 1 not"
     why = "left out, no learning rate: the run at 0.001 was refused or left no record, see above"
     assert lines[-2] == f"  tuned: budget.rows=99: {why}"
+
+
+def test_alphas_are_tuned_beside_rates_also_by_a_sweep_that_was_killed(workshop, tmp_path):
+    store = tmp_path / "runs"
+    asked = ["method=row_sft,lora", "budget.rows=1", "tune.alpha=[4,16]", "tune.extensions=0"]
+    process = start(workshop, store, *asked)
+    while process.poll() is None and sum(record.result is not None for record in Store(store).runs()) < 3:
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()[1]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    process = start(workshop, store, *asked)
+    said, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    grid, final = Store(store).runs("tuned.tuning"), Store(store).runs("tuned")
+    done = [attempt for record in (*grid, *final) for attempt in record.attempts if attempt.state == "done"]
+    assert (len(grid), len(final), len(done)) == (6, 2, 8), "two rates, and two more at another alpha for LoRA"
+    own = next(record.config for record in final if record.config["method"]["name"] == "lora")
+    tried = {
+        (
+            -run.result.metrics["validation"]["accuracy"],
+            run.config["trainer"]["learning_rate"],
+            run.config["method"]["alpha"],
+        )
+        for run in grid
+        if run.config["method"]["name"] == "lora"
+    }
+    assert len(tried) == 4 and (own["trainer"]["learning_rate"], own["method"]["alpha"]) == min(tried)[1:]
+    assert own["method"]["scaling"] is None and own["tune"]["alpha"] == [4, 16]
+    (found,) = report.sections(store, "tuned")
+    assert sorted(one.alphas for one in found.tuned.values()) == ["-", f"{own['method']['alpha']:g} of 4, 16"]
+    assert [len(one.runs) for one in found.tuned.values()] == [2, 4] and "tuned: method=lora: alpha " in said
