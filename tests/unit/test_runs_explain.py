@@ -61,6 +61,7 @@ def test_every_key_stands_on_the_side_that_its_effect_on_the_id_says(tmp_path, o
         "method.r",
         "method.importance",
         "method.alpha",
+        "method.changed",
         "method.quantised_start",
         "model.quantize",
         "ignores",
