@@ -70,6 +70,9 @@ def test_a_run_does_not_wait_for_a_hub_to_which_no_way_leads(monkeypatch, reacha
     monkeypatch.setattr(AutoConfig, "from_pretrained", given_up(asked))
     monkeypatch.setattr(datasets, "load_dataset", given_up(asked))
     monkeypatch.setattr(hub, "PATIENCE_SECONDS", 0.5)
+    # make test sets HF_HUB_OFFLINE, under which nobody is asked.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         # One that takes calls and says nothing may be slow: a run waits for it.
         port = silent.getsockname()[1] if reachable else 9
