@@ -8,11 +8,10 @@ from peft import HiraConfig
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rowsft.errors import UserError
 from rowsft.layers.matrix import LinearLayer, layer_shape
 from rowsft.method_info import MethodInfo
 from rowsft.methods.base import Method, ResolvedMethod
-from rowsft.methods.peft_method import OneSizeMethod
+from rowsft.methods.peft_method import OneSizeMethod, check_dropout
 from rowsft.selection.budget import Unit
 
 
@@ -31,8 +30,7 @@ class Hira(OneSizeMethod):
     dropout: float = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"method.dropout={self.dropout}: expected a share from 0 to below 1")
+        check_dropout(self.dropout)
 
     def units(self, layers: Mapping[str, LinearLayer]) -> dict[str, Unit]:
         """One more rank costs d_in + d_out."""

@@ -12,7 +12,7 @@ from rowsft.errors import UserError
 from rowsft.layers.matrix import LinearLayer, layer_shape
 from rowsft.method_info import MethodInfo
 from rowsft.methods.base import Method, ResolvedMethod
-from rowsft.methods.peft_method import RankedMethod, transposed
+from rowsft.methods.peft_method import RankedMethod, check_dropout, transposed
 from rowsft.selection.budget import Unit
 
 
@@ -44,8 +44,7 @@ class Lora(RankedMethod):
         key = "scaling" if self.alpha is None else "alpha"
         if not getattr(self, key) > 0:
             raise UserError(f"method.{key}={getattr(self, key)}: expected a number above 0")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"method.dropout={self.dropout}: expected a share from 0 to below 1")
+        check_dropout(self.dropout)
 
     @property
     def factor(self) -> dict[str, float | None]:

@@ -18,7 +18,7 @@ from rowsft.layers.matrix import layer_shape
 from rowsft.method_info import MethodInfo
 from rowsft.methods.base import Method, ResolvedMethod
 from rowsft.methods.fixed_size import of_fixed_size
-from rowsft.methods.peft_method import PeftMethod, transposed
+from rowsft.methods.peft_method import PeftMethod, check_dropout, transposed
 from rowsft.selection.budget import Budget
 from rowsft.selection.targets import Targets, eligible_layers, head_names
 
@@ -40,8 +40,7 @@ class Vera(PeftMethod):
     def __post_init__(self):
         if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
             raise UserError(f"method.r={self.r}: expected a whole number above 0")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"method.dropout={self.dropout}: expected a share from 0 to below 1")
+        check_dropout(self.dropout)
         if self.d_initial == 0:
             raise UserError(
                 "method.d_initial=0: with b at 0 nothing would ever be trained; set a number such as 0.1 or 1e-7"

@@ -62,8 +62,8 @@ def run_spec(config: DictConfig | dict, places: Places | None = None) -> RunSpec
     plain = config if isinstance(config, dict) else typed.plain(config)
     plain["revisions"] = {"model": _model_revision(plain["model"]), "data": _data_revisions(plain)}
     plain["method"] = method_settings(plain)
-    if isinstance(plain["method"].get(_CHANGED), str):
-        plain["revisions"][_CHANGED] = _weights_revision(plain["method"][_CHANGED])
+    if changed := _changed(plain["method"]):
+        plain["revisions"][_CHANGED] = _weights_revision(changed)
     store = Path(plain["store"])
     folder = (places or Places(store)).place(plain)
     label = f"{plain['method']['name']} on {plain['task']['name']} with {plain['model']['name']}, seed {plain['seed']}"
@@ -77,18 +77,23 @@ def method_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises UserError where that folder holds no whole checkpoint of the run's model.
     """
     settings = config["method"] if isinstance(config, dict) else typed.plain(config["method"])
-    changed = settings.get(_CHANGED)
-    if "importance" in settings and isinstance(changed, int | float):
-        raise UserError(
-            f"method.{_CHANGED}={changed}: read as a number; put a run's id that looks like one between quotes, "
-            f"\"method.{_CHANGED}='0123'\""
-        )
-    if not isinstance(changed, str):
-        # None, or a key of somebody else's method.
+    changed = _changed(settings)
+    if changed is None:
         return settings
     model = config["model"] if isinstance(config, dict) else typed.plain(config["model"])
     started = base_of({"model": model, "seed": config["seed"], "revisions": {"model": _model_revision(model)}})
     return {**settings, _CHANGED: str(checkpoint_folder(changed, config["store"], f"method.{_CHANGED}", started))}
+
+
+def _changed(settings: Mapping[str, Any]) -> str | None:
+    """The second checkpoint of a method that chooses by scores; a key of that name of another method is its own."""
+    changed = settings.get(_CHANGED) if "importance" in settings else None
+    if isinstance(changed, int | float):
+        raise UserError(
+            f"method.{_CHANGED}={changed}: read as a number; put a run's id that looks like one between quotes, "
+            f"\"method.{_CHANGED}='0123'\""
+        )
+    return changed if isinstance(changed, str) else None
 
 
 def _model_revision(model: dict) -> str:

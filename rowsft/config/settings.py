@@ -241,7 +241,7 @@ def _check(settings: TrainerSettings) -> None:
             f"{settings.gradient_accumulation}: {examples:,} examples; expected at most {MOST_EXAMPLES:,} in all"
         )
     _require(0 <= settings.warmup_ratio < 1, "warmup_ratio", settings, "a share from 0 to below 1")
-    _require(settings.optimizer in OPTIMIZERS, "optimizer", settings, f"one of {', '.join(OPTIMIZERS)}")
+    _check_stepping(settings)
     _require(settings.scheduler in SCHEDULERS, "scheduler", settings, f"one of {', '.join(SCHEDULERS)}")
     _require(settings.autocast in (None, "bf16", "fp16"), "autocast", settings, "null, bf16 or fp16")
     _require(DEVICE.fullmatch(settings.device) is not None, "device", settings, "auto, cpu, cuda or cuda:NUMBER")
@@ -257,13 +257,17 @@ def _check(settings: TrainerSettings) -> None:
         _require(split in SPLITS, "evaluate", settings, f"a list out of {', '.join(SPLITS)}")
 
 
+def _check_stepping(settings: TrainerSettings) -> None:
+    _require(settings.optimizer in OPTIMIZERS, "optimizer", settings, f"one of {', '.join(OPTIMIZERS)}")
+    whole = settings.optimizer == "adamw" or settings.strategy != "fsdp"
+    _require(whole, "optimizer", settings, "adamw under trainer.strategy=fsdp, whose parts bitsandbytes cannot step")
+    fused, is_off = "fused_linear_cross_entropy", not settings.fused_linear_cross_entropy
+    _require(is_off or settings.device != "cpu", fused, settings, "false on a CPU")
+    _require(is_off or settings.strategy is None, fused, settings, "false in several processes")
+
+
 def _check_strategy(settings: TrainerSettings) -> None:
     strategy = settings.strategy
-    fused = "fused_linear_cross_entropy"
-    _require(not settings.fused_linear_cross_entropy or settings.device != "cpu", fused, settings, "false on a CPU")
-    _require(not settings.fused_linear_cross_entropy or strategy is None, fused, settings, "false in several processes")
-    whole = settings.optimizer == "adamw" or strategy != "fsdp"
-    _require(whole, "optimizer", settings, "adamw under trainer.strategy=fsdp, whose parts bitsandbytes cannot step")
     _require(strategy in (None, *STRATEGIES), "strategy", settings, f"null, {' or '.join(STRATEGIES)}")
     _require(settings.processes is None or settings.processes > 0, "processes", settings, "a number above 0, or null")
     if strategy is None:

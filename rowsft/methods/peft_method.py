@@ -210,6 +210,12 @@ class OneSizeMethod(RankedMethod):
         return f"PEFT's {self.tuner} has one r for all layers, and one more costs {step:,}"
 
 
+def check_dropout(share: float) -> None:
+    """Raise UserError for a dropout that is no share of what is dropped from."""
+    if not 0 <= share < 1:
+        raise UserError(f"method.dropout={share}: expected a share from 0 to below 1")
+
+
 def check_linear(method: str, tuner: str, layers: Mapping[str, LinearLayer]) -> None:
     """Raise UserError for a Conv1D, where PEFT's `tuner` knows nn.Linear only."""
     for name, layer in layers.items():

@@ -55,9 +55,6 @@ BUDGET_KEYS = ("rows", "ratio", "params", "like")
 #: Keys of multiple choice that are younger than many records, and what they are where they are off: then in no id.
 _OFF = {"form": "fields", "max_new_tokens": None, "primary_metric": "accuracy_mean"}
 
-#: Methods whose `alpha`, instead of `scaling`, is younger than many records: where it is off it is in no id.
-_WITH_SCALING = frozenset({"baselines.lora.Lora", "baselines.dora.Dora"})
-
 # Endings that say how a file is packed, not what it holds.
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
@@ -93,8 +90,6 @@ def old_identity(config: dict) -> dict:
     settings = _plain(kept, "")
     for key in (*CHECKPOINTS, PROCESSES):
         _drop(settings, key)
-    if isinstance(method := settings.get("method"), dict) and method.get("changed") is None:
-        method.pop("changed", None)
     trainer = settings.get("trainer")
     for key in ("calibration_overlap", "evaluate_every", "strategy"):
         if isinstance(trainer, dict) and trainer.get(key) is None:
@@ -104,16 +99,13 @@ def old_identity(config: dict) -> dict:
         if isinstance(trainer, dict) and trainer.get(key) == default:
             trainer.pop(key)
     model, method = settings.get("model"), settings.get("method")
-    if isinstance(model, dict) and model.get("quantize") is None:
+    is_packed = isinstance(model, dict) and model.get("quantize") is not None
+    if isinstance(model, dict) and not is_packed:
         model.pop("quantize", None)
-        if isinstance(method, dict):
-            # How rows of a quantised base start.
-            method.pop("quantised_start", None)
+    if isinstance(method, dict):
+        _drop_young(method, is_packed)
     if isinstance(trainer, dict) and not _is_measured(trainer.get("forgetting")):
         trainer.pop("forgetting", None)
-    method = settings.get("method")
-    if isinstance(method, dict) and method.get("_target_") in _WITH_SCALING and method.get("alpha") is None:
-        method.pop("alpha", None)
     task = settings.get("task")
     for each in _with_tasks_within(task):
         if each.get("long_examples") == "truncate":
@@ -168,6 +160,19 @@ def _drop(settings: dict, key: str) -> None:
         node = node.get(part) if isinstance(node, dict) else None
     if isinstance(node, dict):
         node.pop(last, None)
+
+
+def _drop_young(method: dict, is_packed: bool) -> None:
+    """Take out keys of row-SFT, of LoRA, and of methods built on their files, that were not there when many runs were
+    recorded, where they are off."""
+    if "importance" in method:
+        if method.get("changed") is None:
+            method.pop("changed", None)
+        if not is_packed:
+            # How rows of a quantised base start.
+            method.pop("quantised_start", None)
+    if "scaling" in method and method.get("alpha") is None:
+        method.pop("alpha", None)
 
 
 def _by_content(settings: dict) -> None:

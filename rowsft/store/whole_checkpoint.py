@@ -16,7 +16,7 @@ _ADAPTER = "adapter_config.json"
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a checkpoint: its one file, or the shards that its index names, sorted.
 
-    None for a folder that holds no such checkpoint. Raises UserError for an index that is damaged.
+    None of them for a folder that holds no such checkpoint. Raises UserError for an index that is damaged.
     """
     if (folder / FILE).is_file():
         return [folder / FILE]

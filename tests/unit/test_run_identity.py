@@ -10,7 +10,7 @@ from older import make_older
 from omegaconf import OmegaConf
 
 from rowsft.config.compose import compose
-from rowsft.config.run_spec import run_spec
+from rowsft.config.run_spec import method_settings, run_spec
 from rowsft.config_folders import SHIPPED
 from rowsft.errors import UserError
 from rowsft.store import Store
@@ -190,3 +190,10 @@ def test_a_record_whose_experiment_is_a_number_reads_as_its_text(tmp_path):
 
 def compose_plain():
     return {"seed": 1, "method": {"name": "lora"}, "experiment_name": "x"}
+
+
+def test_keys_of_somebody_elses_method_are_its_own():
+    """`changed` and `alpha` mean what they mean in the files of row-SFT and LoRA alone."""
+    method = {"_target_": "mine.Mine", "name": "mine", "changed": "no folder of that name", "alpha": None}
+    assert method_settings({"method": method, "model": {}, "seed": 1, "store": "runs"}) == method
+    assert identity({"method": method})["method"] == method
