@@ -31,7 +31,7 @@ def is_torchaos(parameter: object) -> bool:
 
 def stored(tensor: torch.Tensor) -> list[torch.Tensor]:
     """Return the tensors that a tensor's memory is: codes and scales of a torchao weight, which has none of its own."""
-    if not type(tensor).__module__.startswith("torchao."):
+    if not is_torchaos(tensor):
         return [tensor]
     wrapper: Any = tensor
     return [getattr(wrapper, name) for name in wrapper.__tensor_flatten__()[0]]
@@ -45,7 +45,7 @@ def is_quantised(layer: nn.Module) -> bool:
 def quantised_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """Return the linear layers with packed weights, by full name."""
     return {
-        name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and is_quantised(layer)
+        name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and is_packed(layer.weight)
     }
 
 
